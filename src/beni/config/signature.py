@@ -1,0 +1,68 @@
+"""The signature of a ``_target_``, read from its source without importing it.
+
+Parts import torch and transformers; a misspelt key must not cost their two seconds. So the target's file is parsed
+(``ast``), and the class's ``__init__`` or the function gives the keys, their annotations and whether they have a default.
+Convention (beni/stage.py): arguments before ``*`` are handed over while building, those after it are keys of the YAML.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a part's YAML.
+
+    Attributes:
+        annotation: source text of the type, for instance ``int | Literal['auto']``.
+        required: True when the signature gives no default.
+    """
+
+    name: str
+    annotation: str
+    required: bool
+
+
+@cache
+def keys_of(target: str) -> dict[str, Key]:
+    """Dotted path -> the keys its YAML may carry.
+
+    Raises:
+        LookupError: when the module or the name in it does not exist; the message says which.
+    """
+    module, _, name = target.rpartition(".")
+    node = _definition(module, name, target)
+    if isinstance(node, ast.ClassDef):
+        inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+        if not inits:
+            return {}
+        node = inits[0]
+    arguments = node.args
+    return {
+        a.arg: Key(a.arg, ast.unparse(a.annotation) if a.annotation else "Any", default is None)
+        for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    }
+
+
+def _definition(module: str, name: str, target: str) -> ast.ClassDef | ast.FunctionDef:
+    try:
+        spec = importlib.util.find_spec(module) if module else None
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or spec.origin is None:
+        raise LookupError(f"{target}: there is no module {module or target}")
+    tree = _parse(spec.origin)
+    found = [n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name]
+    if not found:
+        raise LookupError(f"{target}: {module} defines no class or function {name}")
+    return found[-1]
+
+
+@cache
+def _parse(path: str) -> ast.Module:
+    return ast.parse(Path(path).read_text(encoding="utf-8"), filename=path)

@@ -1,0 +1,25 @@
+"""The connector that fits: LLaVA-1.5's MLP, or none where the resampler already ends at the llm's width."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from beni.connector.identity import IdentityConnector
+from beni.connector.mlp import MlpConnector
+from beni.stage import Stage, TokenSpec
+
+
+def auto(
+    tokens: TokenSpec,
+    dim_out: int,
+    *,
+    depth: int,
+    bias: bool,
+    norm: Literal["none", "layernorm"],
+    dropout: float,
+    init_std: float,
+) -> Stage:
+    """An ``IdentityConnector`` for tokens in the llm's space, else an ``MlpConnector`` with these values."""
+    if tokens.space == "llm":
+        return IdentityConnector(tokens, dim_out)
+    return MlpConnector(tokens, dim_out, depth=depth, bias=bias, norm=norm, dropout=dropout, init_std=init_std)

@@ -1,0 +1,24 @@
+"""No connector: the visual tokens already have the llm's width."""
+
+from __future__ import annotations
+
+from beni.errors import CompositionError
+from beni.stage import PassThrough, TokenSpec
+
+
+class IdentityConnector(PassThrough):
+    """``(i, n, d) -> (i, n, d)``.
+
+    Raises:
+        CompositionError: E-SPACE when the tokens are not as wide as the llm.
+    """
+
+    def __init__(self, tokens: TokenSpec, dim_out: int) -> None:
+        super().__init__()
+        if tokens.dim != dim_out:
+            raise CompositionError(
+                "E-SPACE",
+                f"connector=identity: visual tokens are {tokens.dim} wide, the llm {dim_out}",
+                groups=("connector", "llm"),
+                fix="set connector=auto",
+            )

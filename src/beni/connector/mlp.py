@@ -1,0 +1,78 @@
+"""MLP connector of LLaVA-1.5 (arXiv 2310.03744): linear, then GELU and linear as often as wished.
+
+Reference: ``transformers`` ``LlavaMultiModalProjector`` (depth 2, no norm), equal to 1e-5 with its weights.
+Option: ``norm`` standardises the vision encoder's features first; features of CNNs and of encoders without a final
+norm differ in scale by orders of magnitude between channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from torch import nn
+
+from beni.errors import CompositionError
+from beni.stage import Stage, StageContext, TokenSpec
+from beni.types import VisualTokens
+
+
+class MlpConnector(Stage):
+    """``(i, n, d) -> (i, n, dim_out)``; depth 1 is the linear projector of LLaVA (arXiv 2304.08485).
+
+    Args:
+        tokens: spec of the incoming visual tokens.
+        dim_out: width of the llm.
+        depth: linear layers, at least 1, with exact GELU between.
+        bias: give the linear layers biases.
+        norm: ``none`` or ``layernorm`` on the incoming features.
+        dropout: probability in [0, 1) on the hidden activations; with depth 1 on the incoming features.
+        init_std: standard deviation of the normal draw of the weights.
+
+    Raises:
+        CompositionError: E-DEPTH when ``depth`` is below 1.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenSpec,
+        dim_out: int,
+        *,
+        depth: int,
+        bias: bool,
+        norm: Literal["none", "layernorm"],
+        dropout: float,
+        init_std: float,
+    ) -> None:
+        super().__init__()
+        if depth < 1:
+            raise CompositionError(
+                "E-DEPTH",
+                f"connector.depth={depth}, but a connector has at least one linear layer",
+                groups=("connector",),
+                fix="set connector.depth=1 or more, or connector=identity where the widths agree",
+            )
+        self.init_std = init_std
+        self.norm = nn.LayerNorm(tokens.dim) if norm == "layernorm" else nn.Identity()
+        widths = [tokens.dim] + [dim_out] * depth
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in zip(widths, widths[1:], strict=False))
+        self.dropout = nn.Dropout(dropout)
+        self.act = nn.GELU()
+
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        return replace(tokens, dim=self.layers[-1].out_features, space="llm")
+
+    def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        x = self.layers[0](self.norm(tokens.x))
+        for layer in self.layers[1:]:
+            x = layer(self.dropout(self.act(x)))
+        return tokens.with_features(x)
+
+    def flops(self, tokens: TokenSpec) -> int:
+        return sum(2 * tokens.n * layer.in_features * layer.out_features for layer in self.layers)
+
+    def init_weights(self) -> None:
+        for layer in self.layers:
+            nn.init.normal_(layer.weight, std=self.init_std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,147 @@
+"""From an image reference to pixels: decoding with Pillow, augmentation, and each encoder's own normalisation.
+
+Pillow's resampling filters widen with the scale factor, so shrinking is antialiased; torch's ``interpolate`` is not by
+default. Everything here runs in the loader's workers and returns one tensor per image.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image as PILImage
+from PIL import ImageEnhance, ImageOps
+from torch import Tensor
+
+from beni.errors import DataError
+
+GREY = (128, 128, 128)
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture not yet decoded.
+
+    Attributes:
+        load: returns the decoded picture; called once, in a worker.
+        key: what identifies the content (a path, a hash, a generator's address); used in logs and as cluster.
+    """
+
+    load: Callable[[], PILImage.Image]
+    key: str
+
+    @staticmethod
+    def from_path(path: Path) -> Image:
+        """A file, decoded when needed."""
+        return Image(lambda: PILImage.open(path), str(path))
+
+    @staticmethod
+    def from_bytes(data: bytes, key: str) -> Image:
+        """An encoded picture in memory."""
+        return Image(lambda: PILImage.open(io.BytesIO(data)), key)
+
+
+def decode(image: Image, background: tuple[int, int, int] = (255, 255, 255)) -> PILImage.Image:
+    """Any mode, with its EXIF rotation applied and transparency laid over ``background``, as RGB.
+
+    Raises:
+        DataError: when the content cannot be decoded; names the picture.
+    """
+    try:
+        picture = ImageOps.exif_transpose(image.load())
+        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            canvas = PILImage.new("RGBA", picture.size, (*background, 255))
+            picture = PILImage.alpha_composite(canvas, picture)
+        return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
+        raise DataError(f"image {image.key}: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """A decoded picture -> the pixels an encoder was trained on.
+
+    Attributes:
+        size: side of the square input in pixels.
+        mean: per channel, of values in [0, 1].
+        std: per channel.
+        resize: ``squash`` to the square, ``pad`` the short side with the mean colour, or ``crop`` the centre square.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: Literal["squash", "pad", "crop"] = "squash"
+
+    def __call__(self, picture: PILImage.Image) -> Float[Tensor, "3 height width"]:
+        side = (self.size, self.size)
+        if picture.size == side:
+            pass
+        elif self.resize == "squash":
+            picture = picture.resize(side, PILImage.Resampling.BICUBIC)
+        elif self.resize == "pad":
+            colour = tuple(round(255 * m) for m in self.mean)
+            picture = ImageOps.pad(picture, side, PILImage.Resampling.BICUBIC, color=colour)
+        else:
+            picture = ImageOps.fit(picture, side, PILImage.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(picture, dtype=np.float32) / 255.0).permute(2, 0, 1)
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        return (pixels - mean[:, None, None]) / std[:, None, None]
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random views of a training picture; all off by default.
+
+    Attributes:
+        flip: probability of a left-right flip.
+        crop: smallest share of the area a random crop keeps, in (0, 1]; 1 keeps everything.
+        stretch: largest factor by which a crop's aspect ratio changes, at least 1.
+        colour: largest relative change of brightness, contrast and saturation, in [0, 1).
+        background: lay transparent pictures over a random light or dark colour instead of white.
+        rotate: largest rotation in degrees, either way.
+    """
+
+    flip: float = 0.0
+    crop: float = 1.0
+    stretch: float = 1.0
+    colour: float = 0.0
+    background: bool = False
+    rotate: float = 0.0
+
+    def __call__(self, image: Image, rng: np.random.Generator) -> PILImage.Image:
+        """Decode and vary; the same ``rng`` state gives the same picture."""
+        fill = tuple(int(c) for c in rng.integers(0, 256, 3)) if self.background else (255, 255, 255)
+        picture = decode(image, fill)
+        if self.rotate:
+            angle = float(rng.uniform(-self.rotate, self.rotate))
+            picture = picture.rotate(angle, PILImage.Resampling.BICUBIC, fillcolor=fill)
+        if self.crop < 1.0 or self.stretch > 1.0:
+            picture = self._crop(picture, rng)
+        if rng.random() < self.flip:
+            picture = ImageOps.mirror(picture)
+        if self.colour:
+            for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+                picture = enhancer(picture).enhance(float(rng.uniform(1 - self.colour, 1 + self.colour)))
+        return picture
+
+    def _crop(self, picture: PILImage.Image, rng: np.random.Generator) -> PILImage.Image:
+        width, height = picture.size
+        share = float(rng.uniform(self.crop, 1.0))
+        ratio = float(np.exp(rng.uniform(-1, 1) * np.log(self.stretch)))
+        w = max(1, min(width, round(width * (share * ratio) ** 0.5)))
+        h = max(1, min(height, round(height * (share / ratio) ** 0.5)))
+        x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+        return picture.crop((x, y, x + w, y + h))
+
+
+def blank_like(picture: PILImage.Image) -> PILImage.Image:
+    """A uniform grey picture of the same size: what the blank-image score shows the model."""
+    return PILImage.new("RGB", picture.size, GREY)

@@ -1,0 +1,83 @@
+"""The loader: steps of the schedule to micro-batches of this rank, drawn ahead by worker processes.
+
+A step's number is all a worker needs, so the loader is a plain map-style ``DataLoader`` over step numbers, and resuming
+means starting at another number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from PIL.Image import Image as Picture
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from beni.data.collate import Item, collate
+from beni.data.sample import Sample, Source
+from beni.data.schedule import micro_batches, step_samples
+from beni.data.template import Renderer
+from beni.nn.streams import numpy_stream
+from beni.types import Batch
+
+Views = Callable[[Picture], list[Tensor]]
+"""A decoded picture to the pixels of its views; handed over by run.py."""
+
+
+@dataclass(frozen=True)
+class Steps(Dataset[list[Batch]]):
+    """Optimizer step -> this rank's micro-batches. Pure: equal arguments give equal batches."""
+
+    source: Source
+    renderer: Renderer
+    views: Views
+    seed: int
+    batch_size: int
+    accumulation: int
+    layout: str
+    rank: int = 0
+    world: int = 1
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        parts = micro_batches(
+            self.seed, step, len(self.source), self.batch_size, self.world, self.accumulation
+        )
+        return [
+            collate([self._item(epoch, index) for epoch, index in part], self.layout, self.renderer.tokens.pad)
+            for part in parts[self.rank]
+        ]
+
+    def _item(self, epoch: int, index: int) -> Item:
+        sample = self.source.train(index, epoch)
+        rng = numpy_stream(self.seed, "augment", epoch, index)
+        pixels = [view for image in sample.images for view in self.views(self.source.augment(image, rng))]
+        return Item(sample.id, self.renderer.encode(sample), pixels)
+
+
+def load(steps: Steps, first: int, last: int, workers: int, pin: bool) -> Iterator[list[Batch]]:
+    """Micro-batches of the steps ``first`` to ``last`` - 1, in order."""
+    return iter(
+        DataLoader(
+            steps,
+            batch_size=None,
+            sampler=range(first, last),
+            num_workers=workers,
+            prefetch_factor=2 if workers else None,
+            pin_memory=pin,
+        )
+    )
+
+
+def order_hash(source: Source, seed: int, steps: int, batch_size: int) -> str:
+    """Hash of the data order of a whole run: which sample of which epoch stands where."""
+    digest = hashlib.sha256(source.fingerprint().encode())
+    for step in range(steps):
+        digest.update(repr(step_samples(seed, step, len(source), batch_size)).encode())
+    return digest.hexdigest()[:16]
+
+
+def heldout_item(sample: Sample, renderer: Renderer, views: Views, decode: Callable[..., Picture]) -> Item:
+    """A held-out sample, its pictures decoded by ``decode`` (plainly, or blanked)."""
+    pixels = [view for image in sample.images for view in views(decode(image))]
+    return Item(sample.id, renderer.encode(sample), pixels)

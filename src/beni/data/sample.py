@@ -1,0 +1,102 @@
+"""The one internal form of a sample: messages of interleaved text and images, and what evaluation needs to score it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from beni.data.images import Augment, Image
+
+Role = Literal["system", "user", "assistant"]
+Task = Literal["answer", "choice", "loss"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn.
+
+    Attributes:
+        content: text and images in reading order.
+        train: whether the turn is supervised; None means assistant turns are.
+    """
+
+    role: Role
+    content: tuple[str | Image, ...]
+    train: bool | None = None
+
+    @property
+    def supervised(self) -> bool:
+        return self.role == "assistant" if self.train is None else self.train
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation.
+
+    Attributes:
+        id: unique in its source, the same in every run.
+        kind: of question, for scores by kind.
+        choices: admissible answers, the expected one among them; empty when the answer is free.
+        cluster: examples that share it (one picture, say) are not independent.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    kind: str = ""
+    choices: tuple[str, ...] = ()
+    cluster: str = ""
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """All images in reading order."""
+        return tuple(part for m in self.messages for part in m.content if isinstance(part, Image))
+
+    @property
+    def answer(self) -> str:
+        """Text of the last assistant message."""
+        last = next(m for m in reversed(self.messages) if m.role == "assistant")
+        return "".join(part for part in last.content if isinstance(part, str))
+
+    @property
+    def question(self) -> str:
+        """Text of the last user message; empty when it holds only images."""
+        users = [m for m in self.messages if m.role == "user"]
+        return "".join(p for p in users[-1].content if isinstance(p, str)).strip() if users else ""
+
+    def with_answer(self, text: str) -> Sample:
+        """The same sample whose last assistant message says ``text``."""
+        last = max(i for i, m in enumerate(self.messages) if m.role == "assistant")
+        messages = list(self.messages)
+        messages[last] = Message("assistant", (text,), messages[last].train)
+        return Sample(self.id, tuple(messages), self.kind, self.choices, self.cluster)
+
+
+class Source(ABC):
+    """Where samples come from. Sample ``index`` of an epoch is a pure function, so any process can draw any of them.
+
+    Attributes:
+        task: how held-out samples are scored: ``answer`` (greedy answer equals the expected one), ``choice`` (the
+            expected answer has the best mean token likelihood among the choices) or ``loss``.
+        augment: how training pictures are varied.
+    """
+
+    task: Task
+    augment: Augment = field(default_factory=Augment)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Training samples of one epoch."""
+
+    @abstractmethod
+    def train(self, index: int, epoch: int) -> Sample:
+        """Training sample ``index`` in [0, len)."""
+
+    @abstractmethod
+    def heldout(self) -> Sequence[Sample]:
+        """Held-out samples, the same for every seed of a study; their pictures may still be undecoded."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes when the content changes."""

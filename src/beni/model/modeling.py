@@ -1,0 +1,234 @@
+"""``BeniForConditionalGeneration``: encode, view, select, resample, connect, fuse, predict.
+
+Parts are built in that order, each from the spec of what the one before it gives, so sizes are never written twice. Each
+draws its initial weights from a stream of its own name: swapping one leaves the weights of all others bit-identical.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from beni.adapter.base import Adapter
+from beni.config.build import build
+from beni.errors import CompositionError
+from beni.fusion.base import Fusion
+from beni.llm.base import Llm
+from beni.llm.segment_attention import SegmentPlan
+from beni.model.configuration import BeniConfig
+from beni.nn.streams import torch_stream
+from beni.stage import Stage, StageContext, TokenSpec
+from beni.types import VisualTokens
+from beni.views.base import Views
+from beni.vision.base import VisionEncoder
+
+IGNORE = -100
+
+
+@dataclass
+class BeniOutput(ModelOutput):
+    """What ``forward`` returns.
+
+    Attributes:
+        loss: summed token losses divided by ``num_items``, auxiliary losses added; None without labels.
+        logits: ``(k, v)`` at the positions that predict a label, or ``(b, t, v)`` without labels.
+        targets: ``(k,)`` label ids.
+        rows: ``(k,)`` batch row of each label.
+        columns: ``(k,)`` position of each label in its row.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    targets: Tensor | None = None
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+
+
+class BeniForConditionalGeneration(PreTrainedModel):
+    """A vision-language model made of the parts of its config.
+
+    Args:
+        config: parts, plan and placeholder.
+        pretrained: load the backbones' pretrained weights where their node says ``weights: pretrained``; without it
+            such backbones stay on the meta device until a state dict fills them.
+
+    Raises:
+        CompositionError: when a part cannot follow the one before it.
+    """
+
+    config_class = BeniConfig
+    base_model_prefix = "beni"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = False
+    _supports_sdpa = True
+
+    def __init__(self, config: BeniConfig, pretrained: bool = False) -> None:
+        super().__init__(config)
+        parts, seed = config.parts, config.seed
+
+        with torch_stream(seed, "init", "vision"):
+            self.vision: VisionEncoder = build(parts["vision"])
+        with torch_stream(seed, "init", "llm"):
+            self.llm: Llm = build(parts["llm"])
+        self.specs: dict[str, TokenSpec] = {"vision": self.vision.spec()}
+        self.views: Views = self._stage("views", self.specs["vision"])
+        self.selector: Stage = self._stage("selector", self.specs["views"])
+        self.resampler: Stage = self._stage("resampler", self.specs["selector"])
+        self.connector: Stage = self._stage("connector", self.specs["resampler"], self.llm.hidden_size)
+        self.specs["llm"] = self.specs["connector"]
+        if self.specs["llm"].dim != self.llm.hidden_size:
+            raise CompositionError(
+                "E-SPACE",
+                f"visual tokens arrive {self.specs['llm'].dim} wide, the llm is {self.llm.hidden_size} wide",
+                groups=("connector", "llm"),
+                fix="set connector=auto",
+            )
+        with torch_stream(seed, "init", "fusion"):
+            self.fusion: Fusion = build(parts["fusion"], self.specs["llm"], self.llm.hidden_size)
+            self.fusion.init_weights()
+        self._check_positions()
+
+        if pretrained:
+            for name in ("vision", "llm"):
+                if parts[name].get("weights") == "pretrained":
+                    getattr(self, name).load_pretrained()
+        self.adapter: Adapter = build(parts["adapter"])
+        for name, mode in config.plan.items():
+            if mode == "lora":
+                with torch_stream(seed, "init", "adapter", name):
+                    self.adapter.inject(self._backbone(name))
+        self.post_init()
+        self.all_tied_weights_keys |= self.llm.tied_keys("llm.")
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "b t"],
+        pixels: Float[Tensor, "i 3 height width"] | None = None,
+        labels: Int[Tensor, "b t"] | None = None,
+        position_ids: Int[Tensor, "b t"] | None = None,
+        attention_mask: Int[Tensor, "b t"] | None = None,
+        cu_seqlens: Int[Tensor, "s_plus_1"] | None = None,
+        visual: VisualTokens | None = None,
+        num_items: int | Tensor | None = None,
+        step: int = 0,
+        **_: Any,
+    ) -> BeniOutput:
+        """One micro-batch to its loss.
+
+        Args:
+            cu_seqlens: borders of the segments of one packed row; without it every row is a sample of its own.
+            visual: visual tokens already encoded, instead of ``pixels``.
+            num_items: what the summed loss is divided by; the labels of this micro-batch when None.
+            step: optimizer step, for stages with a schedule.
+
+        Raises:
+            DataError: E-COUNT when placeholders and visual tokens differ in number.
+        """
+        context = StageContext(step=step)
+        if visual is None and pixels is not None:
+            visual = self.encode_images(pixels, context)
+        embeds = self._embed(input_ids, visual)
+        if position_ids is None:
+            position_ids = _positions(input_ids, attention_mask)
+        segments = None if cu_seqlens is None else SegmentPlan.build(cu_seqlens)
+        if segments is None and attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if labels is None:
+            return BeniOutput(logits=self.llm(embeds, position_ids, attention_mask, segments))
+
+        rows, before = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)  # label at t is predicted at t - 1
+        keep, place = before.unique(return_inverse=True)
+        logits = self.llm(embeds, position_ids, attention_mask, segments, keep)[rows, place]
+        targets = labels[rows, before + 1]
+        total = F.cross_entropy(logits.float(), targets, reduction="sum")
+        loss = total / (len(targets) if num_items is None else num_items)
+        for auxiliary in context.aux.values():
+            loss = loss + auxiliary
+        return BeniOutput(loss=loss, logits=logits, targets=targets, rows=rows, columns=before + 1)
+
+    def encode_images(
+        self, pixels: Float[Tensor, "i 3 height width"], context: StageContext | None = None
+    ) -> VisualTokens:
+        """Pixels of all views to visual tokens of the llm's width."""
+        context = context or StageContext()
+        frozen = not any(p.requires_grad for p in self.vision.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            tokens = self.vision(pixels.to(next(self.vision.parameters()).dtype))
+        tokens = self.views(tokens, context)
+        tokens = self.selector(tokens, context)
+        tokens = self.resampler(tokens, context)
+        return self.connector(tokens, context)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Int[Tensor, "b t"],
+        pixels: Float[Tensor, "i 3 height width"] | None = None,
+        attention_mask: Int[Tensor, "b t"] | None = None,
+        visual: VisualTokens | None = None,
+        **options: Any,
+    ) -> Int[Tensor, "b new"]:
+        """New token ids after left-padded prompts, with a key/value cache.
+
+        ``options`` go to ``transformers``' ``generate`` (``max_new_tokens``, ``do_sample``, ``eos_token_id`` ...).
+        """
+        if visual is None and pixels is not None:
+            visual = self.encode_images(pixels)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.llm.generate(self._embed(input_ids, visual), mask, **options)
+
+    def sharding_units(self) -> list[nn.Module]:
+        """The modules that FSDP shards one by one, bottom-up."""
+        return [*self.llm.layers(), *self.vision.blocks(), self.resampler]
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.llm.model.get_input_embeddings()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initial weights are drawn from named streams while building; nothing is left for transformers to draw."""
+
+    def _embed(self, input_ids: Int[Tensor, "b t"], visual: VisualTokens | None) -> Float[Tensor, "b t d"]:
+        is_image = input_ids == self.config.image_token_id
+        # the placeholder's id may lie beyond the embedding table; its position is overwritten anyway
+        embeds = self.llm.embed(input_ids.masked_fill(is_image, 0))
+        return self.fusion(embeds, is_image, visual)
+
+    def _stage(self, group: str, tokens: TokenSpec, *sizes: int) -> Stage:
+        with torch_stream(self.config.seed, "init", group):
+            stage: Stage = build(self.config.parts[group], tokens, *sizes)
+            stage.init_weights()
+        self.specs[group] = stage.spec(tokens)
+        return stage
+
+    def _backbone(self, component: str) -> nn.Module:
+        """The module adapters go into: the Hugging Face model inside vision or llm, else the stage itself."""
+        module = getattr(self, component)
+        return module.model if component in ("vision", "llm") else module
+
+    def _check_positions(self) -> None:
+        taken, limit = self.fusion.placeholders(self.specs["llm"]), self.llm.max_positions
+        if limit is not None and taken >= limit:
+            raise CompositionError(
+                "E-TOKENS",
+                f"one image takes {taken} positions, the llm has {limit}",
+                groups=("resampler", "llm"),
+                fix="use resampler=perceiver or a smaller vision.image_size",
+            )
+
+
+def _positions(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    if attention_mask is None:
+        return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+AutoConfig.register("beni", BeniConfig)
+AutoModel.register(BeniConfig, BeniForConditionalGeneration)
+AutoModelForImageTextToText.register(BeniConfig, BeniForConditionalGeneration)

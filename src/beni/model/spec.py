@@ -1,0 +1,111 @@
+"""The spec table: what each stage does to the visual tokens and what it costs, known before any weight exists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from beni.config.schema import COMPONENTS
+from beni.model.build import build_model
+from beni.model.modeling import BeniForConditionalGeneration
+from beni.model.plan import apply_plan, count_parameters
+
+
+@dataclass(frozen=True)
+class SpecRow:
+    """One stage of one run.
+
+    Attributes:
+        tokens: visual tokens of one image after the stage; for the llm, positions of a mean sample.
+        width: of the tokens after the stage.
+        parameters: of the stage.
+        trained: of these, how many train.
+        flops: forward, for one sample with one image.
+    """
+
+    stage: str
+    option: str
+    tokens: int
+    width: int
+    grid: tuple[int, int] | None
+    parameters: int
+    trained: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class SpecTable:
+    """The rows and what follows from them.
+
+    Attributes:
+        visual_tokens: of one image, as the llm sees them.
+        prefill_flops: forward FLOPs of one sample.
+        train_flops_per_sample: forward and backward: x3 where a stage trains, x2 where a frozen stage lies on the
+            gradient's way, x1 where it does not (visual-path.md H5).
+    """
+
+    rows: tuple[SpecRow, ...]
+    visual_tokens: int
+    prefill_flops: int
+    train_flops_per_sample: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def propagate(run: Mapping[str, Any]) -> BeniForConditionalGeneration:
+    """Builds the run's model on the meta device, so that an impossible combination fails before any weight is loaded.
+
+    Raises:
+        CompositionError: with a code and a fix.
+    """
+    with torch.device("meta"):
+        model = build_model(run, image_token_id=-1, pretrained=False)
+    apply_plan(model, run["train"]["plan"])
+    return model
+
+
+def spec_table(model: BeniForConditionalGeneration, run: Mapping[str, Any], length: int, label_rows: int) -> SpecTable:
+    """Args:
+    model: on the meta device or with weights.
+    length: positions of a mean sample, visual ones included.
+    label_rows: supervised positions of a mean sample.
+    """
+    counts = count_parameters(model)
+    specs = model.specs
+    stages = ("vision", "views", "selector", "resampler", "connector")
+    flops = {"vision": model.vision.flops() * specs["views"].views, "fusion": 0}
+    before = specs["vision"]
+    for stage in stages[1:]:
+        flops[stage] = getattr(model, stage).flops(before) * before.views
+        before = specs[stage]
+    flops["llm"] = model.llm.flops(length, label_rows)
+    rows = []
+    for stage in COMPONENTS:
+        spec = specs.get(stage, specs["llm"])
+        rows.append(
+            SpecRow(
+                stage=stage,
+                option=run["choices"].get(stage, "custom"),
+                tokens=length if stage == "llm" else spec.n * spec.views,
+                width=spec.dim,
+                grid=None if stage == "llm" else spec.grid,
+                parameters=sum(counts[stage].values()),
+                trained=counts[stage]["trained"],
+                flops=flops[stage],
+            )
+        )
+    trains_before, total = False, 0
+    for row in rows:
+        factor = 3 if row.trained and run["train"]["plan"][row.stage] == "full" else 2 if trains_before or row.trained else 1
+        total += factor * row.flops
+        trains_before = trains_before or row.trained > 0
+    return SpecTable(
+        rows=tuple(rows),
+        visual_tokens=model.fusion.placeholders(specs["llm"]),
+        prefill_flops=sum(row.flops for row in rows),
+        train_flops_per_sample=total,
+    )

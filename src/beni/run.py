@@ -1,0 +1,332 @@
+"""One run, from frozen config to report: plan, build, train, evaluate, render. Reads from top to bottom."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from beni import hub
+from beni.analysis.render import render_report
+from beni.analysis.collect import collect_run
+from beni.analysis.terminal_tables import run_table
+from beni.config.build import build
+from beni.config.check import check
+from beni.data.loader import Steps, order_hash
+from beni.data.sample import Sample, Source
+from beni.data.template import IGNORE, Renderer
+from beni.distributed.collectives import barrier
+from beni.distributed.environment import Environment, process_group, read_environment
+from beni.distributed.fsdp import shard
+from beni.evals.gallery import write_gallery
+from beni.evals.scores import Scorer, summarise
+from beni.llm.hf import isolates_segments
+from beni.llm.tokenizer import load_tokenizer
+from beni.measure import memory
+from beni.model.modeling import BeniForConditionalGeneration
+from beni.model.plan import apply_plan, count_parameters
+from beni.model.spec import SpecTable, propagate, spec_table
+from beni.nn.streams import numpy_stream
+from beni.tracker.base import Tracker
+from beni.tracker.folder import RunFolder
+from beni.tracker.metrics import MetricsFile
+from beni.tracker.progress import Progress
+from beni.training.initial import load_initial
+from beni.training.loop import Job, Trainer
+from beni.training.trainable import store_frozen_in_bf16
+
+PROBE_SAMPLES = 32
+
+
+def train(run: Mapping[str, Any]) -> Path:
+    """Runs a frozen run (``beni.compose``) to its end, or goes on where it was interrupted.
+
+    Returns:
+        The run folder. A run that has already finished is not repeated.
+
+    Raises:
+        BeniError: everything that a change of configuration, data or machine can fix, before anything is written.
+    """
+    check(dict(run))
+    for group in ("vision", "llm"):
+        node = run[group]
+        if node.get("weights") == "pretrained" and node.get("name") is not None:
+            hub.require(node["name"], group)
+    settings = run["train"]
+    environment = read_environment(settings["device"])
+    torch.set_num_threads(settings["threads"] or _cores(environment))
+
+    # what the run will be, without weights
+    planned = propagate(run)
+    tokenizer = load_tokenizer(run["llm"])
+    per_image = planned.fusion.placeholders(planned.specs["llm"])
+    renderer = Renderer(tokenizer, run["template"], per_image)
+    source: Source = build(run["data"], settings["seed"])
+    length, label_rows = _mean_length(source, renderer)
+    table = spec_table(planned, run, length, label_rows)
+    memory.require(_estimate(planned, run, environment, length, label_rows), environment.device)
+
+    folder = RunFolder(run, writes=environment.is_main)
+    if folder.finished() and run["checkpoint"]["resume"] == "auto":
+        if environment.is_main:
+            Console().print(f"already finished: {folder.path} (checkpoint.resume=never runs it again)")
+            Console().print(run_table(collect_run(folder.path)))
+        return folder.path
+    with process_group(environment), folder.opened():
+        model = _build(run, renderer, environment)
+        _write_identity(folder, run, source, renderer, model, table)
+        views = partial(model.views.split, transform=model.vision.transform)
+        layout = _layout(model, settings["layout"], folder)
+        apply_plan(model, settings["plan"])
+        if settings["precision"] == "bf16":
+            store_frozen_in_bf16(model, settings["plan"])
+        model.to(environment.device)
+        if run["fsdp"]["mode"] == "full":
+            shard(model, model.sharding_units(), environment, settings["precision"])
+
+        with Report(folder, run, source, renderer, views, model, layout, environment) as report:
+            trainer: Trainer = build(run["train"])
+            trainer.fit(
+                Job(
+                    model=model,
+                    steps=Steps(
+                        source,
+                        renderer,
+                        views,
+                        settings["seed"],
+                        settings["batch_size"],
+                        settings["accumulation"],
+                        layout,
+                        environment.rank,
+                        environment.world,
+                    ),
+                    environment=environment,
+                    optim=run["optim"],
+                    checkpoint=run["checkpoint"],
+                    checkpoints=folder.path / "checkpoints",
+                    signature=folder.identity["signature"],
+                    eval_every=run["eval"]["every"],
+                    evaluate=report.evaluate,
+                    log=report,
+                )
+            )
+            if run["checkpoint"]["export"] and run["fsdp"]["mode"] == "none" and environment.is_main:
+                model.save_pretrained(folder.path / "model")
+                tokenizer.save_pretrained(folder.path / "model")
+            report.end()
+        barrier()
+    if environment.is_main:
+        Console().print(run_table(collect_run(folder.path)))
+    return folder.path
+
+
+class Report:
+    """Everything the loop says, on its way to metrics.jsonl, status.json, scores.jsonl, the tracker and the terminal."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        run: Mapping[str, Any],
+        source: Source,
+        renderer: Renderer,
+        views: Any,
+        model: BeniForConditionalGeneration,
+        layout: str,
+        environment: Environment,
+    ) -> None:
+        self.folder, self.run, self.source, self.environment = folder, run, source, environment
+        settings = run["train"]
+        self.scorer = Scorer(
+            model, renderer, views, source.task, layout, settings["precision"], run["eval"]["batch_size"]
+        )
+        self.start, self.step = time.perf_counter(), 0
+        self.active = environment.is_main
+        self.before = float(folder.status.get("seconds", 0.0))
+        if self.active:
+            self.metrics = MetricsFile(folder.path / "metrics.jsonl")
+            self.tracker: Tracker = build(run["tracker"])
+            self.progress = Progress(settings["steps"])
+
+    def __enter__(self) -> Report:
+        if self.active:
+            self.metrics.rewind(0)
+            self.tracker.start(self.folder.path, self.run, self.folder.identity, 0)
+            self.progress.__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self.active:
+            self.progress.__exit__(kind, error, trace)
+            self.tracker.finish("finished" if kind is None else "failed")
+
+    def train(self, step: int, values: Mapping[str, float]) -> None:
+        self.step = step
+        if self.active:
+            self._log(step, {f"train/{key}": float(value) for key, value in values.items()})
+            self.progress.update(step, values)
+            self.folder.update(step=step, samples_per_s=values["samples_per_s"], **self._cost())
+
+    def resumed(self, step: int) -> None:
+        if self.active:
+            self.metrics.rewind(step)
+            self.folder.update(step=step)
+            self.notice(f"resumed after step {step}")
+
+    def notice(self, text: str) -> None:
+        if self.active:
+            self.progress.console.print(text, highlight=False)
+
+    def evaluate(self, step: int) -> None:
+        """Scores the held-out examples with the true and with a blank image."""
+        samples = self._heldout()
+        self.scorer.model.eval()
+        rows = [{"step": step, **row} for variant in ("true", "blank") for row in self.scorer.score(samples, variant)]
+        values = summarise(rows, "true") | summarise(rows, "blank")
+        if self.active:
+            (self.folder.path / "scores.jsonl").write_text(
+                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            )
+            self._log(step, values)
+            self.folder.update(step=step, **{k: v for k, v in values.items() if k.count("/") == 1})
+            self.rows = rows
+
+    def end(self) -> None:
+        """The gallery, the final status and report.html."""
+        if not self.active:
+            return
+        shown = _spread(self._heldout(), self.run["eval"]["gallery"])
+        if shown and self.run["fsdp"]["mode"] == "none":
+            scorer = self.scorer
+            write_gallery(
+                self.folder.path, scorer.model, shown, scorer.renderer, scorer.views, scorer.precision, self.rows
+            )
+        self.folder.update(state="finished", **self._cost())
+        render_report(self.folder.path)
+
+    def _heldout(self) -> Sequence[Sample]:
+        samples, limit = self.source.heldout(), self.run["eval"]["examples"]
+        return samples[:limit] if limit else samples
+
+    def _log(self, step: int, values: Mapping[str, float]) -> None:
+        self.metrics.append(step, values)
+        self.tracker.log(step, values)
+
+    def _cost(self) -> dict[str, float]:
+        return {
+            "seconds": round(self.before + time.perf_counter() - self.start, 1),
+            "peak_memory_gib": round(memory.peak_gib(self.environment.device), 2),
+        }
+
+
+def _build(run: Mapping[str, Any], renderer: Renderer, environment: Environment) -> BeniForConditionalGeneration:
+    model = build(run["model"], run, renderer.tokens.image)
+    if run["train"]["init_from"] is not None:
+        load_initial(model, Path(run["train"]["init_from"]))
+    return model
+
+
+def _layout(model: BeniForConditionalGeneration, wanted: str, folder: RunFolder) -> str:
+    """``padded`` where the llm cannot keep packed samples apart."""
+    if wanted == "packed" and not isolates_segments(model.llm):
+        name = model.llm.model.config.model_type
+        Console(stderr=True).print(
+            f"{name} does not pass beni's segment attention on, so packed samples would see each other: "
+            "this run uses train.layout=padded"
+        )
+        folder.update(layout="padded")
+        return "padded"
+    return wanted
+
+
+def _mean_length(source: Source, renderer: Renderer) -> tuple[int, int]:
+    """Positions and supervised positions of a mean training sample, over a seeded draw of a few."""
+    chosen = numpy_stream(0, "plan.probe").choice(len(source), min(PROBE_SAMPLES, len(source)), replace=False)
+    encoded = [renderer.encode(source.train(int(index), 0)) for index in chosen]
+    positions = sum(len(e.ids) for e in encoded) / len(encoded)
+    labels = sum(int((e.labels != IGNORE).sum()) for e in encoded) / len(encoded)
+    return round(positions), max(1, round(labels))
+
+
+def _estimate(
+    model: BeniForConditionalGeneration, run: Mapping[str, Any], environment: Environment, length: int, label_rows: int
+) -> memory.Memory:
+    counts = count_parameters(model)
+    samples = -(-run["train"]["batch_size"] // (run["train"]["accumulation"] * environment.world))
+    config = model.llm.config.get_text_config().to_dict()
+    return memory.estimate(
+        frozen=sum(c["frozen"] for c in counts.values()),
+        trained=sum(c["trained"] for c in counts.values()),
+        precision=run["train"]["precision"],
+        positions=samples * length,
+        layers=len(model.llm.layers()),
+        width=model.llm.hidden_size,
+        intermediate=config.get("intermediate_size") or 4 * model.llm.hidden_size,
+        label_rows=samples * label_rows,
+        vocabulary=model.llm.vocab_size,
+    )
+
+
+def _write_identity(
+    folder: RunFolder,
+    run: Mapping[str, Any],
+    source: Source,
+    renderer: Renderer,
+    model: BeniForConditionalGeneration,
+    table: SpecTable,
+) -> None:
+    """Everything that proves two runs comparable: data order, template, initial weights of each component."""
+    settings = run["train"]
+    folder.identity |= {
+        "data_fingerprint": source.fingerprint(),
+        "template_hash": renderer.hash(),
+        "special_tokens": vars(renderer.tokens),
+        "hashes": {
+            "data_order": order_hash(source, settings["seed"], settings["steps"], settings["batch_size"]),
+            "init": {name: _hash_weights(module) for name, module in model.named_children()},
+        },
+    }
+    folder.write_json("identity.json", folder.identity)
+    folder.write_json("spec.json", table.to_dict())
+    folder.update(parameters=count_parameters_after_plan(model, settings["plan"]))
+
+
+def count_parameters_after_plan(
+    model: BeniForConditionalGeneration, plan: Mapping[str, str]
+) -> dict[str, dict[str, int]]:
+    """Trained and frozen parameters per component under ``plan``."""
+    apply_plan(model, plan)
+    return count_parameters(model)
+
+
+def _hash_weights(module: torch.nn.Module) -> str | None:
+    digest = hashlib.sha256()
+    state = module.state_dict()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16] if state else None
+
+
+def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """``count`` samples with a picture, evenly over the kinds of question."""
+    by_kind: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample.images:
+            by_kind.setdefault(sample.kind, []).append(sample)
+    chosen: list[Sample] = []
+    while len(chosen) < count and any(by_kind.values()):
+        chosen += [group.pop(0) for group in by_kind.values() if group]
+    return chosen[:count]
+
+
+def _cores(environment: Environment) -> int:
+    import os
+
+    return max(1, len(os.sched_getaffinity(0)) // environment.world)

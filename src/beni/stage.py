@@ -1,0 +1,90 @@
+"""The stage contract: what selector, resampler, connector and views have in common.
+
+A stage maps visual tokens to visual tokens and can say, without weights, what it will do to a ``TokenSpec``: that is
+how an impossible combination fails before any weight is loaded, and where the spec table's numbers come from.
+
+Signature convention, checked for every part: constructor arguments *before* ``*`` are handed over while building
+(the incoming spec, the llm's width); those *after* ``*`` are the keys of the part's YAML file.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor, nn
+
+from beni.types import VisualTokens
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """What is known of an image's visual tokens before any exists.
+
+    Attributes:
+        n: visual tokens of one view.
+        dim: their width.
+        grid: (rows, columns) while the tokens form a dense row-major grid, else None.
+        views: views of one image; each carries ``n`` tokens.
+        space: ``vision`` until something maps the tokens to the llm's width, then ``llm``.
+    """
+
+    n: int
+    dim: int
+    grid: tuple[int, int] | None = None
+    views: int = 1
+    space: Literal["vision", "llm"] = "vision"
+
+
+@dataclass
+class StageContext:
+    """What a stage may know beside the tokens, and where it leaves what the loss needs.
+
+    Attributes:
+        step: optimizer step, for schedules inside a stage.
+        aux: named auxiliary losses, already weighted; the model adds them to the loss.
+    """
+
+    step: int = 0
+    aux: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Stage(nn.Module, ABC):
+    """Base of every part that maps visual tokens to visual tokens. Subclasses are final."""
+
+    @abstractmethod
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        """What ``forward`` makes of such tokens. Pure.
+
+        Raises:
+            CompositionError: when the stage cannot work on them.
+        """
+
+    @abstractmethod
+    def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        """``(i, n, d) -> (i, m, d')``; padding in ``tokens`` never influences a real token."""
+
+    @abstractmethod
+    def flops(self, tokens: TokenSpec) -> int:
+        """Forward FLOPs (2 x multiply-accumulates of matmuls, convolutions and attention products) for one view."""
+
+    @abstractmethod
+    def init_weights(self) -> None:
+        """Draw every parameter from torch's global generator (the builder puts a named stream there)."""
+
+
+class PassThrough(Stage):
+    """``(i, n, d) -> (i, n, d)``, the same object: what the ``none`` option of a group derives from."""
+
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        return tokens
+
+    def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        return tokens
+
+    def flops(self, tokens: TokenSpec) -> int:
+        return 0
+
+    def init_weights(self) -> None:
+        """Nothing to draw."""

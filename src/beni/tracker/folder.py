@@ -1,0 +1,110 @@
+"""The run folder: what a run is, how it is doing, and the lock that keeps a second process out of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from beni.config.identity import difference, now, provenance, relevant, run_folder
+from beni.errors import ResumeError
+
+
+class RunFolder:
+    """``runs/<study>/<choices>-s<seed>-<signature>/`` of one run, written by rank 0 only.
+
+    Args:
+        run: the frozen run.
+        writes: whether this process is the one that writes.
+    """
+
+    def __init__(self, run: Mapping[str, Any], writes: bool) -> None:
+        self.run, self.writes = dict(run), writes
+        self.path = run_folder(self.run)
+        self.identity = provenance(self.run)
+        self.status: dict[str, Any] = {}
+
+    @contextmanager
+    def opened(self) -> Iterator[RunFolder]:
+        """Locks the folder and keeps ``status.json`` true until the block ends, also when it ends badly.
+
+        Raises:
+            ResumeError: when another process works in it, or it holds another run.
+        """
+        if not self.writes:
+            yield self
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path.parent / f".{self.path.name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ResumeError(f"{self.path} is in use by another process; wait for it or stop it") from None
+        try:
+            self._prepare()
+            yield self
+        except BaseException as error:
+            self._failed(error)
+            raise
+        finally:
+            lock.release()
+
+    def update(self, **values: Any) -> None:
+        """Merges ``values`` into status.json."""
+        if self.writes:
+            self.status |= values | {"updated": now()}
+            self.write_json("status.json", self.status)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Replaces a JSON file of the folder in one piece."""
+        if self.writes:
+            partial = self.path / f".{name}.partial"
+            partial.write_text(json.dumps(value, indent=1, ensure_ascii=False))
+            os.replace(partial, self.path / name)
+
+    def finished(self) -> bool:
+        """Whether an earlier call of the same run came to its end."""
+        try:
+            return json.loads((self.path / "status.json").read_text())["state"] == "finished"
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def _prepare(self) -> None:
+        if self.path.exists() and self.run["checkpoint"]["resume"] == "never":
+            number = 1
+            while (kept := self.path.with_name(f"{self.path.name}.old{number}")).exists():
+                number += 1
+            shutil.move(self.path, kept)
+        frozen = self.path / "config.yaml"
+        if frozen.is_file():
+            theirs = yaml.safe_load(frozen.read_text())
+            if changed := difference(relevant(theirs), relevant(self.run)):
+                raise ResumeError(f"{self.path} holds another run; it differs in\n  " + "\n  ".join(changed))
+        self.path.mkdir(parents=True, exist_ok=True)
+        frozen.write_text(yaml.safe_dump(self.run, sort_keys=False, allow_unicode=True))
+        try:
+            self.status = json.loads((self.path / "status.json").read_text())
+        except (OSError, ValueError):
+            self.status = {"started": now()}
+        self.update(state="running", steps=self.run["train"]["steps"], step=self.status.get("step", 0), error=None)
+
+    def _failed(self, error: BaseException) -> None:
+        if not self.path.exists():
+            return
+        interrupted = isinstance(error, KeyboardInterrupt)
+        self.update(
+            state="preempted" if interrupted else "failed",
+            error={
+                "type": type(error).__name__,
+                "message": str(error),
+                "traceback": "".join(traceback.format_exception(error)),
+            },
+        )

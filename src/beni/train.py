@@ -1,0 +1,43 @@
+"""``python -m beni.train``: compose, check, freeze, and hand over to the run.
+
+The module can also be called, ``beni.train(run)``: importing it as a submodule would otherwise put it in the place of
+the function of that name.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from beni.config.command import run_command
+from beni.config.compose import freeze
+from beni.paths import conf_dir
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")
+def main(composed: DictConfig) -> str:
+    """One composed run, here and now; returns its folder."""
+    run = freeze(composed, HydraConfig.get().runtime.choices)
+    from beni.run import train  # imports torch: only once the run is known to be sound
+
+    return str(train(run))
+
+
+class _CallableModule(types.ModuleType):
+    def __call__(self, run: Any) -> Any:
+        from beni.run import train
+
+        return train(run)
+
+
+sys.modules[__name__].__class__ = _CallableModule
+
+if __name__ == "__main__":
+    from beni.train import main as importable  # launchers pickle the task by name: it must not live in __main__
+
+    run_command(importable)

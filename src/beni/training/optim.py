@@ -1,0 +1,43 @@
+"""AdamW (arXiv 1711.05101) with linear warm-up and cosine decay to ``min_lr``; the rate is a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+
+def build_optimizer(model: nn.Module, settings: Mapping[str, Any]) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; weight decay on matrices, not on norms, biases and embeddings."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    decayed, plain = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+            (decayed if matrix else plain).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": settings["weight_decay"]},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    sharded = any(isinstance(p, DTensor) for p in (*decayed, *plain))
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings["lr"],
+        betas=tuple(settings["betas"]),
+        eps=settings["eps"],
+        fused=not sharded,
+    )
+
+
+def learning_rate(step: int, steps: int, settings: Mapping[str, Any]) -> float:
+    """Rate of optimizer step ``step`` (from 0) of ``steps``: linear to ``lr``, then cosine to ``min_lr`` at the last."""
+    peak, floor = settings["lr"], settings["min_lr"]
+    warmup = round(settings["warmup_ratio"] * steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - 1 - warmup)
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -1,0 +1,59 @@
+"""One optimizer step: every micro-batch forward and backward under one normalisation, then clip and update.
+
+The summed token loss of each micro-batch is divided by the label tokens of *all* micro-batches and ranks, so 1x8, 2x4 and
+8x1 micro-batching give one gradient, and a short answer weighs as much a token as a long one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from beni.distributed.collectives import sum_gradients, sum_over_ranks
+from beni.nn.precision import autocast
+from beni.types import Batch
+
+
+def forward_backward(
+    model: nn.Module, batches: Sequence[Batch], step: int, device: torch.device, precision: str
+) -> tuple[float, int]:
+    """Gradients of one step, summed over micro-batches and ranks.
+
+    Returns:
+        The mean loss over all label tokens of the step, and how many there were; the same on every rank.
+
+    Raises:
+        FloatingPointError: when the loss is not finite.
+    """
+    count = int(sum_over_ranks(sum(batch.num_labels for batch in batches), device))
+    total = torch.zeros((), device=device)
+    for i, batch in enumerate(batches):
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(i == len(batches) - 1)
+        with autocast(device, precision):
+            loss = model(**batch.to(device).model_inputs(), num_items=count, step=step).loss
+        loss.backward()
+        total += loss.detach()
+    sum_gradients(p for p in model.parameters() if p.requires_grad)
+    mean = sum_over_ranks(float(total), device)
+    if not torch.isfinite(torch.tensor(mean)):
+        raise FloatingPointError(f"the loss of step {step + 1} is {mean}; lower optim.lr or set train.precision=fp32")
+    return mean, count
+
+
+def clip_and_update(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip: float) -> float:
+    """Clips by global norm (0 = no clipping), updates at learning rate ``rate``, clears gradients; returns the norm."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
+    whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(whole)
+
+

@@ -1,0 +1,104 @@
+"""The values that travel between the rooms of the house, and the legend of their axes.
+
+Axis letters, everywhere in beni: ``b`` rows, ``t`` text positions, ``i`` images (views count as images), ``n``
+patches or visual tokens going in, ``m`` visual tokens coming out, ``d`` width, ``h`` heads, ``v`` vocabulary,
+``s`` segments of a packed row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """A padded batch of visual tokens with what later stages may want to know of each.
+
+    Attributes:
+        x: features.
+        mask: True where a token is real. Padding stands at the end of a row and never influences a real token.
+        yx: centre of each token in its view, (row, column) in [0, 1].
+        size: source patches each token represents; a merger conserves the sum.
+        grid: (rows, columns) when every row is a dense row-major grid, else None.
+    """
+
+    x: Float[Tensor, "i n d"]
+    mask: Bool[Tensor, "i n"]
+    yx: Float[Tensor, "i n 2"]
+    size: Float[Tensor, "i n"]
+    grid: tuple[int, int] | None = None
+
+    @staticmethod
+    def dense(x: Float[Tensor, "i n d"], grid: tuple[int, int]) -> VisualTokens:
+        """Row-major grid features -> tokens, all real, each of size one patch.
+
+        Raises:
+            ValueError: when ``n`` differs from rows x columns.
+        """
+        rows, columns = grid
+        images, n, _ = x.shape
+        if n != rows * columns:
+            raise ValueError(f"{n} tokens cannot fill a grid of {rows}x{columns}")
+        y = (torch.arange(rows, device=x.device, dtype=torch.float32) + 0.5) / rows
+        c = (torch.arange(columns, device=x.device, dtype=torch.float32) + 0.5) / columns
+        yx = torch.stack(torch.meshgrid(y, c, indexing="ij"), dim=-1).reshape(1, n, 2)
+        ones = torch.ones(images, n, device=x.device)
+        return VisualTokens(x, ones.bool(), yx.expand(images, n, 2), ones, grid)
+
+    def with_features(self, x: Float[Tensor, "i n d"]) -> VisualTokens:
+        """The same tokens with other features (any width)."""
+        return replace(self, x=x)
+
+    def select(self, rows: Int[Tensor, "k"]) -> VisualTokens:
+        """Rows by index, repeated or left out as wished."""
+        return replace(self, x=self.x[rows], mask=self.mask[rows], yx=self.yx[rows], size=self.size[rows])
+
+
+@dataclass
+class Batch:
+    """One micro-batch of one rank, in one of two layouts.
+
+    ``packed``: one row that holds all samples end to end; ``cu_seqlens`` are the borders of its segments and
+    ``position_ids`` restart at each. ``padded``: one row a sample with an ``attention_mask``.
+
+    Attributes:
+        labels: -100 where nothing is supervised; ``labels[t]`` is the token *at* t, predicted from t - 1.
+        pixels: all views of all images of the micro-batch, in reading order; None when it has no image.
+        ids: sample ids, in order, for logs and for the data-order hash.
+    """
+
+    input_ids: Int[Tensor, "b t"]
+    labels: Int[Tensor, "b t"]
+    position_ids: Int[Tensor, "b t"]
+    pixels: Float[Tensor, "i 3 height width"] | None
+    attention_mask: Int[Tensor, "b t"] | None = None
+    cu_seqlens: Int[Tensor, "s_plus_1"] | None = None
+    ids: list[str] = field(default_factory=list)
+
+    @property
+    def num_labels(self) -> int:
+        """Supervised tokens, a position that nothing can predict (the first of a segment) excluded at collate time."""
+        return int((self.labels != -100).sum())
+
+    @property
+    def num_tokens(self) -> int:
+        """Real positions, visual ones included, padding excluded."""
+        return self.input_ids.numel() if self.attention_mask is None else int(self.attention_mask.sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with every tensor on ``device`` (copies are asynchronous from pinned memory)."""
+        moved = {
+            f.name: value.to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def model_inputs(self) -> dict[str, Tensor | None]:
+        """Keyword arguments of ``BeniForConditionalGeneration.forward``."""
+        names = ("input_ids", "labels", "position_ids", "pixels", "attention_mask", "cu_seqlens")
+        return {name: getattr(self, name) for name in names}

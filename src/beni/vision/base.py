@@ -1,0 +1,50 @@
+"""What beni asks of a vision encoder. Numbers are probed by a dry run on the meta device, never guessed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from beni.data.images import ImageTransform
+from beni.stage import TokenSpec
+from beni.types import VisualTokens
+
+
+class VisionEncoder(nn.Module, ABC):
+    """Pixels to visual tokens. Subclasses are final and load no weights while they are constructed."""
+
+    @property
+    @abstractmethod
+    def transform(self) -> ImageTransform:
+        """How a picture becomes this encoder's pixels."""
+
+    @abstractmethod
+    def spec(self) -> TokenSpec:
+        """Tokens, width and grid of one view at the configured image size."""
+
+    @abstractmethod
+    def forward(self, pixels: Float[Tensor, "i 3 height width"]) -> VisualTokens:
+        """``(i, 3, height, width) -> (i, n, d)``, prefix tokens (CLS, registers) removed."""
+
+    @abstractmethod
+    def flops(self) -> int:
+        """Forward FLOPs for one view."""
+
+    @abstractmethod
+    def blocks(self) -> list[nn.Module]:
+        """The repeated layers, in order: the units of sharding and of activation checkpointing."""
+
+    @abstractmethod
+    def load_pretrained(self) -> None:
+        """Replace the weights by the pretrained ones.
+
+        Raises:
+            WeightsError: when they cannot be had.
+        """
+
+    @abstractmethod
+    def resolved(self) -> dict[str, Any]:
+        """The YAML values that ``save_pretrained`` must add so that this encoder can be rebuilt without a hub."""

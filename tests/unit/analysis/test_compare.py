@@ -1,0 +1,103 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from beni import compare
+from beni.compare import main
+
+
+@pytest.fixture
+def study(make_run):
+    for seed in (0, 1):
+        make_run("none", seed, right=0.7)
+        folder = make_run("perceiver", seed, right=0.9).parent
+    return folder
+
+
+def table(study):
+    return list(csv.DictReader((study / "compare.csv").read_text().splitlines()))
+
+
+def test_a_study_ends_in_a_table_and_three_files(study, capsys):
+    assert main([str(study)]) == 0
+    shown = capsys.readouterr().out
+    assert "resampler=perceiver" in shown
+    rows = table(study)
+    assert [row["arm"] for row in rows] == ["resampler=none", "resampler=perceiver"]
+    assert float(rows[1]["difference"]) == pytest.approx(0.2)
+    assert (rows[1]["pairs"], rows[1]["paired"], rows[1]["visual_tokens"]) == ("80", "yes", "16.0")
+    document = json.loads((study / "compare.json").read_text())
+    assert document["arms"][1]["difference"]["per_seed"].keys() == {"0", "1"}
+    assert "| resampler=perceiver | 2/2 | 0.900 ± 0.000 |" in (study / "compare.md").read_text()
+
+
+def test_the_baseline_can_be_chosen_by_its_label(study, capsys):
+    assert main([str(study), "--baseline", "resampler=perceiver"]) == 0
+    rows = table(study)
+    assert float(rows[0]["difference"]) == pytest.approx(-0.2)
+    assert rows[1]["paired"] == "baseline"
+
+
+def test_a_failed_arm_is_shown_with_its_reason_beside_the_finished_ones(study, make_run, capsys):
+    make_run("qformer", 0, state="failed", status={"error": {"type": "CompositionError", "message": "E-HEADS: 7 | 3"}})
+    assert main([str(study)]) == 0
+    assert "CompositionError: E-HEADS: 7 | 3" in capsys.readouterr().out
+    rows = table(study)
+    assert [(row["finished"], row["failed"]) for row in rows] == [("2", "0"), ("2", "0"), ("0", "1")]
+    assert "E-HEADS: 7 \\| 3" in (study / "compare.md").read_text()
+
+
+def test_one_seed_says_so_in_its_first_line(make_run, capsys):
+    make_run("none")
+    study = make_run("perceiver").parent
+    assert main([str(study)]) == 0
+    assert capsys.readouterr().out.startswith("One seed an arm")
+
+
+def test_a_confounded_pair_is_called_so(make_run, capsys):
+    make_run("none")
+    study = make_run("perceiver", identity={"template_hash": "other"}).parent
+    main([str(study)])
+    assert "CONFOUNDED: resampler=perceiver" in capsys.readouterr().out
+
+
+def test_a_study_without_a_finished_run_says_so(make_run, capsys):
+    study = make_run("none", state="running").parent
+    assert main([str(study)]) == 0
+    assert "No run of this study has finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--baseline", "resampler=qformer"], "no such arm; expected one of\n  resampler=none"),
+        (["--metric", "eval/acuracy"], "--metric eval/acuracy: no finished run has it; expected one of eval/accuracy"),
+    ],
+)
+def test_a_wrong_argument_exits_with_2_and_the_choices(study, capsys, arguments, message):
+    assert main([str(study), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (study / "compare.md").exists()
+
+
+def test_a_wrong_path_exits_with_2(tmp_path, capsys):
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert "no such folder; expected a study folder" in capsys.readouterr().err
+
+
+def test_comparing_and_rendering_import_neither_torch_nor_matplotlib(study):
+    code = (
+        "import sys, beni.compare, beni.analysis.render as r, pathlib\n"
+        f"assert beni.compare.main([{str(study)!r}]) == 0\n"
+        f"r.render_report(next(p for p in pathlib.Path({str(study)!r}).iterdir() if p.is_dir()))\n"
+        "heavy = {'torch', 'transformers', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(compare.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,124 @@
+import json
+import re
+
+import pytest
+
+from beni.analysis.render import render_report
+
+HOSTILE = "<script>alert('x')</script>"
+
+
+def test_a_finished_run_shows_scores_picture_config_and_command(make_run):
+    html = render_report(make_run("perceiver", right=0.925)).read_text()
+    assert "0.925" in html
+    assert html.count("data:image/png;base64,") == 6  # one a picture, although two questions were asked about each
+    assert html.count("✗ wrong") == 1
+    assert html.count("✓ right") == 11
+    for expected in (
+        "What colour is the square?",
+        "8×8",
+        "python -m beni.train resampler=perceiver",
+        "num_latents: 16",
+    ):
+        assert expected in html
+
+
+def test_nothing_is_loaded_from_outside_and_no_script_runs(make_run):
+    html = render_report(make_run()).read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:)?//""", html)
+    assert not re.search(r"<(script|link|iframe|object)\b|@import|url\(", html)
+    assert "prefers-color-scheme: dark" in html
+    assert "width=device-width" in html
+
+
+def test_hostile_text_is_escaped_everywhere(make_run):
+    folder = make_run(
+        identity={"command": HOSTILE, "versions": {HOSTILE: HOSTILE}},
+        status={"state": HOSTILE, "error": {"type": HOSTILE, "message": HOSTILE, "traceback": HOSTILE}},
+        template__system=HOSTILE,
+        choices__vision=HOSTILE,
+    )
+    answer = {"id": HOSTILE, "images": [f"gallery/{HOSTILE}.png"], "correct": False}
+    answer |= dict.fromkeys(("question", "expected", "prediction", "prediction_blank"), HOSTILE)
+    (folder / "gallery.jsonl").write_text(json.dumps(answer))
+    (folder / "scores.jsonl").write_text(
+        json.dumps({"step": 1, "id": "a", "kind": HOSTILE, "variant": "true", "score": 1})
+    )
+    html = render_report(folder).read_text()
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") >= 12
+
+
+def test_a_failed_run_shows_its_error_and_traceback(make_run):
+    error = {"type": "DataError", "message": "row 3 has no image", "traceback": "Traceback: line 7"}
+    html = render_report(make_run(state="failed", status={"error": error})).read_text()
+    assert "DataError: row 3 has no image" in html
+    assert "Traceback: line 7" in html
+    assert "No held-out score was written." in html
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.yaml", "identity.json", "status.json", "metrics.jsonl", "scores.jsonl", "gallery.jsonl", "spec.json"],
+)
+def test_a_report_renders_without_any_one_file(make_run, name):
+    folder = make_run()
+    (folder / name).unlink()
+    assert "</html>" in render_report(folder).read_text()
+
+
+def test_an_empty_folder_renders_and_says_what_is_missing(tmp_path):
+    assert "status.json cannot be read" in render_report(tmp_path).read_text()
+
+
+def test_a_picture_outside_the_run_folder_is_not_read(make_run):
+    folder = make_run()
+    secret = folder.parent / "secret.png"
+    secret.write_bytes((folder / "gallery" / "p0.png").read_bytes())
+    (folder / "gallery.jsonl").write_text(
+        json.dumps(
+            {
+                "id": "a",
+                "question": "?",
+                "expected": "1",
+                "prediction": "1",
+                "correct": True,
+                "images": ["../secret.png"],
+            }
+        )
+    )
+    html = render_report(folder).read_text()
+    assert "base64" not in html
+    assert "picture ../secret.png is missing" in html
+
+
+def test_of_a_choice_the_picked_text_is_judged_and_the_free_one_shown_beside(make_run):
+    folder = make_run()
+    row = {
+        "id": "a",
+        "question": "?",
+        "expected": "a lion",
+        "prediction": "a bird",
+        "choice": "a lion",
+        "correct": True,
+    }
+    (folder / "gallery.jsonl").write_text(json.dumps(row))
+    html = render_report(folder).read_text()
+    assert re.search(r"✓ right</b> <span class=\"given\">a lion</span>", html)
+    assert "in its own words: a bird" in html
+
+
+def test_data_errors_are_listed(make_run):
+    html = render_report(make_run(status={"data_errors": ["row 7: no such file"]})).read_text()
+    assert "row 7: no such file" in html
+
+
+def test_one_evaluation_at_the_end_makes_no_accuracy_curve(make_run):
+    folder = make_run()
+    assert "Held-out accuracy over training steps" in render_report(folder).read_text()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join(line for line in lines if '"eval/' not in line or " 600," in line))
+    html = render_report(folder).read_text()
+    assert "Held-out accuracy over training steps" not in html
+    assert "Evaluations as a table" not in html
+    assert "Loss over training steps" in html
