@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,8 +15,8 @@ import torch
 from rich.console import Console
 
 from beni import hub
-from beni.analysis.render import render_report
 from beni.analysis.collect import collect_run
+from beni.analysis.render import render_report
 from beni.analysis.terminal_tables import run_table
 from beni.config.build import build
 from beni.config.check import check
@@ -45,6 +46,20 @@ from beni.training.trainable import store_frozen_in_bf16
 PROBE_SAMPLES = 32
 
 
+def plan(run: Mapping[str, Any]) -> BeniForConditionalGeneration:
+    """The run's model on the meta device, without weights.
+
+    Raises:
+        BeniError: when the run cannot be: unknown keys, weights that cannot be had, parts that do not fit.
+    """
+    check(dict(run))
+    for group in ("vision", "llm"):
+        node = run[group]
+        if node.get("weights") == "pretrained" and node.get("name") is not None:
+            hub.require(node["name"], group)
+    return propagate(run)
+
+
 def train(run: Mapping[str, Any]) -> Path:
     """Runs a frozen run (``beni.compose``) to its end, or goes on where it was interrupted.
 
@@ -54,17 +69,12 @@ def train(run: Mapping[str, Any]) -> Path:
     Raises:
         BeniError: everything that a change of configuration, data or machine can fix, before anything is written.
     """
-    check(dict(run))
-    for group in ("vision", "llm"):
-        node = run[group]
-        if node.get("weights") == "pretrained" and node.get("name") is not None:
-            hub.require(node["name"], group)
+    planned = plan(run)
     settings = run["train"]
     environment = read_environment(settings["device"])
     torch.set_num_threads(settings["threads"] or _cores(environment))
 
-    # what the run will be, without weights
-    planned = propagate(run)
+    # what the run will see and cost, known without weights
     tokenizer = load_tokenizer(run["llm"])
     per_image = planned.fusion.placeholders(planned.specs["llm"])
     renderer = Renderer(tokenizer, run["template"], per_image)
@@ -87,7 +97,7 @@ def train(run: Mapping[str, Any]) -> Path:
         apply_plan(model, settings["plan"])
         if settings["precision"] == "bf16":
             store_frozen_in_bf16(model, settings["plan"])
-        model.to(environment.device)
+        torch.nn.Module.to(model, environment.device)
         if run["fsdp"]["mode"] == "full":
             shard(model, model.sharding_units(), environment, settings["precision"])
 
@@ -156,8 +166,6 @@ class Report:
 
     def __enter__(self) -> Report:
         if self.active:
-            self.metrics.rewind(0)
-            self.tracker.start(self.folder.path, self.run, self.folder.identity, 0)
             self.progress.__enter__()
         return self
 
@@ -173,11 +181,13 @@ class Report:
             self.progress.update(step, values)
             self.folder.update(step=step, samples_per_s=values["samples_per_s"], **self._cost())
 
-    def resumed(self, step: int) -> None:
+    def begin(self, step: int) -> None:
         if self.active:
             self.metrics.rewind(step)
+            self.tracker.start(self.folder.path, self.run, self.folder.identity, step)
             self.folder.update(step=step)
-            self.notice(f"resumed after step {step}")
+            if step:
+                self.notice(f"goes on after step {step}")
 
     def notice(self, text: str) -> None:
         if self.active:
@@ -327,6 +337,4 @@ def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 
 def _cores(environment: Environment) -> int:
-    import os
-
     return max(1, len(os.sched_getaffinity(0)) // environment.world)

@@ -12,4 +12,6 @@ class NoAdapter(Adapter):
     """Refuses every component."""
 
     def inject(self, component: nn.Module) -> None:
-        raise CompositionError("E-ADAPTER", "the plan has lora but adapter=none", groups=("adapter",), fix="adapter=lora")
+        raise CompositionError(
+            "E-ADAPTER", "the plan has lora but adapter=none", groups=("adapter",), fix="adapter=lora"
+        )

@@ -28,4 +28,3 @@ def run_command(main: Callable[[], None]) -> None:
 def report(error: BeniError) -> None:
     """One screen on stderr: what was wrong and what to set."""
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
-

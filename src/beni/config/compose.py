@@ -41,7 +41,9 @@ def freeze(composed: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: see ``beni.config.check``.
     """
     plain = OmegaConf.to_container(
-        OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"]), resolve=True, throw_on_missing=True
+        OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"]),
+        resolve=True,
+        throw_on_missing=True,
     )
     run = {str(key): value for key, value in plain.items()}
     run["choices"] = {g: str(o) for g, o in choices.items() if not g.startswith("hydra/") and o is not None}
@@ -56,6 +58,8 @@ def resolve_plan(run: Mapping[str, Any]) -> dict[str, str]:
     for component, mode in plan.items():
         if mode == "auto":
             node = run[component]
-            has_pretrained = node.get("name") is not None or ("name" not in node and node.get("weights") == "pretrained")
+            has_pretrained = node.get("name") is not None or (
+                "name" not in node and node.get("weights") == "pretrained"
+            )
             plan[component] = "frozen" if has_pretrained else "full"
     return plan

@@ -7,7 +7,7 @@ default. Everything here runs in the loader's workers and returns one tensor per
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -62,6 +62,16 @@ def decode(image: Image, background: tuple[int, int, int] = (255, 255, 255)) -> 
         return picture.convert("RGB")
     except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
         raise DataError(f"image {image.key}: {type(error).__name__}: {error}") from error
+
+
+def as_triple(values: Sequence[float]) -> tuple[float, float, float]:
+    """Three channel values from YAML.
+
+    Raises:
+        ValueError: when there are not three.
+    """
+    red, green, blue = values
+    return red, green, blue
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,13 @@ from beni.data.tokens import IMAGE
 from beni.errors import DataError
 from beni.nn.streams import numpy_stream
 
-ROLES: dict[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+ROLES: dict[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
 
 
 class LlavaJson(Source):
@@ -41,7 +47,9 @@ class LlavaJson(Source):
         self, seed: int, *, path: str | None, images: str | None, heldout: int, augment: dict[str, float]
     ) -> None:
         if path is None:
-            raise DataError("data.path is null; set data.path to LLaVA's .json file and data.images to its picture folder")
+            raise DataError(
+                "data.path is null; set data.path to LLaVA's .json file and data.images to its picture folder"
+            )
         self.path = Path(path).expanduser()
         if not self.path.is_file():
             raise DataError(f"data.path={path} does not exist")

@@ -40,9 +40,7 @@ class Steps(Dataset[list[Batch]]):
     world: int = 1
 
     def __getitem__(self, step: int) -> list[Batch]:
-        parts = micro_batches(
-            self.seed, step, len(self.source), self.batch_size, self.world, self.accumulation
-        )
+        parts = micro_batches(self.seed, step, len(self.source), self.batch_size, self.world, self.accumulation)
         return [
             collate([self._item(epoch, index) for epoch, index in part], self.layout, self.renderer.tokens.pad)
             for part in parts[self.rank]

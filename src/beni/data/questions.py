@@ -80,17 +80,15 @@ def _ask_colour(scene: Scene, rng: random.Random) -> Question | None:
         item = _alone_in_quadrant(scene, rng)
         if item is None:
             return None
-        text = rng.choice(
-            ("what colour is the shape at the {}?", "which colour is at the {}?")
-        ).format(item.quadrant)
+        text = rng.choice(("what colour is the shape at the {}?", "which colour is at the {}?")).format(item.quadrant)
     else:
         unique = _unique(scene, "shape")
         if not unique:
             return None
         item = rng.choice(unique)
-        text = rng.choice(
-            ("what colour is the {}?", "which colour has the {}?", "the {} is of what colour?")
-        ).format(item.shape)
+        text = rng.choice(("what colour is the {}?", "which colour has the {}?", "the {} is of what colour?")).format(
+            item.shape
+        )
     return Question("colour", text, item.colour, COLOUR_NAMES)
 
 
@@ -105,9 +103,7 @@ def _ask_shape(scene: Scene, rng: random.Random) -> Question | None:
         if not unique:
             return None
         item = rng.choice(unique)
-        text = rng.choice(
-            ("which shape is {}?", "what shape is {}?", "what is the {} shape?")
-        ).format(item.colour)
+        text = rng.choice(("which shape is {}?", "what shape is {}?", "what is the {} shape?")).format(item.colour)
     return Question("shape", text, item.shape, SHAPES)
 
 

@@ -50,7 +50,6 @@ _COLOUR_JITTER: Final = 18
 _NOISE: Final = 6
 
 
-
 class Item(NamedTuple):
     """A shape of a scene; ``x`` (rightwards), ``y`` (downwards) and ``radius`` in units of the side."""
 
@@ -127,9 +126,7 @@ class Scene:
         return cls(items, (attribute, value), background, rng.getrandbits(32))
 
 
-def _counted_labels(
-    rng: random.Random, total: int, values: Sequence[str], value: str
-) -> list[str]:
+def _counted_labels(rng: random.Random, total: int, values: Sequence[str], value: str) -> list[str]:
     """``total`` labels in random order, ``value`` among them one, two or three times.
 
     Two shapes cannot hold three of a kind; the weights for larger totals make up for it,
@@ -161,9 +158,7 @@ def _places(rng: random.Random, total: int) -> list[tuple[float, float, float]]:
 
 
 def _jitter(rng: random.Random, rgb: RGB) -> RGB:
-    red, green, blue = (
-        max(0, min(255, channel + rng.randint(-_COLOUR_JITTER, _COLOUR_JITTER))) for channel in rgb
-    )
+    red, green, blue = (max(0, min(255, channel + rng.randint(-_COLOUR_JITTER, _COLOUR_JITTER))) for channel in rgb)
     return red, green, blue
 
 

@@ -30,4 +30,3 @@ def shard(model: nn.Module, units: list[nn.Module], environment: Environment, pr
             # a plain sum: gloo has no pre-multiplied sum, so the factor must not be folded into the reduction
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
-

@@ -1,10 +1,12 @@
 """One arm in a process of its own: ``python -m beni.launch.job RUN_FOLDER`` runs the frozen config of that folder.
 
+``--check`` instead reads frozen runs as a JSON list from stdin and stops at the first that is impossible.
 A queued or requeued job reads this file and never ``conf/``, so editing a YAML meanwhile changes nothing.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,14 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
         print(__doc__, file=sys.stderr)
         return 2
-    try:
-        run = load_frozen(Path(arguments[0]))
-        from beni.run import train
+    from beni import run  # here and not above: the rest of beni.launch stays free of torch
 
-        train(run)
+    try:
+        if arguments == ["--check"]:
+            for frozen in json.load(sys.stdin):
+                run.plan(frozen)
+        else:
+            run.train(load_frozen(Path(arguments[0])))
     except BeniError as error:
         report(error)
         return 2

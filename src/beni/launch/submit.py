@@ -30,13 +30,13 @@ def check_arms(runs: Sequence[dict[str, Any]]) -> None:
         CompositionError: of the first arm that is impossible; nothing has been written then.
     """
     done = subprocess.run(
-        [sys.executable, "-c", "from beni.launch.submit import _propagate_stdin; _propagate_stdin()"],
+        [sys.executable, "-m", "beni.launch.job", "--check"],
         input=json.dumps(list(runs)),
         capture_output=True,
         text=True,
     )
     if done.returncode != 0:
-        reason = done.stdout.strip() or done.stderr.strip().splitlines()[-1]
+        reason = done.stderr.strip()
         raise CompositionError("E-ARM", f"no arm was started, since one is impossible:\n  {reason}")
 
 
@@ -96,15 +96,3 @@ def _write_status(folder: Path, **values: Any) -> None:
     partial = folder / ".status.json.partial"
     partial.write_text(json.dumps(values | {"updated": now()}, indent=1))
     os.replace(partial, folder / "status.json")
-
-
-def _propagate_stdin() -> None:
-    """The other half of ``check_arms``: here torch may be imported."""
-    from beni.model.spec import propagate
-
-    for run in json.load(sys.stdin):
-        try:
-            propagate(run)
-        except BeniError as error:
-            print(f"{run_folder(run).name}: {error}")
-            sys.exit(2)

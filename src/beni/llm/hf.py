@@ -7,7 +7,6 @@ through the model's own head, so logit scaling and soft-capping stay the model's
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Literal
 
 import torch
@@ -138,15 +137,13 @@ def build_llm(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedM
 
 
 @torch.no_grad()
-def isolates_segments(llm: HFLlm) -> bool:
+def isolates_segments(llm: Llm) -> bool:
     """Whether a packed row gives each sample the logits it has alone (difference at most 1e-3 of their range).
 
     Models that do not pass the registered attention or its keyword arguments on are found here; for them the padded
     layout is the one to use.
     """
-    if "logits_to_keep" not in inspect.signature(llm.model.forward).parameters:
-        return False
-    device = llm.model.get_input_embeddings().weight.device
+    device = next(llm.parameters()).device
     ids = torch.arange(12, device=device) * 7919 % llm.vocab_size
     embeds = llm.embed(ids[None])
     positions = torch.cat([torch.arange(7), torch.arange(5)]).to(device)[None]

@@ -100,7 +100,9 @@ def spec_table(model: BeniForConditionalGeneration, run: Mapping[str, Any], leng
         )
     trains_before, total = False, 0
     for row in rows:
-        factor = 3 if row.trained and run["train"]["plan"][row.stage] == "full" else 2 if trains_before or row.trained else 1
+        factor = (
+            3 if row.trained and run["train"]["plan"][row.stage] == "full" else 2 if trains_before or row.trained else 1
+        )
         total += factor * row.flops
         trains_before = trains_before or row.trained > 0
     return SpecTable(

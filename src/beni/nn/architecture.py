@@ -24,6 +24,8 @@ def read_architecture(name: str | None, architecture: dict[str, Any] | None, gro
     try:
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
     except KeyError as error:
-        raise ConfigError(f"{group}.architecture needs a model_type that transformers knows; missing or unknown: {error}") from error
+        raise ConfigError(
+            f"{group}.architecture needs a model_type that transformers knows; missing or unknown: {error}"
+        ) from error
     except ValueError as error:
         raise ConfigError(f"{group}.architecture: {str(error).splitlines()[0]}") from error

@@ -7,6 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """bf16 autocast on ``device``, or nothing for fp32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -1,7 +1,7 @@
 """metrics.jsonl, the truth about how a run went: one JSON object a line, ``{"step": 10, "loss": 2.3, ...}``.
 
-A line is flushed as it is written, so a killed run loses at most the line it was writing. JSON has no NaN: a value that is
-not finite is written as null.
+A line is flushed as it is written, so a killed run loses at most the line it was writing. JSON has no NaN: a value that
+is not finite is written as null.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class MetricsFile:
             return
         # Bytes, because a crash may leave half a UTF-8 character or, after a power cut, a block of zeros.
         kept = [line for line in self.path.read_bytes().splitlines() if _step(line) <= step]
-        new = self.path.with_name(self.path.name + ".new")
-        with new.open("wb") as file:
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        with partial.open("wb") as file:
             file.writelines(line + b"\n" for line in kept)
             file.flush()
             os.fsync(file.fileno())
-        new.replace(self.path)
+        partial.replace(self.path)
 
     def close(self) -> None:
         """Closes the file; a later line opens it again."""

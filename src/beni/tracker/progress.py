@@ -14,10 +14,10 @@ from rich.progress import Progress as Bar
 
 FIELDS = {
     "loss": "loss {:.4f}",
-    "lr": "lr {:.2e}",
+    "lr": "lr {:.1e}",
     "tokens_per_s": "{:,.0f} tokens/s",
     "samples_per_s": "{:,.1f} samples/s",
-    "data_wait": "{:.0%} waiting for data",
+    "data_wait": "data wait {:.0%}",
 }
 """Keys of metrics.jsonl that are shown, and how; the last value of each."""
 
@@ -102,5 +102,10 @@ class Progress:
         line = TextColumn("{task.fields[line]}", markup=False)
         # Two refreshes a second: rich's ten take the interpreter from the training loop for nothing.
         return Bar(
-            TextColumn("step"), MofNCompleteColumn(), BarColumn(), line, console=self.console, refresh_per_second=2
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=10),
+            line,
+            console=self.console,
+            refresh_per_second=2,
         )

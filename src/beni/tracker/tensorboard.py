@@ -1,4 +1,4 @@
-"""TensorBoard: mirrors metrics.jsonl into event files below the run folder; ``tensorboard --logdir runs`` shows them."""
+"""TensorBoard: mirrors metrics.jsonl into event files below the run folder (``tensorboard --logdir runs``)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Weights & Biases: mirrors metrics.jsonl, and nothing else, to a W&B server or to files that ``wandb sync`` sends later.
+"""Weights & Biases: mirrors metrics.jsonl to a W&B server, or to files that ``wandb sync`` sends later.
 
-- The id of the W&B run follows from study, seed and signature, so a resumed or requeued run goes on in the same W&B run.
-- W&B is sent the frozen run and the metrics. Code, git state, installed packages, console, command line, host and
-  environment variables stay here.
+- The id of the W&B run follows from study, seed and signature: a resumed or requeued run goes on in the same W&B run.
+- W&B is sent the frozen run, the metrics and its own note of a few versions. Code, git state, installed packages,
+  console, command line, host and environment variables stay here.
 - Nothing W&B does may cost a run: a failure is said once, and the run goes on without the mirror.
 """
 
@@ -78,7 +78,9 @@ class WandbTracker(Tracker):
             )
 
     def _init(self, folder: Path, run: Mapping[str, Any], identity: Mapping[str, Any], step: int) -> None:
-        import wandb  # here, because it costs half a second and a broken one must cost no run
+        # Without this wandb 0.31 posts error reports and timings even offline, and waits 10 s where nothing answers.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb  # here, because it takes a second and a broken one must cost no run
 
         mode = resolve_mode(self.mode, wandb.setup().settings.base_url)
         if mode == "disabled":
@@ -106,7 +108,7 @@ class WandbTracker(Tracker):
             settings=wandb.Settings(
                 init_timeout=INIT_TIMEOUT,
                 finish_timeout=FINISH_TIMEOUT,
-                quiet=True,  # otherwise the login asks the server for a user name, with no time limit
+                quiet=True,  # else the login asks for a user name first: 11 s more where the server is silent
                 console="off",
                 save_code=False,
                 disable_code=True,
@@ -135,13 +137,13 @@ def run_id(run: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
     return f"s{run['train']['seed']}-{identity['signature']}-{digest}"
 
 
-def resolve_mode(mode: str, base_url: str) -> str:
-    """``online``, ``offline`` or ``disabled``; never ``online`` without a key, where W&B would ask for one and wait."""
+def resolve_mode(mode: str, base_url: str) -> Literal["online", "offline", "disabled"]:
+    """What ``mode`` means on this machine; never ``online`` without a key, where W&B would ask for one and wait."""
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE", "online")
-    if mode in ("offline", "disabled"):
-        return mode
-    return "online" if _has_key(base_url) else "offline"
+    if mode == "disabled":
+        return "disabled"
+    return "online" if mode != "offline" and _has_key(base_url) else "offline"
 
 
 def _has_key(base_url: str) -> bool:

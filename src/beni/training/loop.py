@@ -33,8 +33,8 @@ class Log(Protocol):
     def train(self, step: int, values: Mapping[str, float]) -> None:
         """Values of a finished step, on log steps."""
 
-    def resumed(self, step: int) -> None:
-        """Training goes on after ``step``."""
+    def begin(self, step: int) -> None:
+        """Training begins, or goes on, after ``step`` finished steps."""
 
     def notice(self, text: str) -> None:
         """Something a reader of the run should know."""
@@ -138,6 +138,7 @@ class Trainer:
         for reason in skipped:
             job.log.notice(f"checkpoint passed over: {reason}")
         if found is None:
+            job.log.begin(0)
             return 0
         if found.values["signature"] != job.signature:
             raise ResumeError(
@@ -145,7 +146,7 @@ class Trainer:
                 "  fix: set checkpoint.resume=never to start over (the old folder is kept)"
             )
         scatter(found.tensors, job.model, optimizer)
-        job.log.resumed(found.step)
+        job.log.begin(found.step)
         return found.step
 
     def _save(self, job: Job, optimizer: torch.optim.Optimizer, step: int) -> None:

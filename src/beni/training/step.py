@@ -55,5 +55,3 @@ def clip_and_update(model: nn.Module, optimizer: torch.optim.Optimizer, rate: fl
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return float(whole)
-
-

@@ -54,8 +54,8 @@ class EfficientNetLite0(VisionEncoder):
                 fix=f"set vision.image_size={max(1, image_size // STRIDE) * STRIDE}",
             )
         self.image_size = image_size
-        scale = 128 / 255
-        self._transform = ImageTransform(image_size, (127 / 255,) * 3, (scale,) * 3, resize)
+        mean, scale = 127 / 255, 128 / 255
+        self._transform = ImageTransform(image_size, (mean, mean, mean), (scale, scale, scale), resize)
         self.model = build_network()
 
     @property
@@ -68,7 +68,8 @@ class EfficientNetLite0(VisionEncoder):
 
     def forward(self, pixels: Float[Tensor, "i 3 height width"]) -> VisualTokens:
         features = self.model.extract_features(pixels)  # (i, 1280, h, w)
-        return VisualTokens.dense(features.flatten(2).transpose(1, 2), self.spec().grid)
+        side = self.image_size // STRIDE
+        return VisualTokens.dense(features.flatten(2).transpose(1, 2), (side, side))
 
     def flops(self) -> int:
         with torch.device("meta"):

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from beni.data.images import ImageTransform
+from beni.data.images import ImageTransform, as_triple
 from beni.errors import CompositionError, WeightsError
 from beni.measure.flops import count_flops
 from beni.nn.architecture import read_architecture
@@ -58,12 +58,14 @@ class HFVision(VisionEncoder):
     ) -> None:
         super().__init__()
         self.name, self.weights, self.layer, self.image_size = name, weights, layer, image_size
-        self._transform = ImageTransform(image_size, tuple(mean), tuple(std), resize)
+        self._transform = ImageTransform(image_size, as_triple(mean), as_triple(std), resize)
         self._config = read_architecture(name, architecture, group="vision")
         self.config = truncated(self._config, layer)
         self._attn = attn_implementation
         with torch.device("meta"):
             self._spec = self._probe(build_encoder(self.config, attn_implementation))
+        assert self._spec.grid is not None  # a probe that finds no grid raises
+        self._grid = self._spec.grid
         # weights that load_pretrained() will bring are not drawn first
         device = torch.device("meta") if weights == "pretrained" else torch.get_default_device()
         with device:
@@ -77,9 +79,9 @@ class HFVision(VisionEncoder):
         return self._spec
 
     def forward(self, pixels: Float[Tensor, "i 3 height width"]) -> VisualTokens:
-        n = self._spec.n
+        rows, columns = self._grid
         x = hidden_state(self.model, pixels, self.layer)
-        return VisualTokens.dense(x[:, x.shape[1] - n :], self._spec.grid)
+        return VisualTokens.dense(x[:, x.shape[1] - rows * columns :], self._grid)
 
     def flops(self) -> int:
         with torch.device("meta"):

@@ -11,7 +11,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-
 NODE = {"_target_": "hydra_plugins.beni_launcher.local.BeniLocalLauncher"}
 ConfigStore.instance().store(group="hydra/launcher", name="beni_local", node=NODE, provider="beni")
 

@@ -45,7 +45,7 @@ def test_a_plain_line_says_step_eta_loss_lr_rates_and_waiting(out, clock):
         progress.update(11, VALUES)
     assert out.getvalue().splitlines() == [
         "step 1/600  ETA -",
-        "step 11/600  ETA 0:09:49  loss 2.3457  lr 3.00e-04  51,234 tokens/s  64.0 samples/s  3% waiting for data",
+        "step 11/600  ETA 0:09:49  loss 2.3457  lr 3.0e-04  51,234 tokens/s  64.0 samples/s  data wait 3%",
     ]
 
 
@@ -67,7 +67,8 @@ def test_a_run_that_stops_early_still_says_where(out, clock):
             progress.update(2, {})
             raise RuntimeError
 
-    pytest.raises(RuntimeError, run)
+    with pytest.raises(RuntimeError):
+        run()
     assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1/100", "2/100"]
 
 
