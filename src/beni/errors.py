@@ -6,6 +6,8 @@ and exit with code 2; anything else is a bug in beni and keeps its traceback (ex
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class BeniError(Exception):
     """Base class of every error that a change of configuration, data or machine can fix."""
@@ -29,6 +31,16 @@ class CompositionError(BeniError):
         self.code, self.groups, self.fix = code, groups, fix
         where = f" [{' x '.join(groups)}]" if groups else ""
         super().__init__(f"{code}{where}: {message}" + (f"\n  fix: {fix}" if fix else ""))
+        self._given = (code, message, groups, fix)
+
+    def __reduce__(
+        self,
+    ) -> tuple[Any, ...]:  # a launcher brings it back from the job by pickle, which knows no keywords
+        return _composition_error, self._given
+
+
+def _composition_error(code: str, message: str, groups: tuple[str, ...], fix: str) -> CompositionError:
+    return CompositionError(code, message, groups=groups, fix=fix)
 
 
 class WeightsError(BeniError):

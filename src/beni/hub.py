@@ -1,15 +1,16 @@
 """Where pretrained weights come from: a hub id, a local folder, or a file that a Python package ships.
 
-Everything here answers before torch is imported and within seconds: Hugging Face's own client retries for 23 s (measured)
-when the machine has no network, and then prints a screenful that does not say what to set.
+Everything here answers before torch is imported and within seconds: Hugging Face's own client retries for 23 s
+(measured) when the machine has no network, and then prints a screenful that does not say what to set.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from beni.errors import WeightsError
@@ -32,6 +33,18 @@ def package_file(reference: str) -> Path:
     if not path.is_file():
         raise WeightsError(f"{reference}: {package} is installed but has no file {inner}")
     return path
+
+
+def require_weights(run: Mapping[str, Any]) -> None:
+    """Return when every backbone of a run whose weights are ``pretrained`` can load them on this machine.
+
+    Raises:
+        WeightsError: see ``require``.
+    """
+    for group in ("vision", "llm"):
+        node = run[group]
+        if node.get("weights") == "pretrained" and node.get("name") is not None:
+            require(node["name"], group)
 
 
 def require(name: str, group: str) -> None:
@@ -59,8 +72,7 @@ def require(name: str, group: str) -> None:
     if constants.HF_HUB_OFFLINE or not _reachable(host):
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{host} cannot be reached"
         raise WeightsError(
-            f"{group}.weights=pretrained needs {name}, which is not in the cache "
-            f"({os.path.relpath(constants.HF_HUB_CACHE, Path.home())} in your home), and {why}\n"
+            f"{group}.weights=pretrained needs {name}, which is not in the cache {constants.HF_HUB_CACHE}, and {why}\n"
             f"  fix: set {group}.weights=random to build the same architecture untrained, run once where there is a "
             f"network, or set {group}.name to a local folder"
         )

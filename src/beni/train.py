@@ -14,15 +14,18 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from beni.config.command import run_command
+from beni import hub
+from beni.config.command import one_screen, run_command
 from beni.config.compose import freeze
 from beni.paths import conf_dir
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")
+@one_screen
 def main(composed: DictConfig) -> str:
     """One composed run, here and now; returns its folder."""
     run = freeze(composed, HydraConfig.get().runtime.choices)
+    hub.require_weights(run)
     from beni.run import train  # imports torch: only once the run is known to be sound
 
     return str(train(run))

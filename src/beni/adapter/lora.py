@@ -1,7 +1,7 @@
 """LoRA (arXiv 2106.09685) through peft, injected into one component only.
 
-Suffix targets such as ``q_proj`` name modules of the vision encoder, the perceiver and the llm alike; injecting into the
-component, not into the whole model, is what keeps the adapters where the plan put them.
+Suffix targets such as ``q_proj`` name modules of the vision encoder, the perceiver and the llm alike; injecting into
+the component, not into the whole model, is what keeps the adapters where the plan put them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Lora(Adapter):
         targets: last parts of module names, for instance ``[q_proj, v_proj]``.
     """
 
-    def __init__(self, *, r: int, alpha: float, dropout: float, targets: list[str]) -> None:
+    def __init__(self, *, r: int, alpha: int, dropout: float, targets: list[str]) -> None:
         self.config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
         self.targets = targets
 
@@ -34,7 +34,7 @@ class Lora(Adapter):
             linear = sorted({n.split(".")[-1] for n, m in component.named_modules() if isinstance(m, nn.Linear)})
             raise CompositionError(
                 "E-ADAPTER",
-                f"adapter.targets={missing} are no modules of {type(component).__name__}; its linear layers are {linear}",
+                f"adapter.targets={missing} are no modules of {type(component).__name__}; its linear layers: {linear}",
                 groups=("adapter", "llm"),
                 fix=f"set adapter.targets={linear}",
             )

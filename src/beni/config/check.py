@@ -7,14 +7,15 @@ Each problem names the key, the value, what was expected and, for a misspelling,
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
-from collections.abc import Iterable
-from typing import Any, get_type_hints
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args, get_type_hints
 
 from beni.config import schema
 from beni.config.signature import Key, keys_of
-from beni.config.types import fits
+from beni.config.suggest import unknown_key
+from beni.config.types import example, expectation, fits
 from beni.errors import ConfigError
 
 TRUST_VARIABLE = "BENI_TRUSTED"
@@ -22,6 +23,9 @@ TRUST_VARIABLE = "BENI_TRUSTED"
 
 GENERATED = ("choices",)
 """Top-level keys that beni itself writes into the frozen run."""
+
+PLAN_MODE = f"Literal{list(get_args(schema.PlanMode))}"
+"""``schema.PlanMode`` spelt out, since annotations are compared as text."""
 
 
 def check(run: dict[str, Any]) -> None:
@@ -31,11 +35,16 @@ def check(run: dict[str, Any]) -> None:
         ConfigError: with every problem found, one a line.
     """
     known = (*schema.PART_GROUPS, *schema.SECTIONS, *GENERATED)
-    problems = [unknown(key, "", known) for key in run if key not in known]
-    problems += [f"section {key} is missing from the run" for key in known if key not in run and key not in GENERATED]
+    tree = {key: value for key, value in run.items() if key in known}
+    problems = [unknown_key(key, tree, run.get("choices", {})) for key in run if key not in known]
+    problems += [
+        f"{key} is missing from the run\n  fix: leave out ~{key}"
+        for key in known
+        if key not in run and key not in GENERATED
+    ]
     for group in schema.PART_GROUPS:
         if group in run:
-            problems += _check_part(group, run[group])
+            problems += _check_part(group, run[group], run.get("choices", {}))
     for name, section in schema.SECTIONS.items():
         if name in run:
             problems += _check_section(name, run[name], section)
@@ -52,7 +61,10 @@ def trusted_prefixes() -> tuple[str, ...]:
 
 
 def untrusted(node: Any, where: str = "") -> list[str]:
-    """Every ``_target_`` below ``node`` that stands under no trusted prefix, as a problem."""
+    """Every ``_target_`` below ``node`` that is no class or function defined under a trusted prefix, as a problem.
+
+    The prefix alone would not do: ``beni.run.os.system`` has it too.
+    """
     if isinstance(node, list):
         return [problem for i, item in enumerate(node) for problem in untrusted(item, f"{where}[{i}]")]
     if not isinstance(node, dict):
@@ -60,40 +72,40 @@ def untrusted(node: Any, where: str = "") -> list[str]:
     problems = []
     target = node.get("_target_")
     if target is not None and not str(target).startswith(trusted_prefixes()):
+        package = str(target).split(".")[0]
         problems.append(
             f"{where}._target_={target} is not trusted; expected a path under {', '.join(trusted_prefixes())}\n"
-            f"  fix: choose an option of the group, or set {TRUST_VARIABLE}={str(target).split('.')[0]} in the environment"
+            "  fix: choose an option of the group"
+            + ("" if _is_stdlib(package) else f", or trust the package: {TRUST_VARIABLE}={package} in the environment")
         )
+    elif target is not None:
+        try:
+            keys_of(str(target))
+        except LookupError as error:
+            problems.append(f"{where}._target_: {error}\n  fix: choose an option of the group")
     for key, value in node.items():
         problems += untrusted(value, f"{where}.{key}" if where else str(key))
     return problems
 
 
-def unknown(key: str, where: str, candidates: Iterable[str]) -> str:
-    """The message for a key nobody reads, with the one that was probably meant."""
-    candidates = [c for c in candidates if c != "_target_"]
-    close = difflib.get_close_matches(key, candidates, n=1, cutoff=0.6)
-    path = f"{where}.{key}" if where else key
-    hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(candidates) or 'none'}"
-    return f"unknown key {path}; {hint}"
+def _is_stdlib(package: str) -> bool:
+    return package in sys.stdlib_module_names or package == "builtins"
 
 
-def _check_part(group: str, node: Any) -> list[str]:
+def _check_part(group: str, node: Any, choices: Mapping[str, Any]) -> list[str]:
     if not isinstance(node, dict):
         return [f"{group}={node!r} is not an option; expected the name of a file in conf/{group}/"]
     if problems := untrusted(node, group):
         return problems
     target = node.get("_target_")
     if target is None:
-        return [f"{group} has no _target_; choose an option of the group, for instance {group}=none"]
-    try:
-        keys = keys_of(target)
-    except LookupError as error:
-        return [f"{group}._target_: {error}"]
-    problems = [unknown(key, group, keys) for key in node if key not in keys and key != "_target_"]
-    problems += [f"{group}.{k.name} is missing; expected {k.annotation}" for k in keys.values() if _absent(k, node)]
+        return [f"{group} has no _target_\n  fix: choose one option of the group, for instance {group}=none"]
+    keys = keys_of(str(target))
+    tree = {group: {name: node.get(name) for name in keys}}
+    problems = [unknown_key(f"{group}.{key}", tree, choices) for key in node if key not in keys and key != "_target_"]
+    problems += [_missing(f"{group}.{k.name}", k.annotation) for k in keys.values() if _absent(k, node)]
     problems += [
-        f"{group}.{name}={node[name]!r} is not {keys[name].annotation}"
+        _wrong_type(f"{group}.{name}", node[name], keys[name].annotation)
         for name in node
         if name in keys and not fits(node[name], keys[name].annotation)
     ]
@@ -104,51 +116,100 @@ def _absent(key: Key, node: dict[str, Any]) -> bool:
     return key.required and key.name not in node
 
 
+def _missing(path: str, annotation: str) -> str:
+    return f"{path} is missing; expected {expectation(annotation)}\n  fix: set {path}={example(annotation)}"
+
+
+def _wrong_type(path: str, value: Any, annotation: str) -> str:
+    return f"{path}={_shown(value)}, expected {expectation(annotation)}\n  fix: set {path}={example(annotation, value)}"
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML says it."""
+    return {None: "null", True: "true", False: "false"}.get(value, value) if _is_plain(value) else repr(value)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | bool | int | float)
+
+
 def _check_section(path: str, node: Any, section: type[Any]) -> list[str]:
     if not isinstance(node, dict):
-        return [f"{path}={node!r} is not a section; expected the keys {', '.join(_fields(section))}"]
+        return [f"{path}={node!r} is not a section; expected the keys {', '.join(_fields(section))}\n  fix: set those"]
     fields = _fields(section)
     problems = untrusted(node, path)
-    problems += [unknown(key, path, fields) for key in node if key not in fields]
+    inner: Any = dict.fromkeys(fields)
+    for name in reversed(path.split(".")):
+        inner = {name: inner}
+    problems += [unknown_key(f"{path}.{key}", inner, {}) for key in node if key not in fields]
     hints = get_type_hints(section)
     for name, annotation in fields.items():
         if name not in node:
-            problems.append(f"{path}.{name} is missing; expected {annotation}")
+            problems.append(_missing(f"{path}.{name}", annotation))
         elif dataclasses.is_dataclass(hints[name]):
             problems += _check_section(f"{path}.{name}", node[name], hints[name])
-        elif not fits(node[name], annotation.replace("PlanMode", "Literal['frozen', 'full', 'lora']")):
-            problems.append(f"{path}.{name}={node[name]!r} is not {annotation}")
+        elif not fits(node[name], annotation):
+            problems.append(_wrong_type(f"{path}.{name}", node[name], annotation))
     return problems
 
 
 def _fields(section: type[Any]) -> dict[str, str]:
-    return {field.name: str(field.type) for field in dataclasses.fields(section)}
+    return {field.name: str(field.type).replace("PlanMode", PLAN_MODE) for field in dataclasses.fields(section)}
+
+
+AT_LEAST = {
+    "train.steps": 1,
+    "train.batch_size": 1,
+    "train.accumulation": 1,
+    "train.log_every": 1,
+    "train.seed": 0,
+    "train.threads": 0,
+    "train.workers": 0,
+    "optim.min_lr": 0,
+    "optim.weight_decay": 0,
+    "optim.clip": 0,
+    "template.max_length": 1,
+    "checkpoint.every": 0,
+    "checkpoint.keep": 1,
+    "eval.every": 0,
+    "eval.examples": 0,
+    "eval.gallery": 0,
+    "eval.batch_size": 1,
+}
+"""Smallest value of each number that has one."""
 
 
 def _ranges(run: dict[str, Any]) -> Iterable[str]:
     """Rules that no type expresses."""
+    for path, least in AT_LEAST.items():
+        section, _, name = path.partition(".")
+        if not run[section][name] >= least:  # not "<": nan must be refused as well
+            yield f"{path}={run[section][name]}, expected at least {least}\n  fix: set {path}={least} or more"
     train, optim = run["train"], run["optim"]
-    for name in ("steps", "batch_size", "accumulation", "log_every"):
-        if train[name] < 1:
-            yield f"train.{name}={train[name]}, expected at least 1"
-    for name in ("threads", "workers"):
-        if train[name] < 0:
-            yield f"train.{name}={train[name]}, expected 0 or more"
+    if train["accumulation"] > train["batch_size"]:
+        yield (
+            f"train.accumulation={train['accumulation']} micro-batches cannot share "
+            f"train.batch_size={train['batch_size']} samples\n"
+            f"  fix: set train.accumulation={train['batch_size']} or less"
+        )
+    if not 0 < optim["lr"] < float("inf"):
+        yield f"optim.lr={optim['lr']}, expected a number above 0\n  fix: set optim.lr=1e-4"
+    elif optim["min_lr"] > optim["lr"]:
+        yield f"optim.min_lr={optim['min_lr']} exceeds optim.lr={optim['lr']}\n  fix: set optim.min_lr below it"
+    if not 0 < optim["eps"] < 1:
+        yield f"optim.eps={optim['eps']}, expected a number between 0 and 1\n  fix: set optim.eps=1e-8"
     if not 0 <= optim["warmup_ratio"] < 1:
-        yield f"optim.warmup_ratio={optim['warmup_ratio']}, expected a share in [0, 1)"
-    if optim["min_lr"] > optim["lr"]:
-        yield f"optim.min_lr={optim['min_lr']} exceeds optim.lr={optim['lr']}; set optim.min_lr below it"
+        yield (
+            f"optim.warmup_ratio={optim['warmup_ratio']}, expected a share of the steps in [0, 1)"
+            "\n  fix: set optim.warmup_ratio=0.03"
+        )
     if len(optim["betas"]) != 2 or not all(0 <= beta < 1 for beta in optim["betas"]):
-        yield f"optim.betas={optim['betas']}, expected two numbers in [0, 1)"
-    for section, name in (("checkpoint", "every"), ("eval", "every"), ("eval", "examples"), ("eval", "gallery")):
-        if run[section][name] < 0:
-            yield f"{section}.{name}={run[section][name]}, expected 0 or more"
-    if run["checkpoint"]["keep"] < 1:
-        yield f"checkpoint.keep={run['checkpoint']['keep']}, expected at least 1"
-    if run["eval"]["batch_size"] < 1:
-        yield f"eval.batch_size={run['eval']['batch_size']}, expected at least 1"
+        yield f"optim.betas={optim['betas']}, expected two numbers in [0, 1)\n  fix: set 'optim.betas=[0.9,0.95]'"
     lora = [c for c, mode in train["plan"].items() if mode == "lora"]
     if lora and run["adapter"]["_target_"] == "beni.adapter.none.NoAdapter":
-        yield f"train.plan.{lora[0]}=lora needs an adapter; set adapter=lora"
-    if not run["study"]["name"] or "/" in run["study"]["name"]:
-        yield f"study.name={run['study']['name']!r}, expected a folder name without '/'"
+        yield f"train.plan.{lora[0]}=lora needs an adapter\n  fix: set adapter=lora"
+    name = run["study"]["name"]
+    if not name.strip() or "/" in name or name.startswith("."):
+        yield f"study.name={name}, expected the name of a folder below paths.runs\n  fix: set study.name=default"
+    if not run["paths"]["runs"].strip():
+        yield "paths.runs is empty, expected a folder\n  fix: set paths.runs=runs"

@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
 
 from beni.config.explain import explained
 from beni.errors import BeniError
@@ -16,13 +22,31 @@ def run_command(main: Callable[[], None]) -> None:
     Hydra prints and exits with 1 on its own unless asked for full errors; asked, it lets them through to us.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     try:
-        with explained(overrides):
+        with explained():
             main()
     except BeniError as error:
         report(error)
         sys.exit(2)
+
+
+def one_screen(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Ends a single run that meets a user error here, before Hydra puts a line of its own above the message.
+
+    In a multirun the error goes on to the launcher, which has other arms to see to.
+    """
+
+    @wraps(task)
+    def guarded(composed: DictConfig) -> Any:
+        try:
+            return task(composed)
+        except BeniError as error:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise
+            report(error)
+            sys.exit(2)
+
+    return guarded
 
 
 def report(error: BeniError) -> None:

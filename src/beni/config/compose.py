@@ -27,8 +27,8 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
 
     from beni.config.explain import explained
 
-    extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
-    with explained(list(overrides)), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    extra = [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"] if config_dir else []
+    with explained(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
         composed = hydra_compose("train", overrides=[*overrides, *extra], return_hydra_config=True)
         choices = dict(composed.hydra.runtime.choices)
     return freeze(composed, choices)
@@ -40,11 +40,12 @@ def freeze(composed: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: see ``beni.config.check``.
     """
-    plain = OmegaConf.to_container(
-        OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"]),
-        resolve=True,
-        throw_on_missing=True,
-    )
+    from beni.config.explain import explained
+
+    with explained():
+        sections = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        plain = OmegaConf.to_container(sections, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
     run = {str(key): value for key, value in plain.items()}
     run["choices"] = {g: str(o) for g, o in choices.items() if not g.startswith("hydra/") and o is not None}
     check(run)

@@ -52,7 +52,7 @@ def relevant(run: dict[str, Any]) -> dict[str, Any]:
 def run_folder(run: dict[str, Any]) -> Path:
     """``<paths.runs>/<study>/<choices>-s<seed>-<signature>``, the same for every rank and every repetition."""
     choices = [run["choices"].get(group, "custom") for group in IN_NAME]
-    name = "-".join(choice for choice in choices if choice not in ("none", "auto"))
+    name = "-".join(choice.replace("/", "_") for choice in choices if choice not in ("none", "auto"))
     return Path(run["paths"]["runs"]) / run["study"]["name"] / f"{name}-s{run['train']['seed']}-{signature(run)}"
 
 

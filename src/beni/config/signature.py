@@ -1,8 +1,9 @@
 """The signature of a ``_target_``, read from its source without importing it.
 
 Parts import torch and transformers; a misspelt key must not cost their two seconds. So the target's file is parsed
-(``ast``), and the class's ``__init__`` or the function gives the keys, their annotations and whether they have a default.
-Convention (beni/stage.py): arguments before ``*`` are handed over while building, those after it are keys of the YAML.
+(``ast``), and the class's ``__init__`` or the function gives the keys, their annotations and whether they have a
+default. Convention (beni/stage.py): arguments before ``*`` are handed over while building, those after it are keys of
+the YAML.
 """
 
 from __future__ import annotations

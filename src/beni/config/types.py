@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+from beni.config.suggest import closest
+
 
 def fits(value: Any, annotation: str) -> bool:
     """``value`` against the source text of a type: scalars, Literal, unions, list, tuple, dict, None, Any.
@@ -13,6 +15,58 @@ def fits(value: Any, annotation: str) -> bool:
     everything, since it is then the part's own business.
     """
     return _fits(value, ast.parse(annotation, mode="eval").body)
+
+
+def expectation(annotation: str) -> str:
+    """An annotation in words: ``int | None`` -> ``a whole number or null``."""
+    return " or ".join(_words(node) for node in _alternatives(ast.parse(annotation, mode="eval").body))
+
+
+def example(annotation: str, value: Any = None) -> str:
+    """Something that fits, as one writes it in an override; for a misspelt choice the one most like ``value``."""
+    choices = [option for node in _alternatives(ast.parse(annotation, mode="eval").body) for option in _examples(node)]
+    return closest(str(value), choices, cutoff=0.5) or choices[0]
+
+
+NAMES = {
+    "int": ("a whole number", "1"),
+    "float": ("a number", "0.1"),
+    "bool": ("true or false", "true"),
+    "str": ("text", "..."),
+    "list": ("a list", "[...]"),
+    "tuple": ("a list", "[...]"),
+    "dict": ("a mapping", "{...}"),
+}
+
+
+def _alternatives(node: ast.expr) -> list[ast.expr]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return [*_alternatives(node.left), *_alternatives(node.right)]
+    return [node]
+
+
+def _words(node: ast.expr) -> str:
+    match node:
+        case ast.Constant(value=None):
+            return "null"
+        case ast.Name(id=name) if name in NAMES:
+            return NAMES[name][0]
+        case ast.Subscript(value=ast.Name(id="Literal")):
+            return " or ".join(_examples(node))
+        case ast.Subscript(value=ast.Name(id=name)) if name in NAMES:
+            return f"{NAMES[name][0]} ({ast.unparse(node)})"
+    return ast.unparse(node)
+
+
+def _examples(node: ast.expr) -> list[str]:
+    match node:
+        case ast.Constant(value=None):
+            return ["null"]
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
+            return [str(ast.literal_eval(o)) for o in (choices.elts if isinstance(choices, ast.Tuple) else [choices])]
+        case ast.Name(id=name) | ast.Subscript(value=ast.Name(id=name)) if name in NAMES:
+            return [NAMES[name][1]]
+    return ["..."]
 
 
 def _fits(value: Any, node: ast.expr) -> bool:

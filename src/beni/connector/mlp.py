@@ -8,7 +8,8 @@ norm differ in scale by orders of magnitude between channels.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, cast
 
 from torch import nn
 
@@ -55,7 +56,8 @@ class MlpConnector(Stage):
         self.init_std = init_std
         self.norm = nn.LayerNorm(tokens.dim) if norm == "layernorm" else nn.Identity()
         widths = [tokens.dim] + [dim_out] * depth
-        self.layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in zip(widths, widths[1:], strict=False))
+        layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in pairwise(widths))
+        self.layers = cast("list[nn.Linear]", layers)  # a ModuleList's items are typed as plain modules
         self.dropout = nn.Dropout(dropout)
         self.act = nn.GELU()
 

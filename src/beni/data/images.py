@@ -54,13 +54,16 @@ def decode(image: Image, background: tuple[int, int, int] = (255, 255, 255)) -> 
         DataError: when the content cannot be decoded; names the picture.
     """
     try:
-        picture = ImageOps.exif_transpose(image.load())
+        with image.load() as opened:
+            picture = ImageOps.exif_transpose(opened)
+        if picture.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):  # 16 bits, which convert() clips at 255
+            picture = PILImage.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
         if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
             picture = picture.convert("RGBA")
             canvas = PILImage.new("RGBA", picture.size, (*background, 255))
             picture = PILImage.alpha_composite(canvas, picture)
         return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
+    except Exception as error:  # broken files make Pillow raise anything: struct.error, TypeError, EOFError ...
         raise DataError(f"image {image.key}: {type(error).__name__}: {error}") from error
 
 
@@ -98,7 +101,10 @@ class ImageTransform:
             picture = picture.resize(side, PILImage.Resampling.BICUBIC)
         elif self.resize == "pad":
             colour = tuple(round(255 * m) for m in self.mean)
-            picture = ImageOps.pad(picture, side, PILImage.Resampling.BICUBIC, color=colour)
+            width, height = (max(1, round(self.size * length / max(picture.size))) for length in picture.size)
+            scaled = picture.resize((width, height), PILImage.Resampling.BICUBIC)
+            picture = PILImage.new("RGB", side, colour)
+            picture.paste(scaled, ((self.size - width) // 2, (self.size - height) // 2))
         else:
             picture = ImageOps.fit(picture, side, PILImage.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(picture, dtype=np.float32) / 255.0).permute(2, 0, 1)
@@ -128,7 +134,10 @@ class Augment:
 
     def __call__(self, image: Image, rng: np.random.Generator) -> PILImage.Image:
         """Decode and vary; the same ``rng`` state gives the same picture."""
-        fill = tuple(int(c) for c in rng.integers(0, 256, 3)) if self.background else (255, 255, 255)
+        fill = (255, 255, 255)
+        if self.background:
+            red, green, blue = rng.integers(0, 256, 3).tolist()
+            fill = (red, green, blue)
         picture = decode(image, fill)
         if self.rotate:
             angle = float(rng.uniform(-self.rotate, self.rotate))

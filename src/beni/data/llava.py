@@ -44,7 +44,7 @@ class LlavaJson(Source):
     task = "loss"
 
     def __init__(
-        self, seed: int, *, path: str | None, images: str | None, heldout: int, augment: dict[str, float]
+        self, seed: int, *, path: str | None, images: str | None, heldout: int, augment: dict[str, Any]
     ) -> None:
         if path is None:
             raise DataError(
@@ -76,29 +76,36 @@ class LlavaJson(Source):
     @cached_property
     def records(self) -> list[dict[str, Any]]:
         """The file's records."""
-        text = self.path.read_text(encoding="utf-8")
         try:
+            text = self.path.read_text(encoding="utf-8")
             if self.path.suffix == ".jsonl":
-                return [json.loads(line) for line in text.splitlines() if line.strip()]
-            records = json.loads(text)
+                records = [json.loads(line) for line in text.split("\n") if line.strip()]
+            else:
+                records = json.loads(text)
         except ValueError as error:
             raise DataError(f"{self.path} is not valid JSON: {error}") from error
         if not isinstance(records, list):
             raise DataError(f"{self.path} holds a {type(records).__name__}, expected a list of records")
+        for index, record in enumerate(records):
+            if not isinstance(record, dict):
+                raise DataError(f"{self.path}, record {index}: a {type(record).__name__}, expected an object")
         return records
 
     def _sample(self, index: int) -> Sample:
         record, where = self.records[index], f"{self.path}, record {index}"
         turns = record.get("conversations")
-        if not turns:
-            raise DataError(f"{where}: no 'conversations'; found the keys {sorted(record)}")
+        if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+            raise DataError(f"{where}: no list of turns in 'conversations'; found the keys {sorted(record)}")
         names = record.get("image") or []
-        pending = [names] if isinstance(names, str) else list(names)
+        pending = [names] if isinstance(names, str) else names
+        if not isinstance(pending, list) or not all(isinstance(name, str) for name in pending):
+            raise DataError(f"{where}: 'image' is {names!r}, expected a path or a list of paths")
         images = iter([Image.from_path(self.root / name) for name in pending])
         messages = [self._message(turn, images, where) for turn in turns]
         if next(images, None) is not None:
             raise DataError(f"{where}: {len(pending)} images but fewer {IMAGE} in the text")
-        return Sample(str(record.get("id", index)), tuple(messages), cluster=pending[0] if pending else "")
+        # LLaVA's own ids repeat: several conversations about one picture carry the picture's number
+        return Sample(f"{index}-{record.get('id', '')}", tuple(messages), cluster=pending[0] if pending else "")
 
     def _message(self, turn: dict[str, Any], images: Any, where: str) -> Message:
         role = ROLES.get(str(turn.get("from")))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from PIL.Image import Image as Picture
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from beni.data.collate import Item, collate
@@ -39,6 +39,10 @@ class Steps(Dataset[list[Batch]]):
     rank: int = 0
     world: int = 1
 
+    def __post_init__(self) -> None:
+        """Finds a step that cannot be divided here rather than in a worker."""
+        micro_batches(self.seed, 0, len(self.source), self.batch_size, self.world, self.accumulation)
+
     def __getitem__(self, step: int) -> list[Batch]:
         parts = micro_batches(self.seed, step, len(self.source), self.batch_size, self.world, self.accumulation)
         return [
@@ -63,6 +67,7 @@ def load(steps: Steps, first: int, last: int, workers: int, pin: bool) -> Iterat
             num_workers=workers,
             prefetch_factor=2 if workers else None,
             pin_memory=pin,
+            generator=Generator(),  # else every start would draw from torch's global generator
         )
     )
 

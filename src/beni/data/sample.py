@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from beni.data.images import Augment, Image
@@ -55,9 +55,9 @@ class Sample:
 
     @property
     def answer(self) -> str:
-        """Text of the last assistant message."""
+        """Text of the last assistant message, without the white space around it, as it is supervised."""
         last = next(m for m in reversed(self.messages) if m.role == "assistant")
-        return "".join(part for part in last.content if isinstance(part, str))
+        return "".join(part for part in last.content if isinstance(part, str)).strip()
 
     @property
     def question(self) -> str:
@@ -83,7 +83,7 @@ class Source(ABC):
     """
 
     task: Task
-    augment: Augment = field(default_factory=Augment)
+    augment: Augment = Augment()
 
     @abstractmethod
     def __len__(self) -> int:

@@ -1,17 +1,19 @@
 """One renderer for training, evaluation, chat and export: a conversation to token ids and labels.
 
-The chat template renders text in which every supervised turn is fenced by two private-use characters; their places give
-the label spans, the fences are removed, and the text is tokenised once. So labels come from offsets, never from
-tokenising substrings, and any Jinja template works unchanged. A supervised span is the turn's text and the end token
-that the template puts behind it.
+The chat template renders text in which every supervised turn is fenced by two noncharacters; their places give the
+label spans, the fences are removed, and the text is tokenised once. So labels come from offsets, never from tokenising
+substrings, and any Jinja template works unchanged. A supervised span is the turn's text, the spaces before it (most
+tokenizers write them into the first word) and the end token that the template puts behind it. A prompt is the same text
+up to where the last span begins, so what is asked at evaluation is what was seen in training.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jinja2 import TemplateError
@@ -19,10 +21,12 @@ from transformers import PreTrainedTokenizerBase
 
 from beni.data.images import Image
 from beni.data.sample import Message, Sample
-from beni.data.tokens import IMAGE, SpecialTokens, resolve_tokens
+from beni.data.tokens import IMAGE, SpecialTokens, added_tokens, resolve_tokens
 from beni.errors import DataError
 
-OPEN, CLOSE = "\ue000", "\ue001"  # private use area: no text has them, no template strips them
+# noncharacters: Unicode keeps them out of texts that are exchanged, no template strips them
+OPEN, CLOSE = "\ufdd0", "\ufdd1"
+GUARD = "\ufdd2"  # stands inside a text's "</s>" while it is tokenised, so that it stays the four characters it is
 IGNORE = -100
 
 
@@ -51,6 +55,9 @@ class Renderer:
 
     Raises:
         DataError: when there is no chat template, or it loses, changes or never ends an assistant's text.
+
+    A message's text that spells the bos, pad or end token is tokenised as ordinary text; other added tokens in it
+    (``<loc0001>``, ``<|box_start|>``) keep their meaning.
     """
 
     def __init__(
@@ -58,30 +65,34 @@ class Renderer:
     ) -> None:
         self.tokenizer, self.settings = tokenizer, settings
         self.tokens: SpecialTokens = resolve_tokens(tokenizer)
-        self.visual_tokens = visual_tokens if callable(visual_tokens) else lambda image: visual_tokens
-        self.jinja = settings["jinja"] or tokenizer.chat_template
+        self.visual_tokens = visual_tokens
+        own = tokenizer.chat_template  # a dict where the tokenizer names several, for tools and retrieval
+        self.jinja: str = settings["jinja"] or (own.get("default") if isinstance(own, dict) else own)
         if not self.jinja:
             raise DataError(
                 f"template={settings['name']}: the llm's tokenizer has no chat template\n"
                 "  fix: set template=chatml (for conversations) or template=plain (for captions)"
             )
+        self._know_ends(token for token in added_tokens(tokenizer) if token != IMAGE)
         end = self._probe()
         self.tokens = replace(self.tokens, eos=tuple(dict.fromkeys((*self.tokens.eos, end))))
+        self._know_ends(cast(list[str], tokenizer.convert_ids_to_tokens(list(self.tokens.eos))))
 
     def hash(self) -> str:
         """Changes with anything that changes what the model sees: template, system message, tokenizer."""
-        parts = [self.jinja, str(self.settings["system"]), str(len(self.tokenizer)), str(self.tokens)]
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        parts = [self.jinja, str(self.settings["system"]), str(vocabulary), str(self.tokens)]
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:12]
 
     def encode(self, sample: Sample) -> Encoded:
         """The whole conversation with its labels.
 
         Raises:
-            DataError: nothing supervised, placeholders and images that disagree, or too long; names the sample.
+            DataError: nothing supervised, placeholders and images that disagree, too long, or a message that the
+                template refuses, loses or changes; names the sample.
         """
-        text = self.render(sample.messages)
-        text, spans = self._spans(text)
-        ids, labels = self._tokenise(text, spans)
+        text, spans = self._render(sample)
+        ids, labels = self._tokenise(text, spans, sample)
         ids, labels = self._expand(ids, labels, sample)
         encoded = self._fit(ids, labels, sample)
         if not (encoded.labels[1:] != IGNORE).any():
@@ -92,11 +103,18 @@ class Renderer:
         return encoded
 
     def prompt(self, sample: Sample) -> Encoded:
-        """The conversation up to where its last assistant message begins; nothing is supervised."""
-        last = max(i for i, m in enumerate(sample.messages) if m.role == "assistant")
-        text = self._apply(sample.messages[:last], add_generation_prompt=True, fence=False)
-        ids, labels = self._tokenise(text, [])
-        return Encoded(*self._expand(ids, labels, sample))
+        """The conversation up to where its last assistant message begins (all of it if it has none), unsupervised.
+
+        Its ids are the first ids of ``encode``, except where the answer's first character changes how the tokenizer
+        cuts what stands before it (never behind a special token). A letter stands in for the answer meanwhile: many a
+        tokenizer cuts two line breaks otherwise when nothing follows them.
+        """
+        last = max((i for i, m in enumerate(sample.messages) if m.role == "assistant"), default=len(sample.messages))
+        asked = Sample(sample.id, (*sample.messages[:last], Message("assistant", ("a",), train=True)))
+        text, spans = self._render(asked)
+        ids, labels = self._expand(*self._tokenise(text, spans[-1:], asked), asked)
+        begin = int((labels != IGNORE).argmax())
+        return Encoded(ids[:begin], np.full(begin, IGNORE))
 
     def decode(self, ids: Any) -> str:
         """Generated ids -> the answer's text, cut at the first end token."""
@@ -105,46 +123,54 @@ class Renderer:
             if token in self.tokens.eos:
                 break
             kept.append(token)
-        return self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
-    def render(self, messages: tuple[Message, ...]) -> str:
-        """The conversation as text, supervised turns still fenced."""
-        return self._apply(messages, add_generation_prompt=False, fence=True)
-
-    def _apply(self, messages: tuple[Message, ...], *, add_generation_prompt: bool, fence: bool) -> str:
-        turns = []
-        if self.settings["system"] and not any(m.role == "system" for m in messages):
+    def _render(self, sample: Sample) -> tuple[str, list[tuple[int, int]]]:
+        """The conversation as text, and the character spans to supervise: spaces before and end token included."""
+        turns, supervised = [], []
+        if self.settings["system"] and not any(m.role == "system" for m in sample.messages):
             turns.append({"role": "system", "content": self.settings["system"]})
-        for message in messages:
-            text = "".join(IMAGE if isinstance(part, Image) else part for part in message.content).strip()
-            fenced = fence and message.supervised
-            turns.append({"role": message.role, "content": f"{OPEN}{text}{CLOSE}" if fenced else text})
+        for message in sample.messages:
+            content = self._content(message, sample)
+            if message.supervised:
+                supervised.append(content)
+                content = f"{OPEN}{content}{CLOSE}"
+            turns.append({"role": message.role, "content": content})
+        name = self.settings["name"]
         try:
-            return self.tokenizer.apply_chat_template(
-                turns, chat_template=self.jinja, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
+            fenced = cast(str, self.tokenizer.apply_chat_template(turns, chat_template=self.jinja, tokenize=False))
         except TemplateError as error:
             roles = ", ".join(turn["role"] for turn in turns)
-            raise DataError(f"template={self.settings['name']} refuses the roles {roles}: {error}") from error
+            fix = "template.system=null" if self.settings["system"] else "template=chatml"
+            raise DataError(
+                f"sample {sample.id}: template={name} refuses the roles {roles}: {error}\n  fix: set {fix}"
+            ) from error
+        before, *rest = fenced.split(OPEN)
+        pieces = [piece.split(CLOSE) for piece in rest]
+        if CLOSE in before or [piece[0] for piece in pieces] != supervised or any(len(p) != 2 for p in pieces):
+            raise DataError(
+                f"sample {sample.id}: template={name} loses or changes a supervised message's text, so labels cannot "
+                "be placed\n  fix: use template=chatml, or a template.jinja that writes {{ message.content }} as it is"
+            )
+        text, spans = before, []
+        for said, after in pieces:
+            start, end = len(text.rstrip(" ")), len(text) + len(said)
+            text += said + after
+            close = self._end.match(text, end)
+            spans.append((start, close.end() if close else end))
+        return text, spans
 
-    def _spans(self, fenced: str) -> tuple[str, list[tuple[int, int]]]:
-        """Fenced text -> plain text and the character spans to supervise, end tokens included."""
-        text, spans, start = "", [], 0
-        for piece in _pieces(fenced):
-            if piece == OPEN:
-                start = len(text)
-            elif piece == CLOSE:
-                spans.append((start, len(text)))
-            else:
-                text += piece
-        ends = sorted(self.tokenizer.all_special_tokens, key=len, reverse=True)
-        extended = []
-        for a, b in spans:
-            end = next((token for token in ends if text.startswith(token, b)), "")
-            extended.append((a, b + len(end)))
-        return text, extended
+    def _content(self, message: Message, sample: Sample) -> str:
+        said = "".join(part for part in message.content if isinstance(part, str))
+        if any(mark in said for mark in (OPEN, CLOSE, GUARD)):
+            raise DataError(f"sample {sample.id}: the text holds one of the noncharacters U+FDD0 to U+FDD2; remove it")
+        parts = (
+            IMAGE if isinstance(part, Image) else self._control.sub(lambda m: m[0][0] + GUARD + m[0][1:], part)
+            for part in message.content
+        )
+        return "".join(parts).strip()
 
-    def _tokenise(self, text: str, spans: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    def _tokenise(self, text: str, spans: list[tuple[int, int]], sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.array(coded["input_ids"], dtype=np.int64)
         offsets = np.array(coded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
@@ -152,6 +178,12 @@ class Renderer:
         for a, b in spans:
             inside = (offsets[:, 1] > a) & (offsets[:, 0] < b) & (offsets[:, 1] > offsets[:, 0])
             labels[inside] = ids[inside]
+        if GUARD in text:
+            pieces = [text[a:b] for a, b in offsets]
+            if any(GUARD in piece and piece != GUARD for piece in pieces):
+                raise DataError(f"sample {sample.id}: a text that spells a control token cannot be tokenised as text")
+            kept = np.array([piece != GUARD for piece in pieces])
+            ids, labels = ids[kept], labels[kept]
         bos = self.tokens.bos
         if bos is not None and (len(ids) == 0 or ids[0] != bos):
             ids, labels = np.concatenate([[bos], ids]), np.concatenate([[IGNORE], labels])
@@ -167,7 +199,8 @@ class Renderer:
                 "expected one each"
             )
         counts = np.ones(len(ids), dtype=np.int64)
-        counts[places] = [self.visual_tokens(image) for image in images]
+        per_image = self.visual_tokens
+        counts[places] = [per_image(image) if callable(per_image) else per_image for image in images]
         labels = np.where(places, IGNORE, labels)
         return np.repeat(ids, counts), np.repeat(labels, counts)
 
@@ -189,25 +222,29 @@ class Renderer:
         """Renders one exchange, checks that nothing of the answer is lost or changed, and returns the end token."""
         answer = "beni probe answer"
         sample = Sample("probe", (Message("user", ("question",)), Message("assistant", (answer,))))
-        text, spans = self._spans(self.render(sample.messages))
         name = self.settings["name"]
-        if len(spans) != 1 or not text[slice(*spans[0])].startswith(answer):
-            raise DataError(f"template={name} loses or changes the assistant's text, so labels cannot be placed")
-        ids, labels = self._tokenise(text, spans)
+        text, spans = self._render(sample)
+        _, labels = self._tokenise(text, spans, sample)
         kept = labels[labels != IGNORE]
         end = int(kept[-1])
-        if end not in self.tokenizer.all_special_ids:
+        if text[slice(*spans[0])].lstrip() == answer:
             raise DataError(
                 f"template={name} puts no end token behind the assistant's text, so no answer would ever end\n"
                 "  fix: use template=chatml, or end assistant messages with {{ eos_token }} in template.jinja"
             )
-        said = self.tokenizer.decode(kept[:-1]).strip()
+        said = self.tokenizer.decode(kept[:-1], clean_up_tokenization_spaces=False).strip()
         if said != answer:
             raise DataError(f"template={name}: labels say {said!r}, expected {answer!r}")
         return end
 
+    def _know_ends(self, tokens: Iterable[str]) -> None:
+        """Makes the patterns of what may end a turn, and of what a text must not be mistaken for."""
+        ends = list(tokens)
+        self._end = _any_of(ends, r"\s*")
+        controls = (self.tokenizer.bos_token, self.tokenizer.pad_token, *ends)
+        self._control = _any_of(token for token in controls if isinstance(token, str))
 
-def _pieces(fenced: str) -> list[str]:
-    for fence in (OPEN, CLOSE):
-        fenced = fenced.replace(fence, f"\0{fence}\0")
-    return [piece for piece in fenced.split("\0") if piece]
+
+def _any_of(tokens: Iterable[str], before: str = "") -> re.Pattern[str]:
+    """Matches any of ``tokens``, the longest first."""
+    return re.compile(f"{before}(?:{'|'.join(map(re.escape, sorted(tokens, key=len, reverse=True)))})")

@@ -20,7 +20,7 @@ class Text(Source):
         heldout: share of the text, at its end, held out for the loss, in (0, 1).
 
     Raises:
-        DataError: when the file is missing or holds fewer than two pieces.
+        DataError: when the file is missing, is not UTF-8 or holds fewer than two pieces.
     """
 
     task = "loss"
@@ -31,7 +31,10 @@ class Text(Source):
         self.path = Path(path).expanduser()
         if not self.path.is_file():
             raise DataError(f"data.path={path} does not exist")
-        text = self.path.read_text(encoding="utf-8")
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"data.path={path} is not UTF-8 text: {error}") from error
         pieces = [text[i : i + piece] for i in range(0, len(text), piece)]
         held = max(1, round(heldout * len(pieces)))
         self._pieces, self._held = pieces[:-held], pieces[-held:]

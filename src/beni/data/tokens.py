@@ -1,12 +1,13 @@
 """Special tokens, resolved explicitly: many llms lack one of them, and none has beni's image placeholder.
 
-The placeholder is added to the tokenizer only. Its id may lie beyond the llm's embedding table: placeholder positions are
-filled with visual tokens and never looked up or predicted, so no embedding is resized and tied heads stay tied.
+The placeholder is added to the tokenizer only. Its id may lie beyond the llm's embedding table: placeholder positions
+are filled with visual tokens and never looked up or predicted, so no embedding is resized and tied heads stay tied.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -45,15 +46,20 @@ def resolve_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
             "the tokenizer has no eos token, so no answer could ever end; set llm.tokenizer to one that has, "
             "or add eos_token to its tokenizer_config.json"
         )
-    if tokenizer.convert_tokens_to_ids(IMAGE) in (None, tokenizer.unk_token_id):
+    if IMAGE not in added_tokens(tokenizer):  # an ordinary vocabulary entry would be written in pieces
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]}, replace_extra_special_tokens=False)
-    eos = int(tokenizer.eos_token_id)
+    eos = cast(int, tokenizer.eos_token_id)
     return SpecialTokens(
-        image=int(tokenizer.convert_tokens_to_ids(IMAGE)),
+        image=cast(int, tokenizer.convert_tokens_to_ids(IMAGE)),
         bos=leading_bos(tokenizer),
-        pad=eos if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
+        pad=eos if tokenizer.pad_token_id is None else cast(int, tokenizer.pad_token_id),
         eos=(eos,),
     )
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The texts that are always one token; many a chat template ends turns with one that no attribute names."""
+    return [token.content for token in tokenizer.added_tokens_decoder.values()]
 
 
 def leading_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -1,6 +1,7 @@
 """Who am I among the processes of this run: explicit variables first, then SLURM, then a single process.
 
-A partly set environment is an error (as in DINOv2): guessing the rest trains N copies of a one-process run on one folder.
+A partly set environment is an error (as in DINOv2): guessing the rest trains N copies of a one-process run on one
+folder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scores of held-out examples: exact answers, choices by likelihood, and losses, each with the true or a blank image."""
+"""Scores of held-out examples: exact answers, choices by likelihood, and losses – with the true or a blank image."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """One arm in a process of its own: ``python -m beni.launch.job RUN_FOLDER`` runs the frozen config of that folder.
 
-``--check`` instead reads frozen runs as a JSON list from stdin and stops at the first that is impossible.
+``--check`` instead reads frozen runs as a JSON list from stdin and writes a list of as many to stdout: null, or why the
+run is impossible.
 A queued or requeued job reads this file and never ``conf/``, so editing a YAML meanwhile changes nothing.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import yaml
 
 from beni.config.command import report
 from beni.errors import BeniError, ResumeError
+from beni.launch.status import failure, read_status, write_status
 
 
 def load_frozen(folder: Path) -> dict[str, Any]:
@@ -36,16 +39,35 @@ def main(arguments: list[str]) -> int:
         return 2
     from beni import run  # here and not above: the rest of beni.launch stays free of torch
 
+    if arguments == ["--check"]:
+        print(json.dumps([_problem(run.plan, frozen) for frozen in json.load(sys.stdin)]))
+        return 0
+    folder = Path(arguments[0])
     try:
-        if arguments == ["--check"]:
-            for frozen in json.load(sys.stdin):
-                run.plan(frozen)
-        else:
-            run.train(load_frozen(Path(arguments[0])))
+        run.train(load_frozen(folder))
     except BeniError as error:
         report(error)
+        _note(folder, error)
         return 2
+    except Exception as error:
+        _note(folder, error)
+        raise
     return 0
+
+
+def _problem(plan: Callable[[dict[str, Any]], Any], frozen: dict[str, Any]) -> str | None:
+    try:
+        plan(frozen)
+    except BeniError as error:
+        return str(error)
+    return None
+
+
+def _note(folder: Path, error: Exception) -> None:
+    """Leaves the reason where the run itself had not come far enough to do so."""
+    status = read_status(folder)
+    if status.get("state") == "queued":
+        write_status(folder, **status | {"state": "failed", "error": failure(error)})
 
 
 if __name__ == "__main__":

@@ -6,17 +6,21 @@ Each arm is a process of its own, so one that dies (also by signal, or for lack 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from beni.config.identity import now, run_folder
-from beni.errors import BeniError, CompositionError
+from beni.config.identity import run_folder
+from beni.errors import BeniError
+from beni.launch.status import failure, first_line, read_status, write_status
+
+
+class ImpossibleArm(BeniError):
+    """An arm that could never run; no arm of its sweep is started."""
 
 
 class ArmFailed(BeniError):
@@ -27,7 +31,7 @@ def check_arms(runs: Sequence[dict[str, Any]]) -> None:
     """Spec-propagates every arm in one further process, before any of them starts.
 
     Raises:
-        CompositionError: of the first arm that is impossible; nothing has been written then.
+        ImpossibleArm: with every arm that is impossible; nothing has been written then.
     """
     done = subprocess.run(
         [sys.executable, "-m", "beni.launch.job", "--check"],
@@ -36,63 +40,59 @@ def check_arms(runs: Sequence[dict[str, Any]]) -> None:
         text=True,
     )
     if done.returncode != 0:
-        reason = done.stderr.strip()
-        raise CompositionError("E-ARM", f"no arm was started, since one is impossible:\n  {reason}")
+        raise RuntimeError(f"checking the arms ended with exit code {done.returncode}:\n{done.stderr}")
+    problems = json.loads(done.stdout.splitlines()[-1])
+    reasons = [f"{run_folder(run).name}: {p}" for run, p in zip(runs, problems, strict=True) if p is not None]
+    if reasons:
+        shown = "\n".join(reasons[:5]) + (f"\nand {len(reasons) - 5} more" if len(reasons) > 5 else "")
+        raise ImpossibleArm(f"no arm was started, since {len(reasons)} of {len(runs)} are impossible\n{shown}")
 
 
 def freeze_arm(run: dict[str, Any]) -> Path:
-    """Writes the frozen config and a queued status into the arm's run folder, unless it has begun already."""
+    """Writes the frozen config and a queued status into the arm's run folder, unless it is finished or running."""
     folder = run_folder(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "config.yaml").is_file():
+    status = read_status(folder)
+    if status.get("state") not in ("finished", "running"):
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(run, sort_keys=False, allow_unicode=True))
-    if not (folder / "status.json").is_file():
-        _write_status(folder, state="queued", step=0, steps=run["train"]["steps"], error=None)
+        begun = {"step": 0, "steps": run["train"]["steps"]} | status
+        write_status(folder, **begun | {"state": "queued", "error": None})
     return folder
 
 
-def run_arms(folders: Iterable[Path], say: Any) -> list[tuple[Path, str | None]]:
+def run_arms(folders: Sequence[Path], say: Callable[[str], None]) -> list[str | None]:
     """Runs frozen arms one after another.
 
     Returns:
-        Each folder with None, or the reason why it did not finish; the reason is in its status.json as well.
+        None for each arm that finished, or the reason why it did not; the reason is in its status.json as well.
     """
-    results: list[tuple[Path, str | None]] = []
-    folders = list(folders)
+    reasons: list[str | None] = []
     for number, folder in enumerate(folders, start=1):
         say(f"arm {number}/{len(folders)}: {folder.name}")
         done = subprocess.run([sys.executable, "-m", "beni.launch.job", str(folder)], stdin=subprocess.DEVNULL)
-        status = _read_status(folder)
-        reason = None
-        if status.get("state") != "finished":
-            reason = _reason(folder, status, done.returncode)
+        code = done.returncode
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        reason = settle_arm(folder, None, f"the process ended before the run did ({how})")
+        if reason is not None:
             say(f"arm {number}/{len(folders)} failed: {reason}")
-        results.append((folder, reason))
-    return results
+        reasons.append(reason)
+    return reasons
 
 
-def _reason(folder: Path, status: dict[str, Any], code: int) -> str:
-    """Why an arm did not finish; written into status.json when the process could not do it itself."""
-    if status.get("state") == "failed" and status.get("error"):
-        return str(status["error"]["message"]).splitlines()[0]
-    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    reason = f"the process ended before the run did ({how})"
-    _write_status(folder, **status | {"state": "failed", "error": _error(reason)})
-    return reason
+def settle_arm(
+    folder: Path, error: BaseException | None, otherwise: str = "the job ended before the run did"
+) -> str | None:
+    """None when the arm in ``folder`` has finished, else why not; ``status.json`` says so too afterwards.
 
-
-def _error(message: str) -> dict[str, str]:
-    return {"type": "ArmFailed", "message": message, "traceback": ""}
-
-
-def _read_status(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "status.json").read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _write_status(folder: Path, **values: Any) -> None:
-    partial = folder / ".status.json.partial"
-    partial.write_text(json.dumps(values | {"updated": now()}, indent=1))
-    os.replace(partial, folder / "status.json")
+    Args:
+        folder: of the arm, whose job has ended.
+        error: what its job raised, where the launcher brings that back.
+        otherwise: the reason of an arm that ended without leaving one, for instance killed.
+    """
+    status = read_status(folder)
+    if status.get("state") == "finished":
+        return None
+    if status.get("state") != "failed" or not status.get("error"):
+        status |= {"state": "failed", "error": failure(error or ArmFailed(otherwise))}
+        write_status(folder, **status)
+    return first_line(status)

@@ -48,7 +48,7 @@ class Llm(nn.Module, ABC):
 
     @abstractmethod
     def tied_keys(self, prefix: str) -> dict[str, str]:
-        """State-dict keys that share their tensor with another, ``{key: key it is tied to}``, each behind ``prefix``."""
+        """State-dict keys that share their tensor with another: ``{key: key it is tied to}``, behind ``prefix``."""
 
     @abstractmethod
     def flops(self, length: int, label_rows: int) -> int:

@@ -21,7 +21,7 @@ from beni.llm.base import Llm
 from beni.llm.gguf import load_gguf
 from beni.llm.segment_attention import SegmentPlan
 from beni.measure.flops import count_flops
-from beni.nn.architecture import read_architecture
+from beni.nn.architecture import known_attention, read_architecture
 
 
 class HFLlm(Llm):
@@ -122,6 +122,7 @@ class HFLlm(Llm):
             self.model = AutoModelForCausalLM.from_pretrained(
                 self.name, attn_implementation=self.attn_implementation, dtype=torch.float32, trust_remote_code=False
             )
+        self.config = self.model.config  # what was loaded decides, should llm.architecture differ in a detail
 
     def resolved(self) -> dict[str, Any]:
         return {"architecture": self.config.to_diff_dict() | {"model_type": self.config.model_type}}
@@ -133,7 +134,8 @@ class HFLlm(Llm):
 
 def build_llm(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
     """The causal language model of ``config`` on torch's current default device, in fp32."""
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
+    with known_attention("llm", attn_implementation):
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
 
 
 @torch.no_grad()
@@ -147,13 +149,17 @@ def isolates_segments(llm: Llm) -> bool:
     ids = torch.arange(12, device=device) * 7919 % llm.vocab_size
     embeds = llm.embed(ids[None])
     positions = torch.cat([torch.arange(7), torch.arange(5)]).to(device)[None]
+    training = llm.training
+    llm.eval()  # dropout would make any two passes differ
     try:
         packed = llm(embeds, positions, segments=SegmentPlan.build(torch.tensor([0, 7, 12], device=device)))
+        alone = [
+            llm(embeds[:, a:b], positions[:, a:b], torch.ones(1, b - a, dtype=torch.long, device=device))
+            for a, b in ((0, 7), (7, 12))
+        ]
     except (TypeError, ValueError, KeyError):
         return False
-    alone = [
-        llm(embeds[:, a:b], positions[:, a:b], torch.ones(1, b - a, dtype=torch.long, device=device))
-        for a, b in ((0, 7), (7, 12))
-    ]
+    finally:
+        llm.train(training)
     reference = torch.cat(alone, dim=1)
     return bool((packed - reference).abs().max() <= 1e-3 * reference.abs().max().clamp(min=1e-6))

@@ -1,7 +1,7 @@
 """Makes the embedded tokenizer: ``python -m beni.llm.make_tokenizer`` writes ``embedded_tokenizer/`` anew.
 
-Byte-level BPE over all 256 bytes, its merges learned from the questions of ``data=shapes``: any text can be written, and
-every word of the main job is one token. It lets llms with random weights train where no hub can be reached.
+Byte-level BPE over all 256 bytes, its merges learned from the questions of ``data=shapes``: any text can be written,
+and every word of the main job is one token. It lets llms with random weights train where no hub can be reached.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from beni.llm.tokenizer import EMBEDDED
 VOCABULARY = 512
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<image>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}<|end|>{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    "{% if m.role == 'assistant' %}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
 

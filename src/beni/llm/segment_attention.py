@@ -11,6 +11,7 @@ times slower (484 against 95 ms, training.md section 5).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class SegmentPlan:
         """Borders (0, ..., t) of the segments -> plan, on the device of ``cu_seqlens``."""
         device = cu_seqlens.device
         borders = cu_seqlens.tolist()
-        segments = sorted(((b - a, a) for a, b in zip(borders, borders[1:], strict=False)), reverse=True)
+        segments = sorted(((b - a, a) for a, b in pairwise(borders)), reverse=True)
         groups: list[list[tuple[int, int]]] = []
         for length, start in segments:
             if not groups or groups[-1][0][0] > WASTE * length:

@@ -1,7 +1,7 @@
 """Counting forward FLOPs on the meta device: no weights, no time, and attention included.
 
-torch's counter reports zero for scaled-dot-product attention on CPU (no kernel is registered for its flash path); on the
-meta device it sees the products themselves once the attention is eager, which is how callers must build the module.
+torch's counter reports zero for scaled-dot-product attention on CPU (no kernel is registered for its flash path); on
+the meta device it sees the products themselves once the attention is eager, which is how callers must build the module.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """``BeniForConditionalGeneration``: encode, view, select, resample, connect, fuse, predict.
 
-Parts are built in that order, each from the spec of what the one before it gives, so sizes are never written twice. Each
-draws its initial weights from a stream of its own name: swapping one leaves the weights of all others bit-identical.
+Parts are built in that order, each from the spec of what the one before it gives, so sizes are never written twice.
+Each draws its initial weights from a stream of its own name: swapping one leaves the weights of all others
+bit-identical.
 """
 
 from __future__ import annotations
@@ -99,13 +100,13 @@ class BeniForConditionalGeneration(PreTrainedModel):
             for name in ("vision", "llm"):
                 if parts[name].get("weights") == "pretrained":
                     getattr(self, name).load_pretrained()
+        self.post_init()  # before the adapters: transformers would draw their weights anew, zeros included
+        self.all_tied_weights_keys |= self.llm.tied_keys("llm.")
         self.adapter: Adapter = build(parts["adapter"])
         for name, mode in config.plan.items():
             if mode == "lora":
                 with torch_stream(seed, "init", "adapter", name):
                     self.adapter.inject(self._backbone(name))
-        self.post_init()
-        self.all_tied_weights_keys |= self.llm.tied_keys("llm.")
 
     def forward(
         self,
@@ -118,6 +119,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         visual: VisualTokens | None = None,
         num_items: int | Tensor | None = None,
         step: int = 0,
+        dummy_image: bool = False,
         **_: Any,
     ) -> BeniOutput:
         """One micro-batch to its loss.
@@ -127,6 +129,8 @@ class BeniForConditionalGeneration(PreTrainedModel):
             visual: visual tokens already encoded, instead of ``pixels``.
             num_items: what the summed loss is divided by; the labels of this micro-batch when None.
             step: optimizer step, for stages with a schedule.
+            dummy_image: encode one blank image that counts for nothing, because another rank of a sharded model
+                encodes a real one now.
 
         Raises:
             DataError: E-COUNT when placeholders and visual tokens differ in number.
@@ -135,6 +139,10 @@ class BeniForConditionalGeneration(PreTrainedModel):
         if visual is None and pixels is not None:
             visual = self.encode_images(pixels, context)
         embeds = self._embed(input_ids, visual)
+        if dummy_image:
+            size = self.vision.transform.size
+            blank = self.encode_images(torch.zeros(1, 3, size, size, device=embeds.device), StageContext())
+            embeds = embeds + blank.x.sum() * 0.0
         if position_ids is None:
             position_ids = _positions(input_ids, attention_mask)
         segments = None if cu_seqlens is None else SegmentPlan.build(cu_seqlens)
@@ -187,6 +195,11 @@ class BeniForConditionalGeneration(PreTrainedModel):
     def sharding_units(self) -> list[nn.Module]:
         """The modules that FSDP shards one by one, bottom-up."""
         return [*self.llm.layers(), *self.vision.blocks(), self.resampler]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the widest parameter: transformers loads a saved model in it, and frozen bf16 parts must not round the rest."""
+        return max((p.dtype for p in self.parameters()), key=lambda dtype: dtype.itemsize)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.llm.model.get_input_embeddings()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -29,3 +31,21 @@ def read_architecture(name: str | None, architecture: dict[str, Any] | None, gro
         ) from error
     except ValueError as error:
         raise ConfigError(f"{group}.architecture: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def known_attention(group: str, implementation: str) -> Iterator[None]:
+    """Around building a model: one that has no such attention is the user's to fix.
+
+    Raises:
+        ConfigError: instead of transformers' ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "attn_implementation" not in str(error):
+            raise
+        raise ConfigError(
+            f"{group}.attn_implementation={implementation}: {str(error).split('. ')[0]}\n"
+            f"  fix: set {group}.attn_implementation=eager"
+        ) from error

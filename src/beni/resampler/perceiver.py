@@ -9,7 +9,7 @@ are drawn from N(0, 1/d) and the residual branches start smaller by 1/sqrt(2 dep
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -73,10 +73,11 @@ class Perceiver(Stage):
         dim = tokens.dim
         self.depth, self.num_latents, self.concat_latents = depth, num_latents, concat_latents
         self.latents = nn.Parameter(torch.empty(num_latents, dim))
-        self.layers = nn.ModuleList(
+        layers = nn.ModuleList(
             PerceiverLayer(dim, num_heads, num_kv_heads, head_dim, concat_latents, attention_dropout)
             for _ in range(depth)
         )
+        self.layers = cast("list[PerceiverLayer]", layers)  # a ModuleList's items are typed as plain modules
         self.norm = RMSNorm(dim)
 
     def spec(self, tokens: TokenSpec) -> TokenSpec:

@@ -1,7 +1,8 @@
 """Checkpoints that are complete or absent, and the search for the newest good one.
 
-A checkpoint is written into a hidden folder, flushed to disk, given a marker with the checksum of every file, and renamed.
-Loading trusts nothing without a marker whose checksums fit; a damaged one is passed over for the one before it.
+A checkpoint is written into a hidden folder, flushed to disk, given a marker with the checksum of every file, and
+renamed. Loading trusts nothing without a marker whose checksums fit; a damaged one is passed over for the one before
+it.
 """
 
 from __future__ import annotations
@@ -44,10 +45,14 @@ def save(root: Path, step: int, tensors: dict[str, Tensor], values: dict[str, An
     (partial / MARKER).write_text(json.dumps(marker))
     for name in (TENSORS, VALUES, MARKER):
         _flush(partial / name)
+    _flush(partial)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
     _flush(root)
-    for old in _folders(root)[:-keep]:
+    # a folder of a later step is one that was passed over as damaged: left there, it would push out a good one
+    folders = _folders(root)
+    mine = folders.index(final) + 1
+    for old in (*folders[: max(0, mine - keep)], *folders[mine:]):
         shutil.rmtree(old)
     return final
 
@@ -55,7 +60,7 @@ def save(root: Path, step: int, tensors: dict[str, Tensor], values: dict[str, An
 def newest(root: Path, skipped: list[str]) -> Found | None:
     """The newest complete checkpoint below ``root``; reasons for passing others over are appended to ``skipped``."""
     for partial in root.glob(".partial_*"):
-        shutil.rmtree(partial)
+        shutil.rmtree(partial, ignore_errors=True)  # another rank may be removing it too
     for folder in reversed(_folders(root)):
         problem = _problem(folder)
         if problem is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from beni.errors import ResumeError
 
@@ -20,7 +21,8 @@ def load_initial(model: nn.Module, source: Path) -> list[str]:
         Names of the tensors of ``model`` that kept their own values.
 
     Raises:
-        ResumeError: when there is no saved model, or it shares nothing, or a tensor has another shape.
+        ResumeError: when there is no saved model, it shares nothing, a tensor has another shape, or it has adapters
+            that this model lacks.
     """
     folder = source / "model" if (source / "model").is_dir() else source
     files = sorted(folder.glob("*.safetensors"))
@@ -31,6 +33,13 @@ def load_initial(model: nn.Module, source: Path) -> list[str]:
         )
     saved = {name: tensor for file in files for name, tensor in load_file(file).items()}
     ours = model.state_dict()
+    saved = {_place(name, ours): tensor for name, tensor in saved.items()}
+    adapters = [name for name in saved if "lora_" in name and name not in ours]
+    if adapters:
+        raise ResumeError(
+            f"train.init_from={source} holds adapters that this run has no place for ({adapters[0]})\n"
+            "  fix: set adapter and train.plan as that run has them"
+        )
     clash = [n for n in saved if n in ours and ours[n].shape != saved[n].shape]
     shared = {n: t for n, t in saved.items() if n in ours}
     if clash or not shared:
@@ -38,3 +47,10 @@ def load_initial(model: nn.Module, source: Path) -> list[str]:
         raise ResumeError(f"train.init_from={source} does not fit this run: {what}")
     model.load_state_dict(shared, strict=False)
     return sorted(ours.keys() - shared.keys())
+
+
+def _place(name: str, ours: Mapping[str, Tensor]) -> str:
+    """Where a saved tensor belongs here: adapters move the weights they stand beside into a ``base_layer``."""
+    head, _, last = name.rpartition(".")
+    wrapped = f"{head}.base_layer.{last}"
+    return wrapped if name not in ours and wrapped in ours else name

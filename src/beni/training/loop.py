@@ -1,8 +1,8 @@
 """The training loop: resume, then step by step load, forward, backward, update, log, save, evaluate.
 
-Nothing random lives outside named streams and nothing is stored but the step: dropout is seeded by (seed, step, rank), the
-schedule and the learning rate are functions of the step. So a run killed anywhere and started again gives the digits of one
-that was never interrupted.
+Nothing random lives outside named streams and nothing is stored but the step: dropout is seeded by (seed, step, rank),
+the schedule and the learning rate are functions of the step. So a run killed anywhere and started again gives the
+digits of one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -27,6 +27,7 @@ from beni.training.step import clip_and_update, forward_backward
 from beni.training.trainable import TrainabilityCheck, set_modes
 
 
+@runtime_checkable
 class Log(Protocol):
     """Where the loop reports to; run.py connects it to metrics.jsonl, status.json, the trackers and the terminal."""
 

@@ -1,4 +1,4 @@
-"""AdamW (arXiv 1711.05101) with linear warm-up and cosine decay to ``min_lr``; the rate is a pure function of the step."""
+"""AdamW (arXiv 1711.05101) with linear warm-up and cosine decay; the rate is a pure function of the step."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def build_optimizer(model: nn.Module, settings: Mapping[str, Any]) -> torch.opti
 
 
 def learning_rate(step: int, steps: int, settings: Mapping[str, Any]) -> float:
-    """Rate of optimizer step ``step`` (from 0) of ``steps``: linear to ``lr``, then cosine to ``min_lr`` at the last."""
+    """Rate of optimizer step ``step`` (from 0) of ``steps``: linear to ``lr``, then cosine to ``min_lr``."""
     peak, floor = settings["lr"], settings["min_lr"]
     warmup = round(settings["warmup_ratio"] * steps)
     if step < warmup:

@@ -41,8 +41,9 @@ def scatter(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim
         for name in theirs:
             parameter = ours[name]
             parameter.copy_(_like(tensors[f"model/{name}"], parameter))
+            counter = parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")
             optimizer.state[parameter] = {
-                moment: saved.clone() if moment == "step" else _like(saved, parameter).clone()
+                moment: saved.to(counter, copy=True) if moment == "step" else _like(saved, parameter).clone()
                 for moment in MOMENTS
                 for saved in (tensors[f"optimizer/{name}/{moment}"],)
             }

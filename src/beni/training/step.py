@@ -1,7 +1,7 @@
 """One optimizer step: every micro-batch forward and backward under one normalisation, then clip and update.
 
-The summed token loss of each micro-batch is divided by the label tokens of *all* micro-batches and ranks, so 1x8, 2x4 and
-8x1 micro-batching give one gradient, and a short answer weighs as much a token as a long one.
+The summed token loss of each micro-batch is divided by the label tokens of *all* micro-batches and ranks, so 1x8, 2x4
+and 8x1 micro-batching give one gradient, and a short answer weighs as much a token as a long one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from beni.distributed.collectives import sum_gradients, sum_over_ranks
+from beni.distributed.collectives import any_rank, sum_gradients, sum_over_ranks
 from beni.nn.precision import autocast
 from beni.types import Batch
 
@@ -31,14 +31,18 @@ def forward_backward(
     """
     count = int(sum_over_ranks(sum(batch.num_labels for batch in batches), device))
     total = torch.zeros((), device=device)
+    # under sharding every rank must gather the same weights in the same order: one without an image encodes a dummy
+    sharded = isinstance(model, FSDPModule)
+    pictured = any_rank([batch.pixels is not None for batch in batches], device) if sharded else [False] * len(batches)
     for i, batch in enumerate(batches):
-        if isinstance(model, FSDPModule):
+        if sharded:
             model.set_requires_gradient_sync(i == len(batches) - 1)
+        dummy = pictured[i] and batch.pixels is None
         with autocast(device, precision):
-            loss = model(**batch.to(device).model_inputs(), num_items=count, step=step).loss
+            loss = model(**batch.to(device).model_inputs(), num_items=count, step=step, dummy_image=dummy).loss
         loss.backward()
         total += loss.detach()
-    sum_gradients(p for p in model.parameters() if p.requires_grad)
+    sum_gradients((p for p in model.parameters() if p.requires_grad), device)
     mean = sum_over_ranks(float(total), device)
     if not torch.isfinite(torch.tensor(mean)):
         raise FloatingPointError(f"the loss of step {step + 1} is {mean}; lower optim.lr or set train.precision=fp32")

@@ -29,9 +29,12 @@ def set_modes(model: nn.Module, plan: Mapping[str, str]) -> None:
 
 
 def store_frozen_in_bf16(model: nn.Module, plan: Mapping[str, str]) -> None:
-    """Halves the memory of what never changes: frozen components, and the frozen base under adapters."""
+    """Halves the memory of what never changes: the matrices of frozen components, and of the base under adapters.
+
+    Vectors (norms, biases) stay in fp32: they are small, and BatchNorm mixes them with fp32 statistics.
+    """
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad and plan[name.partition(".")[0]] != "full":
+        if parameter.ndim >= 2 and not parameter.requires_grad and plan[name.partition(".")[0]] != "full":
             parameter.data = parameter.data.to(torch.bfloat16)
 
 

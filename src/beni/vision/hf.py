@@ -18,7 +18,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from beni.data.images import ImageTransform, as_triple
 from beni.errors import CompositionError, WeightsError
 from beni.measure.flops import count_flops
-from beni.nn.architecture import read_architecture
+from beni.nn.architecture import known_attention, read_architecture
 from beni.stage import TokenSpec
 from beni.types import VisualTokens
 from beni.vision.base import VisionEncoder
@@ -156,12 +156,15 @@ def truncated(config: PreTrainedConfig, layer: int) -> PreTrainedConfig:
             groups=("vision",),
             fix="set vision.layer=-1",
         )
-    return type(config).from_dict(config.to_dict() | {"num_hidden_layers": depth + layer + 1})
+    # backbones name their stages by number; derived names of the whole model would not fit the shorter one
+    fields = {k: v for k, v in config.to_dict().items() if k not in ("stage_names", "out_features", "out_indices")}
+    return type(config).from_dict(fields | {"num_hidden_layers": depth + layer + 1})
 
 
 def build_encoder(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
     """The bare model of ``config`` on torch's current default device, in fp32."""
-    return AutoModel.from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
+    with known_attention("vision", attn_implementation):
+        return AutoModel.from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:

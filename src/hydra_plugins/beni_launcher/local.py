@@ -1,4 +1,4 @@
-"""``hydra/launcher=beni_local``: the arms of a multirun, checked together, then run in processes of their own."""
+"""``hydra/launcher=beni_local``: the arms of a multirun one after another, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,26 +16,22 @@ ConfigStore.instance().store(group="hydra/launcher", name="beni_local", node=NOD
 
 
 class BeniLocalLauncher(Launcher):
-    """Composes every arm, refuses them all when one is impossible, and runs them one after another."""
+    """Freezes every arm and runs them one after another; one that fails leaves the others alone."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from beni.config.compose import freeze
-        from beni.launch.submit import ArmFailed, check_arms, freeze_arm, run_arms
+        from beni.launch.submit import ArmFailed, freeze_arm, run_arms
 
         composed = [self.context.config_loader.load_sweep_config(self.config, list(o)) for o in job_overrides]
-        runs = [freeze(config, config.hydra.runtime.choices) for config in composed]
-        check_arms(runs)
-        folders = list(dict.fromkeys(freeze_arm(run) for run in runs))
-        results = dict(run_arms(folders, say=lambda text: print(text, file=sys.stderr, flush=True)))
-        failed = [folder for folder, reason in results.items() if reason is not None]
-        if failed:
-            study = failed[0].parent
-            raise ArmFailed(
-                f"{len(failed)} of {len(results)} arms failed:\n"
-                + "\n".join(f"  {folder.name}: {results[folder]}" for folder in failed)
-                + f"\n  the others are finished; python -m beni.compare {study} shows them all"
-            )
-        return [JobReturn(overrides=list(o), status=JobStatus.COMPLETED) for o in job_overrides]
+        folders = [freeze_arm(freeze(config, config.hydra.runtime.choices)) for config in composed]
+        results = []
+        reasons = run_arms(folders, say=lambda text: print(text, file=sys.stderr, flush=True))
+        for overrides, config, reason in zip(job_overrides, composed, reasons, strict=True):
+            result = JobReturn(overrides=list(overrides), cfg=config)
+            result.status = JobStatus.COMPLETED if reason is None else JobStatus.FAILED
+            result.return_value = None if reason is None else ArmFailed(reason)
+            results.append(result)
+        return results

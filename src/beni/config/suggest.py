@@ -1,0 +1,73 @@
+"""The key or option that was probably meant. Needs neither torch nor a composition: a mistake is answered at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from beni.paths import conf_dir
+
+
+def closest(word: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The candidate most like ``word``, or None when none is like it."""
+    found = difflib.get_close_matches(word, sorted(set(candidates)), n=1, cutoff=cutoff)
+    return found[0] if found else None
+
+
+def unknown_key(path: str, tree: Mapping[str, Any], choices: Mapping[str, Any]) -> str:
+    """What is wrong with a dotted key that nobody reads, and what to write instead.
+
+    Args:
+        path: the whole key, for instance ``resampler.depthh``.
+        tree: the run, as far as it was composed.
+        choices: the option chosen for each group.
+    """
+    node: Any = tree
+    found: list[str] = []
+    rest = path.split(".")
+    while len(rest) > 1 and isinstance(node, Mapping) and rest[0] in node:
+        node = node[rest[0]]
+        found.append(rest.pop(0))
+    where = ".".join(found)
+    if not isinstance(node, Mapping):
+        return f"unknown key {path}: {where}={node} is a value, not a section\n  fix: leave out {path}"
+    known = [str(key) for key in node if key not in ("_target_", "hydra", "choices")]
+    if close := closest(rest[0], [key for key in known if key != rest[0]]):
+        return f"unknown key {path}\n  fix: did you mean {'.'.join([*found, close, *rest[1:]])}?"
+    owner = f"{where}={choices[where]}" if choices.get(where) else where or "a run"
+    message = f"unknown key {path}; {owner} has {'the keys ' + ', '.join(known) if known else 'no keys'}"
+    if len(found) == 1 and (other := _other_option(where, rest[0])):
+        return f"{message}\n  fix: did you mean {where}={other[0]} {where}.{other[1]}=...?"
+    if not found and (leaf := _leaf(rest[-1], tree)):
+        return f"{message}\n  fix: did you mean {leaf}?"
+    return f"{message}\n  fix: leave out {path}"
+
+
+def _other_option(group: str, key: str) -> tuple[str, str] | None:
+    """Another option of ``group`` that has a key like ``key``, and that key."""
+    by_key: dict[str, str] = {}
+    for path in sorted((conf_dir() / group).glob("*.yaml")):
+        for known in yaml.safe_load(path.read_text(encoding="utf-8")) or {}:
+            by_key.setdefault(str(known), path.stem)
+    close = closest(key, [known for known in by_key if known != "_target_"], cutoff=0.75)
+    return (by_key[close], close) if close else None
+
+
+def _leaf(key: str, tree: Mapping[str, Any]) -> str | None:
+    """A key of any section that is called like ``key``."""
+    by_name = {path.rpartition(".")[2]: path for path in reversed(list(_leaves(tree)))}
+    close = closest(key, by_name, cutoff=0.8)
+    return by_name[close] if close else None
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if key in ("hydra", "choices"):
+            continue
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"

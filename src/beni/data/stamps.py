@@ -1,0 +1,150 @@
+"""``data=stamps``: about 800 real photographs and drawings with captions, from Debian's package tuxpaint-stamps-default.
+
+Beside every picture lies a text file whose first line is an English caption, followed by ``xx.utf8=`` lines in some sixty
+languages. Held out are captions, not pictures: no text that is scored stands in training in any form, and near duplicates
+(articles, case and punctuation aside) go to the same side. A held-out picture is scored by choosing its caption among ten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from beni.data.images import Augment, Image
+from beni.data.sample import Message, Sample, Source
+from beni.errors import DataError
+from beni.nn.streams import numpy_stream
+
+PACKAGE = "tuxpaint-stamps-default"
+LEFT_OUT = ("symbols", "town/roadsigns", "town/flags")
+"""Folders whose captions name a sign (letters, digits, flags) and say nothing of what is to be seen."""
+ARTICLES = ("a", "an", "the", "some", "our")
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """One picture with its caption and the key that decides on which side it stands."""
+
+    path: Path
+    caption: str
+    key: str
+
+
+class Stamps(Source):
+    """Captions of real pictures.
+
+    Args:
+        seed: of the run; draws the phrasing of training samples. The split does not depend on it.
+        root: folder of the stamps, as Debian installs it or a copy.
+        heldout: captions held out.
+        split: number of the split; another number holds out other captions.
+        choices: captions to choose from, the true one and others that are held out too.
+        max_words: longest caption, in words without articles; longer ones describe more than the picture.
+        prompts: what is said after the picture in training, one drawn each time; scoring uses the first.
+        augment: see ``beni.data.images.Augment``.
+
+    Raises:
+        DataError: when the folder is missing (with the command that installs it) or holds too few pictures.
+    """
+
+    task = "choice"
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        root: str,
+        heldout: int,
+        split: int,
+        choices: int,
+        max_words: int,
+        prompts: list[str],
+        augment: dict[str, float | bool],
+    ) -> None:
+        self.seed, self.split, self.choices, self.prompts = seed, split, choices, prompts
+        self.augment = Augment(**augment)  # pyright: ignore[reportArgumentType]  (the YAML's values are checked there)
+        stamps = read_stamps(Path(root).expanduser(), max_words)
+        keys = sorted({stamp.key for stamp in stamps})
+        if not choices <= heldout < len(keys):
+            raise DataError(
+                f"data.heldout={heldout} of {len(keys)} captions below {root}; expected at least data.choices={choices} "
+                "and fewer than there are"
+            )
+        drawn = numpy_stream(split, "data.heldout").permutation(len(keys))[:heldout]
+        held = {keys[i] for i in drawn}
+        self._train = [stamp for stamp in stamps if stamp.key not in held]
+        # one picture a caption: a caption with six pictures would weigh six times
+        self._held = list({stamp.key: stamp for stamp in stamps if stamp.key in held}.values())
+
+    def __len__(self) -> int:
+        return len(self._train)
+
+    def train(self, index: int, epoch: int) -> Sample:
+        stamp = self._train[index]
+        drawn = int(numpy_stream(self.seed, "data.prompt", epoch, index).integers(len(self.prompts)))
+        return _sample(f"{stamp.path.parent.name}/{stamp.path.stem}", stamp, self.prompts[drawn])
+
+    def heldout(self) -> Sequence[Sample]:
+        samples = []
+        for i, stamp in enumerate(self._held):
+            rng = numpy_stream(self.split, "data.choices", i)
+            others = [other.caption for other in self._held if other.key != stamp.key]
+            chosen = [others[k] for k in rng.permutation(len(others))[: self.choices - 1]]
+            chosen.insert(int(rng.integers(self.choices)), stamp.caption)
+            samples.append(_sample(f"heldout/{stamp.key}", stamp, self.prompts[0], tuple(chosen)))
+        return samples
+
+    def fingerprint(self) -> str:
+        lines = [f"{stamp.path.name} {stamp.path.stat().st_size} {stamp.caption}" for stamp in self._train + self._held]
+        return hashlib.sha256("\n".join([*lines, *self.prompts]).encode()).hexdigest()[:16]
+
+
+def read_stamps(root: Path, max_words: int) -> list[Stamp]:
+    """All captioned pictures below ``root``, in the order of their paths.
+
+    Raises:
+        DataError: when there are none.
+    """
+    stamps = []
+    for picture in sorted(root.rglob("*.png")):
+        text = picture.with_suffix(".txt")
+        if not text.is_file() or str(picture.relative_to(root)).startswith(LEFT_OUT):
+            continue
+        lines = text.read_text(encoding="utf-8", errors="replace").splitlines()
+        caption = clean_caption(lines[0]) if lines else ""
+        key = caption_key(caption)
+        if key and len(key.split()) <= max_words:
+            stamps.append(Stamp(picture, caption, key))
+    if not stamps:
+        raise DataError(
+            f"no captioned pictures below data.root={root}\n"
+            f"  fix: apt-get install {PACKAGE}, or set data.root to a copy of its folder stamps/"
+        )
+    return stamps
+
+
+def clean_caption(line: str) -> str:
+    """The first sentence, without brackets, quotes and asides: what the picture shows."""
+    text = re.sub(r"\s*\([^)]*\)", "", line.replace("’", "'"))
+    text = re.sub(r"[\"“”]", "", text)
+    text = re.split(r"(?<=[.!?])\s+|—|,\s", text)[0].strip(" -–.!?…")
+    return f"{text}." if text else ""
+
+
+def caption_key(caption: str) -> str:
+    """Captions with one key say the same: lower case, letters and digits only, leading articles off."""
+    text = unicodedata.normalize("NFKD", caption.lower()).replace("'", "")
+    words = re.sub(r"[^a-z0-9 ]", " ", text).split()
+    while words and words[0] in ARTICLES:
+        words = words[1:]
+    return " ".join(words)
+
+
+def _sample(name: str, stamp: Stamp, prompt: str, choices: tuple[str, ...] = ()) -> Sample:
+    image = Image.from_path(stamp.path)
+    messages = (Message("user", (image, prompt)), Message("assistant", (stamp.caption,)))
+    return Sample(name, messages, choices=choices, cluster=str(stamp.path.name))

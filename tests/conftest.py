@@ -1,0 +1,97 @@
+"""What all tests share: one CPU thread, no network, shape types checked at call time, and the smallest run that trains."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; CPU runs repeat bit for bit at one thread count only
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from collections.abc import Callable  # noqa: E402
+from functools import partial  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+# The packages whose signatures carry shapes. Elsewhere the hook would cost seconds and refuse an int where a float is said.
+SHAPED = ("types", "nn", "vision", "views", "selector", "resampler", "connector", "fusion", "llm", "model")
+install_import_hook([f"beni.{name}" for name in SHAPED], "beartype.beartype")
+
+TINY_PARTS = (
+    "vision.architecture.hidden_size=32",
+    "vision.architecture.intermediate_size=64",
+    "vision.architecture.num_hidden_layers=2",
+    "vision.architecture.num_attention_heads=2",
+    "vision.architecture.image_size=24",
+    "vision.image_size=24",
+    "llm.architecture.hidden_size=32",
+    "llm.architecture.intermediate_size=64",
+    "llm.architecture.num_hidden_layers=2",
+    "llm.architecture.num_attention_heads=4",
+    "llm.architecture.num_key_value_heads=2",
+    "data.image_size=24",
+)
+"""A model of some 60 thousand parameters: 2x2 visual tokens of 32, a Llama of two layers."""
+
+TINY_TRAINING = (
+    "data.size=64",
+    "data.heldout=4",
+    "data.questions=2",
+    "train.steps=2",
+    "train.batch_size=8",
+    "train.threads=1",
+    "train.workers=0",
+    "train.log_every=1",
+    "train.device=cpu",
+    "checkpoint.export=false",
+    "eval.gallery=0",
+)
+
+
+@pytest.fixture
+def tiny_overrides(tmp_path: Path) -> list[str]:
+    """Overrides of the smallest run, its folder below the test's own."""
+    return [*TINY_PARTS, *TINY_TRAINING, f"paths.runs={tmp_path / 'runs'}"]
+
+
+@pytest.fixture
+def tiny_run(tiny_overrides: list[str]) -> Callable[..., dict[str, Any]]:
+    """Composes the smallest run with further overrides: ``tiny_run("resampler=perceiver")``."""
+    from beni.config.compose import compose
+
+    def make(*overrides: str) -> dict[str, Any]:
+        return compose([*tiny_overrides, *overrides])
+
+    return make
+
+
+@pytest.fixture
+def tiny_model(tiny_run: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+    """Builds the smallest model, its plan applied, in evaluation mode: ``tiny_model("resampler=perceiver")``."""
+    from beni.model.build import build
+
+    return lambda *overrides: build(tiny_run(*overrides)).eval()
+
+
+@pytest.fixture
+def steps_of() -> Callable[..., Any]:
+    """(run, model) -> the run's micro-batches by step, as ``beni.run`` makes them; further fields by keyword."""
+    from beni.config.build import build
+    from beni.data.loader import Steps
+    from beni.data.template import Renderer
+    from beni.llm.tokenizer import load_tokenizer
+
+    def make(run: dict[str, Any], model: Any, **fields: Any) -> Any:
+        train = run["train"]
+        per_image = model.fusion.placeholders(model.specs["llm"])
+        values = {
+            "source": build(run["data"], train["seed"]),
+            "renderer": Renderer(load_tokenizer(run["llm"]), run["template"], per_image),
+            "views": partial(model.views.split, transform=model.vision.transform),
+            **{name: train[name] for name in ("seed", "batch_size", "accumulation", "layout")},
+        }
+        return Steps(**values | fields)
+
+    return make

@@ -1,0 +1,161 @@
+"""Packed samples do not see each other, in every family of decoders the probe says can keep them apart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from beni.errors import ConfigError
+from beni.llm.hf import HFLlm, isolates_segments
+from beni.llm.segment_attention import NAME, SegmentPlan, segment_attention
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 97,
+    "max_position_embeddings": 64,
+}
+KV = {"num_key_value_heads": 2}
+FAMILIES = {
+    "llama": SMALL | KV,
+    "qwen3": SMALL | KV | {"head_dim": 8},
+    "mistral": SMALL | KV | {"sliding_window": 4},
+    "gemma2": SMALL
+    | KV
+    | {"head_dim": 8, "sliding_window": 4, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 97, "n_positions": 64},
+    "opt": {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+    | {"num_attention_heads": 4, "vocab_size": 97, "max_position_embeddings": 64},
+}
+LENGTHS = (9, 5, 1, 7, 9)
+
+
+def make(family, seed=0):
+    torch.manual_seed(seed)
+    llm = HFLlm(
+        name=None,
+        weights="random",
+        architecture={"model_type": family, **FAMILIES[family]},
+        attn_implementation="eager" if family == "gemma2" else "sdpa",  # gemma2 has no sdpa in transformers
+        tokenizer="embedded",
+    )
+    with torch.no_grad():  # large weights: attention patterns far from uniform, so a leak cannot hide
+        for parameter in llm.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2)
+    return llm
+
+
+def sample_ids(llm, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(llm.vocab_size, (length,), generator=generator) for length in LENGTHS]
+
+
+def packed(llm, samples):
+    lengths = torch.tensor([len(ids) for ids in samples])
+    borders = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+    positions = torch.cat([torch.arange(n) for n in lengths.tolist()])
+    embeds = llm.embed(torch.cat(samples)[None])
+    out = llm(embeds, positions[None], segments=SegmentPlan.build(borders))
+    return out[0].split(lengths.tolist())
+
+
+def padded(llm, samples):
+    longest = max(map(len, samples))
+    ids = torch.stack([torch.nn.functional.pad(row, (0, longest - len(row))) for row in samples])
+    mask = torch.stack([torch.arange(longest) < len(row) for row in samples]).long()
+    out = llm(llm.embed(ids), torch.arange(longest).expand_as(ids), mask)
+    return [row[: len(ids)] for row, ids in zip(out, samples, strict=True)]
+
+
+def alone(llm, samples):
+    return [padded(llm, [ids])[0] for ids in samples]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_packed_padded_and_separate_samples_have_equal_logits(family):
+    # gemma2's eager attention makes NaN of a fully masked row in fp64: its softmax runs in fp32
+    llm, tolerance = (make(family).eval(), 1e-4) if family == "gemma2" else (make(family).double().eval(), 1e-6)
+    samples = sample_ids(llm)
+    reference = alone(llm, samples)
+    for layout in (packed, padded):
+        for ours, theirs in zip(layout(llm, samples), reference, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_changing_a_neighbour_changes_no_bit_of_a_sample(family):
+    llm = make(family).eval()
+    samples = sample_ids(llm)
+    other = [(samples[0] + 1) % llm.vocab_size, samples[1], samples[2], (samples[3] + 5) % llm.vocab_size, samples[4]]
+    before, after = packed(llm, samples), packed(llm, other)
+    assert not before[0].equal(after[0])
+    for place in (1, 2, 4):
+        assert before[place].equal(after[place])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_probe_finds_that_these_families_isolate_segments(family):
+    llm = make(family).train()  # as it stands after building: dropout of gpt2 and opt must not fool the probe
+    state = torch.get_rng_state()
+    assert isolates_segments(llm)
+    assert llm.training
+    assert torch.get_rng_state().equal(state)
+
+
+def test_the_probe_finds_a_model_that_mixes_neighbours(monkeypatch):
+    llm = make("llama").eval()
+
+    def leaky(module, query, key, value, mask, segments=None, **kwargs):
+        whole = SegmentPlan.build(torch.tensor([0, query.shape[2]]))
+        return segment_attention(module, query, key, value, mask, segments=whole, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, NAME, leaky)
+    assert not isolates_segments(llm)
+
+
+def test_the_probe_finds_a_model_without_segment_attention():
+    torch.manual_seed(0)
+    architecture = {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 97}
+    llm = HFLlm(
+        name=None, weights="random", architecture=architecture, attn_implementation="eager", tokenizer="embedded"
+    )
+    assert not isolates_segments(llm)
+
+
+def test_an_attention_that_a_model_lacks_is_an_error_with_the_fix():
+    with pytest.raises(
+        ConfigError, match=r"llm.attn_implementation=sdpa: Gemma2ForCausalLM[^$]*attn_implementation=eager"
+    ):
+        HFLlm(
+            name=None,
+            weights="random",
+            architecture={"model_type": "gemma2", **FAMILIES["gemma2"]},
+            attn_implementation="sdpa",
+            tokenizer="embedded",
+        )
+
+
+@pytest.mark.parametrize("lengths", [(3,), (1, 1, 1), (9, 1, 8, 7, 2), (5, 4, 4, 4)])
+def test_a_segment_plan_covers_every_position_exactly_once(lengths):
+    borders = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
+    plan = SegmentPlan.build(borders)
+    cells = torch.cat([r.index.flatten() if r.real is None else r.index[r.real] for r in plan.rectangles])
+    assert cells[plan.order].equal(torch.arange(sum(lengths)))
+
+
+def test_the_whole_model_packed_equals_padded_in_loss_and_gradient(tiny_run, tiny_model, steps_of):
+    gradients = {}
+    for layout in ("packed", "padded"):
+        model = tiny_model()
+        batch = steps_of(tiny_run(), model, layout=layout)[0][0]
+        loss = model(**batch.model_inputs()).loss
+        loss.backward()
+        gradients[layout] = {"loss": loss.detach()} | {n: p.grad for n, p in model.named_parameters()}
+    for name, gradient in gradients["packed"].items():
+        if gradient is not None:
+            torch.testing.assert_close(gradient, gradients["padded"][name], rtol=1e-4, atol=1e-6, msg=name)
