@@ -1,23 +1,29 @@
-"""What all tests share: one CPU thread, no network, shape types checked at call time, and the smallest run that trains."""
+"""What all tests share: one CPU thread, no network, shapes checked when called, and the smallest run that trains."""
 
 from __future__ import annotations
 
 import os
+import sys
+import types
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; CPU runs repeat bit for bit at one thread count only
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from collections.abc import Callable  # noqa: E402
-from functools import partial  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-import pytest  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+import pytest
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
 
-# The packages whose signatures carry shapes. Elsewhere the hook would cost seconds and refuse an int where a float is said.
+# Shape types are checked in the packages whose signatures carry shapes; elsewhere the hook would only cost seconds.
 SHAPED = ("types", "nn", "vision", "views", "selector", "resampler", "connector", "fusion", "llm", "model")
-install_import_hook([f"beni.{name}" for name in SHAPED], "beartype.beartype")
+checker = types.ModuleType("beni_test_checker")  # the hook takes a dotted name; this one lets an int be a float
+checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+sys.modules[checker.__name__] = checker
+install_import_hook([f"beni.{name}" for name in SHAPED], "beni_test_checker.check")
 
 TINY_PARTS = (
     "vision.architecture.hidden_size=32",
@@ -50,10 +56,16 @@ TINY_TRAINING = (
 )
 
 
+@pytest.fixture(scope="session")
+def tiny_values() -> list[str]:
+    """Overrides of the smallest run, without a folder."""
+    return [*TINY_PARTS, *TINY_TRAINING]
+
+
 @pytest.fixture
-def tiny_overrides(tmp_path: Path) -> list[str]:
+def tiny_overrides(tiny_values: list[str], tmp_path: Path) -> list[str]:
     """Overrides of the smallest run, its folder below the test's own."""
-    return [*TINY_PARTS, *TINY_TRAINING, f"paths.runs={tmp_path / 'runs'}"]
+    return [*tiny_values, f"paths.runs={tmp_path / 'runs'}"]
 
 
 @pytest.fixture

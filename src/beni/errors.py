@@ -6,6 +6,7 @@ and exit with code 2; anything else is a bug in beni and keeps its traceback (ex
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 
@@ -33,14 +34,9 @@ class CompositionError(BeniError):
         super().__init__(f"{code}{where}: {message}" + (f"\n  fix: {fix}" if fix else ""))
         self._given = (code, message, groups, fix)
 
-    def __reduce__(
-        self,
-    ) -> tuple[Any, ...]:  # a launcher brings it back from the job by pickle, which knows no keywords
-        return _composition_error, self._given
-
-
-def _composition_error(code: str, message: str, groups: tuple[str, ...], fix: str) -> CompositionError:
-    return CompositionError(code, message, groups=groups, fix=fix)
+    def __reduce__(self) -> tuple[Any, ...]:  # pickle, by which launchers bring it back from a job, knows no keywords
+        code, message, groups, fix = self._given
+        return partial(CompositionError, code, message, groups=groups, fix=fix), ()
 
 
 class WeightsError(BeniError):

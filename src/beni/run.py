@@ -53,10 +53,7 @@ def plan(run: Mapping[str, Any]) -> BeniForConditionalGeneration:
         BeniError: when the run cannot be: unknown keys, weights that cannot be had, parts that do not fit.
     """
     check(dict(run))
-    for group in ("vision", "llm"):
-        node = run[group]
-        if node.get("weights") == "pretrained" and node.get("name") is not None:
-            hub.require(node["name"], group)
+    hub.require_weights(run)
     return propagate(run)
 
 
@@ -138,7 +135,7 @@ def train(run: Mapping[str, Any]) -> Path:
 
 
 class Report:
-    """Everything the loop says, on its way to metrics.jsonl, status.json, scores.jsonl, the tracker and the terminal."""
+    """What the loop says, on its way to metrics.jsonl, status.json, scores.jsonl, the tracker and the terminal."""
 
     def __init__(
         self,

@@ -125,18 +125,19 @@ def _wrong_type(path: str, value: Any, annotation: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as YAML says it."""
-    return {None: "null", True: "true", False: "false"}.get(value, value) if _is_plain(value) else repr(value)
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, str | bool | int | float)
+    """A value as one writes it in an override."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return value if isinstance(value, str) else repr(value)
 
 
 def _check_section(path: str, node: Any, section: type[Any]) -> list[str]:
-    if not isinstance(node, dict):
-        return [f"{path}={node!r} is not a section; expected the keys {', '.join(_fields(section))}\n  fix: set those"]
     fields = _fields(section)
+    if not isinstance(node, dict):
+        return [
+            f"{path}={node!r} is not a section; expected the keys {', '.join(fields)}\n"
+            f"  fix: set {path}.{list(fields)[-1]}=..."
+        ]
     problems = untrusted(node, path)
     inner: Any = dict.fromkeys(fields)
     for name in reversed(path.split(".")):

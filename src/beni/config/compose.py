@@ -9,6 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from beni.config.check import check
+from beni.config.schema import PART_GROUPS
+from beni.errors import ConfigError
 from beni.paths import conf_dir
 
 
@@ -49,6 +51,12 @@ def freeze(composed: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
     run = {str(key): value for key, value in plain.items()}
     run["choices"] = {g: str(o) for g, o in choices.items() if not g.startswith("hydra/") and o is not None}
     check(run)
+    for group in PART_GROUPS:
+        if group not in run["choices"]:  # of a list Hydra names none, and merges them into one part
+            raise ConfigError(
+                f"{group} takes one option, and was given a list\n"
+                f"  fix: set {group} to one of them, or try each: python -m beni.train -m {group}=A,B"
+            )
     run["train"]["plan"] = resolve_plan(run)
     return run
 

@@ -42,7 +42,9 @@ def _missing_option(error: MissingConfigException) -> str:
         return str(error).splitlines()[0]
     if not options:
         return f"{group}={option} is not an option; conf/{group}/ has none yet\n  fix: leave out {group}={option}"
-    fix = f"did you mean {group}={close}?" if (close := closest(option, options, 0.5)) else f"set {group}={options[0]}"
+    fix = (
+        f"did you mean {group}={close}?" if (close := closest(option, options, 0.5)) else f"set {group} to one of these"
+    )
     return f"{group}={option} is not an option; expected one of: {', '.join(options)}\n  fix: {fix}"
 
 
@@ -88,5 +90,6 @@ def _composed(error: OmegaConfBaseException | None) -> tuple[dict[str, Any], dic
     if not isinstance(root, DictConfig):
         return {}, {}
     choices = OmegaConf.select(root, "hydra.runtime.choices") or {}
-    tree = {str(key): OmegaConf.to_container(root, resolve=False)[key] for key in root if key != "hydra"}
-    return tree, {str(group): option for group, option in choices.items()}
+    plain = OmegaConf.to_container(root, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}, {str(group): option for group, option in choices.items()}

@@ -12,6 +12,7 @@ import ast
 import importlib.util
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 
@@ -51,17 +52,25 @@ def keys_of(target: str) -> dict[str, Key]:
 
 
 def _definition(module: str, name: str, target: str) -> ast.ClassDef | ast.FunctionDef:
-    try:
-        spec = importlib.util.find_spec(module) if module else None
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or spec.origin is None:
+    path = _source(module)
+    if path is None:
         raise LookupError(f"{target}: there is no module {module or target}")
-    tree = _parse(spec.origin)
+    tree = _parse(path)
     found = [n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name]
     if not found:
         raise LookupError(f"{target}: {module} defines no class or function {name}")
     return found[-1]
+
+
+def _source(module: str) -> str | None:
+    """The file of a module. ``importlib.util.find_spec`` would import the packages around it."""
+    top, *below = module.split(".")
+    spec = importlib.util.find_spec(top) if top else None
+    for name in below:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        spec = PathFinder.find_spec(f"{spec.name}.{name}", spec.submodule_search_locations)
+    return spec.origin if spec is not None and str(spec.origin).endswith(".py") else None
 
 
 @cache

@@ -52,7 +52,8 @@ def _words(node: ast.expr) -> str:
         case ast.Name(id=name) if name in NAMES:
             return NAMES[name][0]
         case ast.Subscript(value=ast.Name(id="Literal")):
-            return " or ".join(_examples(node))
+            options = _examples(node)
+            return f"one of {', '.join(options)}" if len(options) > 1 else options[0]
         case ast.Subscript(value=ast.Name(id=name)) if name in NAMES:
             return f"{NAMES[name][0]} ({ast.unparse(node)})"
     return ast.unparse(node)

@@ -17,7 +17,7 @@ def auto(
     bias: bool,
     norm: Literal["none", "layernorm"],
     dropout: float,
-    init_std: float,
+    init_std: float | Literal["fan_in"],
 ) -> Stage:
     """An ``IdentityConnector`` for tokens in the llm's space, else an ``MlpConnector`` with these values."""
     if tokens.space == "llm":

@@ -28,7 +28,8 @@ class MlpConnector(Stage):
         bias: give the linear layers biases.
         norm: ``none`` or ``layernorm`` on the incoming features.
         dropout: probability in [0, 1) on the hidden activations; with depth 1 on the incoming features.
-        init_std: standard deviation of the normal draw of the weights.
+        init_std: standard deviation of the normal draw of the weights; ``fan_in`` is 1/sqrt(width coming in), which
+            keeps the scale of standardised features.
 
     Raises:
         CompositionError: E-DEPTH when ``depth`` is below 1.
@@ -43,7 +44,7 @@ class MlpConnector(Stage):
         bias: bool,
         norm: Literal["none", "layernorm"],
         dropout: float,
-        init_std: float,
+        init_std: float | Literal["fan_in"],
     ) -> None:
         super().__init__()
         if depth < 1:
@@ -65,16 +66,17 @@ class MlpConnector(Stage):
         return replace(tokens, dim=self.layers[-1].out_features, space="llm")
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
-        x = self.layers[0](self.norm(tokens.x))
-        for layer in self.layers[1:]:
-            x = layer(self.dropout(self.act(x)))
-        return tokens.with_features(x)
+        x = self.norm(tokens.x)
+        for layer in self.layers[:-1]:
+            x = self.act(layer(x))
+        return tokens.with_features(self.layers[-1](self.dropout(x)))
 
     def flops(self, tokens: TokenSpec) -> int:
         return sum(2 * tokens.n * layer.in_features * layer.out_features for layer in self.layers)
 
     def init_weights(self) -> None:
         for layer in self.layers:
-            nn.init.normal_(layer.weight, std=self.init_std)
+            std = layer.in_features**-0.5 if self.init_std == "fan_in" else self.init_std
+            nn.init.normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -7,10 +7,10 @@ default. Everything here runs in the loader's workers and returns one tensor per
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from PIL import Image as PILImage
 from PIL import ImageEnhance, ImageOps
 from torch import Tensor
 
-from beni.errors import DataError
+from beni.config.suggest import unknown_key
+from beni.errors import ConfigError, DataError
 
 GREY = (128, 128, 128)
 
@@ -131,6 +132,18 @@ class Augment:
     colour: float = 0.0
     background: bool = False
     rotate: float = 0.0
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any]) -> Augment:
+        """From ``data.augment`` of a run.
+
+        Raises:
+            ConfigError: when a key is none of the attributes; names the one that was probably meant.
+        """
+        known = {field.name: field.default for field in fields(cls)}
+        if unknown := [key for key in values if key not in known]:
+            raise ConfigError(unknown_key(f"data.augment.{unknown[0]}", {"data": {"augment": known}}, {}))
+        return cls(**values)
 
     def __call__(self, image: Image, rng: np.random.Generator) -> PILImage.Image:
         """Decode and vary; the same ``rng`` state gives the same picture."""

@@ -54,7 +54,7 @@ class LlavaJson(Source):
         if not self.path.is_file():
             raise DataError(f"data.path={path} does not exist")
         self.root = Path(images).expanduser() if images else self.path.parent
-        self.augment = Augment(**augment)
+        self.augment = Augment.from_config(augment)
         count = len(self.records)
         if count <= heldout:
             raise DataError(f"{self.path} has {count} records, data.heldout={heldout} leaves none to train on")

@@ -1,10 +1,10 @@
 """Questions about drawn scenes, each with its answer and the answers that are admissible.
 
-Whatever makes a question askable respects the symmetries of the scenes (``data/scenes.py``), so answers to colour, shape,
-position and relation questions are uniform given the text; yes/no answers of existence questions are drawn by a fair coin
-before the words, and only when the scene allows both; two-picture questions are symmetric in the pictures or use the coin.
-The guarantee is for a question on its own: later questions of one conversation can be easier after the earlier answers,
-so evaluation asks one question a picture.
+Whatever makes a question askable respects the symmetries of the scenes (``data/scenes.py``), so answers to colour,
+shape, position and relation questions are uniform given the text; yes/no answers of existence questions are drawn by a
+fair coin before the words, and only when the scene allows both; two-picture questions are symmetric in the pictures or
+use the coin. The guarantee is for a question on its own: later questions of one conversation can be easier after the
+earlier answers, so evaluation asks one question a picture.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from beni.data.scenes import CENTRE_BAND, COLOUR_NAMES, COUNTS, SHAPES, TOTALS, VALUES, Attribute, Item, Scene
+from beni.data.scenes import COLOUR_NAMES, COUNTS, PLACES, SHAPES, TOTALS, VALUES, Attribute, Item, Scene
 
 NUMBERS: Final[tuple[str, ...]] = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
 )  # fmt: skip
 YES_NO: Final[tuple[str, ...]] = ("yes", "no")
-QUADRANTS: Final[tuple[str, ...]] = ("top left", "top right", "bottom left", "bottom right")
 PICTURES: Final[tuple[str, ...]] = ("first", "second")
 
 IMAGE_KINDS: Final[tuple[str, ...]] = (
@@ -51,7 +50,7 @@ Builder = Callable[[Scene, random.Random], Question | None]
 def _unique(scene: Scene, attribute: Attribute) -> list[Item]:
     """Items that are the only ones with their value of ``attribute``."""
     seen = [getattr(item, attribute) for item in scene.items]
-    return [item for item, value in zip(scene.items, seen) if seen.count(value) == 1]
+    return [item for item, value in zip(scene.items, seen, strict=True) if seen.count(value) == 1]
 
 
 def _reference(scene: Scene, item: Item, rng: random.Random) -> str | None:
@@ -66,21 +65,10 @@ def _reference(scene: Scene, item: Item, rng: random.Random) -> str | None:
     return rng.choice(options) if options else None
 
 
-def _alone_in_quadrant(scene: Scene, rng: random.Random) -> Item | None:
-    """An item that is alone in its quarter of the picture, none being on a centre line."""
-    places = [item.quadrant for item in scene.items]
-    if None in places:
-        return None
-    alone = [item for item, place in zip(scene.items, places) if places.count(place) == 1]
-    return rng.choice(alone) if alone else None
-
-
 def _ask_colour(scene: Scene, rng: random.Random) -> Question | None:
-    if rng.random() < 0.25:
-        item = _alone_in_quadrant(scene, rng)
-        if item is None:
-            return None
-        text = rng.choice(("what colour is the shape at the {}?", "which colour is at the {}?")).format(item.quadrant)
+    if rng.random() < 0.5:
+        item = rng.choice(scene.items)
+        text = rng.choice(("what colour is the shape at the {}?", "which colour is at the {}?")).format(item.place)
     else:
         unique = _unique(scene, "shape")
         if not unique:
@@ -93,11 +81,9 @@ def _ask_colour(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def _ask_shape(scene: Scene, rng: random.Random) -> Question | None:
-    if rng.random() < 0.25:
-        item = _alone_in_quadrant(scene, rng)
-        if item is None:
-            return None
-        text = rng.choice(("which shape is at the {}?", "what is at the {}?")).format(item.quadrant)
+    if rng.random() < 0.5:
+        item = rng.choice(scene.items)
+        text = rng.choice(("which shape is at the {}?", "what is at the {}?")).format(item.place)
     else:
         unique = _unique(scene, "colour")
         if not unique:
@@ -130,13 +116,10 @@ def _ask_position(scene: Scene, rng: random.Random) -> Question | None:
         return None
     form = rng.random()
     if form < 0.6:
-        place = item.quadrant
-        if place is None:
-            return None
-        text = rng.choice(("where is the {}?", "in which corner is the {}?")).format(reference)
-        return Question("position", text, place, QUADRANTS)
+        text = rng.choice(("where is the {}?", "at which place is the {}?")).format(reference)
+        return Question("position", text, item.place, PLACES)
     value, low, high = (item.x, "left", "right") if form < 0.8 else (item.y, "top", "bottom")
-    if abs(value - 0.5) < CENTRE_BAND:
+    if 1 / 3 <= value <= 2 / 3:
         return None
     first, second = (low, high) if rng.random() < 0.5 else (high, low)
     text = f"is the {reference} at the {first} or at the {second}?"
@@ -203,6 +186,13 @@ def _ask_existence(scene: Scene, rng: random.Random) -> Question | None:
     subject = noun.format(rng.choice(present if answer == "yes" else absent))
     text = rng.choice(("is there a {}?", "do you see a {}?")).format(subject)
     return Question("existence", text, answer, YES_NO)
+
+
+def ask_description(scene: Scene, rng: random.Random) -> Question:
+    """Every shape and its place, in reading order; open-ended, so without choices and never scored."""
+    ordered = sorted(scene.items, key=lambda item: PLACES.index(item.place))
+    text = rng.choice(("describe the picture.", "what do you see?"))
+    return Question("description", text, ", ".join(f"{item.place} {item.name}" for item in ordered), ())
 
 
 _ASK: Final[dict[str, Builder]] = {
@@ -276,8 +266,8 @@ def ask_text(rng: random.Random) -> Question:
 def ask_several(scene: Scene, rng: random.Random, count: int) -> list[Question]:
     """At most ``count`` different questions about one scene, kinds evenly mixed.
 
-    Kinds are drawn without looking at the scene. One that does not fit is replaced, but never by a count: whether a total is
-    asked must not depend on how many shapes there are.
+    Kinds are drawn without looking at the scene. One that does not fit is replaced, but never by a count: whether a
+    total is asked must not depend on how many shapes there are.
     """
     kinds = [IMAGE_KINDS[i] for i in _rounds(rng, len(IMAGE_KINDS), count)]
     asked = {q.text: q for q in (_ASK[kind](scene, rng) for kind in kinds) if q is not None}

@@ -1,8 +1,8 @@
-"""Drawn scenes: a few non-overlapping coloured shapes on a light, slightly noisy background.
+"""Drawn scenes: a few coloured shapes, each in a ninth of its own, on a light, slightly noisy background.
 
-Balance. A reader who does not see the picture must stay at chance, so for each question *text* the answer is uniform over
-the question's choices (``data/questions.py``). Scenes do their part: they are exchangeable in the colours, in the shapes
-and under mirroring; the number of shapes is uniform over ``TOTALS``; and each scene is drawn around one *counted* value
+Balance. A reader who does not see the picture must stay at chance, so for each question *text* the answer is uniform
+over its choices (``data/questions.py``). Scenes do their part: they are exchangeable in the colours, in the shapes and
+under mirroring; the number of shapes is uniform over ``TOTALS``; and each scene is drawn around one *counted* value
 ("circle", say) whose multiplicity is uniform over ``COUNTS``. Only that value and the total are ever counted.
 """
 
@@ -34,20 +34,22 @@ SHAPES: Final[tuple[str, ...]] = ("circle", "square", "triangle", "star", "cross
 COLOUR_NAMES: Final[tuple[str, ...]] = tuple(COLOURS)
 VALUES: Final[dict[Attribute, tuple[str, ...]]] = {"shape": SHAPES, "colour": COLOUR_NAMES}
 
+PLACES: Final[tuple[str, ...]] = (
+    "top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
+)  # fmt: skip
+"""The ninths of a picture, row by row; each holds at most one shape."""
 TOTALS: Final[tuple[int, ...]] = (2, 3, 4, 5)
 COUNTS: Final[tuple[int, ...]] = (1, 2, 3)
 
 # Geometry, in fractions of the side of the picture.
-_GRID: Final = 4  # cells a side; a shape lies anywhere inside one cell
-_RADIUS: Final = (0.080, 0.118)
-CENTRE_BAND: Final = 0.06
-"""Nearer to a centre line than this, a shape has no side."""
+_GRID: Final = 3  # cells a side; a shape lies anywhere inside one cell
+_RADIUS: Final = (0.125, 0.155)
 
 # Drawing.
 _OVERSAMPLING: Final = 2
-_TILT: Final = 0.2  # radians
-_COLOUR_JITTER: Final = 18
-_NOISE: Final = 6
+_TILT: Final = 0.1  # radians
+_COLOUR_JITTER: Final = 12
+_NOISE: Final = 4
 
 
 class Item(NamedTuple):
@@ -67,11 +69,9 @@ class Item(NamedTuple):
         return f"{self.colour} {self.shape}"
 
     @property
-    def quadrant(self) -> str | None:
-        """The quarter of the picture the centre lies in, or None near a centre line."""
-        if min(abs(self.x - 0.5), abs(self.y - 0.5)) < CENTRE_BAND:
-            return None
-        return f"{'top' if self.y < 0.5 else 'bottom'} {'left' if self.x < 0.5 else 'right'}"
+    def place(self) -> str:
+        """Which ninth of the picture the centre lies in."""
+        return PLACES[3 * int(3 * self.y) + int(3 * self.x)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +112,16 @@ class Scene:
         value = rng.choice(VALUES[attribute])
         counted = _counted_labels(rng, total, VALUES[attribute], value)
         other: Attribute = "colour" if attribute == "shape" else "shape"
-        if rng.random() < 0.5:
-            free = rng.sample(VALUES[other], total)
-        else:
-            free = rng.choices(VALUES[other], k=total)
-        labels = zip(counted, free) if attribute == "shape" else zip(free, counted)
+        distinct = rng.random() < 0.5
+        free = rng.sample(VALUES[other], total) if distinct else rng.choices(VALUES[other], k=total)
+        shapes, colours = (counted, free) if attribute == "shape" else (free, counted)
         items = tuple(
             Item(shape, colour, x, y, radius, rng.uniform(-_TILT, _TILT), _jitter(rng, COLOURS[colour]))
-            for (shape, colour), (x, y, radius) in zip(labels, _places(rng, total))
+            for shape, colour, (x, y, radius) in zip(shapes, colours, _places(rng, total), strict=True)
         )
         grey = rng.randint(205, 245)
-        background = tuple(min(255, grey + rng.randint(-8, 8)) for _ in range(3))
-        return cls(items, (attribute, value), background, rng.getrandbits(32))
+        red, green, blue = (min(255, grey + rng.randint(-8, 8)) for _ in range(3))
+        return cls(items, (attribute, value), (red, green, blue), rng.getrandbits(32))
 
 
 def _counted_labels(rng: random.Random, total: int, values: Sequence[str], value: str) -> list[str]:

@@ -1,8 +1,9 @@
-"""``data=stamps``: about 800 real photographs and drawings with captions, from Debian's package tuxpaint-stamps-default.
+"""``data=stamps``: some 800 real photographs and drawings with captions, from Debian's package tuxpaint-stamps-default.
 
-Beside every picture lies a text file whose first line is an English caption, followed by ``xx.utf8=`` lines in some sixty
-languages. Held out are captions, not pictures: no text that is scored stands in training in any form, and near duplicates
-(articles, case and punctuation aside) go to the same side. A held-out picture is scored by choosing its caption among ten.
+Beside every picture lies a text file whose first line is an English caption, followed by ``xx.utf8=`` lines in some
+sixty languages. Held out are captions, not pictures: no text that is scored stands in training in any form, and near
+duplicates (articles, case and punctuation aside) go to the same side. A held-out picture is scored by choosing its
+caption among ten.
 """
 
 from __future__ import annotations
@@ -66,13 +67,13 @@ class Stamps(Source):
         augment: dict[str, float | bool],
     ) -> None:
         self.seed, self.split, self.choices, self.prompts = seed, split, choices, prompts
-        self.augment = Augment(**augment)  # pyright: ignore[reportArgumentType]  (the YAML's values are checked there)
+        self.augment = Augment.from_config(augment)
         stamps = read_stamps(Path(root).expanduser(), max_words)
         keys = sorted({stamp.key for stamp in stamps})
         if not choices <= heldout < len(keys):
             raise DataError(
-                f"data.heldout={heldout} of {len(keys)} captions below {root}; expected at least data.choices={choices} "
-                "and fewer than there are"
+                f"data.heldout={heldout} of {len(keys)} captions below {root}; "
+                f"expected at least data.choices={choices} and fewer than there are"
             )
         drawn = numpy_stream(split, "data.heldout").permutation(len(keys))[:heldout]
         held = {keys[i] for i in drawn}

@@ -1,7 +1,9 @@
 """``data=shapes``: drawn pictures, questions about them, exact answers. Endless, and needs no files.
 
-Sample ``index`` of an epoch is a pure function of (seed, epoch, index), the same on every machine. Training asks several
-questions about a picture in one conversation; held-out samples ask one, from a stream of their own that no seed shares.
+Sample ``index`` of an epoch is a pure function of (seed, epoch, index), the same on every machine. Training asks
+several questions about a picture in one conversation and ends it with a description: the names of all shapes and their
+places are far more supervision a picture than single answers, and coming last they answer no question beforehand.
+Held-out samples ask one question, from a stream of their own that no seed shares.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ class Shapes(Source):
         heldout: held-out questions.
         image_size: side of the pictures in pixels.
         questions: most questions in a training conversation about one picture.
+        describe: end such a conversation with a description of the picture; descriptions are never scored.
         pictures_share: share of training conversations about two pictures.
         text_share: share of training conversations without a picture.
 
@@ -47,11 +50,13 @@ class Shapes(Source):
         heldout: int,
         image_size: int,
         questions: int,
+        describe: bool,
         pictures_share: float,
         text_share: float,
     ) -> None:
         self.seed, self.size, self.num_heldout, self.image_size = seed, size, heldout, image_size
-        self.questions, self.pictures_share, self.text_share = questions, pictures_share, text_share
+        self.questions, self.describe = questions, describe
+        self.pictures_share, self.text_share = pictures_share, text_share
         self.augment = Augment()
 
     def __len__(self) -> int:
@@ -69,6 +74,8 @@ class Shapes(Source):
         else:
             scenes = (Scene.draw(rng),)
             asked = questions.ask_several(scenes[0], rng, self.questions)
+            if self.describe:
+                asked.append(questions.ask_description(scenes[0], rng))
         unique = list({q.text: q for q in asked if q is not None}.values()) or [questions.ask_text(rng)]
         return self._sample(f"train-{epoch}-{index}", scenes, unique)
 
@@ -76,8 +83,8 @@ class Shapes(Source):
         return list(self._heldout())
 
     def fingerprint(self) -> str:
-        values = (self.size, self.num_heldout, self.image_size, self.questions, self.pictures_share, self.text_share)
-        return hashlib.sha256(f"shapes-1 {self.seed} {values}".encode()).hexdigest()[:16]
+        values = {name: value for name, value in vars(self).items() if name != "augment"}
+        return hashlib.sha256(f"shapes-1 {sorted(values.items())}".encode()).hexdigest()[:16]
 
     def _heldout(self) -> Iterator[Sample]:
         for index in range(self.num_heldout):

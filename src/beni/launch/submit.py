@@ -72,27 +72,24 @@ def run_arms(folders: Sequence[Path], say: Callable[[str], None]) -> list[str | 
         done = subprocess.run([sys.executable, "-m", "beni.launch.job", str(folder)], stdin=subprocess.DEVNULL)
         code = done.returncode
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        reason = settle_arm(folder, None, f"the process ended before the run did ({how})")
+        reason = settle_arm(folder, ArmFailed(f"the process ended before the run did ({how})"))
         if reason is not None:
             say(f"arm {number}/{len(folders)} failed: {reason}")
         reasons.append(reason)
     return reasons
 
 
-def settle_arm(
-    folder: Path, error: BaseException | None, otherwise: str = "the job ended before the run did"
-) -> str | None:
-    """None when the arm in ``folder`` has finished, else why not; ``status.json`` says so too afterwards.
+def settle_arm(folder: Path, error: BaseException | None = None) -> str | None:
+    """None when the arm in ``folder`` is finished; else why not, which ``status.json`` says too afterwards.
 
     Args:
-        folder: of the arm, whose job has ended.
-        error: what its job raised, where the launcher brings that back.
-        otherwise: the reason of an arm that ended without leaving one, for instance killed.
+        folder: of an arm whose job has ended.
+        error: what to note for an arm that ended without noting a reason itself, for instance killed.
     """
     status = read_status(folder)
     if status.get("state") == "finished":
         return None
     if status.get("state") != "failed" or not status.get("error"):
-        status |= {"state": "failed", "error": failure(error or ArmFailed(otherwise))}
+        status |= {"state": "failed", "error": failure(error or ArmFailed("the job ended before the run did"))}
         write_status(folder, **status)
     return first_line(status)

@@ -54,6 +54,7 @@ def _corpus() -> Iterator[str]:
     for _ in range(4000):
         scene = Scene.draw(rng)
         asked = questions.ask_several(scene, rng, 8)
+        asked.append(questions.ask_description(scene, rng))
         asked += [q for q in (questions.ask_pictures(scene, Scene.draw(rng), rng), questions.ask_text(rng)) if q]
         for question in asked:
             yield question.text

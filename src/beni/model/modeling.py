@@ -198,7 +198,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the widest parameter: transformers loads a saved model in it, and frozen bf16 parts must not round the rest."""
+        """Of the widest parameter: transformers loads a saved model in it, and frozen bf16 parts must not round all."""
         return max((p.dtype for p in self.parameters()), key=lambda dtype: dtype.itemsize)
 
     def get_input_embeddings(self) -> nn.Module:

@@ -38,7 +38,7 @@ def scatter(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim
     if foreign:
         raise ResumeError(f"the checkpoint is of another model: no such tensors here as {', '.join(foreign[:3])}")
     with torch.no_grad():
-        for name in theirs:
+        for name in sorted(theirs):  # a set's order differs between processes
             parameter = ours[name]
             parameter.copy_(_like(tensors[f"model/{name}"], parameter))
             counter = parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")
@@ -57,5 +57,6 @@ def _whole(tensor: Tensor) -> Tensor:
 def _like(whole: Tensor, parameter: Tensor) -> Tensor:
     whole = whole.to(parameter.device, parameter.dtype)
     if isinstance(parameter, DTensor):
-        return distribute_tensor(whole, parameter.device_mesh, parameter.placements)
+        # every rank holds the whole tensor and takes its own shard: nothing is sent
+        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return whole

@@ -1,4 +1,4 @@
-"""``hydra/sweeper=beni``: the arms of a multirun, whatever launches them, are checked together before one of them starts.
+"""``hydra/sweeper=beni``: the arms of a multirun, whatever launches them, are checked together before one starts.
 
 Hydra's own sweeper writes a multirun.yaml before it looks at the arms, and shows the first failure only.
 """
@@ -24,10 +24,12 @@ class BeniSweeper(BasicSweeper):
 
         Raises:
             ConfigError: when an arm does not compose; nothing has been written then.
-            CompositionError: when an arm is impossible; nothing has been written then.
+            ImpossibleArm: when one could never run; nothing has been written then.
             ArmFailed: after all arms, when some did not finish; says which and why.
         """
-        assert self.config is not None and self.launcher is not None and self.hydra_context is not None
+        assert self.config is not None  # these three: Hydra has called setup
+        assert self.launcher is not None
+        assert self.hydra_context is not None
         from beni.config.compose import freeze
         from beni.launch.submit import ArmFailed, check_arms, freeze_arm, settle_arm
 
@@ -37,9 +39,8 @@ class BeniSweeper(BasicSweeper):
         composed = [loader.load_sweep_config(self.config, list(arm)) for arm in arms]
         runs = [freeze(config, config.hydra.runtime.choices) for config in composed]
         check_arms(runs)
-        by_folder = {
-            freeze_arm(run): arm for run, arm in zip(runs, arms, strict=True)
-        }  # arms that are the same run once
+        # two arms that are the same run are run once
+        by_folder = {freeze_arm(run): arm for run, arm in zip(runs, arms, strict=True)}
 
         results = self.launcher.launch(list(by_folder.values()), initial_job_idx=0)
         failed = {}

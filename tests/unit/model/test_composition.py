@@ -8,18 +8,21 @@ import torch
 from beni.errors import CompositionError, DataError
 from beni.model.spec import propagate
 
+PERCEIVER = "resampler=perceiver"
+SMALL = (PERCEIVER, "resampler.num_latents=5", "resampler.num_heads=2", "resampler.head_dim=8")
+LORA = ("adapter=lora", "train.plan.llm=lora", "adapter.targets=[qq]")
 SIGLIP = ("vision=siglip", "vision.weights=random", "llm=tinyllama", "llm.weights=random")
 
 
 @pytest.mark.parametrize(
     ("code", "groups", "fix", "overrides"),
     [
-        ("E-HEADS", "resampler", "num_kv_heads to 1 or 16", ["resampler=perceiver", "resampler.num_kv_heads=3"]),
+        ("E-HEADS", "resampler", "num_kv_heads to 1 or 16", [PERCEIVER, "resampler.num_kv_heads=3"]),
         (
             "E-DIM",
             "vision x resampler",
             "resampler.hidden_size=auto",
-            ["resampler=perceiver", "resampler.hidden_size=48"],
+            [PERCEIVER, "resampler.hidden_size=48"],
         ),
         ("E-RES", "vision", "vision.image_size=24", ["vision.image_size=36"]),
         ("E-SPACE", "connector x llm", "connector=auto", ["connector=identity", "llm.architecture.hidden_size=64"]),
@@ -31,7 +34,7 @@ SIGLIP = ("vision=siglip", "vision.weights=random", "llm=tinyllama", "llm.weight
             "E-ADAPTER",
             "adapter x llm",
             "adapter.targets=",
-            ["adapter=lora", "train.plan.llm=lora", "adapter.targets=[qq]"],
+            LORA,
         ),
     ],
     ids=lambda value: value if isinstance(value, str) and value.startswith("E-") else "",

@@ -77,3 +77,12 @@ def test_generation_after_packed_training_is_the_same_as_before_it(asked):
     before = model.generate(ids[None], pixels, **options)
     model(ids[None], pixels, labels=ids[None], cu_seqlens=torch.tensor([0, len(ids)])).loss.backward()
     assert model.generate(ids[None], pixels, **options).equal(before)
+
+
+def test_positions_count_real_tokens_only():
+    """A llama sees only distances; a model with learned positions would see where the padding ended."""
+    from beni.model.modeling import _positions
+
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    assert _positions(mask, mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]]
+    assert _positions(mask, None).tolist() == [[0, 1, 2, 3, 4]] * 2

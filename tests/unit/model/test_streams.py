@@ -1,4 +1,4 @@
-"""Every component draws from a stream of its own name: swapping one leaves all others, and every batch, as they were."""
+"""Every component draws from a stream of its own: swapping one leaves all others, and every batch, as they were."""
 
 from __future__ import annotations
 

@@ -1,10 +1,90 @@
+"""The loop: resuming goes on with the digits of a run that was never interrupted; what should not change does not."""
+
 from __future__ import annotations
 
-import time
+import pytest
+import torch
+
+from beni.errors import ResumeError
+
+PERCEIVER = ("resampler=perceiver", "resampler.num_latents=3", "resampler.num_heads=2", "resampler.head_dim=8")
+SIX = ("train.steps=6", "checkpoint.every=3", "optim.lr=1e-2", "connector.dropout=0.2", *PERCEIVER)
+DROPOUT = ("resampler.attention_dropout=0.1",)
 
 
-def test_tiny(tiny_run):
-    from beni.run import train
-    run = tiny_run()
-    t = time.time()
-    print(train(run), time.time() - t)
+@pytest.mark.parametrize("stop", [1, 4, 5])
+def test_a_resumed_run_has_the_digits_of_an_uninterrupted_one(tiny_run, fit, tmp_path, stop):
+    run = tiny_run(*SIX, *DROPOUT)
+    whole, expected = fit(run, tmp_path / "whole")
+    _, before = fit(run, tmp_path / "cut", stop=stop)
+    resumed, after = fit(run, tmp_path / "cut")
+    assert before.began == 0
+    assert after.began == 3 * (stop // 3)
+    assert before.losses | after.losses == expected.losses
+    assert len(set(expected.losses.values())) == 6
+    ours = resumed.state_dict()
+    for name, tensor in whole.state_dict().items():
+        assert ours[name].equal(tensor), name
+
+
+def test_dropout_in_the_connector_is_active_in_training(tiny_run, fit, tmp_path):
+    _, with_dropout = fit(tiny_run(*SIX), tmp_path / "a")
+    _, without = fit(tiny_run(*SIX, "connector.dropout=0.0"), tmp_path / "b")
+    assert with_dropout.losses[1] != without.losses[1]
+
+
+def test_evaluating_in_between_changes_no_later_loss(tiny_run, fit, tmp_path):
+    plain = tiny_run(*SIX)
+    _, expected = fit(plain, tmp_path / "plain")
+    seen = []
+
+    def evaluate(step):
+        seen.append(step)
+        model.eval()
+        torch.rand(3)
+
+    from beni.model.build import build
+
+    run = tiny_run(*SIX, "eval.every=2")
+    model = build(run)
+    _, log = fit(run, tmp_path / "evaluated", model=model, evaluate=evaluate)
+    assert log.losses == expected.losses
+    assert seen == [2, 4, 6]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tiny_run, fit, tmp_path):
+    fit(tiny_run(), tmp_path, signature="aaaa")
+    with pytest.raises(ResumeError, match=r"belongs to run aaaa, this is bbbb[^$]*checkpoint.resume=never"):
+        fit(tiny_run(), tmp_path, signature="bbbb")
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny_run, fit, tmp_path):
+    fit(tiny_run(*PERCEIVER), tmp_path)
+    with pytest.raises(ResumeError, match=r"of another model[^$]*resampler"):
+        fit(tiny_run("train.steps=3"), tmp_path)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_the_reason(tiny_run, fit, tmp_path):
+    run = tiny_run(*SIX)
+    fit(run, tmp_path, stop=5)
+    fit(run, tmp_path)
+    newest = tmp_path / "step_00000006" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    _, log = fit(run, tmp_path)
+    assert log.began == 3
+    assert log.notices == [
+        "checkpoint passed over: step_00000006: state.safetensors does not have the checksum it was saved with"
+    ]
+
+
+def test_a_finished_run_trains_no_further_step(tiny_run, fit, tmp_path):
+    fit(tiny_run(), tmp_path)
+    seen = []
+    _, log = fit(tiny_run(), tmp_path, evaluate=seen.append)
+    assert log.losses == {}
+    assert seen == [2]
+
+
+def test_a_run_trains_its_loss_down(tiny_run, fit, tmp_path):
+    _, log = fit(tiny_run("train.steps=12", "optim.lr=1e-2", "train.batch_size=4", "data.size=4"), tmp_path)
+    assert log.losses[12] < log.losses[1] - 1

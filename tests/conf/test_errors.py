@@ -1,0 +1,232 @@
+"""A user's mistake costs a second and one screen: the value, what was expected, and the override that fixes it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beni.config.compose import compose
+from beni.errors import BeniError, ConfigError
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+MISTAKES = {
+    # misspelt and unknown keys
+    "resampler=perceiver resampler.depthh=2": ("resampler.depthh", "did you mean resampler.depth?"),
+    "resampler=perceiver +resampler.depthh=2": ("resampler.depthh", "did you mean resampler.depth?"),
+    "+resampler.depthh=2": ("resampler=none has no keys", "did you mean resampler=perceiver resampler.depth=...?"),
+    "trian.steps=3": ("trian.steps", "did you mean train.steps?"),
+    "train.plan.lmm=full": ("train.plan.lmm", "did you mean train.plan.llm?"),
+    "lr=1e-3": ("unknown key lr", "did you mean optim.lr?"),
+    "train.steps.now=3": ("unknown key train.steps.now", "leave out train.steps.now"),
+    "+nonsense=3": ("unknown key nonsense", "leave out nonsense"),
+    "~resampler": ("resampler is missing", "leave out ~resampler"),
+    "~resampler.depth": ("~resampler.depth", "leave out"),
+    # misspelt options
+    "experiment=stampz": ("experiment=stampz", "did you mean experiment=stamps?"),
+    "recipe=llava16": ("recipe=llava16", "did you mean recipe=llava15?"),
+    "optim=zzz": ("optim=zzz", "expected one of: adamw"),
+    "resampler=null": ("null", "write GROUP=none"),
+    "+resampler=perceiver": ("second option", "without the plus"),
+    "resampler=[none,perceiver]": ("resampler takes one option", "-m resampler=A,B"),
+    # types
+    "train.steps=abc": ("train.steps=abc", "expected a whole number"),
+    "train.steps=1.5": ("train.steps=1.5", "set train.steps="),
+    "train.steps=null": ("train.steps=null", "set train.steps="),
+    "train.steps=true": ("train.steps=true", "expected a whole number"),
+    "checkpoint.export=1": ("checkpoint.export=1", "expected true or false"),
+    "train.precision=fp23": ("train.precision=fp23", "set train.precision=fp32"),
+    "train.plan.llm=half": ("train.plan.llm=half", "one of auto, frozen, full, lora"),
+    "train.plan=full": ("train.plan", "set train.plan."),
+    "data.size=lots": ("data.size=lots", "set data.size="),
+    "optim.betas=[0.9,high]": ("optim.betas", "list[float]"),
+    # ranges
+    "train.steps=0": ("train.steps=0", "set train.steps=1 or more"),
+    "train.seed=-1": ("train.seed=-1", "set train.seed=0 or more"),
+    "train.accumulation=65": ("train.batch_size=64", "set train.accumulation=64 or less"),
+    "optim.lr=0": ("optim.lr=0", "set optim.lr="),
+    "optim.clip=nan": ("optim.clip=nan", "set optim.clip=0 or more"),
+    "optim.warmup_ratio=1": ("optim.warmup_ratio=1", "set optim.warmup_ratio="),
+    "optim.min_lr=1": ("exceeds optim.lr", "set optim.min_lr"),
+    "optim.betas=[0.9]": ("optim.betas=[0.9]", "two numbers"),
+    "eval.gallery=-1": ("eval.gallery=-1", "set eval.gallery=0 or more"),
+    "study.name=a/b": ("study.name=a/b", "set study.name="),
+    "study.name=..": ("study.name=..", "set study.name="),
+    "paths.runs=": ("paths.runs", "set paths.runs=runs"),
+    # values that cannot be resolved
+    "study.name=???": ("study.name", "set study.name="),
+    "study.name=${nowhere}": ("'nowhere' not found", "set study.name"),
+    "train.seed=[1": ("train.seed=[1", "KEY=VALUE"),
+    "resampler": ("'resampler' is not an override", "KEY=VALUE"),
+    # combinations
+    "train.plan.llm=lora": ("train.plan.llm=lora", "set adapter=lora"),
+    # targets
+    "llm._target_=os.system": ("os.system is not trusted", "choose an option"),
+    "model._target_=os.system": ("os.system is not trusted", "choose an option"),
+    "+data.augment._target_=os.system": ("data.augment._target_=os.system", "choose an option"),
+    "llm._target_=my_pkg.Llm": ("my_pkg.Llm is not trusted", "BENI_TRUSTED=my_pkg"),
+    "train._target_=beni.run.os.system": ("beni.run.os.system", "choose an option"),
+    "llm._target_=beni.llm.hf.Nope": ("defines no class or function Nope", "choose an option"),
+}
+
+
+@pytest.mark.parametrize("overrides", MISTAKES)
+def test_a_mistake_is_answered_with_the_value_and_the_fix(overrides: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(overrides.split())
+    message = str(caught.value)
+    for words in MISTAKES[overrides]:
+        assert words in message
+    assert "fix:" in message
+    assert len(message.splitlines()) == 2, "one mistake, one problem and its fix"
+
+
+@pytest.mark.parametrize(
+    "target", ["os.system", "beni.run.os.system", "beni.config.identity.subprocess.run", "builtins.eval"]
+)
+def test_a_target_hidden_in_a_parts_mapping_is_refused(target: str) -> None:
+    with pytest.raises(ConfigError, match="_target_"):
+        compose(["data=llava_pretrain", f"+data.augment._target_={target}"])
+
+
+def test_a_module_of_the_standard_library_is_not_offered_for_trust() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["llm._target_=os.system"])
+    assert "BENI_TRUSTED" not in str(caught.value)
+
+
+def test_several_mistakes_are_all_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["+train.stepz=3", "data.size=lots", "train.precision=fp23"])
+    assert [line.split()[0] for line in str(caught.value).splitlines() if "fix:" not in line] == [
+        "data.size=lots,",
+        "unknown",
+        "train.precision=fp23,",
+    ]
+
+
+MUST_SHOW = {
+    "resampler.depthh=2": "did you mean resampler=perceiver resampler.depth=...?",
+    "+train.stepz=3": "did you mean train.steps?",
+    "resampler=perciever": "did you mean resampler=perceiver?",
+    "llm._target_=os.system": "choose an option of the group",
+    "train.steps=abc": "set train.steps=",
+    "vision=siglip vision.weights=pretrained": "set vision.weights=random",
+}
+
+
+@pytest.mark.parametrize("overrides", MUST_SHOW)
+def test_the_command_answers_on_one_screen_without_torch_and_writes_nothing(
+    command: Command, written: Callable[[], list[str]], heavy: Callable[[Any], list[str]], overrides: str
+) -> None:
+    done = command(*overrides.split())
+    assert done.returncode == 2
+    assert MUST_SHOW[overrides] in done.stderr
+    assert len((done.stdout + done.stderr).splitlines()) < 25
+    assert "Traceback" not in done.stderr
+    assert "Error executing job" not in done.stderr
+    assert heavy(done) == []
+    assert written() == []
+
+
+def test_an_impossible_shape_is_answered_before_anything_is_written(
+    command: Command, written: Callable[[], list[str]]
+) -> None:
+    done = command("resampler=perceiver", "resampler.num_kv_heads=3")
+    assert done.returncode == 2
+    assert "E-HEADS" in done.stderr
+    assert "fix: set resampler.num_kv_heads" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert written() == []
+
+
+@pytest.mark.parametrize(
+    "overrides", ["--help", "--cfg job", "vision=siglip llm=tinyllama resampler=perceiver --cfg job"]
+)
+def test_showing_a_run_imports_no_torch_and_writes_nothing(
+    command: Command, written: Callable[[], list[str]], heavy: Callable[[Any], list[str]], overrides: str
+) -> None:
+    done = command(*overrides.split())
+    assert done.returncode == 0
+    assert "num_latents: 64" in done.stdout or "perceiver" not in overrides
+    assert "hidden_size" in done.stdout
+    assert heavy(done) == []
+    assert written() == []
+
+
+def test_a_mistake_in_one_arm_of_a_sweep_starts_nothing(
+    command: Command, written: Callable[[], list[str]], heavy: Callable[[Any], list[str]]
+) -> None:
+    done = command("-m", "train.steps=2,abc")
+    assert done.returncode == 2
+    assert "train.steps=abc, expected a whole number" in done.stderr
+    assert heavy(done) == []
+    assert written() == []
+
+
+MINE = """
+from dataclasses import replace
+from beni.resampler.none import NoResampler
+
+
+class Mine(NoResampler):
+    def __init__(self, tokens, *, width: int) -> None:
+        super().__init__()
+"""
+
+
+@pytest.fixture
+def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package ``my_pkg`` with a resampler, and a config folder with its option ``mine``; returns the folder."""
+    package = tmp_path / "site" / "my_pkg"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise AssertionError('composing must not import the package of a part')\n")
+    (package / "parts.py").write_text(MINE)
+    option = tmp_path / "my conf" / "resampler" / "mine.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text("# Mine.\n_target_: my_pkg.parts.Mine\nwidth: 3\n")
+    monkeypatch.syspath_prepend(package.parent)
+    return option.parent.parent
+
+
+def test_a_part_outside_beni_is_refused_until_its_package_is_trusted(
+    third_party: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="BENI_TRUSTED=my_pkg"):
+        compose(["resampler=mine"], config_dir=third_party)
+    monkeypatch.setenv("BENI_TRUSTED", "other, my_pkg")
+    run = compose(["resampler=mine", "resampler.width=4"], config_dir=third_party)
+    assert run["resampler"] == {"_target_": "my_pkg.parts.Mine", "width": 4}
+
+
+def test_a_trusted_part_is_checked_like_beni_s_own(third_party: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENI_TRUSTED", "my_pkg")
+    with pytest.raises(BeniError, match=r"did you mean resampler\.width"):
+        compose(["resampler=mine", "resampler.widht=4"], config_dir=third_party)
+    with pytest.raises(BeniError, match=r"resampler\.width=wide, expected a whole number"):
+        compose(["resampler=mine", "resampler.width=wide"], config_dir=third_party)
+
+
+def test_trust_is_a_whole_package_name_and_no_prefix(third_party: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENI_TRUSTED", "my")
+    with pytest.raises(ConfigError, match="not trusted"):
+        compose(["resampler=mine"], config_dir=third_party)
+
+
+def test_the_command_finds_options_in_a_config_dir(command: Command, third_party: Path) -> None:
+    done = command("--config-dir", str(third_party), "resampler=mine", "--cfg", "job")
+    assert done.returncode == 0
+    assert "_target_: my_pkg.parts.Mine" in done.stdout
+    refused = command("--config-dir", str(third_party), "resampler=mine")
+    assert refused.returncode == 2
+    assert "BENI_TRUSTED=my_pkg" in refused.stderr
+
+
+def test_a_misspelt_option_of_a_config_dir_is_suggested(command: Command, third_party: Path) -> None:
+    done = command("--config-dir", str(third_party), "resampler=mien")
+    assert done.returncode == 2
+    assert "did you mean resampler=mine?" in done.stderr

@@ -1,0 +1,105 @@
+"""Two processes train what one does, sharded or not, and each goes on from the other's checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from beni.config.compose import compose
+
+WORKER = Path(__file__).with_name("worker.py")
+PERCEIVER = ("resampler=perceiver", "resampler.num_latents=3", "resampler.num_heads=2", "resampler.head_dim=8")
+SETTINGS = (
+    *("train.steps=3", "train.batch_size=4", "train.accumulation=2", "checkpoint.every=2"),
+    *("optim.lr=1e-2", "optim.warmup_ratio=0", "data.text_share=0.5"),
+)
+"""With two ranks a micro-batch is one sample, so that one rank has no image while the other's has one."""
+SECONDS = 300
+
+
+@pytest.fixture(scope="module")
+def launch(tiny_values, tmp_path_factory):
+    """launch(world, folder, mode) -> what each rank saw; the processes are killed after ``SECONDS``."""
+    root = tmp_path_factory.mktemp("distributed")
+
+    def start(world, folder, mode):
+        run = compose([*tiny_values, *SETTINGS, *PERCEIVER, f"fsdp={mode}"])
+        out = root / f"seen-{len(list(root.glob('settings-*')))}"
+        settings = root / f"settings-{out.name}"
+        settings.write_text(json.dumps({"run": run, "folder": str(root / folder), "out": str(out)}))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, str(WORKER), str(settings)],
+                env={**os.environ, **({**shared, "RANK": str(r), "LOCAL_RANK": str(r)} if world > 1 else {})},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for r in range(world)
+        ]
+        try:
+            errors = [rank.communicate(timeout=SECONDS)[1] for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        assert all(rank.returncode == 0 for rank in ranks), "\n".join(errors)
+        return [json.loads(Path(f"{out}.{rank}").read_text()) for rank in range(world)]
+
+    start.root = root
+    return start
+
+
+@pytest.fixture(scope="module")
+def one(launch):
+    """What a single process sees."""
+    (seen,) = launch(1, "one", "none")
+    assert len(set(seen["losses"].values())) == 3
+    return seen
+
+
+@pytest.fixture(scope="module")
+def sharded(launch):
+    """What each of two processes sees that share the weights."""
+    return launch(2, "two", "full")
+
+
+def agree(ours, theirs):
+    for step, loss in ours["losses"].items():
+        assert loss == pytest.approx(theirs["losses"][step], rel=1e-5)
+        assert ours["norms"][step] == pytest.approx(theirs["norms"][step], rel=1e-4)
+    assert ours["evaluated"] == pytest.approx(theirs["evaluated"], rel=1e-4)
+
+
+def test_two_sharded_processes_equal_one(one, sharded):
+    pictured = list(zip(*(rank["pictured"] for rank in sharded), strict=True))
+    assert any(a != b for a, b in pictured)  # an image on one rank while the other has none
+    assert sharded[0]["losses"].keys() == one["losses"].keys()
+    agree(sharded[0], one)
+    assert sharded[0]["losses"] == sharded[1]["losses"]
+    assert sharded[0]["evaluated"] == sharded[1]["evaluated"]
+
+
+def test_two_replicas_equal_one_process(launch, one):
+    ranks = launch(2, "replicas", "none")
+    assert ranks[0]["losses"].keys() == one["losses"].keys()
+    agree(ranks[0], one)
+
+
+@pytest.mark.parametrize(("saved_by", "world"), [("one", 2), ("two", 1)])
+def test_a_checkpoint_of_one_world_size_resumes_at_another(launch, one, sharded, saved_by, world):
+    shutil.copytree(launch.root / saved_by, launch.root / f"{saved_by}-cut")
+    shutil.rmtree(launch.root / f"{saved_by}-cut" / "step_00000003")  # as if killed before it was written
+    ranks = launch(world, f"{saved_by}-cut", "full")
+    assert [rank["began"] for rank in ranks] == [2] * world
+    assert ranks[0]["losses"].keys() == {"3"}
+    agree(ranks[0], one)

@@ -1,0 +1,94 @@
+"""One rank of a distributed test: ``worker.py SETTINGS.json`` trains and writes what the rank saw.
+
+SETTINGS: run (a composed run), folder (of its checkpoints), out (where each rank writes).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from beni.config.build import build
+from beni.data.loader import Steps
+from beni.data.template import Renderer
+from beni.distributed.environment import process_group, read_environment
+from beni.distributed.fsdp import shard
+from beni.llm.tokenizer import load_tokenizer
+from beni.model.build import build as build_model
+from beni.training.loop import Job
+
+
+class Log:
+    def __init__(self) -> None:
+        self.losses, self.norms = {}, {}
+
+    def train(self, step, values):
+        self.losses[step], self.norms[step] = values["loss"], values["grad_norm"]
+
+    def begin(self, step):
+        self.began = step
+
+    def notice(self, text):
+        print(text, file=sys.stderr)
+
+
+class Watched(Steps):
+    """The steps, with a note of which micro-batches of this rank have an image."""
+
+    def __getitem__(self, step):
+        batches = super().__getitem__(step)
+        PICTURED.extend(batch.pixels is not None for batch in batches)
+        return batches
+
+
+PICTURED: list[bool] = []
+
+
+def main(settings) -> None:
+    torch.set_num_threads(1)
+    run = settings["run"]
+    train = run["train"]
+    environment = read_environment("cpu")
+    with process_group(environment):
+        model = build_model(run)
+        if run["fsdp"]["mode"] == "full":
+            shard(model, model.sharding_units(), environment, train["precision"])
+        renderer = Renderer(load_tokenizer(run["llm"]), run["template"], model.fusion.placeholders(model.specs["llm"]))
+        source = build(run["data"], train["seed"])
+        views = partial(model.views.split, transform=model.vision.transform)
+        log = Log()
+
+        def evaluate(step: int) -> None:
+            """As evals/scores.py does: encode first, then predict."""
+            model.eval()
+            batch = Steps(source, renderer, views, 5, 4, 1, train["layout"])[0][0]
+            with torch.no_grad():
+                visual = model.encode_images(batch.pixels)
+                log.evaluated = float(model(**batch.model_inputs() | {"pixels": None}, visual=visual).loss)
+
+        names = ("seed", "batch_size", "accumulation", "layout")
+        job = Job(
+            model=model,
+            steps=Watched(
+                source, renderer, views, *(train[name] for name in names), environment.rank, environment.world
+            ),
+            environment=environment,
+            optim=run["optim"],
+            checkpoint=run["checkpoint"],
+            checkpoints=Path(settings["folder"]),
+            signature="same",
+            eval_every=0,
+            evaluate=evaluate,
+            log=log,
+        )
+        build(train).fit(job)
+        seen = vars(log) | {"pictured": PICTURED}
+        Path(f"{settings['out']}.{environment.rank}").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

@@ -1,0 +1,63 @@
+"""What README and docs show is run here, so that it cannot rot."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from beni import compose
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def _blocks(language: str) -> list[tuple[str, str]]:
+    return [
+        (str(page.relative_to(ROOT)), block)
+        for page in PAGES
+        for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    ]
+
+
+def _commands(module: str) -> list[tuple[str, str]]:
+    return [
+        (page, line.split("#")[0].strip())
+        for page, block in _blocks("bash")
+        for line in block.splitlines()
+        if line.startswith(f"python -m {module}")
+    ]
+
+
+def test_the_pages_show_commands_and_code_at_all():
+    assert len(_commands("beni.train")) >= 4
+    assert _commands("beni.compare")
+    assert _blocks("python")
+
+
+@pytest.mark.parametrize(("page", "command"), _commands("beni.train"))
+def test_every_training_command_of_the_pages_composes(page: str, command: str):
+    words = [word for word in shlex.split(command)[3:] if not word.startswith("-") and word != "job"]
+    for word in words:  # the values of a sweep one by one
+        key, _, values = word.partition("=")
+        for value in values.split(",") if "-m " in command else [values]:
+            compose([f"{key}={value}", *(other for other in words if other != word and "," not in other)])
+
+
+@pytest.mark.parametrize(("page", "code"), _blocks("python"))
+def test_every_python_block_of_the_pages_runs(page: str, code: str, tmp_path: Path):
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = tmp_path / done.stdout.strip().splitlines()[-1]
+    assert "</html>" in report.read_text(encoding="utf-8")
+
+
+def test_every_make_target_of_the_pages_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    named = {t for page in PAGES for t in re.findall(r"^make (\w+)", page.read_text(encoding="utf-8"), re.M)}
+    assert named
+    assert all(re.search(rf"^{target}:", makefile, re.M) for target in named)

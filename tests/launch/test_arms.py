@@ -1,0 +1,132 @@
+"""The bookkeeping around arms, without training any."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from beni.config.identity import run_folder
+from beni.errors import BeniError, CompositionError, ConfigError, ResumeError
+from beni.launch import submit
+from beni.launch.job import load_frozen
+from beni.launch.status import read_status, write_status
+from beni.launch.submit import ImpossibleArm, check_arms, freeze_arm, run_arms, settle_arm
+
+Runs = Callable[..., dict[str, Any]]
+
+
+def test_a_frozen_arm_waits_with_its_whole_config(tiny_run: Runs) -> None:
+    run = tiny_run()
+    folder = freeze_arm(run)
+    assert folder == run_folder(run)
+    assert load_frozen(folder) == run
+    assert read_status(folder)["state"] == "queued"
+    assert (read_status(folder)["step"], read_status(folder)["steps"]) == (0, 2)
+
+
+@pytest.mark.parametrize("state", ["finished", "running"])
+def test_freezing_leaves_an_arm_alone_that_is(tiny_run: Runs, state: str) -> None:
+    folder = freeze_arm(tiny_run())
+    write_status(folder, state=state, step=1)
+    freeze_arm(tiny_run("tracker=tensorboard"))
+    assert read_status(folder)["state"] == state
+    assert load_frozen(folder)["choices"]["tracker"] == "jsonl"
+
+
+def test_an_arm_that_failed_is_queued_again_and_keeps_its_step(tiny_run: Runs) -> None:
+    folder = freeze_arm(tiny_run())
+    write_status(folder, state="failed", step=1, error={"type": "DataError", "message": "gone", "traceback": ""})
+    freeze_arm(tiny_run("tracker=tensorboard"))
+    status = read_status(folder)
+    assert (status["state"], status["step"], status["error"]) == ("queued", 1, None)
+    assert load_frozen(folder)["choices"]["tracker"] == "tensorboard"
+
+
+def test_a_folder_without_a_frozen_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResumeError, match=r"config\.yaml"):
+        load_frozen(tmp_path)
+
+
+def test_an_arm_killed_by_a_signal_says_so_and_the_next_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        write_status(folder, state="running", step=0)
+
+    def job(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        if command[-1].endswith("b"):
+            write_status(folders[1], state="finished", step=2)
+            return subprocess.CompletedProcess(command, 0)
+        return subprocess.CompletedProcess(command, -signal.SIGKILL)
+
+    monkeypatch.setattr(submit.subprocess, "run", job)
+    said: list[str] = []
+    reasons = run_arms(folders, said.append)
+    assert reasons == ["the process ended before the run did (killed by signal 9)", None]
+    assert read_status(folders[0])["state"] == "failed"
+    assert read_status(folders[0])["error"]["message"] == reasons[0]
+    assert [line[:7] for line in said] == ["arm 1/2", "arm 1/2", "arm 2/2"]
+
+
+def test_the_reason_a_run_noted_itself_is_kept(tmp_path: Path) -> None:
+    write_status(
+        tmp_path, state="failed", error={"type": "DataError", "message": "no such file\nfix", "traceback": "t"}
+    )
+    assert settle_arm(tmp_path, RuntimeError("later")) == "no such file"
+    assert json.loads((tmp_path / "status.json").read_text())["error"]["traceback"] == "t"
+
+
+def test_an_error_brought_back_by_a_launcher_is_noted(tmp_path: Path) -> None:
+    write_status(tmp_path, state="queued", step=0)
+    assert settle_arm(tmp_path, ConfigError("bad value")) == "bad value"
+    assert read_status(tmp_path)["error"]["type"] == "ConfigError"
+
+
+def test_a_bug_in_the_check_is_no_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    crashed = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback: boom")
+    monkeypatch.setattr(submit.subprocess, "run", lambda *a, **k: crashed)
+    with pytest.raises(RuntimeError, match="boom") as caught:
+        check_arms([{}])
+    assert not isinstance(caught.value, BeniError)
+
+
+def test_every_impossible_arm_is_named(tiny_run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = subprocess.CompletedProcess([], 0, stdout='noise\n[null, "E-X: too wide", "E-Y: too long"]\n', stderr="")
+    monkeypatch.setattr(submit.subprocess, "run", lambda *a, **k: answer)
+    with pytest.raises(ImpossibleArm) as caught:
+        check_arms([tiny_run(f"train.seed={seed}") for seed in range(3)])
+    assert "2 of 3" in str(caught.value)
+    assert "-s1-" in str(caught.value)
+    assert "E-X: too wide" in str(caught.value)
+    assert "E-Y: too long" in str(caught.value)
+    assert "-s0-" not in str(caught.value)
+
+
+def test_an_error_with_keywords_survives_the_way_back_from_a_job() -> None:
+    error = CompositionError("E-DIM", "12 is not 13", groups=("vision", "llm"), fix="set x=13")
+    back = pickle.loads(pickle.dumps(error))
+    assert str(back) == str(error)
+    assert (back.code, back.groups, back.fix) == ("E-DIM", ("vision", "llm"), "set x=13")
+
+
+def test_the_job_answers_help_without_torch() -> None:
+    code = "import sys, beni.launch.job as j; c = j.main(['--help']); print(c, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["2", "False"]
+    assert "RUN_FOLDER" in done.stderr
+
+
+def test_a_frozen_run_reads_back_as_it_was_written(tiny_run: Runs) -> None:
+    run = tiny_run("llm=smollm2_gguf", "llm.weights=random", "template=chatml")
+    assert yaml.safe_load((freeze_arm(run) / "config.yaml").read_text()) == run

@@ -1,0 +1,107 @@
+"""Sweeps as a user starts them: arms that fail leave the others alone, and nothing starts when one is impossible."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+EXPERIMENT = """# @package _global_
+# A sweep in an experiment file.
+study: {name: pair}
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params:
+      template.max_length: 2048,8
+"""
+
+
+def train(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """``python -m beni.train`` in ``cwd``."""
+    return subprocess.run(
+        [sys.executable, "-m", "beni.train", *arguments],
+        cwd=cwd,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def compare(study: Path) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "beni.compare", str(study)], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def statuses(study: Path) -> dict[str, dict[str, Any]]:
+    """``status.json`` of every arm below ``study``, by state."""
+    found = [json.loads(path.read_text()) for path in study.glob("*/status.json")]
+    return {status["state"]: status for status in found}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_an_arm_that_fails_leaves_the_others_finished_and_is_shown_with_its_reason(
+    tmp_path: Path, tiny_overrides: list[str]
+) -> None:
+    """The sweep stands in an experiment file, so there is no ``-m``."""
+    experiment = tmp_path / "mine" / "experiment" / "pair.yaml"
+    experiment.parent.mkdir(parents=True)
+    experiment.write_text(EXPERIMENT)
+    done = train("--config-dir", str(tmp_path / "mine"), "experiment=pair", *tiny_overrides, cwd=tmp_path)
+
+    assert done.returncode == 2, done.stderr
+    assert "1 of 2 arms failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    study = tmp_path / "runs" / "pair"
+    by_state = statuses(study)
+    assert sorted(by_state) == ["failed", "finished"]
+    assert by_state["finished"]["step"] == 2
+    assert by_state["failed"]["error"]["type"] == "DataError"
+    assert "template.max_length is 8" in by_state["failed"]["error"]["message"]
+    assert by_state["failed"]["error"]["message"].splitlines()[0] in done.stderr
+    arms = [yaml.safe_load(path.read_text())["template"]["max_length"] for path in study.glob("*/config.yaml")]
+    assert sorted(arms) == [8, 2048]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "runs"]
+    assert not (study / "multirun.yaml").exists()
+    table = compare(study)
+    assert "failed" in table
+    assert "template.max_length is 8" in table
+
+
+def test_an_impossible_arm_starts_nothing_and_writes_nothing(tmp_path: Path, tiny_overrides: list[str]) -> None:
+    sweep = ("-m", "resampler=perceiver", "resampler.num_kv_heads=1,3")
+    done = train(*sweep, *tiny_overrides, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no arm was started, since 1 of 2 are impossible" in done.stderr
+    assert "E-HEADS" in done.stderr
+    assert "fix: set resampler.num_kv_heads" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_submitit_runs_the_same_path_without_a_cluster(tmp_path: Path, tiny_overrides: list[str]) -> None:
+    sweep = ("-m", "launcher=submitit_local", "study.name=jobs", "optim.lr=1e-4,1e38")
+    done = train(*sweep, *tiny_overrides, "train.steps=3", cwd=tmp_path)
+
+    assert done.returncode == 2, done.stderr
+    assert "1 of 2 arms failed" in done.stderr
+    study = tmp_path / "runs" / "jobs"
+    by_state = statuses(study)
+    assert sorted(by_state) == ["failed", "finished"]
+    assert by_state["finished"]["step"] == 3
+    assert "lower optim.lr" in by_state["failed"]["error"]["message"]
+    assert "FloatingPointError" in by_state["failed"]["error"]["traceback"]
+    assert list((study / ".submitit").rglob("*_log.out")), "each job has its log below the study"
+    assert "lower optim.lr" in compare(study)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]

@@ -1,0 +1,163 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PILImage
+
+from beni.data.images import Augment, Image, ImageTransform, blank_like, decode
+from beni.data.loader import Steps, heldout_item, load, order_hash
+from beni.data.sample import Message, Sample, Source
+from beni.errors import ConfigError
+
+TRANSFORM = ImageTransform(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+class Noise(Source):
+    """Twenty pictures of noise, one or two a sample, heavily augmented."""
+
+    task = "loss"
+    augment = Augment(flip=0.5, crop=0.3, colour=0.5, rotate=20)
+
+    def __init__(self, content: int = 0) -> None:
+        self.content = content
+
+    def __len__(self) -> int:
+        return 20
+
+    def train(self, index: int, epoch: int) -> Sample:
+        images = tuple(Image(lambda i=i: noise(index, i), f"{index}.{i}") for i in range(1 + index % 2))
+        messages = (Message("user", (*images, f"number {index}?")), Message("assistant", ("word " * (1 + index % 5),)))
+        return Sample(f"{epoch}-{index}", messages)
+
+    def heldout(self) -> list[Sample]:
+        return [self.train(index, 0) for index in range(3)]
+
+    def fingerprint(self) -> str:
+        return str(self.content)
+
+
+def noise(*name):
+    return PILImage.fromarray(np.random.default_rng(name).integers(0, 255, (16, 16, 3), dtype=np.uint8))
+
+
+def views(picture):
+    return [TRANSFORM(picture)]
+
+
+@pytest.fixture
+def steps(renderer_of):
+    """steps(**fields) -> Steps over ``Noise``."""
+    renderer = renderer_of("bos", "chatml")
+
+    def make(**changes):
+        values = {"seed": 0, "batch_size": 6, "accumulation": 2, "layout": "packed"}
+        return Steps(Noise(), renderer, views, **values | changes)
+
+    return make
+
+
+def tensors(batch):
+    return {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+
+
+def identical(one, two):
+    """Bit-identical micro-batches of several steps."""
+    assert len(one) == len(two)
+    for first, second in zip(one, two, strict=True):
+        assert [batch.ids for batch in first] == [batch.ids for batch in second]
+        for a, b in zip(first, second, strict=True):
+            assert tensors(a).keys() == tensors(b).keys()
+            assert all(torch.equal(value, tensors(b)[name]) for name, value in tensors(a).items())
+    return True
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_batches_are_bit_identical_for_no_and_for_two_workers(layout, steps):
+    made = steps(layout=layout)
+    assert identical(list(load(made, 0, 5, 0, False)), list(load(made, 0, 5, 2, False)))
+
+
+def test_starting_in_the_middle_gives_the_tail_of_the_whole(steps):
+    whole = list(load(steps(), 0, 6, 0, False))
+    assert identical(list(load(steps(), 4, 6, 2, False)), whole[4:])
+    assert identical([steps()[5]], whole[5:])
+
+
+def test_loading_leaves_torchs_global_generator_alone(steps):
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    for workers in (0, 1):
+        torch.manual_seed(3)
+        list(load(steps(), 0, 1, workers, False))
+        assert torch.equal(torch.rand(4), expected)
+
+
+def pixels_by_sample(made, count):
+    """Sample id -> the pixels of its pictures, over ``count`` steps."""
+    seen = {}
+    for step in range(count):
+        for batch in made[step]:
+            pixels = iter(batch.pixels)
+            for name in batch.ids:
+                images = 1 + int(name.split("-")[1]) % 2
+                seen[name] = torch.stack([next(pixels) for _ in range(images)])
+    return seen
+
+
+def test_a_picture_is_augmented_alike_wherever_its_sample_stands(steps):
+    together = pixels_by_sample(steps(batch_size=20, accumulation=1), 2)
+    alone = pixels_by_sample(steps(batch_size=1, accumulation=1, layout="padded"), 40)
+    assert together.keys() == alone.keys() == {f"{epoch}-{index}" for epoch in range(2) for index in range(20)}
+    assert all(torch.equal(pixels, alone[name]) for name, pixels in together.items())
+
+
+def test_augmentation_differs_between_epochs_seeds_and_the_pictures_of_a_sample(steps):
+    zero, one = (pixels_by_sample(steps(seed=seed, batch_size=20, accumulation=1), 2) for seed in (0, 1))
+    for index in range(20):
+        assert not torch.equal(zero[f"0-{index}"], zero[f"1-{index}"])
+        assert not torch.equal(zero[f"0-{index}"], one[f"0-{index}"])
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (1, 3), (2, 1), (3, 2)])
+def test_all_ranks_together_see_the_same_samples_with_the_same_pixels(world, accumulation, steps):
+    alone = pixels_by_sample(steps(accumulation=1), 3)
+    shared = {}
+    for rank in range(world):
+        mine = pixels_by_sample(steps(world=world, rank=rank, accumulation=accumulation), 3)
+        assert not mine.keys() & shared.keys()
+        shared |= mine
+    assert shared.keys() == alone.keys()
+    assert all(torch.equal(pixels, alone[name]) for name, pixels in shared.items())
+
+
+def test_a_batch_too_small_for_its_parts_is_found_before_anything_is_loaded(steps):
+    with pytest.raises(ConfigError, match=r"set train\.batch_size to at least 8"):
+        steps(world=4, accumulation=2)
+
+
+def test_steps_can_be_handed_to_spawned_processes(steps):
+    made = steps()
+    assert identical([pickle.loads(pickle.dumps(made))[1]], [made[1]])
+
+
+def test_the_order_hash_differs_with_seed_length_batch_size_and_content():
+    first = order_hash(Noise(), 0, 5, 4)
+    assert order_hash(Noise(), 0, 5, 4) == first
+    others = [
+        order_hash(Noise(), 1, 5, 4),
+        order_hash(Noise(), 0, 6, 4),
+        order_hash(Noise(), 0, 5, 3),
+        order_hash(Noise(content=1), 0, 5, 4),
+    ]
+    assert len({first, *others}) == 5
+
+
+def test_a_held_out_sample_is_decoded_by_the_function_handed_over(steps):
+    made = steps()
+    sample = made.source.heldout()[1]
+    seen = heldout_item(sample, made.renderer, views, decode)
+    blank = heldout_item(sample, made.renderer, views, lambda image: blank_like(decode(image)))
+    assert [torch.equal(a, TRANSFORM(noise(1, i))) for i, a in enumerate(seen.pixels)] == [True, True]
+    assert all(len(pixels.unique()) == 1 for pixels in blank.pixels)
+    assert seen.encoded.ids.tolist() == blank.encoded.ids.tolist()

@@ -1,0 +1,78 @@
+import copy
+import json
+import random
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from beni.data import questions
+from beni.data.scenes import Scene
+from beni.errors import ConfigError
+from beni.llm.make_tokenizer import SPECIAL, VOCABULARY, make_tokenizer
+from beni.llm.tokenizer import EMBEDDED, load_tokenizer
+
+NODE = {"tokenizer": "auto", "name": None, "weights": "random", "architecture": {"vocab_size": VOCABULARY}}
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return load_tokenizer(NODE)
+
+
+@pytest.fixture(scope="module")
+def remade():
+    return make_tokenizer()
+
+
+def test_making_the_embedded_tokenizer_again_gives_the_shipped_files_byte_for_byte(remade, tmp_path):
+    remade.save_pretrained(tmp_path)
+    shipped, made = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in (EMBEDDED, tmp_path))
+    assert shipped.keys() == made.keys()
+    assert [name for name in shipped if shipped[name] != made[name]] == []
+
+
+@given(text=st.text())
+@example(text="a  b\n\n\tc \r\n")
+@example(text="\0\ue000\ufdd0\U0010ffff")
+@example(text="<eos> <image><|end|>")
+@example(text=" . , isn 't ' s")
+def test_any_text_is_encoded_without_loss(text, embedded):
+    ids = embedded(text, add_special_tokens=False).input_ids
+    assert embedded.decode(ids) == text
+    assert max(ids, default=0) < VOCABULARY
+
+
+def test_there_is_a_token_for_every_marker_and_every_byte(embedded):
+    assert [embedded.convert_ids_to_tokens(i) for i in range(len(SPECIAL))] == SPECIAL
+    assert len(embedded) <= VOCABULARY
+    assert all(len(embedded(chr(n), add_special_tokens=False).input_ids) == 1 for n in range(1, 128))
+
+
+def test_every_word_of_the_main_jobs_questions_is_one_token(embedded):
+    rng = random.Random(1)
+    for _ in range(200):
+        for question in questions.ask_several(Scene.draw(rng), rng, 8):
+            for text in (question.text, question.answer):
+                words = text.rstrip("?").split()
+                assert len(embedded(text, add_special_tokens=False).input_ids) == len(words) + text.endswith("?")
+
+
+def test_an_llm_with_random_weights_takes_the_embedded_tokenizer(embedded):
+    assert embedded.get_vocab() == load_tokenizer(NODE | {"tokenizer": "embedded", "name": "some/llm"}).get_vocab()
+
+
+def test_a_folder_may_be_named(remade, tmp_path):
+    copied = copy.deepcopy(remade)
+    copied.add_tokens(["<extra>"])
+    copied.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    named = load_tokenizer(NODE | {"tokenizer": str(tmp_path), "architecture": None})
+    assert named.convert_tokens_to_ids("<extra>") == len(remade)
+
+
+def test_a_tokenizer_with_more_ids_than_the_llm_has_embeddings_is_an_error_with_the_fix(embedded):
+    size = len(embedded)
+    assert len(load_tokenizer(NODE | {"architecture": {"vocab_size": size}})) == size
+    with pytest.raises(ConfigError, match=rf"(?s)has {size} ids, but the llm has {size - 1} embeddings.*vocab_size"):
+        load_tokenizer(NODE | {"architecture": {"vocab_size": size - 1}})

@@ -1,0 +1,63 @@
+"""Training without a run folder: the loop itself, its log kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+
+class Interrupted(Exception):
+    """What stops a run in these tests."""
+
+
+class MemoryLog:
+    """Keeps what the loop says; raises ``Interrupted`` when a step has been taken."""
+
+    def __init__(self, stop: int | None) -> None:
+        self.stop, self.losses, self.notices, self.began = stop, {}, [], None
+
+    def train(self, step: int, values: Mapping[str, float]) -> None:
+        self.losses[step] = values["loss"]
+        if step == self.stop:
+            raise Interrupted
+
+    def begin(self, step: int) -> None:
+        self.began = step
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
+@pytest.fixture
+def fit(steps_of):
+    """fit(run, folder, stop=None) -> (model, log), stopped after ``stop`` steps when given."""
+    from beni.config.build import build as build_node
+    from beni.distributed.environment import Environment
+    from beni.model.build import build
+    from beni.training.loop import Job
+
+    def run_it(run, folder: Path, stop: int | None = None, model=None, signature="same", evaluate=lambda step: None):
+        model = build(run) if model is None else model
+        log = MemoryLog(stop)
+        job = Job(
+            model=model,
+            steps=steps_of(run, model),
+            environment=Environment(0, 1, 0, torch.device("cpu")),
+            optim=run["optim"],
+            checkpoint=run["checkpoint"],
+            checkpoints=folder,
+            signature=signature,
+            eval_every=run["eval"]["every"],
+            evaluate=evaluate,
+            log=log,
+        )
+        try:
+            build_node(run["train"]).fit(job)
+        except Interrupted:
+            assert log.stop is not None
+        return model, log
+
+    return run_it

@@ -1,0 +1,77 @@
+"""``train.init_from``: another run's weights where they fit, and an error where they cannot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from beni.errors import ResumeError
+from beni.training.initial import load_initial
+
+PERCEIVER = ("resampler=perceiver", "resampler.num_latents=3", "resampler.num_heads=2", "resampler.head_dim=8")
+LORA = ("adapter=lora", "train.plan.llm=lora")
+
+
+@pytest.fixture
+def saved(tiny_model, tmp_path):
+    """saved(*overrides): another seed's model, in the ``model`` folder of a run."""
+
+    def make(*overrides):
+        model = tiny_model("train.seed=7", *overrides)
+        model.save_pretrained(tmp_path / "run" / "model")
+        return model, tmp_path / "run"
+
+    return make
+
+
+def test_all_weights_come_from_the_other_run(saved, tiny_model):
+    theirs, folder = saved()
+    ours = tiny_model()
+    assert load_initial(ours, folder) == []
+    for name, tensor in theirs.state_dict().items():
+        assert ours.state_dict()[name].equal(tensor), name
+
+
+def test_a_part_the_other_run_lacks_keeps_its_own_weights_and_is_named(saved, tiny_model):
+    _, folder = saved()
+    ours, untouched = tiny_model(*PERCEIVER), tiny_model(*PERCEIVER)
+    kept = load_initial(ours, folder)
+    assert kept
+    assert all(name.startswith("resampler.") for name in kept)
+    assert ours.resampler.latents.equal(untouched.resampler.latents)
+
+
+def test_weights_that_adapters_stand_beside_are_loaded_too(saved, tiny_model):
+    theirs, folder = saved()
+    ours = tiny_model(*LORA)
+    kept = load_initial(ours, folder)
+    assert all("lora_" in name for name in kept)
+    inside = ours.llm.model.model.layers[0].self_attn.q_proj.base_layer.weight
+    assert inside.equal(theirs.llm.model.model.layers[0].self_attn.q_proj.weight)
+
+
+def test_adapters_that_have_no_place_are_an_error(saved, tiny_model):
+    _, folder = saved(*LORA)
+    with pytest.raises(ResumeError, match=r"holds adapters[^$]*lora_[^$]*fix: set adapter"):
+        load_initial(tiny_model(), folder)
+
+
+def test_another_shape_is_an_error_that_names_the_tensor(saved, tiny_model):
+    _, folder = saved()
+    with pytest.raises(ResumeError, match=r"does not fit this run: \S+ has shape"):
+        load_initial(tiny_model("vision.architecture.intermediate_size=96"), folder)
+
+
+def test_a_folder_without_a_model_is_an_error_that_says_what_to_set(tiny_model, tmp_path):
+    with pytest.raises(ResumeError, match=r"holds no saved model[^$]*checkpoint\.export=true"):
+        load_initial(tiny_model(), tmp_path)
+
+
+def test_a_tied_head_stays_tied(saved, tiny_model):
+    tied = "llm.architecture.tie_word_embeddings=true"
+    theirs, folder = saved(tied)
+    ours = tiny_model(tied)
+    load_initial(ours, folder)
+    assert ours.llm.model.lm_head.weight is ours.llm.model.model.embed_tokens.weight
+    assert ours.llm.model.lm_head.weight.equal(theirs.llm.model.lm_head.weight)
+    assert isinstance(ours.llm.model.lm_head.weight, torch.nn.Parameter)
