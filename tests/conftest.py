@@ -31,6 +31,7 @@ TINY_PARTS = (
     "vision.architecture.num_hidden_layers=2",
     "vision.architecture.num_attention_heads=2",
     "vision.architecture.image_size=24",
+    "vision.architecture.patch_size=12",
     "vision.image_size=24",
     "llm.architecture.hidden_size=32",
     "llm.architecture.intermediate_size=64",
