@@ -87,7 +87,8 @@ def train(run: Mapping[str, Any]) -> Path:
             Console().print(run_table(collect_run(folder.path)))
         return folder.path
     with process_group(environment), folder.opened():
-        model = _build(run, renderer, environment)
+        barrier()  # no rank looks into the folder before rank 0 has prepared it
+        model = _build(run, renderer)
         _write_identity(folder, run, source, renderer, model, table)
         views = partial(model.views.split, transform=model.vision.transform)
         layout = _layout(model, settings["layout"], folder)
@@ -169,6 +170,7 @@ class Report:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if self.active:
             self.progress.__exit__(kind, error, trace)
+            self.metrics.close()
             self.tracker.finish("finished" if kind is None else "failed")
 
     def train(self, step: int, values: Mapping[str, float]) -> None:
@@ -232,10 +234,12 @@ class Report:
         }
 
 
-def _build(run: Mapping[str, Any], renderer: Renderer, environment: Environment) -> BeniForConditionalGeneration:
+def _build(run: Mapping[str, Any], renderer: Renderer) -> BeniForConditionalGeneration:
     model = build(run["model"], run, renderer.tokens.image)
     if run["train"]["init_from"] is not None:
-        load_initial(model, Path(run["train"]["init_from"]))
+        kept = load_initial(model, Path(run["train"]["init_from"]))
+        parts = sorted({name.partition(".")[0] for name in kept})
+        Console(stderr=True).print(f"train.init_from: all tensors taken, but for those of {parts or 'nothing'}")
     return model
 
 

@@ -14,6 +14,8 @@ import pytest
 
 from beni.config.compose import compose
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]  # one worker: the tests share their runs
+
 WORKER = Path(__file__).with_name("worker.py")
 PERCEIVER = ("resampler=perceiver", "resampler.num_latents=3", "resampler.num_heads=2", "resampler.head_dim=8")
 SETTINGS = (

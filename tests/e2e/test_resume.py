@@ -61,6 +61,7 @@ def kill_after(process: subprocess.Popen[bytes], runs: Path, step: int) -> None:
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_killed_run_started_again_has_the_digits_of_an_uninterrupted_one(tiny_overrides, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     done = run(command(tiny_overrides, whole))

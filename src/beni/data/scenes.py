@@ -38,7 +38,7 @@ PLACES: Final[tuple[str, ...]] = (
     "top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
 )  # fmt: skip
 """The ninths of a picture, row by row; each holds at most one shape."""
-TOTALS: Final[tuple[int, ...]] = (2, 3, 4, 5)
+TOTALS: Final[tuple[int, ...]] = (2, 3, 4)
 COUNTS: Final[tuple[int, ...]] = (1, 2, 3)
 
 # Geometry, in fractions of the side of the picture.
@@ -127,15 +127,10 @@ class Scene:
 def _counted_labels(rng: random.Random, total: int, values: Sequence[str], value: str) -> list[str]:
     """``total`` labels in random order, ``value`` among them one, two or three times.
 
-    Two shapes cannot hold three of a kind; the weights for larger totals make up for it,
-    so that the multiplicity is exactly uniform over ``COUNTS`` for uniform ``TOTALS``:
-    (1/4)(1/2) + (3/4)(5/18) = 1/3 and (3/4)(8/18) = 1/3.
+    Two shapes cannot hold three of a kind; the weights for larger totals make up for it, so that the multiplicity is
+    exactly uniform over ``COUNTS`` for uniform ``TOTALS``: (1/3)(1/2) + (2/3)(1/4) = 1/3 and (2/3)(1/2) = 1/3.
     """
-    if total == 2:
-        times = rng.choice((1, 2))
-    else:
-        ticket = rng.randrange(18)
-        times = 1 if ticket < 5 else 2 if ticket < 10 else 3
+    times = rng.choice((1, 2)) if total == 2 else rng.choice((1, 2, 3, 3))
     others = [v for v in values if v != value]
     labels = [value] * times + rng.choices(others, k=total - times)
     rng.shuffle(labels)
