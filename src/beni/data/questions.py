@@ -26,6 +26,8 @@ IMAGE_KINDS: Final[tuple[str, ...]] = (
     "colour", "shape", "count", "position", "relation", "existence",
 )  # fmt: skip
 """Kinds of question about one picture."""
+LONGER: Final[tuple[str, ...]] = ("count", "position", "relation", "existence")
+"""Kinds that take longer to learn; training asks them twice as often as the others."""
 KINDS: Final[tuple[str, ...]] = (*IMAGE_KINDS, "pictures", "text")
 """All kinds: those about one picture, about two pictures, and about none."""
 
@@ -264,12 +266,13 @@ def ask_text(rng: random.Random) -> Question:
 
 
 def ask_several(scene: Scene, rng: random.Random, count: int) -> list[Question]:
-    """At most ``count`` different questions about one scene, kinds evenly mixed.
+    """At most ``count`` different questions about one scene, its kinds well mixed.
 
     Kinds are drawn without looking at the scene. One that does not fit is replaced, but never by a count: whether a
     total is asked must not depend on how many shapes there are.
     """
-    kinds = [IMAGE_KINDS[i] for i in _rounds(rng, len(IMAGE_KINDS), count)]
+    deck = (*IMAGE_KINDS, *LONGER)
+    kinds = [deck[i] for i in _rounds(rng, len(deck), count)]
     asked = {q.text: q for q in (_ASK[kind](scene, rng) for kind in kinds) if q is not None}
     spare = [kind for kind in IMAGE_KINDS if kind != "count"]
     for _ in range(4 * count):

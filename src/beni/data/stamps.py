@@ -1,4 +1,4 @@
-"""``data=stamps``: some 800 real photographs and drawings with captions, from Debian's package tuxpaint-stamps-default.
+"""``data=stamps``: real photographs and drawings with captions, from Debian's package tuxpaint-stamps-default.
 
 Beside every picture lies a text file whose first line is an English caption, followed by ``xx.utf8=`` lines in some
 sixty languages. Held out are captions, not pictures: no text that is scored stands in training in any form, and near
@@ -44,7 +44,8 @@ class Stamps(Source):
         heldout: captions held out.
         split: number of the split; another number holds out other captions.
         choices: captions to choose from, the true one and others that are held out too.
-        max_words: longest caption, in words without articles; longer ones describe more than the picture.
+        openings: first words a caption may have; others ("Gimel stands for ...") do not name what is seen. Empty for any.
+        max_words: longest caption, in words without articles; longer ones tell more than the picture shows.
         prompts: what is said after the picture in training, one drawn each time; scoring uses the first.
         augment: see ``beni.data.images.Augment``.
 
@@ -62,13 +63,14 @@ class Stamps(Source):
         heldout: int,
         split: int,
         choices: int,
+        openings: list[str],
         max_words: int,
         prompts: list[str],
         augment: dict[str, float | bool],
     ) -> None:
         self.seed, self.split, self.choices, self.prompts = seed, split, choices, prompts
         self.augment = Augment.from_config(augment)
-        stamps = read_stamps(Path(root).expanduser(), max_words)
+        stamps = read_stamps(Path(root).expanduser(), openings, max_words)
         keys = sorted({stamp.key for stamp in stamps})
         if not choices <= heldout < len(keys):
             raise DataError(
@@ -104,7 +106,7 @@ class Stamps(Source):
         return hashlib.sha256("\n".join([*lines, *self.prompts]).encode()).hexdigest()[:16]
 
 
-def read_stamps(root: Path, max_words: int) -> list[Stamp]:
+def read_stamps(root: Path, openings: Sequence[str], max_words: int) -> list[Stamp]:
     """All captioned pictures below ``root``, in the order of their paths.
 
     Raises:
@@ -118,7 +120,8 @@ def read_stamps(root: Path, max_words: int) -> list[Stamp]:
         lines = text.read_text(encoding="utf-8", errors="replace").splitlines()
         caption = clean_caption(lines[0]) if lines else ""
         key = caption_key(caption)
-        if key and len(key.split()) <= max_words:
+        opening = caption.lower().split(" ")[0]
+        if key and len(key.split()) <= max_words and (not openings or opening in openings):
             stamps.append(Stamp(picture, caption, key))
     if not stamps:
         raise DataError(
@@ -133,6 +136,8 @@ def clean_caption(line: str) -> str:
     text = re.sub(r"\s*\([^)]*\)", "", line.replace("’", "'"))
     text = re.sub(r"[\"“”]", "", text)
     text = re.split(r"(?<=[.!?])\s+|—|,\s", text)[0].strip(" -–.!?…")
+    first, _, rest = text.partition(" ")
+    text = f"{first.lower()} {rest}" if first.lower() in ARTICLES else text  # it goes on after a prompt
     return f"{text}." if text else ""
 
 

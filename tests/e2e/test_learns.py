@@ -1,0 +1,30 @@
+"""The main job in small: a model that is trained sees, and one that is blinded does not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_a_small_model_learns_the_colours_it_sees_and_not_those_it_cannot(tmp_path: Path):
+    command = [
+        *[sys.executable, "-m", "beni.train", f"paths.runs={tmp_path}", "study.name=learns"],
+        *["train.steps=220", "train.batch_size=32", "train.threads=1", "train.workers=1", "data.heldout=400"],
+        *["optim.warmup_ratio=0.1", "eval.gallery=4", "checkpoint.every=0"],
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "learns").glob("tiny_vit-*")
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "finished"
+    assert status["eval/accuracy"] > status["eval/chance"] + 0.08
+    assert abs(status["eval/accuracy_blank"] - status["eval/chance"]) < 0.1
+    scores = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    colours = [r["score"] for r in scores if r["kind"] == "colour" and r["variant"] == "true"]
+    assert sum(colours) / len(colours) > 0.35  # one in six by chance
+    assert "</html>" in (folder / "report.html").read_text()
