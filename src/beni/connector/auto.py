@@ -18,8 +18,11 @@ def auto(
     norm: Literal["none", "layernorm"],
     dropout: float,
     init_std: float | Literal["fan_in"],
+    out_rms: float | None,
 ) -> Stage:
     """An ``IdentityConnector`` for tokens in the llm's space, else an ``MlpConnector`` with these values."""
     if tokens.space == "llm":
         return IdentityConnector(tokens, dim_out)
-    return MlpConnector(tokens, dim_out, depth=depth, bias=bias, norm=norm, dropout=dropout, init_std=init_std)
+    return MlpConnector(
+        tokens, dim_out, depth=depth, bias=bias, norm=norm, dropout=dropout, init_std=init_std, out_rms=out_rms
+    )

@@ -17,6 +17,9 @@ from beni.errors import CompositionError
 from beni.stage import Stage, StageContext, TokenSpec
 from beni.types import VisualTokens
 
+GELU_RMS = 0.652
+"""Root mean square of GELU over standard normal input."""
+
 
 class MlpConnector(Stage):
     """``(i, n, d) -> (i, n, dim_out)``; depth 1 is the linear projector of LLaVA (arXiv 2304.08485).
@@ -30,6 +33,9 @@ class MlpConnector(Stage):
         dropout: probability in [0, 1) on the hidden activations; with depth 1 on the incoming features.
         init_std: standard deviation of the normal draw of the weights; ``fan_in`` is 1/sqrt(width coming in), which
             keeps the scale of standardised features.
+        out_rms: root mean square that the outputs start with when the features are standardised; ``null`` leaves it to
+            ``init_std``. Text embeddings of pretrained llms have 0.01 to 0.2: visual tokens that are many times larger
+            pass through a pre-norm llm almost unchanged, and learn slowly.
 
     Raises:
         CompositionError: E-DEPTH when ``depth`` is below 1.
@@ -45,6 +51,7 @@ class MlpConnector(Stage):
         norm: Literal["none", "layernorm"],
         dropout: float,
         init_std: float | Literal["fan_in"],
+        out_rms: float | None,
     ) -> None:
         super().__init__()
         if depth < 1:
@@ -54,7 +61,7 @@ class MlpConnector(Stage):
                 groups=("connector",),
                 fix="set connector.depth=1 or more, or connector=identity where the widths agree",
             )
-        self.init_std = init_std
+        self.init_std, self.out_rms = init_std, out_rms
         self.norm = nn.LayerNorm(tokens.dim) if norm == "layernorm" else nn.Identity()
         widths = [tokens.dim] + [dim_out] * depth
         layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in pairwise(widths))
@@ -80,3 +87,7 @@ class MlpConnector(Stage):
             nn.init.normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+        if self.out_rms is not None:
+            last = self.layers[-1]
+            coming_in = 1.0 if len(self.layers) == 1 else GELU_RMS
+            nn.init.normal_(last.weight, std=self.out_rms / (coming_in * last.in_features**0.5))

@@ -122,7 +122,7 @@ class Augment:
         crop: smallest share of the area a random crop keeps, in (0, 1]; 1 keeps everything.
         stretch: largest factor by which a crop's aspect ratio changes, at least 1.
         colour: largest relative change of brightness, contrast and saturation, in [0, 1).
-        background: lay transparent pictures over a random light or dark colour instead of white.
+        background: lay transparent pictures over a random light colour instead of white.
         rotate: largest rotation in degrees, either way.
     """
 
