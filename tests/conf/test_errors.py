@@ -47,7 +47,7 @@ MISTAKES = {
     # ranges
     "train.steps=0": ("train.steps=0", "set train.steps=1 or more"),
     "train.seed=-1": ("train.seed=-1", "set train.seed=0 or more"),
-    "train.accumulation=65": ("train.batch_size=64", "set train.accumulation=64 or less"),
+    "train.accumulation=65": ("train.batch_size=32", "set train.accumulation=32 or less"),
     "optim.lr=0": ("optim.lr=0", "set optim.lr="),
     "optim.clip=nan": ("optim.clip=nan", "set optim.clip=0 or more"),
     "optim.warmup_ratio=1": ("optim.warmup_ratio=1", "set optim.warmup_ratio="),

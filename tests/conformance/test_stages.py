@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from beni.errors import CompositionError
 from beni.measure.flops import count_flops
 from beni.stage import StageContext, TokenSpec
 from beni.types import VisualTokens
@@ -71,10 +72,22 @@ def test_its_flops_are_those_that_torch_counts(stage, option):
     assert stage.flops(SPEC) == pytest.approx(counted, rel=0.01)
 
 
-def test_padding_never_reaches_a_real_token(stage, option):
+def test_padding_never_reaches_a_real_token(stage, option, make):
+    if _needs_a_grid(make, option):  # a dense grid has no padding; a row that has some is refused
+        with pytest.raises(ValueError, match="grid"):
+            stage(padded(tokens(), 5), StageContext())
+        return
     clean, dirty = stage(tokens(), StageContext()), stage(padded(tokens(), 5), StageContext())
     torch.testing.assert_close(dirty.x[dirty.mask], clean.x[clean.mask], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close((dirty.size * dirty.mask).sum(1), (clean.size * clean.mask).sum(1))
+
+
+def _needs_a_grid(make, option) -> bool:
+    try:
+        make(option, replace(SPEC, grid=None), *sizes(option))
+    except CompositionError as error:
+        return error.code == "E-GRID"
+    return False
 
 
 def test_an_image_does_not_see_the_others_of_its_batch(stage, option):

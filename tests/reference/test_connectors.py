@@ -43,7 +43,9 @@ def test_the_connector_equals_its_reference(reference_case, compare, name, sizes
 
     def build_ours():
         spec = TokenSpec(n=6, dim=dim_in, grid=(2, 3))
-        return MlpConnector(spec, dim_out, depth=depth, bias=True, norm="none", dropout=0.0, init_std=0.02)
+        return MlpConnector(
+            spec, dim_out, depth=depth, bias=True, norm="none", dropout=0.0, init_std=0.02, out_rms=None
+        )
 
     case = reference_case(
         name=name,

@@ -44,7 +44,7 @@ class Stamps(Source):
         heldout: captions held out.
         split: number of the split; another number holds out other captions.
         choices: captions to choose from, the true one and others that are held out too.
-        openings: first words a caption may have (others, "Gimel stands for ...", do not name what is seen); empty for any.
+        openings: first words a caption may have (others, "Gimel stands for", name nothing to be seen); empty for any.
         max_words: longest caption, in words without articles; longer ones tell more than the picture shows.
         prompts: what is said after the picture in training, one drawn each time; scoring uses the first.
         augment: see ``beni.data.images.Augment``.

@@ -1,0 +1,98 @@
+"""Captions of real pictures: the split holds texts apart, whatever their spelling, and the choices are fair."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image as PILImage
+
+from beni.config.build import build
+from beni.config.compose import compose
+from beni.data.stamps import Stamps, caption_key, clean_caption
+from beni.errors import DataError
+
+INSTALLED = Path("/usr/share/tuxpaint/stamps")
+
+
+def stamps(root: Path, **changed) -> Stamps:
+    values = {"heldout": 4, "split": 0, "choices": 3, "openings": ["a", "an"], "max_words": 5}
+    return Stamps(0, root=str(root), prompts=["A photo of"], augment={}, **(values | changed))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    captions = [f"A thing{i}. It is long." for i in range(10)] + [
+        "a  Thing0!",
+        "Gimel stands for gants.",
+        "A one two three 4 5 6.",
+    ]
+    (tmp_path / "symbols").mkdir()
+    for i, caption in enumerate(captions):
+        PILImage.new("RGBA", (8, 8), (i, 0, 0, 128)).save(tmp_path / f"{i:02d}.png")
+        (tmp_path / f"{i:02d}.txt").write_text(f"{caption}\nde.utf8=Ein Ding.\n")
+    PILImage.new("RGB", (8, 8)).save(tmp_path / "symbols" / "letter.png")
+    (tmp_path / "symbols" / "letter.txt").write_text("A letter.\n")
+    PILImage.new("RGB", (8, 8)).save(tmp_path / "without_text.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "caption"),
+    [
+        ("A dumper. It carries its load in front.", "a dumper."),
+        ("An “odd” bird (male).", "an odd bird."),
+        ("Our moon.", "our moon."),
+        ("Pluto", "Pluto."),
+        ("", ""),
+    ],
+)
+def test_a_caption_is_the_first_sentence_without_asides(line: str, caption: str):
+    assert clean_caption(line) == caption
+
+
+def test_captions_that_differ_in_articles_case_and_marks_say_the_same():
+    assert caption_key("A Red-headed  cep!") == caption_key("the red headed cep") == "red headed cep"
+
+
+def test_no_held_out_text_stands_in_training_and_signs_are_left_out(folder: Path):
+    source = stamps(folder)
+    held = {caption_key(sample.answer) for sample in source.heldout()}
+    trained = {caption_key(source.train(i, 0).answer) for i in range(len(source))}
+    assert len(held) == 4
+    assert not held & trained
+    assert held | trained == {f"thing{i}" for i in range(10)}
+
+
+def test_the_split_depends_on_its_number_and_not_on_the_seed(folder: Path):
+    def held(seed: int, split: int) -> list[str]:
+        values = {"heldout": 4, "choices": 3, "openings": [], "max_words": 9, "prompts": ["p"], "augment": {}}
+        return [s.answer for s in Stamps(seed, root=str(folder), split=split, **values).heldout()]
+
+    assert held(0, 0) == held(1, 0)
+    assert held(0, 0) != held(0, 1)
+
+
+def test_every_held_out_picture_is_offered_its_caption_once_among_other_held_out_ones(folder: Path):
+    samples = stamps(folder).heldout()
+    answers = {sample.answer for sample in samples}
+    for sample in samples:
+        assert len(sample.choices) == len(set(sample.choices)) == 3
+        assert sample.choices.count(sample.answer) == 1
+        assert set(sample.choices) <= answers
+
+
+def test_a_missing_folder_is_answered_with_the_command_that_installs_it(tmp_path: Path):
+    with pytest.raises(DataError, match="apt-get install tuxpaint-stamps-default"):
+        stamps(tmp_path / "nowhere")
+
+
+def test_debians_stamps_read_as_some_four_hundred_pictures():
+    if not INSTALLED.is_dir():
+        reason = "Debian's package tuxpaint-stamps-default is not installed"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    source = build(compose(["data=stamps"])["data"], 0)
+    assert 250 < len(source) < 700
+    assert len(source.heldout()) == 100
+    assert all(len(sample.choices) == 10 for sample in source.heldout())
