@@ -83,7 +83,7 @@ class MlpConnector(Stage):
 
     def init_weights(self) -> None:
         for layer in self.layers:
-            std = layer.in_features**-0.5 if self.init_std == "fan_in" else self.init_std
+            std = layer.in_features**-0.5 if isinstance(self.init_std, str) else self.init_std
             nn.init.normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

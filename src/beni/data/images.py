@@ -149,7 +149,7 @@ class Augment:
         """Decode and vary; the same ``rng`` state gives the same picture."""
         fill = (255, 255, 255)
         if self.background:
-            red, green, blue = rng.integers(0, 256, 3).tolist()
+            red, green, blue = rng.integers(96, 256, 3).tolist()
             fill = (red, green, blue)
         picture = decode(image, fill)
         if self.rotate:
