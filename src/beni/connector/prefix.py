@@ -1,0 +1,66 @@
+"""Prefix connector: each visual token becomes several of the llm's, as in ClipCap (arXiv 2111.09734).
+
+One pooled feature of an image classifier says what a picture shows; mapped to several positions it can say it in
+several words. The biases are drawn like text embeddings and the weights start at zero, so that training begins from a
+soft prompt that is the same for every picture and moves away from it as far as the pictures differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from beni.errors import CompositionError
+from beni.stage import Stage, StageContext, TokenSpec
+from beni.types import VisualTokens
+
+
+class PrefixConnector(Stage):
+    """``(i, n, d) -> (i, n * length, dim_out)``: one linear layer, its output cut into ``length`` tokens.
+
+    Args:
+        tokens: spec of the incoming visual tokens.
+        dim_out: width of the llm.
+        length: tokens that each incoming one becomes.
+        dropout: probability in [0, 1) on the standardised features.
+        out_rms: size of the biases, that of the llm's text embeddings.
+
+    Raises:
+        CompositionError: E-TOKENS when ``length`` is below 1.
+    """
+
+    def __init__(self, tokens: TokenSpec, dim_out: int, *, length: int, dropout: float, out_rms: float) -> None:
+        super().__init__()
+        if length < 1:
+            raise CompositionError(
+                "E-TOKENS",
+                f"connector.length={length}, but a visual token becomes at least one",
+                groups=("connector",),
+                fix="set connector.length=1 or more",
+            )
+        self.length, self.dim_out, self.out_rms = length, dim_out, out_rms
+        self.norm = nn.LayerNorm(tokens.dim, elementwise_affine=False)
+        self.dropout = nn.Dropout(dropout)
+        self.proj = nn.Linear(tokens.dim, length * dim_out)
+
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        grid = tokens.grid if self.length == 1 else None
+        return replace(tokens, n=tokens.n * self.length, dim=self.dim_out, grid=grid, space="llm")
+
+    def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        x = self.proj(self.dropout(self.norm(tokens.x)))
+        return VisualTokens(
+            x=x.unflatten(-1, (self.length, self.dim_out)).flatten(1, 2),
+            mask=tokens.mask.repeat_interleave(self.length, 1),
+            yx=tokens.yx.repeat_interleave(self.length, 1),
+            size=tokens.size.repeat_interleave(self.length, 1) / self.length,
+            grid=tokens.grid if self.length == 1 else None,
+        )
+
+    def flops(self, tokens: TokenSpec) -> int:
+        return 2 * tokens.n * self.proj.in_features * self.proj.out_features
+
+    def init_weights(self) -> None:
+        nn.init.zeros_(self.proj.weight)
+        nn.init.normal_(self.proj.bias, std=self.out_rms)
