@@ -89,10 +89,10 @@ def train(run: Mapping[str, Any]) -> Path:
     with process_group(environment), folder.opened():
         barrier()  # no rank looks into the folder before rank 0 has prepared it
         model = _build(run, renderer)
+        apply_plan(model, settings["plan"])
         _write_identity(folder, run, source, renderer, model, table)
         views = partial(model.views.split, transform=model.vision.transform)
         layout = _layout(model, settings["layout"], folder)
-        apply_plan(model, settings["plan"])
         if settings["precision"] == "bf16":
             store_frozen_in_bf16(model, settings["plan"])
         torch.nn.Module.to(model, environment.device)
@@ -305,15 +305,7 @@ def _write_identity(
     }
     folder.write_json("identity.json", folder.identity)
     folder.write_json("spec.json", table.to_dict())
-    folder.update(parameters=count_parameters_after_plan(model, settings["plan"]))
-
-
-def count_parameters_after_plan(
-    model: BeniForConditionalGeneration, plan: Mapping[str, str]
-) -> dict[str, dict[str, int]]:
-    """Trained and frozen parameters per component under ``plan``."""
-    apply_plan(model, plan)
-    return count_parameters(model)
+    folder.update(parameters=count_parameters(model))
 
 
 def _hash_weights(module: torch.nn.Module) -> str | None:
