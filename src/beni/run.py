@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,18 +14,15 @@ from rich.console import Console
 
 from beni import hub
 from beni.analysis.collect import collect_run
-from beni.analysis.render import render_report
 from beni.analysis.terminal_tables import run_table
 from beni.config.build import build
 from beni.config.check import check
 from beni.data.loader import Steps, order_hash
-from beni.data.sample import Sample, Source
+from beni.data.sample import Source
 from beni.data.template import IGNORE, Renderer
 from beni.distributed.collectives import barrier
 from beni.distributed.environment import Environment, process_group, read_environment
 from beni.distributed.fsdp import shard
-from beni.evals.gallery import write_gallery
-from beni.evals.scores import Scorer, summarise
 from beni.llm.hf import isolates_segments
 from beni.llm.tokenizer import load_tokenizer
 from beni.measure import memory
@@ -35,10 +30,8 @@ from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters
 from beni.model.spec import SpecTable, propagate, spec_table
 from beni.nn.streams import numpy_stream
-from beni.tracker.base import Tracker
+from beni.reporter import Reporter
 from beni.tracker.folder import RunFolder
-from beni.tracker.metrics import MetricsFile
-from beni.tracker.progress import Progress
 from beni.training.initial import load_initial
 from beni.training.loop import Job, Trainer
 from beni.training.trainable import store_frozen_in_bf16
@@ -99,7 +92,7 @@ def train(run: Mapping[str, Any]) -> Path:
         if run["fsdp"]["mode"] == "full":
             shard(model, model.sharding_units(), environment, settings["precision"])
 
-        with Report(folder, run, source, renderer, views, model, layout, environment) as report:
+        with Reporter(folder, run, source, renderer, views, model, layout, environment) as report:
             trainer: Trainer = build(run["train"])
             trainer.fit(
                 Job(
@@ -133,105 +126,6 @@ def train(run: Mapping[str, Any]) -> Path:
     if environment.is_main:
         Console().print(run_table(collect_run(folder.path)))
     return folder.path
-
-
-class Report:
-    """What the loop says, on its way to metrics.jsonl, status.json, scores.jsonl, the tracker and the terminal."""
-
-    def __init__(
-        self,
-        folder: RunFolder,
-        run: Mapping[str, Any],
-        source: Source,
-        renderer: Renderer,
-        views: Any,
-        model: BeniForConditionalGeneration,
-        layout: str,
-        environment: Environment,
-    ) -> None:
-        self.folder, self.run, self.source, self.environment = folder, run, source, environment
-        settings = run["train"]
-        self.scorer = Scorer(
-            model, renderer, views, source.task, layout, settings["precision"], run["eval"]["batch_size"]
-        )
-        self.start, self.step = time.perf_counter(), 0
-        self.active = environment.is_main
-        self.before = float(folder.status.get("seconds", 0.0))
-        if self.active:
-            self.metrics = MetricsFile(folder.path / "metrics.jsonl")
-            self.tracker: Tracker = build(run["tracker"])
-            self.progress = Progress(settings["steps"])
-
-    def __enter__(self) -> Report:
-        if self.active:
-            self.progress.__enter__()
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self.active:
-            self.progress.__exit__(kind, error, trace)
-            self.metrics.close()
-            self.tracker.finish("finished" if kind is None else "failed")
-
-    def train(self, step: int, values: Mapping[str, float]) -> None:
-        self.step = step
-        if self.active:
-            self._log(step, {f"train/{key}": float(value) for key, value in values.items()})
-            self.progress.update(step, values)
-            self.folder.update(step=step, samples_per_s=values["samples_per_s"], **self._cost())
-
-    def begin(self, step: int) -> None:
-        if self.active:
-            self.metrics.rewind(step)
-            self.tracker.start(self.folder.path, self.run, self.folder.identity, step)
-            self.folder.update(step=step)
-            if step:
-                self.notice(f"goes on after step {step}")
-
-    def notice(self, text: str) -> None:
-        if self.active:
-            self.progress.console.print(text, highlight=False)
-
-    def evaluate(self, step: int) -> None:
-        """Scores the held-out examples with the true and with a blank image."""
-        samples = self._heldout()
-        self.scorer.model.eval()
-        rows = [{"step": step, **row} for variant in ("true", "blank") for row in self.scorer.score(samples, variant)]
-        values = summarise(rows, "true") | summarise(rows, "blank")
-        if self.active:
-            (self.folder.path / "scores.jsonl").write_text(
-                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            )
-            self._log(step, values)
-            self.folder.update(step=step, **{k: v for k, v in values.items() if k.count("/") == 1})
-            self.rows = rows
-
-    def end(self) -> None:
-        """The gallery, the final status and report.html."""
-        if not self.active:
-            return
-        shown = _spread(self._heldout(), self.run["eval"]["gallery"])
-        if shown and self.run["fsdp"]["mode"] == "none":
-            scorer = self.scorer
-            write_gallery(
-                self.folder.path, scorer.model, shown, scorer.renderer, scorer.views, scorer.precision, self.rows
-            )
-        self.folder.update(state="finished", **self._cost())
-        render_report(self.folder.path)
-
-    def _heldout(self) -> Sequence[Sample]:
-        samples, limit = self.source.heldout(), self.run["eval"]["examples"]
-        return samples[:limit] if limit else samples
-
-    def _log(self, step: int, values: Mapping[str, float]) -> None:
-        self.metrics.append(step, values)
-        self.tracker.log(step, values)
-
-    def _cost(self) -> dict[str, float]:
-        return {
-            "seconds": round(self.before + time.perf_counter() - self.start, 1),
-            "peak_memory_gib": round(memory.peak_gib(self.environment.device), 2),
-        }
 
 
 def _build(run: Mapping[str, Any], renderer: Renderer) -> BeniForConditionalGeneration:
@@ -315,18 +209,6 @@ def _hash_weights(module: torch.nn.Module) -> str | None:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16] if state else None
-
-
-def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """``count`` samples with a picture, evenly over the kinds of question."""
-    by_kind: dict[str, list[Sample]] = {}
-    for sample in samples:
-        if sample.images:
-            by_kind.setdefault(sample.kind, []).append(sample)
-    chosen: list[Sample] = []
-    while len(chosen) < count and any(by_kind.values()):
-        chosen += [group.pop(0) for group in by_kind.values() if group]
-    return chosen[:count]
 
 
 def _cores(environment: Environment) -> int:

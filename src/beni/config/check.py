@@ -184,8 +184,9 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
     """Rules that no type expresses."""
     for path, least in AT_LEAST.items():
         section, _, name = path.partition(".")
-        if not run[section][name] >= least:  # not "<": nan must be refused as well
-            yield f"{path}={run[section][name]}, expected at least {least}\n  fix: set {path}={least} or more"
+        value = run[section][name]
+        if value != "auto" and not value >= least:  # not "<": nan must be refused as well
+            yield f"{path}={value}, expected at least {least}\n  fix: set {path}={least} or more"
     train, optim = run["train"], run["optim"]
     if train["accumulation"] > train["batch_size"]:
         yield (

@@ -141,13 +141,13 @@ class Eval:
 
     Attributes:
         every: steps between evaluations during training; 0 evaluates only at the end.
-        examples: held-out examples scored; 0 takes all.
+        examples: held-out examples scored; 0 takes all, ``auto`` all but no more than the run trains on.
         batch_size: examples of one forward pass.
         gallery: held-out pictures shown in the report with the model's answers.
     """
 
     every: int
-    examples: int
+    examples: int | Literal["auto"]
     batch_size: int
     gallery: int
 

@@ -13,7 +13,11 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
 from pathlib import Path
+
+from PIL import Image as PILImage
 
 from beni.data.images import Augment, Image
 from beni.data.sample import Message, Sample, Source
@@ -113,7 +117,9 @@ def read_stamps(root: Path, openings: Sequence[str], max_words: int) -> list[Sta
         DataError: when there are none.
     """
     stamps = []
-    for picture in sorted(root.rglob("*.png")):
+    # one file a picture: of the 83 that come as pixels and as a drawing, the drawing (it has no pixels of its own)
+    pictures = {path.with_suffix(""): path for ending in ("png", "svg") for path in root.rglob(f"*.{ending}")}
+    for picture in sorted(pictures.values()):
         text = picture.with_suffix(".txt")
         if not text.is_file() or str(picture.relative_to(root)).startswith(LEFT_OUT):
             continue
@@ -129,6 +135,24 @@ def read_stamps(root: Path, openings: Sequence[str], max_words: int) -> list[Sta
             f"  fix: apt-get install {PACKAGE}, or set data.root to a copy of its folder stamps/"
         )
     return stamps
+
+
+def draw(path: Path) -> PILImage.Image:
+    """An SVG file at its natural size, with transparency.
+
+    Raises:
+        DataError: without the package resvg-py, or when the file is no drawing.
+    """
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise DataError(f"{path} is an SVG drawing, which resvg-py reads\n  fix: pip install 'beni[stamps]'") from error
+    try:
+        return PILImage.open(
+            BytesIO(resvg_py.svg_to_bytes(svg_path=str(path), dpi=96))
+        )  # 0, the default, makes 1 pt nothing
+    except ValueError as error:
+        raise DataError(f"image {path}: {error}") from error
 
 
 def clean_caption(line: str) -> str:
@@ -151,6 +175,7 @@ def caption_key(caption: str) -> str:
 
 
 def _sample(name: str, stamp: Stamp, prompt: str, choices: tuple[str, ...] = ()) -> Sample:
-    image = Image.from_path(stamp.path)
+    path = stamp.path
+    image = Image(partial(draw, path), str(path)) if path.suffix == ".svg" else Image.from_path(path)
     messages = (Message("user", (image, prompt)), Message("assistant", (stamp.caption,)))
     return Sample(name, messages, choices=choices, cluster=str(stamp.path.name))

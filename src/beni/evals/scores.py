@@ -90,10 +90,13 @@ class Scorer:
         with autocast(device, self.precision):
             visual = None
             views = [view for one in pixels for view in one]
-            if views:  # each picture is encoded once, however many choices share it
-                visual = self.model.encode_images(torch.stack(views).to(device))
+            if views:  # each picture is encoded once, however many questions and choices share it, and blank ones once
+                different: dict[bytes, int] = {}
+                place = [different.setdefault(view.numpy().tobytes(), len(different)) for view in views]
+                chosen = [views[place.index(i)] for i in range(len(different))]
+                visual = self.model.encode_images(torch.stack(chosen).to(device))
                 first = [sum(len(p) for p in pixels[:i]) for i in range(len(pixels))]
-                rows = [first[o] + j for o in owner for j in range(len(pixels[o]))]
+                rows = [place[first[o] + j] for o in owner for j in range(len(pixels[o]))]
                 visual = visual.select(torch.tensor(rows, device=device))
             out = self.model(**(batch.model_inputs() | {"pixels": None}), visual=visual)
         tokens = out.logits.float().log_softmax(-1)

@@ -1,0 +1,135 @@
+"""What a run says while it goes: metrics.jsonl, status.json, scores.jsonl, the tracker, the terminal, report.html."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from beni.analysis.render import render_report
+from beni.config.build import build
+from beni.data.sample import Sample, Source
+from beni.data.template import Renderer
+from beni.distributed.environment import Environment
+from beni.evals.gallery import write_gallery
+from beni.evals.scores import Scorer, summarise
+from beni.measure import memory
+from beni.model.modeling import BeniForConditionalGeneration
+from beni.tracker.base import Tracker
+from beni.tracker.folder import RunFolder
+from beni.tracker.metrics import MetricsFile
+from beni.tracker.progress import Progress
+
+
+class Reporter:
+    """What the loop says, on its way to metrics.jsonl, status.json, scores.jsonl, the tracker and the terminal."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        run: Mapping[str, Any],
+        source: Source,
+        renderer: Renderer,
+        views: Any,
+        model: BeniForConditionalGeneration,
+        layout: str,
+        environment: Environment,
+    ) -> None:
+        self.folder, self.run, self.source, self.environment = folder, run, source, environment
+        settings = run["train"]
+        self.scorer = Scorer(
+            model, renderer, views, source.task, layout, settings["precision"], run["eval"]["batch_size"]
+        )
+        self.start, self.step = time.perf_counter(), 0
+        self.active = environment.is_main
+        self.before = float(folder.status.get("seconds", 0.0))
+        if self.active:
+            self.metrics = MetricsFile(folder.path / "metrics.jsonl")
+            self.tracker: Tracker = build(run["tracker"])
+            self.progress = Progress(settings["steps"])
+
+    def __enter__(self) -> Reporter:
+        if self.active:
+            self.progress.__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self.active:
+            self.progress.__exit__(kind, error, trace)
+            self.metrics.close()
+            self.tracker.finish("finished" if kind is None else "failed")
+
+    def train(self, step: int, values: Mapping[str, float]) -> None:
+        self.step = step
+        if self.active:
+            self._log(step, {f"train/{key}": float(value) for key, value in values.items()})
+            self.progress.update(step, values)
+            self.folder.update(step=step, samples_per_s=values["samples_per_s"], **self._cost())
+
+    def begin(self, step: int) -> None:
+        if self.active:
+            self.metrics.rewind(step)
+            self.tracker.start(self.folder.path, self.run, self.folder.identity, step)
+            self.folder.update(step=step)
+            if step:
+                self.notice(f"goes on after step {step}")
+
+    def notice(self, text: str) -> None:
+        if self.active:
+            self.progress.console.print(text, highlight=False)
+
+    def evaluate(self, step: int) -> None:
+        """Scores the held-out examples with the true and with a blank image."""
+        samples = self._heldout()
+        self.scorer.model.eval()
+        rows = [{"step": step, **row} for variant in ("true", "blank") for row in self.scorer.score(samples, variant)]
+        values = summarise(rows, "true") | summarise(rows, "blank")
+        if self.active:
+            (self.folder.path / "scores.jsonl").write_text(
+                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            )
+            self._log(step, values)
+            self.folder.update(step=step, **{k: v for k, v in values.items() if k.count("/") == 1})
+            self.rows = rows
+
+    def end(self) -> None:
+        """The gallery, the final status and report.html."""
+        if not self.active:
+            return
+        shown = _spread(self._heldout(), self.run["eval"]["gallery"])
+        if shown and self.run["fsdp"]["mode"] == "none":
+            scorer = self.scorer
+            write_gallery(
+                self.folder.path, scorer.model, shown, scorer.renderer, scorer.views, scorer.precision, self.rows
+            )
+        self.folder.update(state="finished", **self._cost())
+        render_report(self.folder.path)
+
+    def _heldout(self) -> Sequence[Sample]:
+        samples, limit = self.source.heldout(), self.run["eval"]["examples"]
+        if limit == "auto":
+            limit = self.run["train"]["steps"] * self.run["train"]["batch_size"]
+        return samples[:limit] if limit else samples
+
+    def _log(self, step: int, values: Mapping[str, float]) -> None:
+        self.metrics.append(step, values)
+        self.tracker.log(step, values)
+
+    def _cost(self) -> dict[str, float]:
+        return {
+            "seconds": round(self.before + time.perf_counter() - self.start, 1),
+            "peak_memory_gib": round(memory.peak_gib(self.environment.device), 2),
+        }
+
+
+def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """``count`` samples with a picture, evenly over the kinds of question."""
+    by_kind: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample.images:
+            by_kind.setdefault(sample.kind, []).append(sample)
+    chosen: list[Sample] = []
+    while len(chosen) < count and any(by_kind.values()):
+        chosen += [group.pop(0) for group in by_kind.values() if group]
+    return chosen[:count]
