@@ -3,8 +3,9 @@
 A stage maps visual tokens to visual tokens and can say, without weights, what it will do to a ``TokenSpec``: that is
 how an impossible combination fails before any weight is loaded, and where the spec table's numbers come from.
 
-Signature convention, checked for every part: constructor arguments *before* ``*`` are handed over while building
-(the incoming spec, the llm's width); those *after* ``*`` are the keys of the part's YAML file.
+Signature convention, checked for every part: constructor arguments *before* ``*`` are handed over by name while
+building, and a part lists those it needs: ``tokens`` (the incoming spec), ``dim_out`` (the llm's width). Those *after*
+``*`` are the keys of the part's YAML file.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from beni.types import VisualTokens
+from beni.types import Prompt, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class TokenSpec:
         grid: (rows, columns) while the tokens form a dense row-major grid, else None.
         views: views of one image; each carries ``n`` tokens.
         space: ``vision`` until something maps the tokens to the llm's width, then ``llm``.
+        levels: width of the features of further encoder layers that come along (``VisualTokens.levels``), 0 for none.
+        sources: of each encoder where several look at one picture (``VisualTokens.sources``).
     """
 
     n: int
@@ -35,6 +38,8 @@ class TokenSpec:
     grid: tuple[int, int] | None = None
     views: int = 1
     space: Literal["vision", "llm"] = "vision"
+    levels: int = 0
+    sources: tuple[TokenSpec, ...] = ()
 
 
 @dataclass
@@ -44,9 +49,11 @@ class StageContext:
     Attributes:
         step: optimizer step, for schedules inside a stage.
         aux: named auxiliary losses, already weighted; the model adds them to the loss.
+        prompt: what is asked about each image, one row an image; None where the model was given no text.
     """
 
     step: int = 0
+    prompt: Prompt | None = None
     aux: dict[str, Tensor] = field(default_factory=dict)
 
 

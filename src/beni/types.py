@@ -24,6 +24,8 @@ class VisualTokens:
         yx: centre of each token in its view, (row, column) in [0, 1].
         size: source patches each token represents; a merger conserves the sum.
         grid: (rows, columns) when every row is a dense row-major grid, else None.
+        levels: features of further encoder layers at the same places, side by side in the channels; None without.
+        sources: the tokens of each encoder on its own grid, where several look at one picture; empty otherwise.
     """
 
     x: Float[Tensor, "i n d"]
@@ -31,6 +33,8 @@ class VisualTokens:
     yx: Float[Tensor, "i n 2"]
     size: Float[Tensor, "i n"]
     grid: tuple[int, int] | None = None
+    levels: Float[Tensor, "i n l"] | None = None
+    sources: tuple[VisualTokens, ...] = ()
 
     @staticmethod
     def dense(x: Float[Tensor, "i n d"], grid: tuple[int, int]) -> VisualTokens:
@@ -55,7 +59,28 @@ class VisualTokens:
 
     def select(self, rows: Int[Tensor, "k"]) -> VisualTokens:
         """Rows by index, repeated or left out as wished."""
-        return replace(self, x=self.x[rows], mask=self.mask[rows], yx=self.yx[rows], size=self.size[rows])
+        return replace(
+            self,
+            x=self.x[rows],
+            mask=self.mask[rows],
+            yx=self.yx[rows],
+            size=self.size[rows],
+            levels=None if self.levels is None else self.levels[rows],
+            sources=tuple(source.select(rows) for source in self.sources),
+        )
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the user asks about each image, for stages that look for something.
+
+    Attributes:
+        embeds: text embeddings of the llm, one row an image.
+        mask: True where a position is real.
+    """
+
+    embeds: Float[Tensor, "i t d"]
+    mask: Bool[Tensor, "i t"]
 
 
 @dataclass

@@ -24,6 +24,9 @@ SMALL = {
 """What a declared architecture is shrunk to, in the fields it has."""
 
 
+STAGES = ("views", "selector", "resampler", "connector")
+
+
 def options(group: str) -> list[str]:
     """Names of the option files of a group."""
     found = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
@@ -57,14 +60,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def make(absent):
-    """make(option, *sizes, seed=0): the part, its weights drawn from a stream of its own, in evaluation mode."""
-    from beni.config.build import build
+    """make(option, *args, seed=0): the part, its weights drawn from a stream of its own, in evaluation mode.
+
+    A stage takes its incoming spec and, where it asks for it, the llm's width.
+    """
+    from beni.config.build import build, build_stage
     from beni.errors import WeightsError
 
-    def build_part(option, *sizes, seed=0):
+    def build_part(option, *args, seed=0):
         with torch_stream(seed, *option):
             try:
-                part = build(node(*option), *sizes)
+                if option[0] in STAGES:
+                    part = build_stage(node(*option), tokens=args[0], dim_out=DIM)
+                else:
+                    part = build(node(*option), *args)
             except WeightsError as error:
                 absent(str(error))
             if hasattr(part, "init_weights"):

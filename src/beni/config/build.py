@@ -8,7 +8,23 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from beni.config.check import untrusted
+from beni.config.signature import handed_over
 from beni.errors import BeniError, ConfigError
+
+
+def build_stage(node: dict[str, Any], **known: Any) -> Any:
+    """A part that takes of ``known`` (``tokens``, ``dim_out`` ...) what its constructor names before ``*``.
+
+    Raises:
+        ConfigError: when it names something that is not known at its place in the model.
+    """
+    wanted = handed_over(node["_target_"])
+    if unknown := [name for name in wanted if name not in known]:
+        raise ConfigError(
+            f"{node['_target_']} asks for {', '.join(unknown)} before *; expected some of {', '.join(known)}\n"
+            "  fix: move the other arguments behind *, where they are keys of the YAML"
+        )
+    return build(node, *(known[name] for name in wanted))
 
 
 def build(node: dict[str, Any], *args: Any) -> Any:

@@ -37,18 +37,34 @@ def keys_of(target: str) -> dict[str, Key]:
     Raises:
         LookupError: when the module or the name in it does not exist; the message says which.
     """
-    module, _, name = target.rpartition(".")
-    node = _definition(module, name, target)
-    if isinstance(node, ast.ClassDef):
-        inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
-        if not inits:
-            return {}
-        node = inits[0]
-    arguments = node.args
+    arguments = _arguments(target)
+    if arguments is None:
+        return {}
     return {
         a.arg: Key(a.arg, ast.unparse(a.annotation) if a.annotation else "Any", default is None)
         for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     }
+
+
+@cache
+def handed_over(target: str) -> tuple[str, ...]:
+    """Dotted path -> the names of the arguments before ``*``, ``self`` excluded.
+
+    Raises:
+        LookupError: as ``keys_of``.
+    """
+    arguments = _arguments(target)
+    return () if arguments is None else tuple(a.arg for a in arguments.args if a.arg != "self")
+
+
+def _arguments(target: str) -> ast.arguments | None:
+    """Of a function, or of a class's ``__init__``; None for a class without one."""
+    module, _, name = target.rpartition(".")
+    node = _definition(module, name, target)
+    if isinstance(node, ast.FunctionDef):
+        return node.args
+    inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+    return inits[0].args if inits else None
 
 
 def _definition(module: str, name: str, target: str) -> ast.ClassDef | ast.FunctionDef:

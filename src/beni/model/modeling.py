@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Pre
 from transformers.utils.generic import ModelOutput
 
 from beni.adapter.base import Adapter
-from beni.config.build import build
+from beni.config.build import build, build_stage
 from beni.errors import CompositionError
 from beni.fusion.base import Fusion
 from beni.llm.base import Llm
@@ -82,7 +82,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         self.views: Views = self._stage("views", self.specs["vision"])
         self.selector: Stage = self._stage("selector", self.specs["views"])
         self.resampler: Stage = self._stage("resampler", self.specs["selector"])
-        self.connector: Stage = self._stage("connector", self.specs["resampler"], self.llm.hidden_size)
+        self.connector: Stage = self._stage("connector", self.specs["resampler"])
         self.specs["llm"] = self.specs["connector"]
         if self.specs["llm"].dim != self.llm.hidden_size:
             raise CompositionError(
@@ -213,9 +213,9 @@ class BeniForConditionalGeneration(PreTrainedModel):
         embeds = self.llm.embed(input_ids.masked_fill(is_image, 0))
         return self.fusion(embeds, is_image, visual)
 
-    def _stage(self, group: str, tokens: TokenSpec, *sizes: int) -> Stage:
+    def _stage(self, group: str, tokens: TokenSpec) -> Stage:
         with torch_stream(self.config.seed, "init", group):
-            stage: Stage = build(self.config.parts[group], tokens, *sizes)
+            stage: Stage = build_stage(self.config.parts[group], tokens=tokens, dim_out=self.llm.hidden_size)
             stage.init_weights()
         self.specs[group] = stage.spec(tokens)
         return stage
