@@ -198,6 +198,12 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
         yield f"optim.lr={optim['lr']}, expected a number above 0\n  fix: set optim.lr=1e-4"
     elif optim["min_lr"] > optim["lr"]:
         yield f"optim.min_lr={optim['min_lr']} exceeds optim.lr={optim['lr']}\n  fix: set optim.min_lr below it"
+    for component, scale in optim["lr_scale"].items():
+        if not 0 < scale < float("inf"):
+            yield (
+                f"optim.lr_scale.{component}={scale}, expected a number above 0\n"
+                f"  fix: set train.plan.{component}=frozen where a component is not to train"
+            )
     if not 0 < optim["eps"] < 1:
         yield f"optim.eps={optim['eps']}, expected a number between 0 and 1\n  fix: set optim.eps=1e-8"
     if not 0 <= optim["warmup_ratio"] < 1:

@@ -66,11 +66,25 @@ class Train:
 
 
 @dataclass(frozen=True)
+class LrScale:
+    """Learning rate of each component as a multiple of ``optim.lr`` (training/optim.py)."""
+
+    vision: float
+    views: float
+    selector: float
+    resampler: float
+    connector: float
+    fusion: float
+    llm: float
+
+
+@dataclass(frozen=True)
 class Optim:
     """AdamW and its schedule (training/optim.py).
 
     Attributes:
         lr: peak learning rate.
+        lr_scale: what the rate of each component is multiplied by; adapters belong to their component.
         min_lr: learning rate at the last step.
         warmup_ratio: share of the steps that warm up linearly, in [0, 1).
         weight_decay: decoupled, on matrices only (no norms, biases or embeddings).
@@ -80,6 +94,7 @@ class Optim:
     """
 
     lr: float
+    lr_scale: LrScale
     min_lr: float
     warmup_ratio: float
     weight_decay: float

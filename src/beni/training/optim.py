@@ -12,20 +12,27 @@ from torch.distributed.tensor import DTensor
 
 
 def build_optimizer(model: nn.Module, settings: Mapping[str, Any]) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; weight decay on matrices, not on norms, biases and embeddings."""
+    """AdamW over the trainable parameters; weight decay on matrices, not on norms, biases and embeddings.
+
+    Each component has groups of its own, whose ``lr_scale`` multiplies the rate of every step.
+    """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    decayed, plain = [], []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
-            (decayed if matrix else plain).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": settings["weight_decay"]},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    sharded = any(isinstance(p, DTensor) for p in (*decayed, *plain))
+    groups: list[dict[str, Any]] = []
+    for name, component in model.named_children():
+        decayed, plain = [], []
+        for parameter in component.parameters():
+            if parameter.requires_grad:
+                matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+                (decayed if matrix else plain).append(parameter)
+        scale = settings["lr_scale"][name]
+        groups += [
+            {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+            for parameters, decay in ((decayed, settings["weight_decay"]), (plain, 0.0))
+            if parameters
+        ]
+    sharded = any(isinstance(p, DTensor) for group in groups for p in group["params"])
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=settings["lr"],
         betas=tuple(settings["betas"]),
         eps=settings["eps"],

@@ -50,12 +50,12 @@ def forward_backward(
 
 
 def clip_and_update(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip: float) -> float:
-    """Clips by global norm (0 = no clipping), updates at learning rate ``rate``, clears gradients; returns the norm."""
+    """Clips by global norm (0 = no clipping), updates at ``rate`` times each group's ``lr_scale``, clears gradients; returns the norm."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
     whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_scale"]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return float(whole)

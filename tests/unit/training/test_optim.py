@@ -5,10 +5,22 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+import torch
 
+from beni.config.schema import COMPONENTS
 from beni.training.optim import build_optimizer, learning_rate
+from beni.training.step import clip_and_update
 
-SETTINGS = {"lr": 1.0, "min_lr": 0.1, "warmup_ratio": 0.2, "weight_decay": 0.3, "betas": [0.9, 0.95], "eps": 1e-8}
+SETTINGS = {
+    "lr": 1.0,
+    "lr_scale": dict.fromkeys(COMPONENTS, 1.0),
+    "min_lr": 0.1,
+    "warmup_ratio": 0.2,
+    "weight_decay": 0.3,
+    "betas": [0.9, 0.95],
+    "eps": 1e-8,
+    "clip": 0,
+}
 
 
 def test_the_rate_rises_linearly_then_falls_as_a_cosine_to_its_least():
@@ -50,3 +62,20 @@ def test_a_tied_embedding_is_optimized_once_and_does_not_decay(tiny_model):
     weight = model.llm.model.lm_head.weight
     holding = [g["weight_decay"] for g in optimizer.param_groups for p in g["params"] if p is weight]
     assert holding == [0.0]
+
+
+def test_each_component_learns_at_its_own_multiple_of_the_rate(tiny_model):
+    """AdamW's first step moves every weight by its rate, whatever the gradient (decay off)."""
+    model = tiny_model()
+    scales = SETTINGS["lr_scale"] | {"llm": 0.25, "connector": 2.0}
+    optimizer = build_optimizer(model, SETTINGS | {"lr_scale": scales, "weight_decay": 0.0})
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    clip_and_update(model, optimizer, 1e-3, clip=0)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            moved = (before[name] - parameter.detach()).abs()
+            expected = 1e-3 * scales[name.partition(".")[0]]
+            torch.testing.assert_close(moved, torch.full_like(moved, expected), rtol=1e-3, atol=1e-6)
