@@ -50,7 +50,11 @@ def forward_backward(
 
 
 def clip_and_update(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip: float) -> float:
-    """Clips by global norm (0 = no clipping), updates at ``rate`` times each group's ``lr_scale``, clears gradients; returns the norm."""
+    """Clips by global norm (0 = none), updates at ``rate`` times each group's ``lr_scale``, clears gradients.
+
+    Returns:
+        The norm before clipping.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
     whole = norm.full_tensor() if isinstance(norm, DTensor) else norm

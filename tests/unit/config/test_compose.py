@@ -10,6 +10,7 @@ import yaml
 from beni.config.build import build
 from beni.config.compose import compose
 from beni.errors import ConfigError
+from beni.paths import conf_dir
 
 
 def test_a_run_is_plain_data_that_yaml_gives_back() -> None:
@@ -48,9 +49,8 @@ def test_auto_freezes_what_has_pretrained_weights(overrides: list[str], vision: 
 
 def test_a_config_dir_adds_options_and_keeps_beni_s_own(tmp_path: Path) -> None:
     (tmp_path / "optim").mkdir()
-    (tmp_path / "optim" / "slow.yaml").write_text(
-        "lr: 1.0e-5\nmin_lr: 0.0\nwarmup_ratio: 0.0\nweight_decay: 0.0\nbetas: [0.9, 0.99]\neps: 1.0e-8\nclip: 0.0\n"
-    )
+    ours = (conf_dir() / "optim" / "adamw.yaml").read_text()
+    (tmp_path / "optim" / "slow.yaml").write_text(ours.replace("lr: 1.0e-3", "lr: 1.0e-5").replace("5.0e-5", "0.0"))
     run = compose(["optim=slow", "resampler=perceiver"], config_dir=tmp_path)
     assert run["optim"]["lr"] == 1e-5
     assert run["choices"]["optim"] == "slow"
