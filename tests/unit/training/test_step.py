@@ -72,7 +72,8 @@ def test_clipping_bounds_the_norm_and_zero_switches_it_off():
         module = torch.nn.Linear(2, 1, bias=False)
         before = module.weight.detach().clone()
         module.weight.grad = torch.tensor([[3.0, 4.0]])
-        norm = clip_and_update(module, torch.optim.SGD([{"params": module.parameters(), "lr_scale": 1.0}], lr=9.0), rate=1.0, clip=clip)
+        optimizer = torch.optim.SGD([{"params": module.parameters(), "lr_scale": 1.0}], lr=9.0)
+        norm = clip_and_update(module, optimizer, rate=1.0, clip=clip)
         assert norm == pytest.approx(5.0)
         assert (module.weight - before).norm().item() == pytest.approx(moved, rel=1e-4)
         assert module.weight.grad is None

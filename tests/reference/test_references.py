@@ -1,0 +1,27 @@
+"""Every case in cases/: outputs and input gradients equal to the published implementation's, in fp32 and fp64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from reference.harness import ReferenceCase, all_cases, difference
+
+CASES = all_cases()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_it_equals_its_reference(case: ReferenceCase, dtype: torch.dtype) -> None:
+    if case.missing:
+        pytest.skip(f"{case.needs} is not installed")
+    assert len(case.shapes) >= 3
+    for seed, shape in enumerate(case.shapes):
+        found = difference(case, shape, dtype, seed)
+        assert found.output <= case.tolerances[dtype], (shape, found)
+        assert found.gradient <= case.tolerances[dtype], (shape, found)
+
+
+def test_every_case_has_a_name_of_its_own() -> None:
+    names = [case.name for case in CASES]
+    assert sorted(set(names)) == sorted(names)
