@@ -10,7 +10,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; CPU runs repeat
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +97,10 @@ def steps_of() -> Callable[..., Any]:
 
     def make(run: dict[str, Any], model: Any, **fields: Any) -> Any:
         train = run["train"]
-        per_image = model.fusion.placeholders(model.specs["llm"])
         values = {
             "source": build(run["data"], train["seed"]),
-            "renderer": Renderer(load_tokenizer(run["llm"]), run["template"], per_image),
-            "views": partial(model.views.split, transform=model.vision.transform),
+            "renderer": Renderer(load_tokenizer(run["llm"]), run["template"]),
+            "viewer": model.viewer,
             **{name: train[name] for name in ("seed", "batch_size", "accumulation", "layout")},
         }
         return Steps(**values | fields)

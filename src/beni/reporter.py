@@ -9,6 +9,7 @@ from typing import Any
 
 from beni.analysis.render import render_report
 from beni.config.build import build
+from beni.data.loader import Viewer
 from beni.data.sample import Sample, Source
 from beni.data.template import Renderer
 from beni.distributed.environment import Environment
@@ -31,7 +32,7 @@ class Reporter:
         run: Mapping[str, Any],
         source: Source,
         renderer: Renderer,
-        views: Any,
+        viewer: Viewer,
         model: BeniForConditionalGeneration,
         layout: str,
         environment: Environment,
@@ -39,7 +40,7 @@ class Reporter:
         self.folder, self.run, self.source, self.environment = folder, run, source, environment
         settings = run["train"]
         self.scorer = Scorer(
-            model, renderer, views, source.task, layout, settings["precision"], run["eval"]["batch_size"]
+            model, renderer, viewer, source.task, layout, settings["precision"], run["eval"]["batch_size"]
         )
         self.start, self.step = time.perf_counter(), 0
         self.active = environment.is_main
@@ -101,7 +102,7 @@ class Reporter:
         if shown and self.run["fsdp"]["mode"] == "none":
             scorer = self.scorer
             write_gallery(
-                self.folder.path, scorer.model, shown, scorer.renderer, scorer.views, scorer.precision, self.rows
+                self.folder.path, scorer.model, shown, scorer.renderer, scorer.viewer, scorer.precision, self.rows
             )
         self.folder.update(state="finished", **self._cost())
         render_report(self.folder.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from beni.analysis.collect import collect_run
 from beni.analysis.terminal_tables import run_table
 from beni.config.build import build
 from beni.config.check import check
+from beni.data.images import size_of
 from beni.data.loader import Steps, order_hash
 from beni.data.sample import Source
 from beni.data.template import IGNORE, Renderer
@@ -29,12 +30,14 @@ from beni.measure import memory
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters
 from beni.model.spec import SpecTable, propagate, spec_table
+from beni.model.viewer import USUAL_SIZE, Viewer
 from beni.nn.streams import numpy_stream
 from beni.reporter import Reporter
 from beni.tracker.folder import RunFolder
 from beni.training.initial import load_initial
 from beni.training.loop import Job, Trainer
 from beni.training.trainable import store_frozen_in_bf16
+from beni.types import ImageLayout
 
 PROBE_SAMPLES = 32
 
@@ -66,11 +69,11 @@ def train(run: Mapping[str, Any]) -> Path:
 
     # what the run will see and cost, known without weights
     tokenizer = load_tokenizer(run["llm"])
-    per_image = planned.fusion.placeholders(planned.specs["llm"])
-    renderer = Renderer(tokenizer, run["template"], per_image)
+    renderer = Renderer(tokenizer, run["template"])
     source: Source = build(run["data"], settings["seed"])
-    length, label_rows = _mean_length(source, renderer)
-    table = spec_table(planned, run, length, label_rows)
+    probe = probe_samples(source, renderer, planned.viewer)
+    length, label_rows = probe.length, probe.label_rows
+    table = spec_table(planned, run, length, label_rows, probe.image)
     memory.require(_estimate(planned, run, environment, length, label_rows), environment.device)
 
     folder = RunFolder(run, writes=environment.is_main)
@@ -84,7 +87,7 @@ def train(run: Mapping[str, Any]) -> Path:
         model = _build(run, renderer)
         apply_plan(model, settings["plan"])
         _write_identity(folder, run, source, renderer, model, table)
-        views = partial(model.views.split, transform=model.vision.transform)
+        viewer = model.viewer
         layout = _layout(model, settings["layout"], folder)
         if settings["precision"] == "bf16":
             store_frozen_in_bf16(model, settings["plan"])
@@ -92,7 +95,7 @@ def train(run: Mapping[str, Any]) -> Path:
         if run["fsdp"]["mode"] == "full":
             shard(model, model.sharding_units(), environment, settings["precision"])
 
-        with Reporter(folder, run, source, renderer, views, model, layout, environment) as report:
+        with Reporter(folder, run, source, renderer, viewer, model, layout, environment) as report:
             trainer: Trainer = build(run["train"])
             trainer.fit(
                 Job(
@@ -100,7 +103,7 @@ def train(run: Mapping[str, Any]) -> Path:
                     steps=Steps(
                         source,
                         renderer,
-                        views,
+                        viewer,
                         settings["seed"],
                         settings["batch_size"],
                         settings["accumulation"],
@@ -150,13 +153,39 @@ def _layout(model: BeniForConditionalGeneration, wanted: str, folder: RunFolder)
     return wanted
 
 
-def _mean_length(source: Source, renderer: Renderer) -> tuple[int, int]:
-    """Positions and supervised positions of a mean training sample, over a seeded draw of a few."""
+@dataclass(frozen=True)
+class Probe:
+    """A mean training sample, over a seeded draw of a few.
+
+    Attributes:
+        length: positions, visual ones included.
+        label_rows: supervised positions.
+        image: layout of the image with the most views among them; of a usual picture where no sample has one.
+        views: views, mean.
+    """
+
+    length: int
+    label_rows: int
+    image: ImageLayout
+    views: float
+
+
+def probe_samples(source: Source, renderer: Renderer, viewer: Viewer) -> Probe:
+    """Encodes a few training samples."""
     chosen = numpy_stream(0, "plan.probe").choice(len(source), min(PROBE_SAMPLES, len(source)), replace=False)
-    encoded = [renderer.encode(source.train(int(index), 0)) for index in chosen]
-    positions = sum(len(e.ids) for e in encoded) / len(encoded)
-    labels = sum(int((e.labels != IGNORE).sum()) for e in encoded) / len(encoded)
-    return round(positions), max(1, round(labels))
+    samples = [source.train(int(index), 0) for index in chosen]
+    layouts = [[viewer.views.plan(size_of(image)) for image in sample.images] for sample in samples]
+    encoded = [
+        renderer.encode(sample, [viewer.markup(one) for one in layout])
+        for sample, layout in zip(samples, layouts, strict=True)
+    ]
+    images = [one for layout in layouts for one in layout] or [viewer.views.plan(USUAL_SIZE)]
+    return Probe(
+        length=round(sum(len(e.ids) for e in encoded) / len(encoded)),
+        label_rows=max(1, round(sum(int((e.labels != IGNORE).sum()) for e in encoded) / len(encoded))),
+        image=max(images, key=lambda one: one.views),
+        views=sum(one.views for layout in layouts for one in layout) / len(samples),
+    )
 
 
 def _estimate(

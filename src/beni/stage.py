@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from beni.types import Prompt, VisualTokens
+from beni.types import ImageLayout, Prompt, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,9 @@ class TokenSpec:
     """What is known of an image's visual tokens before any exists.
 
     Attributes:
-        n: visual tokens of one view.
+        n: visual tokens of one row: of one view, or of one image where the views of an image have been joined.
         dim: their width.
         grid: (rows, columns) while the tokens form a dense row-major grid, else None.
-        views: views of one image; each carries ``n`` tokens.
         space: ``vision`` until something maps the tokens to the llm's width, then ``llm``.
         levels: width of the features of further encoder layers that come along (``VisualTokens.levels``), 0 for none.
         sources: of each encoder where several look at one picture (``VisualTokens.sources``).
@@ -36,7 +35,6 @@ class TokenSpec:
     n: int
     dim: int
     grid: tuple[int, int] | None = None
-    views: int = 1
     space: Literal["vision", "llm"] = "vision"
     levels: int = 0
     sources: tuple[TokenSpec, ...] = ()
@@ -49,16 +47,25 @@ class StageContext:
     Attributes:
         step: optimizer step, for schedules inside a stage.
         aux: named auxiliary losses, already weighted; the model adds them to the loss.
-        prompt: what is asked about each image, one row an image; None where the model was given no text.
+        layouts: how each image became views, in order; empty when each row is an image of one view.
+        prompt: what is asked about each row's image; only for stages that set ``uses_prompt``, and None where the model
+            was given no text.
     """
 
     step: int = 0
+    layouts: tuple[ImageLayout, ...] = ()
     prompt: Prompt | None = None
     aux: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Stage(nn.Module, ABC):
-    """Base of every part that maps visual tokens to visual tokens. Subclasses are final."""
+    """Base of every part that maps visual tokens to visual tokens. Subclasses are final.
+
+    Attributes:
+        uses_prompt: the stage reads ``StageContext.prompt``.
+    """
+
+    uses_prompt: ClassVar[bool] = False
 
     @abstractmethod
     def spec(self, tokens: TokenSpec) -> TokenSpec:

@@ -8,6 +8,7 @@ patches or visual tokens going in, ``m`` visual tokens coming out, ``d`` width, 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -70,6 +71,34 @@ class VisualTokens:
         )
 
 
+Markup = tuple[int | str, ...]
+"""What stands in the text for one image: numbers of visual tokens, and texts between them (``<row_1_col_1>``)."""
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """How one picture became views.
+
+    Attributes:
+        size: (height, width) of the picture in pixels.
+        tiles: (rows, columns) of the tiles it was cut into.
+        views: encoder inputs it became, the whole picture at low resolution included where there is one.
+    """
+
+    size: tuple[int, int]
+    tiles: tuple[int, int] = (1, 1)
+    views: int = 1
+
+
+@dataclass(frozen=True)
+class ViewedImage:
+    """A picture ready for the encoder: the pixels of its views in order, how they came about, what stands for them."""
+
+    pixels: list[Float[Tensor, "3 height width"]]
+    layout: ImageLayout
+    markup: Markup
+
+
 @dataclass(frozen=True)
 class Prompt:
     """What the user asks about each image, for stages that look for something.
@@ -82,6 +111,10 @@ class Prompt:
     embeds: Float[Tensor, "i t d"]
     mask: Bool[Tensor, "i t"]
 
+    def select(self, rows: Int[Tensor, "k"]) -> Prompt:
+        """Rows by index, repeated as wished."""
+        return Prompt(self.embeds[rows], self.mask[rows])
+
 
 @dataclass
 class Batch:
@@ -93,6 +126,8 @@ class Batch:
     Attributes:
         labels: -100 where nothing is supervised; ``labels[t]`` is the token *at* t, predicted from t - 1.
         pixels: all views of all images of the micro-batch, in reading order; None when it has no image.
+        layouts: how each image became views, in reading order.
+        owners: the sample (0, 1, ... within the micro-batch) that each image belongs to.
         ids: sample ids, in order, for logs and for the data-order hash.
     """
 
@@ -102,6 +137,8 @@ class Batch:
     pixels: Float[Tensor, "i 3 height width"] | None
     attention_mask: Int[Tensor, "b t"] | None = None
     cu_seqlens: Int[Tensor, "s_plus_1"] | None = None
+    layouts: tuple[ImageLayout, ...] = ()
+    owners: Int[Tensor, "k"] | None = None
     ids: list[str] = field(default_factory=list)
 
     @property
@@ -123,7 +160,7 @@ class Batch:
         }
         return replace(self, **moved)
 
-    def model_inputs(self) -> dict[str, Tensor | None]:
+    def model_inputs(self) -> dict[str, Any]:
         """Keyword arguments of ``BeniForConditionalGeneration.forward``."""
-        names = ("input_ids", "labels", "position_ids", "pixels", "attention_mask", "cu_seqlens")
+        names = ("input_ids", "labels", "position_ids", "pixels", "attention_mask", "cu_seqlens", "layouts", "owners")
         return {name: getattr(self, name) for name in names}

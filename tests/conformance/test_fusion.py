@@ -16,7 +16,7 @@ SPEC = TokenSpec(n=4, dim=32, grid=(2, 2), space="llm")
 @pytest.fixture
 def fused(make, option):
     fusion = make(option, SPEC, SPEC.dim)
-    per_image = fusion.placeholders(SPEC)
+    per_image = fusion.placeholders(SPEC.n)
     is_image = torch.zeros(2, 10, dtype=torch.bool)
     is_image[0, 1 : 1 + per_image] = True
     is_image[1, 3 : 3 + per_image] = True

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,24 +56,24 @@ def main(settings) -> None:
         model = build_model(run)
         if run["fsdp"]["mode"] == "full":
             shard(model, model.sharding_units(), environment, train["precision"])
-        renderer = Renderer(load_tokenizer(run["llm"]), run["template"], model.fusion.placeholders(model.specs["llm"]))
+        renderer = Renderer(load_tokenizer(run["llm"]), run["template"])
         source = build(run["data"], train["seed"])
-        views = partial(model.views.split, transform=model.vision.transform)
+        viewer = model.viewer
         log = Log()
 
         def evaluate(step: int) -> None:
             """As evals/scores.py does: encode first, then predict."""
             model.eval()
-            batch = Steps(source, renderer, views, 5, 4, 1, train["layout"])[0][0]
+            batch = Steps(source, renderer, viewer, 5, 4, 1, train["layout"])[0][0]
             with torch.no_grad():
-                visual = model.encode_images(batch.pixels)
+                visual = model.encode_images(batch.pixels, batch.layouts)
                 log.evaluated = float(model(**batch.model_inputs() | {"pixels": None}, visual=visual).loss)
 
         names = ("seed", "batch_size", "accumulation", "layout")
         job = Job(
             model=model,
             steps=Watched(
-                source, renderer, views, *(train[name] for name in names), environment.rank, environment.world
+                source, renderer, viewer, *(train[name] for name in names), environment.rank, environment.world
             ),
             environment=environment,
             optim=run["optim"],

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from beni.data.template import IGNORE, Encoded
-from beni.types import Batch
+from beni.types import Batch, ViewedImage
 
 
 @dataclass(frozen=True)
 class Item:
-    """One sample, ready to be laid out: its tokens and the pixels of its views in reading order."""
+    """One sample, ready to be laid out: its tokens and its images in reading order."""
 
     id: str
     encoded: Encoded
-    pixels: list[Tensor]
+    images: list[ViewedImage]
 
 
 def collate(items: Sequence[Item], layout: str, pad: int) -> Batch:
     """Samples -> micro-batch in the ``packed`` or ``padded`` layout."""
-    pixels = [view for item in items for view in item.pixels]
-    stacked = torch.stack(pixels) if pixels else None
+    images = [(owner, image) for owner, item in enumerate(items) for image in item.images]
+    pixels = [view for _, image in images for view in image.pixels]
+    seen: dict[str, Any] = {
+        "pixels": torch.stack(pixels) if pixels else None,
+        "layouts": tuple(image.layout for _, image in images),
+        "owners": torch.tensor([owner for owner, _ in images]) if images else None,
+    }
     labels = [item.encoded.labels.copy() for item in items]
     for row in labels:
         row[0] = IGNORE  # nothing precedes the first token of a sample: in a pack its neighbour would predict it
@@ -37,7 +43,7 @@ def collate(items: Sequence[Item], layout: str, pad: int) -> Batch:
             input_ids=_row(np.concatenate(ids)),
             labels=_row(np.concatenate(labels)),
             position_ids=_row(np.concatenate([np.arange(n) for n in lengths])),
-            pixels=stacked,
+            **seen,
             cu_seqlens=torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.int32),
             ids=names,
         )
@@ -46,7 +52,7 @@ def collate(items: Sequence[Item], layout: str, pad: int) -> Batch:
         input_ids=_rows(ids, longest, pad),
         labels=_rows(labels, longest, IGNORE),
         position_ids=torch.arange(longest).expand(len(ids), longest).contiguous(),
-        pixels=stacked,
+        **seen,
         attention_mask=_rows([np.ones(len(row), dtype=np.int64) for row in ids], longest, 0),
         ids=names,
     )

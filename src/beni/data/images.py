@@ -68,6 +68,21 @@ def decode(image: Image, background: tuple[int, int, int] = (255, 255, 255)) -> 
         raise DataError(f"image {image.key}: {type(error).__name__}: {error}") from error
 
 
+def size_of(image: Image) -> tuple[int, int]:
+    """(height, width) in pixels after the EXIF rotation, read from the header where the format allows it.
+
+    Raises:
+        DataError: when the content cannot be opened; names the picture.
+    """
+    try:
+        with image.load() as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(0x0112, 1) >= 5  # orientations that swap the sides
+    except Exception as error:  # see decode
+        raise DataError(f"image {image.key}: {type(error).__name__}: {error}") from error
+    return (width, height) if turned else (height, width)
+
+
 def as_triple(values: Sequence[float]) -> tuple[float, float, float]:
     """Three channel values from YAML.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from PIL.Image import Image as Picture
-from torch import Generator, Tensor
+from torch import Generator
 from torch.utils.data import DataLoader, Dataset
 
 from beni.data.collate import Item, collate
@@ -19,10 +19,10 @@ from beni.data.sample import Sample, Source
 from beni.data.schedule import micro_batches, step_samples
 from beni.data.template import Renderer
 from beni.nn.streams import numpy_stream
-from beni.types import Batch
+from beni.types import Batch, ViewedImage
 
-Views = Callable[[Picture], list[Tensor]]
-"""A decoded picture to the pixels of its views; handed over by run.py."""
+Viewer = Callable[[Picture], ViewedImage]
+"""A decoded picture to its views; handed over by run.py."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Steps(Dataset[list[Batch]]):
 
     source: Source
     renderer: Renderer
-    views: Views
+    viewer: Viewer
     seed: int
     batch_size: int
     accumulation: int
@@ -53,8 +53,13 @@ class Steps(Dataset[list[Batch]]):
     def _item(self, epoch: int, index: int) -> Item:
         sample = self.source.train(index, epoch)
         rng = numpy_stream(self.seed, "augment", epoch, index)
-        pixels = [view for image in sample.images for view in self.views(self.source.augment(image, rng))]
-        return Item(sample.id, self.renderer.encode(sample), pixels)
+        images = [self.viewer(self.source.augment(image, rng)) for image in sample.images]
+        return item(sample, self.renderer, images)
+
+
+def item(sample: Sample, renderer: Renderer, images: list[ViewedImage]) -> Item:
+    """A sample whose images have been viewed, encoded for training or scoring."""
+    return Item(sample.id, renderer.encode(sample, [image.markup for image in images]), images)
 
 
 def load(steps: Steps, first: int, last: int, workers: int, pin: bool) -> Iterator[list[Batch]]:
@@ -78,9 +83,3 @@ def order_hash(source: Source, seed: int, steps: int, batch_size: int) -> str:
     for step in range(steps):
         digest.update(repr(step_samples(seed, step, len(source), batch_size)).encode())
     return digest.hexdigest()[:16]
-
-
-def heldout_item(sample: Sample, renderer: Renderer, views: Views, decode: Callable[..., Picture]) -> Item:
-    """A held-out sample, its pictures decoded by ``decode`` (plainly, or blanked)."""
-    pixels = [view for image in sample.images for view in views(decode(image))]
-    return Item(sample.id, renderer.encode(sample), pixels)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from beni.data.images import Image
 from beni.data.sample import Message, Sample
 from beni.data.tokens import IMAGE, SpecialTokens, added_tokens, resolve_tokens
 from beni.errors import DataError
+from beni.types import Markup
 
 # noncharacters: Unicode keeps them out of texts that are exchanged, no template strips them
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
@@ -51,7 +52,7 @@ class Renderer:
     Args:
         tokenizer: the llm's; the image placeholder is added to it.
         settings: the ``template`` section of the run.
-        visual_tokens: visual tokens that one image becomes in this run.
+        visual_tokens: placeholders of an image for which ``encode`` is given no markup.
 
     Raises:
         DataError: when there is no chat template, or it loses, changes or never ends an assistant's text.
@@ -60,9 +61,7 @@ class Renderer:
     (``<loc0001>``, ``<|box_start|>``) keep their meaning.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], visual_tokens: Callable[[Image], int] | int
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], visual_tokens: int = 1) -> None:
         self.tokenizer, self.settings = tokenizer, settings
         self.tokens: SpecialTokens = resolve_tokens(tokenizer)
         self.visual_tokens = visual_tokens
@@ -84,8 +83,11 @@ class Renderer:
         parts = [self.jinja, str(self.settings["system"]), str(vocabulary), str(self.tokens)]
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:12]
 
-    def encode(self, sample: Sample) -> Encoded:
+    def encode(self, sample: Sample, markups: Sequence[Markup] | None = None) -> Encoded:
         """The whole conversation with its labels.
+
+        Args:
+            markups: what stands for each image, in reading order.
 
         Raises:
             DataError: nothing supervised, placeholders and images that disagree, too long, or a message that the
@@ -93,7 +95,7 @@ class Renderer:
         """
         text, spans = self._render(sample)
         ids, labels = self._tokenise(text, spans, sample)
-        ids, labels = self._expand(ids, labels, sample)
+        ids, labels = self._expand(ids, labels, sample, markups)
         encoded = self._fit(ids, labels, sample)
         if not (encoded.labels[1:] != IGNORE).any():
             raise DataError(
@@ -102,7 +104,7 @@ class Renderer:
             )
         return encoded
 
-    def prompt(self, sample: Sample) -> Encoded:
+    def prompt(self, sample: Sample, markups: Sequence[Markup] | None = None) -> Encoded:
         """The conversation up to where its last assistant message begins (all of it if it has none), unsupervised.
 
         Its ids are the first ids of ``encode``, except where the answer's first character changes how the tokenizer
@@ -112,7 +114,8 @@ class Renderer:
         last = max((i for i, m in enumerate(sample.messages) if m.role == "assistant"), default=len(sample.messages))
         asked = Sample(sample.id, (*sample.messages[:last], Message("assistant", ("a",), train=True)))
         text, spans = self._render(asked)
-        ids, labels = self._expand(*self._tokenise(text, spans[-1:], asked), asked)
+        given = None if markups is None else markups[: len(asked.images)]
+        ids, labels = self._expand(*self._tokenise(text, spans[-1:], asked), asked, given)
         begin = int((labels != IGNORE).argmax())
         return Encoded(ids[:begin], np.full(begin, IGNORE))
 
@@ -189,8 +192,10 @@ class Renderer:
             ids, labels = np.concatenate([[bos], ids]), np.concatenate([[IGNORE], labels])
         return ids, labels
 
-    def _expand(self, ids: np.ndarray, labels: np.ndarray, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-        """Each placeholder becomes as many as its image has visual tokens."""
+    def _expand(
+        self, ids: np.ndarray, labels: np.ndarray, sample: Sample, markups: Sequence[Markup] | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Each placeholder becomes what stands for its image: as many as it has visual tokens, and texts between."""
         places = ids == self.tokens.image
         images = sample.images
         if places.sum() != len(images):
@@ -198,11 +203,22 @@ class Renderer:
                 f"sample {sample.id}: the text has {int(places.sum())} {IMAGE} placeholders for {len(images)} images; "
                 "expected one each"
             )
-        counts = np.ones(len(ids), dtype=np.int64)
-        per_image = self.visual_tokens
-        counts[places] = [per_image(image) if callable(per_image) else per_image for image in images]
-        labels = np.where(places, IGNORE, labels)
-        return np.repeat(ids, counts), np.repeat(labels, counts)
+        if markups is None:
+            markups = [(self.visual_tokens,)] * len(images)
+        if len(markups) != len(images):
+            raise DataError(f"sample {sample.id}: {len(markups)} markups for {len(images)} images; expected one each")
+        new_ids, new_labels, done = [], [], 0
+        for place, markup in zip(np.flatnonzero(places), markups, strict=True):
+            stands = [
+                np.full(part, self.tokens.image) if isinstance(part, int) else self._text_ids(part) for part in markup
+            ]
+            new_ids += [ids[done:place], *stands]
+            new_labels += [labels[done:place], *(np.full(len(part), IGNORE) for part in stands)]
+            done = place + 1
+        return np.concatenate([*new_ids, ids[done:]]), np.concatenate([*new_labels, labels[done:]])
+
+    def _text_ids(self, text: str) -> np.ndarray:
+        return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
 
     def _fit(self, ids: np.ndarray, labels: np.ndarray, sample: Sample) -> Encoded:
         limit, excess = self.settings["max_length"], len(ids) - self.settings["max_length"]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from beni.data.images import blank_like, decode
-from beni.data.loader import Views
+from beni.data.loader import Viewer
 from beni.data.sample import Sample
 from beni.data.template import Renderer
 from beni.model.modeling import BeniForConditionalGeneration
@@ -25,7 +25,7 @@ def write_gallery(
     model: BeniForConditionalGeneration,
     samples: Sequence[Sample],
     renderer: Renderer,
-    views: Views,
+    viewer: Viewer,
     precision: str,
     rows: Sequence[dict[str, Any]],
 ) -> None:
@@ -47,7 +47,7 @@ def write_gallery(
             picture.thumbnail((384, 384))
             picture.save(folder / name)
             files.append(name)
-        answer = generate(model, sample, renderer, views, pictures, precision)
+        answer = generate(model, sample, renderer, viewer, pictures, precision)
         row = scores.get(sample.id, {})
         chosen = row.get("prediction") if sample.choices and row.get("score") is not None else None
         lines.append(
@@ -58,7 +58,7 @@ def write_gallery(
                 "expected": sample.answer,
                 "prediction": answer,
                 "prediction_blank": generate(
-                    model, sample, renderer, views, [blank_like(p) for p in pictures], precision
+                    model, sample, renderer, viewer, [blank_like(p) for p in pictures], precision
                 ),
                 "choice": chosen if chosen != answer else None,
                 "images": files,
@@ -73,18 +73,20 @@ def generate(
     model: BeniForConditionalGeneration,
     sample: Sample,
     renderer: Renderer,
-    views: Views,
+    viewer: Viewer,
     pictures: Sequence[Any],
     precision: str,
 ) -> str:
     """The greedy answer to a sample's last question about ``pictures``."""
     device = next(model.parameters()).device
-    encoded = renderer.prompt(sample)
-    pixels = [view for picture in pictures for view in views(picture)]
+    images = [viewer(picture) for picture in pictures]
+    encoded = renderer.prompt(sample, [image.markup for image in images])
+    pixels = [view for image in images for view in image.pixels]
     with autocast(device, precision):
         ids = model.generate(
             torch.from_numpy(encoded.ids)[None].to(device),
             torch.stack(pixels).to(device) if pixels else None,
+            layouts=tuple(image.layout for image in images),
             max_new_tokens=LONGEST_ANSWER,
             do_sample=False,
             pad_token_id=renderer.tokens.pad,

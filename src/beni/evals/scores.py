@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,15 +9,15 @@ from typing import Any, Literal
 
 import torch
 from PIL.Image import Image as Picture
-from torch import Tensor
 
 from beni.data.collate import Item, collate
 from beni.data.images import Image, blank_like, decode
-from beni.data.loader import Views
+from beni.data.loader import Viewer, item
 from beni.data.sample import Sample, Task
 from beni.data.template import Renderer
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.precision import autocast
+from beni.types import ViewedImage, VisualTokens
 
 Variant = Literal["true", "blank"]
 
@@ -37,7 +36,7 @@ class Scorer:
 
     model: BeniForConditionalGeneration
     renderer: Renderer
-    views: Views
+    viewer: Viewer
     task: Task
     layout: str
     precision: str
@@ -54,9 +53,9 @@ class Scorer:
         choosing = self.task == "choice"
         asked = [s.with_answer(c) for s in samples for c in s.choices] if choosing else samples
         owner = [i for i, s in enumerate(samples) for _ in (s.choices if choosing else (None,))]
-        pixels = [self._pixels(s, variant) for s in samples]
-        items = [Item(s.id, self.renderer.encode(s), pixels[i]) for s, i in zip(asked, owner, strict=True)]
-        loglik, correct, predicted = self._forward(items, samples, owner, pixels)
+        viewed = [self._viewed(s, variant) for s in samples]
+        items = [item(s, self.renderer, viewed[i]) for s, i in zip(asked, owner, strict=True)]
+        loglik, correct, predicted = self._forward(items)
         for i, sample in enumerate(samples):
             mine = [k for k, o in enumerate(owner) if o == i]
             if choosing:
@@ -80,25 +79,15 @@ class Scorer:
                 "chance": 1 / len(sample.choices) if sample.choices else None,
             }
 
-    def _forward(
-        self, items: list[Item], samples: list[Sample], owner: list[int], pixels: list[list[Tensor]]
-    ) -> tuple[list[float], list[bool], list[str]]:
+    def _forward(self, items: list[Item]) -> tuple[list[float], list[bool], list[str]]:
         """Mean token log-likelihood, all-correct flag and greedy text of every item's labels."""
         device = next(self.model.parameters()).device
-        bare = [dataclasses.replace(item, pixels=[]) for item in items]
-        batch = collate(bare, self.layout, self.renderer.tokens.pad).to(device)
+        batch = collate(items, self.layout, self.renderer.tokens.pad).to(device)
         with autocast(device, self.precision):
-            visual = None
-            views = [view for one in pixels for view in one]
-            if views:  # each picture is encoded once, however many questions and choices share it, and blank ones once
-                different: dict[bytes, int] = {}
-                place = [different.setdefault(view.numpy().tobytes(), len(different)) for view in views]
-                chosen = [views[place.index(i)] for i in range(len(different))]
-                visual = self.model.encode_images(torch.stack(chosen).to(device))
-                first = [sum(len(p) for p in pixels[:i]) for i in range(len(pixels))]
-                rows = [place[first[o] + j] for o in owner for j in range(len(pixels[o]))]
-                visual = visual.select(torch.tensor(rows, device=device))
-            out = self.model(**(batch.model_inputs() | {"pixels": None}), visual=visual)
+            inputs = batch.model_inputs()
+            if not self.model.uses_prompt:  # then what an image becomes does not depend on what is asked about it
+                inputs |= {"pixels": None, "visual": self._encode_once(items, device)}
+            out = self.model(**inputs)
         tokens = out.logits.float().log_softmax(-1)
         each = tokens.gather(1, out.targets[:, None])[:, 0]
         greedy = tokens.argmax(-1)
@@ -114,9 +103,26 @@ class Scorer:
             said.append(self.renderer.decode(greedy[mine].tolist()))
         return loglik, correct, said
 
-    def _pixels(self, sample: Sample, variant: Variant) -> list[Tensor]:
+    def _encode_once(self, items: list[Item], device: torch.device) -> VisualTokens | None:
+        """Every picture encoded once, however many questions and choices share it, and all blank ones once."""
+        images = [image for one in items for image in one.images]
+        if not images:
+            return None
+        different: dict[bytes, int] = {}
+        different_images: list[ViewedImage] = []
+        place = []
+        for image in images:
+            key = repr(image.layout.tiles).encode() + b"".join(view.numpy().tobytes() for view in image.pixels)
+            if key not in different:
+                different_images.append(image)
+            place.append(different.setdefault(key, len(different)))
+        pixels = torch.stack([view for image in different_images for view in image.pixels]).to(device)
+        visual = self.model.encode_images(pixels, tuple(image.layout for image in different_images))
+        return visual.select(torch.tensor(place, device=device))
+
+    def _viewed(self, sample: Sample, variant: Variant) -> list[ViewedImage]:
         look: Callable[[Image], Picture] = decode if variant == "true" else lambda image: blank_like(decode(image))
-        return [view for image in sample.images for view in self.views(look(image))]
+        return [self.viewer(look(image)) for image in sample.images]
 
 
 def summarise(rows: Iterable[dict[str, Any]], variant: Variant) -> dict[str, float]:

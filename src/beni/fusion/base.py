@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from beni.stage import TokenSpec
 from beni.types import VisualTokens
 
 
@@ -15,8 +14,8 @@ class Fusion(nn.Module, ABC):
     """Joins text embeddings and visual tokens. Subclasses are final."""
 
     @abstractmethod
-    def placeholders(self, tokens: TokenSpec) -> int:
-        """Positions of the llm's sequence that one image takes."""
+    def placeholders(self, visual_tokens: int) -> int:
+        """Positions of the llm's sequence that so many visual tokens of one image take."""
 
     @abstractmethod
     def forward(

@@ -17,8 +17,8 @@ class InlineFusion(Fusion):
     def __init__(self, tokens: TokenSpec, dim: int) -> None:
         super().__init__()
 
-    def placeholders(self, tokens: TokenSpec) -> int:
-        return tokens.n * tokens.views
+    def placeholders(self, visual_tokens: int) -> int:
+        return visual_tokens
 
     def forward(
         self, embeds: Float[Tensor, "b t d"], is_image: Bool[Tensor, "b t"], visual: VisualTokens | None

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from PIL import Image as PILImage
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils.generic import ModelOutput
@@ -24,9 +25,11 @@ from beni.fusion.base import Fusion
 from beni.llm.base import Llm
 from beni.llm.segment_attention import SegmentPlan
 from beni.model.configuration import BeniConfig
+from beni.model.prompts import prompts
+from beni.model.viewer import USUAL_SIZE, Viewer, placeholders
 from beni.nn.streams import torch_stream
 from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.types import ImageLayout, VisualTokens
 from beni.views.base import Views
 from beni.vision.base import VisionEncoder
 
@@ -116,6 +119,8 @@ class BeniForConditionalGeneration(PreTrainedModel):
         position_ids: Int[Tensor, "b t"] | None = None,
         attention_mask: Int[Tensor, "b t"] | None = None,
         cu_seqlens: Int[Tensor, "s_plus_1"] | None = None,
+        layouts: tuple[ImageLayout, ...] = (),
+        owners: Int[Tensor, "k"] | None = None,
         visual: VisualTokens | None = None,
         num_items: int | Tensor | None = None,
         step: int = 0,
@@ -126,7 +131,9 @@ class BeniForConditionalGeneration(PreTrainedModel):
 
         Args:
             cu_seqlens: borders of the segments of one packed row; without it every row is a sample of its own.
-            visual: visual tokens already encoded, instead of ``pixels``.
+            layouts: how each image became views; none when each image is one view.
+            owners: the sample (segment or row) of each image; without it every sample has as many.
+            visual: visual tokens already encoded, instead of ``pixels``, one row an image.
             num_items: what the summed loss is divided by; the labels of this micro-batch when None.
             step: optimizer step, for stages with a schedule.
             dummy_image: encode one blank image that counts for nothing, because another rank of a sharded model
@@ -136,12 +143,16 @@ class BeniForConditionalGeneration(PreTrainedModel):
             DataError: E-COUNT when placeholders and visual tokens differ in number.
         """
         context = StageContext(step=step)
+        embeds, is_image = self._embed(input_ids)
         if visual is None and pixels is not None:
-            visual = self.encode_images(pixels, context)
-        embeds = self._embed(input_ids, visual)
+            if self.uses_prompt:
+                asked = ~is_image if labels is None else ~is_image & (labels == IGNORE)
+                asked = asked if attention_mask is None else asked & attention_mask.bool()
+                context.prompt = prompts(embeds, asked, cu_seqlens, owners, len(layouts) or len(pixels))
+            visual = self.encode_images(pixels, layouts, context)
+        embeds = self.fusion(embeds, is_image, visual)
         if dummy_image:
-            size = self.vision.transform.size
-            blank = self.encode_images(torch.zeros(1, 3, size, size, device=embeds.device), StageContext())
+            blank = self.encode_images(self._blank(embeds.device))
             embeds = embeds + blank.x.sum() * 0.0
         if position_ids is None:
             position_ids = _positions(input_ids, attention_mask)
@@ -161,18 +172,40 @@ class BeniForConditionalGeneration(PreTrainedModel):
             loss = loss + auxiliary
         return BeniOutput(loss=loss, logits=logits, targets=targets, rows=rows, columns=before + 1)
 
+    @property
+    def uses_prompt(self) -> bool:
+        """Whether what an image becomes depends on what is asked about it."""
+        return any(stage.uses_prompt for stage in (self.views, self.selector, self.resampler, self.connector))
+
+    @property
+    def viewer(self) -> Viewer:
+        """What turns a decoded picture into this model's pixels and placeholders."""
+        return Viewer(self.views, self.vision.transform, self.specs["llm"], self.fusion)
+
     def encode_images(
-        self, pixels: Float[Tensor, "i 3 height width"], context: StageContext | None = None
+        self,
+        pixels: Float[Tensor, "i 3 height width"],
+        layouts: tuple[ImageLayout, ...] = (),
+        context: StageContext | None = None,
     ) -> VisualTokens:
-        """Pixels of all views to visual tokens of the llm's width."""
+        """Pixels of all views to visual tokens of the llm's width, one row an image.
+
+        Args:
+            layouts: how each image became views; none when each image is one view.
+            context: what the stages may know; its prompt has one row an image.
+        """
         context = context or StageContext()
+        context.layouts = layouts
+        if context.prompt is not None and layouts:
+            of_row = torch.tensor([i for i, one in enumerate(layouts) for _ in range(self.views.rows(one))])
+            context.prompt = context.prompt.select(of_row.to(pixels.device))
         frozen = not any(p.requires_grad for p in self.vision.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             tokens = self.vision(pixels.to(next(self.vision.parameters()).dtype))
         tokens = self.views(tokens, context)
         tokens = self.selector(tokens, context)
         tokens = self.resampler(tokens, context)
-        return self.connector(tokens, context)
+        return self.views.finish(self.connector(tokens, context), context)
 
     @torch.no_grad()
     def generate(
@@ -180,6 +213,8 @@ class BeniForConditionalGeneration(PreTrainedModel):
         input_ids: Int[Tensor, "b t"],
         pixels: Float[Tensor, "i 3 height width"] | None = None,
         attention_mask: Int[Tensor, "b t"] | None = None,
+        layouts: tuple[ImageLayout, ...] = (),
+        owners: Int[Tensor, "k"] | None = None,
         visual: VisualTokens | None = None,
         **options: Any,
     ) -> Int[Tensor, "b new"]:
@@ -187,10 +222,14 @@ class BeniForConditionalGeneration(PreTrainedModel):
 
         ``options`` go to ``transformers``' ``generate`` (``max_new_tokens``, ``do_sample``, ``eos_token_id`` ...).
         """
-        if visual is None and pixels is not None:
-            visual = self.encode_images(pixels)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return self.llm.generate(self._embed(input_ids, visual), mask, **options)
+        embeds, is_image = self._embed(input_ids)
+        if visual is None and pixels is not None:
+            context = StageContext()
+            if self.uses_prompt:
+                context.prompt = prompts(embeds, ~is_image & mask.bool(), None, owners, len(layouts) or len(pixels))
+            visual = self.encode_images(pixels, layouts, context)
+        return self.llm.generate(self.fusion(embeds, is_image, visual), mask, **options)
 
     def sharding_units(self) -> list[nn.Module]:
         """The modules that FSDP shards one by one, bottom-up."""
@@ -207,11 +246,14 @@ class BeniForConditionalGeneration(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Initial weights are drawn from named streams while building; nothing is left for transformers to draw."""
 
-    def _embed(self, input_ids: Int[Tensor, "b t"], visual: VisualTokens | None) -> Float[Tensor, "b t d"]:
+    def _embed(self, input_ids: Int[Tensor, "b t"]) -> tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]:
+        """Text embeddings, and where the placeholders are."""
         is_image = input_ids == self.config.image_token_id
         # the placeholder's id may lie beyond the embedding table; its position is overwritten anyway
-        embeds = self.llm.embed(input_ids.masked_fill(is_image, 0))
-        return self.fusion(embeds, is_image, visual)
+        return self.llm.embed(input_ids.masked_fill(is_image, 0)), is_image
+
+    def _blank(self, device: torch.device) -> Float[Tensor, "1 3 height width"]:
+        return self.vision.transform(PILImage.new("RGB", (8, 8)))[None].to(device)
 
     def _stage(self, group: str, tokens: TokenSpec) -> Stage:
         with torch_stream(self.config.seed, "init", group):
@@ -226,7 +268,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         return module.model if component in ("vision", "llm") else module
 
     def _check_positions(self) -> None:
-        taken, limit = self.fusion.placeholders(self.specs["llm"]), self.llm.max_positions
+        taken, limit = placeholders(self.viewer.markup(ImageLayout(USUAL_SIZE))), self.llm.max_positions
         if limit is not None and taken >= limit:
             raise CompositionError(
                 "E-TOKENS",

@@ -12,6 +12,7 @@ from beni.config.schema import COMPONENTS
 from beni.model.build import build_model
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters
+from beni.types import ImageLayout
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,24 @@ def propagate(run: Mapping[str, Any]) -> BeniForConditionalGeneration:
     return model
 
 
-def spec_table(model: BeniForConditionalGeneration, run: Mapping[str, Any], length: int, label_rows: int) -> SpecTable:
+def spec_table(
+    model: BeniForConditionalGeneration, run: Mapping[str, Any], length: int, label_rows: int, image: ImageLayout
+) -> SpecTable:
     """Args:
     model: on the meta device or with weights.
+    image: layout of the image that tokens and FLOPs are given for.
     length: positions of a mean sample, visual ones included.
     label_rows: supervised positions of a mean sample.
     """
     counts = count_parameters(model)
     specs = model.specs
     stages = ("vision", "views", "selector", "resampler", "connector")
-    flops = {"vision": model.vision.flops() * specs["views"].views, "fusion": 0}
+    viewer, each = model.viewer, model.views.rows(image)
+    rows_of = {"vision": image.views, "fusion": 1, "llm": 1} | dict.fromkeys(stages[1:], each)
+    flops = {"vision": model.vision.flops() * image.views, "fusion": 0}
     before = specs["vision"]
     for stage in stages[1:]:
-        flops[stage] = getattr(model, stage).flops(before) * before.views
+        flops[stage] = getattr(model, stage).flops(before) * (image.views if stage == "views" else each)
         before = specs[stage]
     flops["llm"] = model.llm.flops(length, label_rows)
     rows = []
@@ -90,7 +96,7 @@ def spec_table(model: BeniForConditionalGeneration, run: Mapping[str, Any], leng
             SpecRow(
                 stage=stage,
                 option=run["choices"].get(stage, "custom"),
-                tokens=length if stage == "llm" else spec.n * spec.views,
+                tokens={"llm": length, "fusion": viewer.visual_tokens(image)}.get(stage, spec.n * rows_of[stage]),
                 width=spec.dim,
                 grid=None if stage == "llm" else spec.grid,
                 parameters=sum(counts[stage].values()),
@@ -107,7 +113,7 @@ def spec_table(model: BeniForConditionalGeneration, run: Mapping[str, Any], leng
         trains_before = trains_before or row.trained > 0
     return SpecTable(
         rows=tuple(rows),
-        visual_tokens=model.fusion.placeholders(specs["llm"]),
+        visual_tokens=viewer.visual_tokens(image),
         prefill_flops=sum(row.flops for row in rows),
         train_flops_per_sample=total,
     )

@@ -8,23 +8,32 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 
 from beni.stage import StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.types import ImageLayout, Markup, VisualTokens
 from beni.views.base import Views
 
 
 class SingleView(Views):
     """``(i, n, d) -> (i, n, d)``."""
 
-    def __init__(self, tokens: TokenSpec) -> None:
-        super().__init__()
+    def plan(self, size: tuple[int, int]) -> ImageLayout:
+        return ImageLayout(size)
 
-    def split(self, picture: Picture, transform: Callable[[Picture], Tensor]) -> list[Tensor]:
+    def split(self, picture: Picture, layout: ImageLayout, transform: Callable[[Picture], Tensor]) -> list[Tensor]:
         return [transform(picture)]
+
+    def rows(self, layout: ImageLayout) -> int:
+        return 1
+
+    def markup(self, layout: ImageLayout, tokens: TokenSpec) -> Markup:
+        return (tokens.n,)
 
     def spec(self, tokens: TokenSpec) -> TokenSpec:
         return tokens
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        return tokens
+
+    def finish(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         return tokens
 
     def flops(self, tokens: TokenSpec) -> int:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from beni.data.collate import Item, collate
 from beni.data.template import IGNORE, Encoded
+from beni.types import ImageLayout, ViewedImage
 
 PAD = 0
 
@@ -18,7 +19,9 @@ def make(rows, views=0):
     for i, row in enumerate(rows):
         ids = np.array([token for token, _ in row], dtype=np.int64)
         labels = np.array([token if supervised else IGNORE for token, supervised in row], dtype=np.int64)
-        items.append(Item(f"s{i}", Encoded(ids, labels), [torch.full((3, 2, 2), float(i))] * views))
+        view = torch.full((3, 2, 2), float(i))
+        seen = [ViewedImage([view] * views, ImageLayout((2, 2), views=views), (1,))] if views else []
+        items.append(Item(f"s{i}", Encoded(ids, labels), seen))
     return items
 
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
-from beni.data.images import Augment, Image, ImageTransform, blank_like, decode
-from beni.data.loader import Steps, heldout_item, load, order_hash
+from beni.data.images import Augment, Image, ImageTransform
+from beni.data.loader import Steps, load, order_hash
 from beni.data.sample import Message, Sample, Source
 from beni.errors import ConfigError
+from beni.types import ImageLayout, ViewedImage
 
 TRANSFORM = ImageTransform(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -41,8 +42,8 @@ def noise(*name):
     return PILImage.fromarray(np.random.default_rng(name).integers(0, 255, (16, 16, 3), dtype=np.uint8))
 
 
-def views(picture):
-    return [TRANSFORM(picture)]
+def viewer(picture):
+    return ViewedImage([TRANSFORM(picture)], ImageLayout(picture.size[::-1]), (3,))
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def steps(renderer_of):
 
     def make(**changes):
         values = {"seed": 0, "batch_size": 6, "accumulation": 2, "layout": "packed"}
-        return Steps(Noise(), renderer, views, **values | changes)
+        return Steps(Noise(), renderer, viewer, **values | changes)
 
     return make
 
@@ -151,13 +152,3 @@ def test_the_order_hash_differs_with_seed_length_batch_size_and_content():
         order_hash(Noise(content=1), 0, 5, 4),
     ]
     assert len({first, *others}) == 5
-
-
-def test_a_held_out_sample_is_decoded_by_the_function_handed_over(steps):
-    made = steps()
-    sample = made.source.heldout()[1]
-    seen = heldout_item(sample, made.renderer, views, decode)
-    blank = heldout_item(sample, made.renderer, views, lambda image: blank_like(decode(image)))
-    assert [torch.equal(a, TRANSFORM(noise(1, i))) for i, a in enumerate(seen.pixels)] == [True, True]
-    assert all(len(pixels.unique()) == 1 for pixels in blank.pixels)
-    assert seen.encoded.ids.tolist() == blank.encoded.ids.tolist()

@@ -329,13 +329,24 @@ def test_two_tokenizers_of_equal_size_have_different_hashes(tokenizer_of, settin
     assert Renderer(one, settings_of("chatml"), 1).hash() != Renderer(two, settings_of("chatml"), 1).hash()
 
 
-def test_visual_tokens_may_depend_on_the_image(tokenizer_of, settings_of):
-    renderer = Renderer(tokenizer_of("bos"), settings_of("chatml"), lambda image: int(image.key))
+def test_an_image_becomes_what_its_markup_says(tokenizer_of, settings_of):
+    renderer = Renderer(tokenizer_of("bos"), settings_of("chatml"))
     images = [Image(lambda: pytest.fail("not decoded"), str(n)) for n in (2, 5)]
     sample = Sample("s", (Message("user", (images[0], "and", images[1])), Message("assistant", ("a",))))
-    places = np.flatnonzero(renderer.encode(sample).ids == renderer.tokens.image)
+    encoded = renderer.encode(sample, [(2,), (3, "tile", 2)])
+    places = np.flatnonzero(encoded.ids == renderer.tokens.image)
     assert len(places) == 7
-    assert np.flatnonzero(np.diff(places) > 1).tolist() == [1]
+    assert np.flatnonzero(np.diff(places) > 1).tolist() == [1, 4]
+    between = encoded.ids[places[4] + 1 : places[5]]
+    assert renderer.tokenizer.decode(between) == "tile"
+    assert (encoded.labels[: places[-1] + 1] == -100).all()
+    prompt = renderer.prompt(sample, [(2,), (3, "tile", 2)]).ids
+    assert encoded.ids[: len(prompt)].tolist() == prompt.tolist()
+
+
+def test_markups_and_images_that_disagree_are_an_error(renderer_of, talk):
+    with pytest.raises(DataError, match="2 markups for 1 images"):
+        renderer_of("bos", "chatml").encode(talk("s", "#q", "a"), [(1,), (1,)])
 
 
 def test_a_prompt_holds_only_the_images_before_the_answer(renderer_of, talk):

@@ -20,8 +20,9 @@ def asked(tiny_run, tiny_model, steps_of):
     steps = steps_of(run, model)
     prompts = []
     for sample in steps.source.heldout():
-        pixels = torch.stack([view for image in sample.images for view in steps.views(image.load())])
-        prompts.append((torch.from_numpy(steps.renderer.prompt(sample).ids), pixels))
+        images = [steps.viewer(image.load()) for image in sample.images]
+        pixels = torch.stack([view for image in images for view in image.pixels])
+        prompts.append((torch.from_numpy(steps.renderer.prompt(sample, [i.markup for i in images]).ids), pixels))
     assert len({len(ids) for ids, _ in prompts}) > 1
     return model, prompts
 

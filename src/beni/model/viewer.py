@@ -1,0 +1,49 @@
+"""What the data loader needs of a model: a picture to the pixels of its views and to what stands for it in the text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from PIL.Image import Image as Picture
+from torch import Tensor
+
+from beni.fusion.base import Fusion
+from beni.stage import TokenSpec
+from beni.types import ImageLayout, Markup, ViewedImage
+from beni.views.base import Views
+
+USUAL_SIZE = (768, 1024)
+"""(height, width) in pixels of the picture that plans are made for where no data is at hand."""
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """Pictures to views, with the parts of one model. Pure; runs in the loader's workers.
+
+    Attributes:
+        tokens: spec of a row after the connector.
+    """
+
+    views: Views
+    transform: Callable[[Picture], Tensor]
+    tokens: TokenSpec
+    fusion: Fusion
+
+    def __call__(self, picture: Picture) -> ViewedImage:
+        layout = self.views.plan((picture.height, picture.width))
+        return ViewedImage(self.views.split(picture, layout, self.transform), layout, self.markup(layout))
+
+    def visual_tokens(self, layout: ImageLayout) -> int:
+        """Visual tokens of an image, whether or not each takes a position of the llm."""
+        return sum(part for part in self.views.markup(layout, self.tokens) if isinstance(part, int))
+
+    def markup(self, layout: ImageLayout) -> Markup:
+        """What stands in the text for an image."""
+        parts = self.views.markup(layout, self.tokens)
+        return tuple(self.fusion.placeholders(part) if isinstance(part, int) else part for part in parts)
+
+
+def placeholders(markup: Markup) -> int:
+    """Positions that the visual tokens of an image take."""
+    return sum(part for part in markup if isinstance(part, int))
