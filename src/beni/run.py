@@ -29,7 +29,7 @@ from beni.llm.tokenizer import load_tokenizer
 from beni.measure import memory
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters
-from beni.model.spec import SpecTable, propagate, spec_table
+from beni.model.spec import SpecTable, estimate_memory, propagate, spec_table
 from beni.model.viewer import USUAL_SIZE, Viewer
 from beni.nn.streams import numpy_stream
 from beni.reporter import Reporter
@@ -74,7 +74,7 @@ def train(run: Mapping[str, Any]) -> Path:
     probe = probe_samples(source, renderer, planned.viewer)
     length, label_rows = probe.length, probe.label_rows
     table = spec_table(planned, run, length, label_rows, probe.image)
-    memory.require(_estimate(planned, run, environment, length, label_rows), environment.device)
+    memory.require(estimate_memory(planned, run, environment.world, length, label_rows), environment.device)
 
     folder = RunFolder(run, writes=environment.is_main)
     if folder.finished() and run["checkpoint"]["resume"] == "auto":
@@ -185,25 +185,6 @@ def probe_samples(source: Source, renderer: Renderer, viewer: Viewer) -> Probe:
         label_rows=max(1, round(sum(int((e.labels != IGNORE).sum()) for e in encoded) / len(encoded))),
         image=max(images, key=lambda one: one.views),
         views=sum(one.views for layout in layouts for one in layout) / len(samples),
-    )
-
-
-def _estimate(
-    model: BeniForConditionalGeneration, run: Mapping[str, Any], environment: Environment, length: int, label_rows: int
-) -> memory.Memory:
-    counts = count_parameters(model)
-    samples = -(-run["train"]["batch_size"] // (run["train"]["accumulation"] * environment.world))
-    config = model.llm.config.get_text_config().to_dict()
-    return memory.estimate(
-        frozen=sum(c["frozen"] for c in counts.values()),
-        trained=sum(c["trained"] for c in counts.values()),
-        precision=run["train"]["precision"],
-        positions=samples * length,
-        layers=len(model.llm.layers()),
-        width=model.llm.hidden_size,
-        intermediate=config.get("intermediate_size") or 4 * model.llm.hidden_size,
-        label_rows=samples * label_rows,
-        vocabulary=model.llm.vocab_size,
     )
 
 

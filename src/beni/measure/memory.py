@@ -46,6 +46,7 @@ def estimate(
     *,
     frozen: int,
     trained: int,
+    shards: int = 1,
     precision: str,
     positions: int,
     layers: int,
@@ -57,6 +58,7 @@ def estimate(
     """Args:
     frozen: parameters that do not train.
     trained: parameters that do.
+    shards: processes that share what trains (frozen weights are whole on each).
     positions: llm positions of one micro-batch.
     layers: of the llm, whose activations the gradient needs.
     width: of the llm.
@@ -65,9 +67,9 @@ def estimate(
     """
     element = 2 if precision == "bf16" else 4
     return Memory(
-        weights=frozen * element + trained * 4,
+        weights=frozen * element + trained * 4 // shards,
         loading=(frozen + trained) * 4,
-        optimizer=trained * 12,
+        optimizer=trained * 12 // shards,
         activations=positions * layers * (14 * width + 4 * intermediate) * element + label_rows * vocabulary * 12,
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from beni.config.schema import COMPONENTS
+from beni.measure import memory
 from beni.model.build import build_model
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters
@@ -116,4 +117,25 @@ def spec_table(
         visual_tokens=viewer.visual_tokens(image),
         prefill_flops=sum(row.flops for row in rows),
         train_flops_per_sample=total,
+    )
+
+
+def estimate_memory(
+    model: BeniForConditionalGeneration, run: Mapping[str, Any], world: int, length: int, label_rows: int
+) -> memory.Memory:
+    """What each of ``world`` processes will need, for samples of ``length`` positions and ``label_rows`` labels."""
+    counts = count_parameters(model)
+    samples = -(-run["train"]["batch_size"] // (run["train"]["accumulation"] * world))
+    config = model.llm.config.get_text_config().to_dict()
+    return memory.estimate(
+        frozen=sum(c["frozen"] for c in counts.values()),
+        trained=sum(c["trained"] for c in counts.values()),
+        shards=world if run["fsdp"]["mode"] == "full" else 1,
+        precision=run["train"]["precision"],
+        positions=samples * length,
+        layers=len(model.llm.layers()),
+        width=model.llm.hidden_size,
+        intermediate=config.get("intermediate_size") or 4 * model.llm.hidden_size,
+        label_rows=samples * label_rows,
+        vocabulary=model.llm.vocab_size,
     )

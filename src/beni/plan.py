@@ -1,0 +1,112 @@
+"""``python -m beni.plan recipe=llava15``: what a run would be, from its config alone, offline and without a weight.
+
+Prints the spec table (what each stage does to the visual tokens and what it costs), the parameters that train, FLOPs
+per sample in training and prefill, and the memory of each process. An impossible run ends with a code and a fix.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from beni.errors import BeniError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from beni.model.spec import SpecTable
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(prog="python -m beni.plan", description=(__doc__ or "").split("\n\n")[1])
+    command.add_argument("overrides", nargs="*", help="as for beni.train: vision=siglip resampler.num_latents=32 ...")
+    command.add_argument("--image", default="768x1024", help="height x width of the picture in pixels (%(default)s)")
+    command.add_argument("--text", type=int, default=128, help="text tokens of a sample (%(default)s)")
+    command.add_argument("--labels", type=int, default=64, help="of these, supervised (%(default)s)")
+    command.add_argument("--world", type=int, default=1, help="processes (%(default)s)")
+    command.add_argument("--json", action="store_true", help="print the table as JSON")
+    return command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit code is 2 when the run cannot be."""
+    arguments = parser().parse_args(argv)
+    from beni.config.command import report
+    from beni.config.compose import compose
+    from beni.config.explain import explained
+    from beni.errors import ConfigError
+
+    try:
+        with explained():
+            run = compose(arguments.overrides)
+            try:
+                height, width = (int(side) for side in arguments.image.split("x"))
+            except ValueError:
+                raise ConfigError(f"--image={arguments.image}, expected height x width as 768x1024") from None
+            if not 0 < arguments.labels <= arguments.text:
+                raise ConfigError(f"--labels={arguments.labels}, expected 1 to --text={arguments.text}")
+            if min(height, width, arguments.world) < 1:
+                raise ConfigError("--image and --world, expected numbers of at least 1")
+            show(run, (height, width), arguments.text, arguments.labels, arguments.world, arguments.json)
+    except BeniError as error:
+        report(error)
+        return 2
+    return 0
+
+
+def show(run: dict, size: tuple[int, int], text: int, labels: int, world: int, as_json: bool) -> None:
+    """Prints the plan of a frozen run."""
+    import json
+
+    from rich.console import Console
+
+    from beni.analysis import formats
+    from beni.model.spec import estimate_memory, propagate, spec_table
+    from beni.model.viewer import placeholders
+
+    model = propagate(run)
+    image = model.views.plan(size)
+    length = text + placeholders(model.viewer.markup(image))
+    table = spec_table(model, run, length, labels, image)
+    need = estimate_memory(model, run, world, length, labels)
+    if as_json:
+        print(json.dumps(table.to_dict() | {"memory_bytes": need.peak, "views": image.views}))
+        return
+    console = Console()
+    console.print(spec_rich(table))
+    train = run["train"]
+    lines = {
+        "picture": f"{size[0]}x{size[1]} pixels, {image.views} view{'s' if image.views > 1 else ''}",
+        "sample": f"{length} positions: {table.visual_tokens} visual tokens, {text} of text ({labels} supervised)",
+        "parameters": f"{formats.count(sum(r.trained for r in table.rows))} train, "
+        f"{formats.count(sum(r.parameters - r.trained for r in table.rows))} frozen",
+        "FLOPs a sample": f"{formats.count(table.train_flops_per_sample)} in training, "
+        f"{formats.count(table.prefill_flops)} in prefill",
+        "memory a process": f"{need.peak / 2**30:.1f} GiB ({need.explain()}) at train.batch_size={train['batch_size']} "
+        f"train.accumulation={train['accumulation']} train.precision={train['precision']}, {world} "
+        f"process{'es' if world > 1 else ''}, fsdp={run['fsdp']['mode']}",
+    }
+    for name, line in lines.items():
+        console.print(f"[dim]{name:>16}[/dim]  {line}", highlight=False, soft_wrap=True)
+
+
+def spec_rich(table: SpecTable) -> Table:
+    """The spec table for a terminal."""
+    from rich import box
+    from rich.table import Table
+
+    from beni.analysis import formats
+
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("stage", "option", "tokens", "width", "grid", "parameters", "trained", "FLOPs"):
+        out.add_column(name, justify="left" if name in ("stage", "option", "grid") else "right", no_wrap=True)
+    for row in table.rows:
+        numbers = (formats.count(row.parameters), formats.count(row.trained), formats.count(row.flops))
+        out.add_row(row.stage, row.option, str(row.tokens), str(row.width), formats.grid(row.grid), *numbers)
+    return out
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
