@@ -7,6 +7,7 @@ default. Everything here runs in the loader's workers and returns one tensor per
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -93,36 +94,72 @@ def as_triple(values: Sequence[float]) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def as_size(values: int | Sequence[int]) -> int | tuple[int, int]:
+    """A side, or (height, width) from YAML.
+
+    Raises:
+        ConfigError: when a list has not two values.
+    """
+    if isinstance(values, int):
+        return values
+    if len(values) != 2:
+        raise ConfigError(
+            f"image_size={list(values)}, expected a side or [height, width] in pixels\n  fix: set vision.image_size=224"
+        )
+    return values[0], values[1]
+
+
+class PictureTransform(ABC):
+    """A decoded picture to pixels of one shape, whatever its size."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of the pixels."""
+
+    @abstractmethod
+    def __call__(self, picture: PILImage.Image) -> Float[Tensor, "3 height width"]:
+        """Normalised pixels."""
+
+
 @dataclass(frozen=True)
-class ImageTransform:
+class ImageTransform(PictureTransform):
     """A decoded picture -> the pixels an encoder was trained on.
 
     Attributes:
-        size: side of the square input in pixels.
+        size: side of a square input in pixels, or (height, width).
         mean: per channel, of values in [0, 1].
         std: per channel.
-        resize: ``squash`` to the square, ``pad`` the short side with the mean colour, or ``crop`` the centre square.
+        resize: ``squash`` to the size, ``pad`` the side that is short for it with the mean colour, or ``crop`` the
+            largest centred piece of its shape.
     """
 
-    size: int
+    size: int | tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resize: Literal["squash", "pad", "crop"] = "squash"
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
     def __call__(self, picture: PILImage.Image) -> Float[Tensor, "3 height width"]:
-        side = (self.size, self.size)
-        if picture.size == side:
+        height, width = self.shape
+        if picture.size == (width, height):
             pass
         elif self.resize == "squash":
-            picture = picture.resize(side, PILImage.Resampling.BICUBIC)
+            picture = picture.resize((width, height), PILImage.Resampling.BICUBIC)
         elif self.resize == "pad":
             colour = tuple(round(255 * m) for m in self.mean)
-            width, height = (max(1, round(self.size * length / max(picture.size))) for length in picture.size)
-            scaled = picture.resize((width, height), PILImage.Resampling.BICUBIC)
-            picture = PILImage.new("RGB", side, colour)
-            picture.paste(scaled, ((self.size - width) // 2, (self.size - height) // 2))
+            if picture.width * height >= picture.height * width:  # as wide as there is room
+                w, h = width, max(1, round(width * picture.height / picture.width))
+            else:
+                w, h = max(1, round(height * picture.width / picture.height)), height
+            scaled = picture.resize((w, h), PILImage.Resampling.BICUBIC)
+            picture = PILImage.new("RGB", (width, height), colour)
+            picture.paste(scaled, ((width - w) // 2, (height - h) // 2))
         else:
-            picture = ImageOps.fit(picture, side, PILImage.Resampling.BICUBIC)
+            picture = ImageOps.fit(picture, (width, height), PILImage.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(picture, dtype=np.float32) / 255.0).permute(2, 0, 1)
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return (pixels - mean[:, None, None]) / std[:, None, None]

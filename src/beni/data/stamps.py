@@ -12,7 +12,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -32,11 +32,12 @@ ARTICLES = ("a", "an", "the", "some", "our")
 
 @dataclass(frozen=True)
 class Stamp:
-    """One picture with its caption and the key that decides on which side it stands."""
+    """One picture with its caption, the key that decides on which side it stands, and the folders it lies in."""
 
     path: Path
     caption: str
     key: str
+    kind: tuple[str, ...]
 
 
 class Stamps(Source):
@@ -51,6 +52,9 @@ class Stamps(Source):
         openings: first words a caption may have (others, "Gimel stands for", name nothing to be seen); empty for any.
         max_words: longest caption, in words without articles; longer ones tell more than the picture shows.
         prompts: what is said after the picture in training, one drawn each time; scoring uses the first.
+        kinds: share of the training samples, in [0, 1), that ask for the names of the picture's folders ("animals,
+            birds") instead of its caption; names that a held-out caption uses are left out.
+        kind_prompt: what is said after the picture then.
         augment: see ``beni.data.images.Augment``.
 
     Raises:
@@ -70,9 +74,12 @@ class Stamps(Source):
         openings: list[str],
         max_words: int,
         prompts: list[str],
+        kinds: float,
+        kind_prompt: str,
         augment: dict[str, float | bool],
     ) -> None:
         self.seed, self.split, self.choices, self.prompts = seed, split, choices, prompts
+        self.kinds, self.kind_prompt = kinds, kind_prompt
         self.augment = Augment.from_config(augment)
         stamps = read_stamps(Path(root).expanduser(), openings, max_words)
         keys = sorted({stamp.key for stamp in stamps})
@@ -83,7 +90,12 @@ class Stamps(Source):
             )
         drawn = numpy_stream(split, "data.heldout").permutation(len(keys))[:heldout]
         held = {keys[i] for i in drawn}
-        self._train = [stamp for stamp in stamps if stamp.key not in held]
+        told = {_stem(word) for key in held for word in key.split()}
+        self._train = [
+            replace(stamp, kind=tuple(name for name in stamp.kind if not told & {_stem(w) for w in name.split()}))
+            for stamp in stamps
+            if stamp.key not in held
+        ]
         # one picture a caption: a caption with six pictures would weigh six times
         self._held = list({stamp.key: stamp for stamp in stamps if stamp.key in held}.values())
 
@@ -92,8 +104,11 @@ class Stamps(Source):
 
     def train(self, index: int, epoch: int) -> Sample:
         stamp = self._train[index]
-        drawn = int(numpy_stream(self.seed, "data.prompt", epoch, index).integers(len(self.prompts)))
-        return _sample(f"{stamp.path.parent.name}/{stamp.path.stem}", stamp, self.prompts[drawn])
+        rng = numpy_stream(self.seed, "data.prompt", epoch, index)
+        drawn, name = int(rng.integers(len(self.prompts))), f"{stamp.path.parent.name}/{stamp.path.stem}"
+        if stamp.kind and rng.random() < self.kinds:
+            return _sample(name, stamp.path, self.kind_prompt, ", ".join(stamp.kind) + ".")
+        return _sample(name, stamp.path, self.prompts[drawn], stamp.caption)
 
     def heldout(self) -> Sequence[Sample]:
         samples = []
@@ -102,12 +117,14 @@ class Stamps(Source):
             others = [other.caption for other in self._held if other.key != stamp.key]
             chosen = [others[k] for k in rng.permutation(len(others))[: self.choices - 1]]
             chosen.insert(int(rng.integers(self.choices)), stamp.caption)
-            samples.append(_sample(f"heldout/{stamp.key}", stamp, self.prompts[0], tuple(chosen)))
+            sample = _sample(f"heldout/{stamp.key}", stamp.path, self.prompts[0], stamp.caption)
+            samples.append(replace(sample, choices=tuple(chosen)))
         return samples
 
     def fingerprint(self) -> str:
         lines = [f"{stamp.path.name} {stamp.path.stat().st_size} {stamp.caption}" for stamp in self._train + self._held]
-        return hashlib.sha256("\n".join([*lines, *self.prompts]).encode()).hexdigest()[:16]
+        asked = [*self.prompts, f"{self.kinds} {self.kind_prompt}"]
+        return hashlib.sha256("\n".join([*lines, *asked]).encode()).hexdigest()[:16]
 
 
 def read_stamps(root: Path, openings: Sequence[str], max_words: int) -> list[Stamp]:
@@ -128,7 +145,8 @@ def read_stamps(root: Path, openings: Sequence[str], max_words: int) -> list[Sta
         key = caption_key(caption)
         opening = caption.lower().split(" ")[0]
         if key and len(key.split()) <= max_words and (not openings or opening in openings):
-            stamps.append(Stamp(picture, caption, key))
+            kind = tuple(name for name in picture.relative_to(root).parent.parts if name != "cartoon")
+            stamps.append(Stamp(picture, caption, key, kind))
     if not stamps:
         raise DataError(
             f"no captioned pictures below data.root={root}\n"
@@ -174,8 +192,12 @@ def caption_key(caption: str) -> str:
     return " ".join(words)
 
 
-def _sample(name: str, stamp: Stamp, prompt: str, choices: tuple[str, ...] = ()) -> Sample:
-    path = stamp.path
+def _stem(word: str) -> str:
+    """Without a plural's ending, so that ``foxes`` is found where ``fox`` is held out."""
+    return re.sub(r"(es|s)$", "", word)
+
+
+def _sample(name: str, path: Path, prompt: str, answer: str) -> Sample:
     image = Image(partial(draw, path), str(path)) if path.suffix == ".svg" else Image.from_path(path)
-    messages = (Message("user", (image, prompt)), Message("assistant", (stamp.caption,)))
-    return Sample(name, messages, choices=choices, cluster=str(stamp.path.name))
+    messages = (Message("user", (image, prompt)), Message("assistant", (answer,)))
+    return Sample(name, messages, cluster=path.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ from PIL import Image as PILImage
 
 from beni.config.build import build
 from beni.config.compose import compose
-from beni.data.stamps import Stamps, caption_key, clean_caption
+from beni.data.images import Image, decode
+from beni.data.stamps import Stamps, caption_key, clean_caption, draw
 from beni.errors import DataError
 
 INSTALLED = Path("/usr/share/tuxpaint/stamps")
@@ -17,6 +20,7 @@ INSTALLED = Path("/usr/share/tuxpaint/stamps")
 
 def stamps(root: Path, **changed) -> Stamps:
     values = {"heldout": 4, "split": 0, "choices": 3, "openings": ["a", "an"], "max_words": 5}
+    values |= {"kinds": 0.0, "kind_prompt": "Kind:"}
     return Stamps(0, root=str(root), prompts=["A photo of"], augment={}, **(values | changed))
 
 
@@ -66,7 +70,16 @@ def test_no_held_out_text_stands_in_training_and_signs_are_left_out(folder: Path
 
 def test_the_split_depends_on_its_number_and_not_on_the_seed(folder: Path):
     def held(seed: int, split: int) -> list[str]:
-        values = {"heldout": 4, "choices": 3, "openings": [], "max_words": 9, "prompts": ["p"], "augment": {}}
+        values = {
+            "heldout": 4,
+            "choices": 3,
+            "openings": [],
+            "max_words": 9,
+            "prompts": ["p"],
+            "augment": {},
+            "kinds": 0.0,
+            "kind_prompt": "k",
+        }
         return [s.answer for s in Stamps(seed, root=str(folder), split=split, **values).heldout()]
 
     assert held(0, 0) == held(1, 0)
@@ -94,3 +107,40 @@ def test_debians_stamps_read_as_some_four_hundred_pictures(absent):
     assert 250 < len(source) < 700
     assert len(source.heldout()) == 100
     assert all(len(sample.choices) == 10 for sample in source.heldout())
+
+
+def test_a_share_of_the_samples_asks_for_the_folders_without_telling_a_held_out_word(tmp_path: Path):
+    for i, name in enumerate(["fox", "oak", "hen", "cat", "dog", "elm"]):
+        place = tmp_path / "nature" / ("foxes" if i % 2 else "birds") / "cartoon"
+        place.mkdir(parents=True, exist_ok=True)
+        PILImage.new("RGB", (8, 8)).save(place / f"{name}.png")
+        (place / f"{name}.txt").write_text(f"A {name}.\n")
+    for split in range(8):
+        source = stamps(tmp_path, kinds=0.5, heldout=3, split=split)
+        held = {caption_key(sample.answer) for sample in source.heldout()}
+        drawn = [source.train(i, epoch) for i in range(len(source)) for epoch in range(20)]
+        kinds = {sample.answer for sample in drawn if sample.question == "Kind:"}
+        assert (
+            kinds == ({"nature, birds.", "nature."} if "fox" in held else {"nature, birds.", "nature, foxes."}) & kinds
+        )
+        assert 0.3 < sum(sample.question == "Kind:" for sample in drawn) / len(drawn) < 0.7
+        assert {sample.question for sample in source.heldout()} == {"A photo of"}
+
+
+def test_drawings_are_read_at_their_natural_size_and_replace_the_pixels_of_the_same_name(folder: Path, absent):
+    if find_spec("resvg_py") is None:
+        absent("resvg-py is not installed")
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="9pt" height="6pt"><rect width="9" height="6"/></svg>'
+    before = len(stamps(folder))
+    (folder / "03.svg").write_text(svg)
+    source = stamps(folder)
+    everything = [*source.heldout(), *(source.train(i, 0) for i in range(len(source)))]
+    assert len(source) == before
+    (drawn,) = (s for s in everything if s.images[0].key.endswith("03.svg"))
+    assert decode(drawn.images[0]).size == (12, 8)  # 96 dots an inch, 72 points
+
+
+def test_a_broken_drawing_is_an_error_that_names_the_file(folder: Path):
+    (folder / "03.svg").write_text("<svg")
+    with pytest.raises(DataError, match=r"03\.svg"):
+        decode(Image(partial(draw, folder / "03.svg"), "key"))
