@@ -8,7 +8,7 @@ STAMP := .venv/.setup-stamp
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint types imports docs bench ci
+.PHONY: help setup train test lint types imports docs zoo bench ci
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,9 @@ imports: setup ## check that a layer imports only what stands below it
 
 docs: setup ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
+
+zoo: setup ## measure every mechanism of the visual path against its reference and write docs/zoo.md
+	$(BIN)/python tests/reference/zoo.py
 
 bench: setup ## run every program in benchmarks/, one after another
 	@test -n "$(BENCHMARKS)" || { echo "benchmarks/ holds no program"; exit 1; }

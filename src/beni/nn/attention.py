@@ -2,37 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
 class GroupedQueryAttention(nn.Module):
-    """Queries attend to a context: ``(b, q, d), (b, k, d) -> (b, q, d)``.
+    """Queries attend to a context: ``(b, q, d), (b, k, c) -> (b, q, d)``.
 
     ``num_kv_heads = 1`` is multi-query, ``num_kv_heads = num_heads`` is ordinary multi-head attention. The inner
-    width ``num_heads * head_dim`` need not equal ``dim``. No biases.
+    width ``num_heads * head_dim`` need not equal ``dim``.
+
+    Args:
+        dim: width of the queries and of the result.
+        dim_context: width of the context; that of the queries when None.
+        bias: give the four projections biases.
+        head_norm: width of a head -> the norm put on each head of queries and of keys.
     """
 
-    def __init__(self, dim: int, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        dim_context: int | None = None,
+        bias: bool = False,
+        head_norm: Callable[[int], nn.Module] = nn.Identity,
+    ) -> None:
         super().__init__()
+        dim_context = dim if dim_context is None else dim_context
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.q_proj = nn.Linear(dim, num_heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(num_heads * head_dim, dim, bias=False)
+        self.q_proj = nn.Linear(dim, num_heads * head_dim, bias=bias)
+        self.k_proj = nn.Linear(dim_context, num_kv_heads * head_dim, bias=bias)
+        self.v_proj = nn.Linear(dim_context, num_kv_heads * head_dim, bias=bias)
+        self.o_proj = nn.Linear(num_heads * head_dim, dim, bias=bias)
+        self.q_norm, self.k_norm = head_norm(head_dim), head_norm(head_dim)
 
     def forward(
         self,
         queries: Float[Tensor, "b q d"],
-        context: Float[Tensor, "b k d"],
+        context: Float[Tensor, "b k c"],
         mask: Bool[Tensor, "b k"] | None = None,
         dropout: float = 0.0,
+        values: Float[Tensor, "b k c"] | None = None,
     ) -> Float[Tensor, "b q d"]:
-        """``mask`` is True where a context position may be attended to."""
-        q = self._heads(self.q_proj(queries), self.num_heads)
-        k = self._heads(self.k_proj(context), self.num_kv_heads)
-        v = self._heads(self.v_proj(context), self.num_kv_heads)
+        """``mask`` is True where a context position may be attended to; ``values`` are read where they differ from the
+        context that gives the keys.
+        """
+        q = self.q_norm(self._heads(self.q_proj(queries), self.num_heads))
+        k = self.k_norm(self._heads(self.k_proj(context), self.num_kv_heads))
+        v = self._heads(self.v_proj(context if values is None else values), self.num_kv_heads)
         out = F.scaled_dot_product_attention(
             q,
             k,
@@ -48,5 +71,6 @@ class GroupedQueryAttention(nn.Module):
 
     def flops(self, q: int, k: int) -> int:
         """Forward FLOPs of ``q`` queries on ``k`` context positions."""
-        dim, inner, kv = self.q_proj.in_features, self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        return 4 * q * dim * inner + 4 * k * dim * kv + 4 * q * k * inner
+        inner, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        projections = 4 * q * self.q_proj.in_features * inner + 4 * k * self.k_proj.in_features * kv
+        return projections + 4 * q * k * inner

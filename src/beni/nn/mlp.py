@@ -1,4 +1,4 @@
-"""Gated feed-forward layers (arXiv 2002.05202)."""
+"""Feed-forward layers, plain and gated (arXiv 2002.05202)."""
 
 from __future__ import annotations
 
@@ -18,3 +18,24 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "*a d_in"]) -> Float[Tensor, "*a d_out"]:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+    def flops(self, n: int) -> int:
+        """Forward FLOPs on ``n`` tokens."""
+        return 2 * n * self.gate_proj.out_features * (2 * self.gate_proj.in_features + self.down_proj.out_features)
+
+
+class FeedForward(nn.Module):
+    """``(..., d_in) -> (..., d_out)``: ``fc2(act(fc1(x)))``."""
+
+    def __init__(self, dim_in: int, dim_hidden: int, dim_out: int, act: nn.Module, bias: bool) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim_in, dim_hidden, bias=bias)
+        self.act = act
+        self.fc2 = nn.Linear(dim_hidden, dim_out, bias=bias)
+
+    def forward(self, x: Float[Tensor, "*a d_in"]) -> Float[Tensor, "*a d_out"]:
+        return self.fc2(self.act(self.fc1(x)))
+
+    def flops(self, n: int) -> int:
+        """Forward FLOPs on ``n`` tokens."""
+        return 2 * n * self.fc1.out_features * (self.fc1.in_features + self.fc2.out_features)

@@ -8,7 +8,6 @@ are drawn from N(0, 1/d) and the residual branches start smaller by 1/sqrt(2 dep
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal, cast
 
 import torch
@@ -19,6 +18,7 @@ from beni.errors import CompositionError
 from beni.nn.attention import GroupedQueryAttention
 from beni.nn.mlp import SwiGLU
 from beni.nn.norms import RMSNorm
+from beni.nn.queries import draw_layers, queried, queried_spec
 from beni.stage import Stage, StageContext, TokenSpec
 from beni.types import VisualTokens
 
@@ -59,7 +59,7 @@ class Perceiver(Stage):
         if num_kv_heads < 1 or num_heads % num_kv_heads:
             raise CompositionError(
                 "E-HEADS",
-                f"resampler=perceiver: num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}",
+                f"resampler.num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}",
                 groups=("resampler",),
                 fix=f"set resampler.num_kv_heads to 1 or {num_heads}",
             )
@@ -81,21 +81,13 @@ class Perceiver(Stage):
         self.norm = RMSNorm(dim)
 
     def spec(self, tokens: TokenSpec) -> TokenSpec:
-        return replace(tokens, n=self.num_latents, grid=None)
+        return queried_spec(tokens, self.num_latents, tokens.dim, tokens.space)
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
-        images = tokens.x.shape[0]
-        latents = self.latents.to(tokens.x.dtype).expand(images, -1, -1)
+        latents = self.latents.to(tokens.x.dtype).expand(tokens.x.shape[0], -1, -1)
         for layer in self.layers:
             latents = layer(latents, tokens.x, tokens.mask)
-        m = self.num_latents
-        patches = (tokens.size * tokens.mask).sum(1, keepdim=True)
-        return VisualTokens(
-            x=self.norm(latents),
-            mask=tokens.mask.new_ones(images, m),
-            yx=tokens.yx.new_full((images, m, 2), 0.5),
-            size=(patches / m).expand(images, m),
-        )
+        return queried(self.norm(latents), tokens)
 
     def flops(self, tokens: TokenSpec) -> int:
         latents = self.num_latents
@@ -106,11 +98,7 @@ class Perceiver(Stage):
     def init_weights(self) -> None:
         dim = self.latents.shape[1]
         nn.init.normal_(self.latents, std=dim**-0.5)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=(0.4 / module.in_features) ** 0.5)
-            elif isinstance(module, RMSNorm):
-                nn.init.ones_(module.weight)
+        draw_layers(self, lambda weight: nn.init.normal_(weight, std=(0.4 / weight.shape[1]) ** 0.5))
         for layer in self.layers:
             for branch_end in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 nn.init.normal_(branch_end.weight, std=(0.4 / branch_end.in_features / (2 * self.depth)) ** 0.5)
