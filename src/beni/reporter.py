@@ -66,7 +66,7 @@ class Reporter:
         if self.active:
             self._log(step, {f"train/{key}": float(value) for key, value in values.items()})
             self.progress.update(step, values)
-            self.folder.update(step=step, samples_per_s=values["samples_per_s"], **self._cost())
+            self.folder.update(step=step, samples_per_s=values["samples_per_s"], **self._cost(), **self._banked())
 
     def begin(self, step: int) -> None:
         if self.active:
@@ -104,7 +104,7 @@ class Reporter:
             write_gallery(
                 self.folder.path, scorer.model, shown, scorer.renderer, scorer.viewer, scorer.precision, self.rows
             )
-        self.folder.update(state="finished", **self._cost())
+        self.folder.update(state="finished", **self._cost(), **self._banked())
         render_report(self.folder.path)
 
     def _heldout(self) -> Sequence[Sample]:
@@ -122,6 +122,13 @@ class Reporter:
             "seconds": round(self.before + time.perf_counter() - self.start, 1),
             "peak_memory_gib": round(memory.peak_gib(self.environment.device), 2),
         }
+
+    def _banked(self) -> dict[str, dict[str, int]]:
+        """What the feature bank was asked for since this process began, evaluation included."""
+        bank = self.scorer.model.feature_bank
+        if bank is None:
+            return {}
+        return {"feature_bank": {"hits": bank.hits, "misses": bank.misses, "encoded": bank.encoded}}
 
 
 def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:

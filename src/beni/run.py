@@ -38,6 +38,7 @@ from beni.training.initial import load_initial
 from beni.training.loop import Job, Trainer
 from beni.training.trainable import store_frozen_in_bf16
 from beni.types import ImageLayout
+from beni.vision.feature_bank import FeatureBank, describe
 
 PROBE_SAMPLES = 32
 
@@ -96,6 +97,8 @@ def train(run: Mapping[str, Any]) -> Path:
             shard(model, model.sharding_units(), environment, settings["precision"])
 
         with Reporter(folder, run, source, renderer, viewer, model, layout, environment) as report:
+            if settings["feature_bank"] is not None:
+                model.feature_bank = _open_bank(model, settings, report)
             trainer: Trainer = build(run["train"])
             trainer.fit(
                 Job(
@@ -110,6 +113,7 @@ def train(run: Mapping[str, Any]) -> Path:
                         layout,
                         environment.rank,
                         environment.world,
+                        pixel_keys=model.feature_bank is not None,
                     ),
                     environment=environment,
                     optim=run["optim"],
@@ -138,6 +142,14 @@ def _build(run: Mapping[str, Any], renderer: Renderer) -> BeniForConditionalGene
         parts = sorted({name.partition(".")[0] for name in kept})
         Console(stderr=True).print(f"train.init_from: all tensors taken, but for those of {parts or 'nothing'}")
     return model
+
+
+def _open_bank(model: BeniForConditionalGeneration, settings: Mapping[str, Any], report: Reporter) -> FeatureBank:
+    """The feature bank of the encoder as it is now: loaded, on its device, in its precision."""
+    description = describe(model.vision, model.config.parts["vision"], settings["precision"])
+    bank = FeatureBank(Path(settings["feature_bank"]).expanduser(), description, report.notice)
+    report.notice(f"feature bank: {bank.path} holds {len(bank)} views of this vision encoder")
+    return bank
 
 
 def _layout(model: BeniForConditionalGeneration, wanted: str, folder: RunFolder) -> str:

@@ -126,6 +126,7 @@ class Batch:
     Attributes:
         labels: -100 where nothing is supervised; ``labels[t]`` is the token *at* t, predicted from t - 1.
         pixels: all views of all images of the micro-batch, in reading order; None when it has no image.
+        pixel_keys: a hash of the pixels of each view, where the run has a feature bank.
         layouts: how each image became views, in reading order.
         owners: the sample (0, 1, ... within the micro-batch) that each image belongs to.
         ids: sample ids, in order, for logs and for the data-order hash.
@@ -139,6 +140,7 @@ class Batch:
     cu_seqlens: Int[Tensor, "s_plus_1"] | None = None
     layouts: tuple[ImageLayout, ...] = ()
     owners: Int[Tensor, "k"] | None = None
+    pixel_keys: tuple[str, ...] = ()
     ids: list[str] = field(default_factory=list)
 
     @property
@@ -162,5 +164,4 @@ class Batch:
 
     def model_inputs(self) -> dict[str, Any]:
         """Keyword arguments of ``BeniForConditionalGeneration.forward``."""
-        names = ("input_ids", "labels", "position_ids", "pixels", "attention_mask", "cu_seqlens", "layouts", "owners")
-        return {name: getattr(self, name) for name in names}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ids"}

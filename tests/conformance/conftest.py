@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from beni.nn.streams import torch_stream
 from beni.paths import conf_dir
+from conformance.shrink import shrink_vision
 
 DIM = 32
 SMALL = {
@@ -24,6 +26,9 @@ SMALL = {
 """What a declared architecture is shrunk to, in the fields it has."""
 
 
+OPTIONAL = {("vision", "timm"): ("timm", "torchvision")}
+"""Options that need packages which are no dependency of beni, not even of its tests."""
+
 STAGES = ("views", "selector", "resampler", "connector")
 
 
@@ -37,17 +42,12 @@ def options(group: str) -> list[str]:
 def node(group: str, option: str) -> dict[str, Any]:
     """An option's values, its architecture shrunk, its weights random."""
     values = yaml.safe_load((conf_dir() / group / f"{option}.yaml").read_text())
+    if group == "vision":
+        return shrink_vision(values)
     if "weights" in values:
         values["weights"] = "random"
     if values.get("architecture"):
-        fields = values["architecture"] | {k: v for k, v in SMALL.items() if k in values["architecture"]}
-        if "patch_size" in fields:  # 3x3 patches; an encoder that interpolates its positions goes on doing so
-            same = fields["image_size"] == values["image_size"]
-            values["image_size"] = 3 * fields["patch_size"]
-            fields["image_size"] = values["image_size"] if same else 4 * fields["patch_size"]
-        values["architecture"] = fields
-    elif "image_size" in values:
-        values["image_size"] = 64
+        values["architecture"] |= {k: v for k, v in SMALL.items() if k in values["architecture"]}
     return values
 
 
@@ -55,7 +55,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """``option`` in a test's arguments runs it for every option of its module's ``GROUPS``."""
     if "option" in metafunc.fixturenames:
         cases = [(group, name) for group in metafunc.module.GROUPS for name in options(group)]
-        metafunc.parametrize("option", cases, ids=[f"{group}={name}" for group, name in cases])
+        params = [pytest.param((group, name), id=f"{group}={name}", marks=needed(group, name)) for group, name in cases]
+        metafunc.parametrize("option", params)
+
+
+def needed(group: str, option: str) -> list[pytest.MarkDecorator]:
+    """Skips an option whose package beni does not install."""
+    missing = [name for name in OPTIONAL.get((group, option), ()) if find_spec(name) is None]
+    return [pytest.mark.skip(reason=f"needs {', '.join(missing)}")] if missing else []
 
 
 @pytest.fixture

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from beni.conformance.subject import features_of
 from beni.measure.flops import count_flops
 from beni.model.spec import propagate
 
 GROUPS = ("vision",)
+WIDE = ("resnet", "mobilenet_v2", "efficientnet")
+"""Encoders each of whose tokens sees most of a small picture."""
 
 
 @pytest.fixture
@@ -17,8 +22,8 @@ def encoder(make, option):
 
 
 def pixels(encoder, images=3):
-    size = encoder.transform.size
-    return torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(0))
+    height, width = encoder.transform.shape
+    return torch.randn(images, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
@@ -26,8 +31,9 @@ def test_it_makes_what_its_spec_says(encoder, option):
     spec, out = encoder.spec(), encoder(pixels(encoder))
     assert out.x.shape == (3, spec.n, spec.dim)
     assert out.grid == spec.grid
-    assert spec.n == spec.grid[0] * spec.grid[1]
+    assert spec.grid is None or spec.n == spec.grid[0] * spec.grid[1]
     assert out.mask.all()
+    assert [(s.x.shape[1:], s.grid) for s in out.sources] == [((s.n, s.dim), s.grid) for s in spec.sources]
     assert spec.space == "vision"
 
 
@@ -48,15 +54,20 @@ def test_an_image_does_not_see_the_others_of_its_batch(encoder, option):
 @torch.no_grad()
 def test_a_patch_stands_where_its_token_does(encoder, option):
     """Changing one corner of the picture changes the token of that corner most: rows first, prefix tokens gone."""
-    rows, columns = encoder.spec().grid
-    size = encoder.transform.size
-    before = pixels(encoder, 1)
-    for row, column in ((0, columns - 1), (rows - 1, 0)):
-        after = before.clone()
-        y, x = row * size // rows, column * size // columns
-        after[:, :, y : y + size // rows, x : x + size // columns] += 1
-        moved = (encoder(after).x - encoder(before).x)[0].norm(dim=-1)
-        assert int(moved.argmax()) == row * columns + column
+    yx = encoder(pixels(encoder, 1)).yx[0]
+    side = 24 * len(yx[:, 0].unique())
+    before = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    for corner in ((0.0, 1.0), (1.0, 0.0)):
+        after = before.copy()
+        y, x = (round(place) * (side - 24) for place in corner)
+        after[y : y + 24, x : x + 24] = 255 - after[y : y + 24, x : x + 24]
+        seen = [encoder(encoder.transform(Image.fromarray(picture))[None]).x[0] for picture in (before, after)]
+        moved = (seen[1] - seen[0]).norm(dim=-1)
+        distance = (yx - torch.tensor(corner)).norm(dim=-1)
+        if option[1] in WIDE:
+            assert (moved * distance).sum() / moved.sum() < distance.mean() - 0.05
+        else:
+            assert distance[moved.argmax()] == distance.min()
 
 
 @torch.no_grad()
@@ -71,15 +82,19 @@ def test_one_stream_gives_one_encoder_and_its_state_loads_into_another(make, opt
 
 @torch.no_grad()
 def test_bf16_is_near_fp32(encoder, option):
+    """Networks of BatchNorm with random weights amplify: MobileNetV2 moves by 23 % when its weights are rounded."""
     images = pixels(encoder)
     expected = encoder(images).x
     half = encoder.to(torch.bfloat16)(images.to(torch.bfloat16)).x
-    assert (half.float() - expected).norm() <= 2e-2 * expected.norm()
+    rounded = encoder.float()(images).x
+    allowed = max(2e-2, 2 * float((rounded - expected).norm() / expected.norm()))
+    assert (half.float() - expected).norm() <= allowed * expected.norm()
+    assert allowed == 2e-2 or option[1] in WIDE
 
 
 def test_a_gradient_reaches_every_parameter_that_its_tokens_depend_on(encoder, option):
-    out = encoder(pixels(encoder)).x
-    (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    generator = torch.Generator().manual_seed(1)
+    sum((x * torch.randn(x.shape, generator=generator)).sum() for x in features_of(encoder(pixels(encoder)))).backward()
     silent = {name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.abs().max()}
     # a final norm above the chosen layer, the token for masked training, and keys, whose bias softmax ignores
     allowed = ("post_layernorm", "model.layernorm.", "mask_token", "k_proj.bias", "key.bias", "model.norm.")

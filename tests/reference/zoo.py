@@ -1,7 +1,7 @@
 """Writes docs/zoo.md: every mechanism of the visual path, what verifies it, and what it costs.
 
-``make zoo`` writes the page; ``python tests/reference/zoo.py --check`` fails when it is not what the code says. Measured
-differences vary with the machine in their last digits, so the check compares everything else.
+``make zoo`` writes the page; ``python tests/reference/zoo.py --check`` fails when it is not what the code says.
+Measured differences vary with the machine in their last digits, so the check compares everything else.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ HEAD = """# The zoo
 
 Every way from vision features to visual tokens that beni has, made by `make zoo` from the code and the reference tests.
 
-- **difference**: largest absolute difference of outputs, and of input gradients relative to the largest, between beni and
-  the reference with the same random weights on all tensors, over at least three shapes; fp32 and fp64.
-- **tokens, parameters, FLOPs**: for 24×24 tokens of 1024 (CLIP ViT-L/14 at 336 pixels) and an llm of width 2048; forward,
-  one image, 2 × multiply-accumulates. † measured on another input, since this one does not fit.
+- **difference**: largest absolute difference of outputs, and of input gradients relative to the largest, between beni
+  and the reference with the same random weights on all tensors, over at least three shapes; fp32 and fp64.
+- **tokens, parameters, FLOPs**: for 24×24 tokens of 1024 (CLIP ViT-L/14 at 336 pixels) and an llm of width 2048;
+  forward, one image, 2 × multiply-accumulates. † measured on another input, since this one does not fit.
 - A resampler that ends in the llm's space includes its projection; one that stays in vision space is followed by a
   connector, whose cost is its own row.
 

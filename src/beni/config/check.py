@@ -213,6 +213,14 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
         )
     if len(optim["betas"]) != 2 or not all(0 <= beta < 1 for beta in optim["betas"]):
         yield f"optim.betas={optim['betas']}, expected two numbers in [0, 1)\n  fix: set 'optim.betas=[0.9,0.95]'"
+    bank, vision = train["feature_bank"], train["plan"]["vision"]
+    if bank is not None and not bank.strip():
+        yield "train.feature_bank is empty, expected a folder or null\n  fix: set train.feature_bank=null"
+    elif bank is not None and vision not in ("frozen", "auto"):
+        yield (
+            f"train.feature_bank={bank} keeps the features of a frozen encoder, but train.plan.vision={vision}\n"
+            "  fix: set train.plan.vision=frozen or train.feature_bank=null"
+        )
     lora = [c for c, mode in train["plan"].items() if mode == "lora"]
     if lora and run["adapter"]["_target_"] == "beni.adapter.none.NoAdapter":
         yield f"train.plan.{lora[0]}=lora needs an adapter\n  fix: set adapter=lora"

@@ -58,6 +58,7 @@ def freeze(composed: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
                 f"  fix: set {group} to one of them, or try each: python -m beni.train -m {group}=A,B"
             )
     run["train"]["plan"] = resolve_plan(run)
+    check(run)  # once more: what ``auto`` stood for may not fit the other settings
     return run
 
 

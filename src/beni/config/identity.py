@@ -24,6 +24,7 @@ IRRELEVANT = (
     "checkpoint",
     "eval.gallery",
     "eval.batch_size",
+    "train.feature_bank",
     "train.log_every",
     "train.workers",
 )

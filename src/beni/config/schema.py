@@ -47,6 +47,7 @@ class Train:
         workers: loader processes.
         log_every: steps between lines of metrics.jsonl.
         init_from: run folder or ``save_pretrained`` folder whose weights this run starts from, else null.
+        feature_bank: folder that keeps the features of a frozen vision encoder for later epochs and runs, else null.
         plan: which components train.
     """
 
@@ -62,6 +63,7 @@ class Train:
     workers: int
     log_every: int
     init_from: str | None
+    feature_bank: str | None
     plan: Plan
 
 

@@ -14,8 +14,9 @@ def auto(
     dim_out: int,
     *,
     depth: int,
+    hidden: int | Literal["auto", "input"],
     bias: bool,
-    norm: Literal["none", "layernorm"],
+    norm: Literal["none", "layernorm", "rmsnorm"],
     dropout: float,
     init_std: float | Literal["fan_in"],
     out_rms: float | None,
@@ -24,5 +25,13 @@ def auto(
     if tokens.space == "llm":
         return IdentityConnector(tokens, dim_out)
     return MlpConnector(
-        tokens, dim_out, depth=depth, bias=bias, norm=norm, dropout=dropout, init_std=init_std, out_rms=out_rms
+        tokens,
+        dim_out,
+        depth=depth,
+        hidden=hidden,
+        bias=bias,
+        norm=norm,
+        dropout=dropout,
+        init_std=init_std,
+        out_rms=out_rms,
     )

@@ -3,6 +3,10 @@
 Reference: ``transformers`` ``LlavaMultiModalProjector`` (depth 2, no norm), equal to 1e-5 with its weights.
 Option: ``norm`` standardises the vision encoder's features first; features of CNNs and of encoders without a final
 norm differ in scale by orders of magnitude between channels.
+
+Behind ``resampler=pixel_shuffle`` this is the head of Idefics3 (depth 1, no bias), InternVL and LFM2-VL (depth 2,
+layernorm), Qwen2-VL (depth 2, ``hidden=input``), Mistral 3 (depth 2, no bias) and Llama 4 (depth 3, no bias, ``hidden``
+of its projector). Deviation from Llama 4: dropout stands before the last layer, not after the first.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from typing import Literal, cast
 from torch import nn
 
 from beni.errors import CompositionError
+from beni.nn.norms import make_norm, reset_norms
 from beni.stage import Stage, StageContext, TokenSpec
 from beni.types import VisualTokens
 
@@ -29,7 +34,8 @@ class MlpConnector(Stage):
         dim_out: width of the llm.
         depth: linear layers, at least 1, with exact GELU between.
         bias: give the linear layers biases.
-        norm: ``none`` or ``layernorm`` on the incoming features.
+        hidden: width of the layers between; ``auto`` is ``dim_out``, ``input`` is the width of the incoming tokens.
+        norm: ``none``, ``layernorm`` or ``rmsnorm`` on the incoming features.
         dropout: probability in [0, 1) on the hidden activations; with depth 1 on the incoming features.
         init_std: standard deviation of the normal draw of the weights; ``fan_in`` is 1/sqrt(width coming in), which
             keeps the scale of standardised features.
@@ -47,8 +53,9 @@ class MlpConnector(Stage):
         dim_out: int,
         *,
         depth: int,
+        hidden: int | Literal["auto", "input"],
         bias: bool,
-        norm: Literal["none", "layernorm"],
+        norm: Literal["none", "layernorm", "rmsnorm"],
         dropout: float,
         init_std: float | Literal["fan_in"],
         out_rms: float | None,
@@ -62,8 +69,9 @@ class MlpConnector(Stage):
                 fix="set connector.depth=1 or more, or connector=identity where the widths agree",
             )
         self.init_std, self.out_rms = init_std, out_rms
-        self.norm = nn.LayerNorm(tokens.dim) if norm == "layernorm" else nn.Identity()
-        widths = [tokens.dim] + [dim_out] * depth
+        self.norm = make_norm(norm, tokens.dim)
+        between = {"auto": dim_out, "input": tokens.dim}[hidden] if isinstance(hidden, str) else hidden
+        widths = [tokens.dim] + [between] * (depth - 1) + [dim_out]
         layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in pairwise(widths))
         self.layers = cast("list[nn.Linear]", layers)  # a ModuleList's items are typed as plain modules
         self.dropout = nn.Dropout(dropout)
@@ -82,6 +90,7 @@ class MlpConnector(Stage):
         return sum(2 * tokens.n * layer.in_features * layer.out_features for layer in self.layers)
 
     def init_weights(self) -> None:
+        reset_norms(self)
         for layer in self.layers:
             std = layer.in_features**-0.5 if isinstance(self.init_std, str) else self.init_std
             nn.init.normal_(layer.weight, std=std)

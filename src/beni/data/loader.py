@@ -38,6 +38,7 @@ class Steps(Dataset[list[Batch]]):
     layout: str
     rank: int = 0
     world: int = 1
+    pixel_keys: bool = False
 
     def __post_init__(self) -> None:
         """Finds a step that cannot be divided here rather than in a worker."""
@@ -45,8 +46,9 @@ class Steps(Dataset[list[Batch]]):
 
     def __getitem__(self, step: int) -> list[Batch]:
         parts = micro_batches(self.seed, step, len(self.source), self.batch_size, self.world, self.accumulation)
+        pad, keys = self.renderer.tokens.pad, self.pixel_keys
         return [
-            collate([self._item(epoch, index) for epoch, index in part], self.layout, self.renderer.tokens.pad)
+            collate([self._item(epoch, index) for epoch, index in part], self.layout, pad, keys)
             for part in parts[self.rank]
         ]
 

@@ -7,6 +7,7 @@ bit-identical.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers.utils.generic import ModelOutput
 
 from beni.adapter.base import Adapter
 from beni.config.build import build, build_stage
+from beni.data.collate import pixel_key
 from beni.errors import CompositionError
 from beni.fusion.base import Fusion
 from beni.llm.base import Llm
@@ -32,6 +34,7 @@ from beni.stage import Stage, StageContext, TokenSpec
 from beni.types import ImageLayout, VisualTokens
 from beni.views.base import Views
 from beni.vision.base import VisionEncoder
+from beni.vision.feature_bank import FeatureBank
 
 IGNORE = -100
 
@@ -63,6 +66,9 @@ class BeniForConditionalGeneration(PreTrainedModel):
         pretrained: load the backbones' pretrained weights where their node says ``weights: pretrained``; without it
             such backbones stay on the meta device until a state dict fills them.
 
+    Attributes:
+        feature_bank: where the features of a frozen vision encoder are kept; None encodes every view anew.
+
     Raises:
         CompositionError: when a part cannot follow the one before it.
     """
@@ -76,6 +82,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
     def __init__(self, config: BeniConfig, pretrained: bool = False) -> None:
         super().__init__(config)
         parts, seed = config.parts, config.seed
+        self.feature_bank: FeatureBank | None = None
 
         with torch_stream(seed, "init", "vision"):
             self.vision: VisionEncoder = build(parts["vision"])
@@ -121,6 +128,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         cu_seqlens: Int[Tensor, "s_plus_1"] | None = None,
         layouts: tuple[ImageLayout, ...] = (),
         owners: Int[Tensor, "k"] | None = None,
+        pixel_keys: Sequence[str] = (),
         visual: VisualTokens | None = None,
         num_items: int | Tensor | None = None,
         step: int = 0,
@@ -133,6 +141,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
             cu_seqlens: borders of the segments of one packed row; without it every row is a sample of its own.
             layouts: how each image became views; none when each image is one view.
             owners: the sample (segment or row) of each image; without it every sample has as many.
+            pixel_keys: hash of each view's pixels, for the feature bank; without it they are hashed here.
             visual: visual tokens already encoded, instead of ``pixels``, one row an image.
             num_items: what the summed loss is divided by; the labels of this micro-batch when None.
             step: optimizer step, for stages with a schedule.
@@ -149,7 +158,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
                 asked = ~is_image if labels is None else ~is_image & (labels == IGNORE)
                 asked = asked if attention_mask is None else asked & attention_mask.bool()
                 context.prompt = prompts(embeds, asked, cu_seqlens, owners, len(layouts) or len(pixels))
-            visual = self.encode_images(pixels, layouts, context)
+            visual = self.encode_images(pixels, layouts, context, pixel_keys)
         embeds = self.fusion(embeds, is_image, visual)
         if dummy_image:
             blank = self.encode_images(self._blank(embeds.device))
@@ -187,12 +196,14 @@ class BeniForConditionalGeneration(PreTrainedModel):
         pixels: Float[Tensor, "i 3 height width"],
         layouts: tuple[ImageLayout, ...] = (),
         context: StageContext | None = None,
+        pixel_keys: Sequence[str] = (),
     ) -> VisualTokens:
         """Pixels of all views to visual tokens of the llm's width, one row an image.
 
         Args:
             layouts: how each image became views; none when each image is one view.
             context: what the stages may know; its prompt has one row an image.
+            pixel_keys: as in ``forward``.
         """
         context = context or StageContext()
         context.layouts = layouts
@@ -200,8 +211,13 @@ class BeniForConditionalGeneration(PreTrainedModel):
             of_row = torch.tensor([i for i, one in enumerate(layouts) for _ in range(self.views.rows(one))])
             context.prompt = context.prompt.select(of_row.to(pixels.device))
         frozen = not any(p.requires_grad for p in self.vision.parameters())
+        inputs = pixels.to(next(self.vision.parameters()).dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            tokens = self.vision(pixels.to(next(self.vision.parameters()).dtype))
+            if self.feature_bank is None:
+                tokens = self.vision(inputs)
+            else:
+                keys = pixel_keys or [pixel_key(view) for view in pixels.cpu()]
+                tokens = self.feature_bank.encode(self.vision, inputs, keys)
         tokens = self.views(tokens, context)
         tokens = self.selector(tokens, context)
         tokens = self.resampler(tokens, context)

@@ -25,6 +25,7 @@ from beni.training.optim import build_optimizer, learning_rate
 from beni.training.state import gather, scatter
 from beni.training.step import clip_and_update, forward_backward
 from beni.training.trainable import TrainabilityCheck, set_modes
+from beni.vision.feature_bank import FeatureBank
 
 
 @runtime_checkable
@@ -81,6 +82,7 @@ class Trainer:
         workers: int,
         log_every: int,
         init_from: str | None,
+        feature_bank: str | None,
         plan: dict[str, str],
     ) -> None:
         self.steps, self.batch_size, self.seed = steps, batch_size, seed
@@ -99,7 +101,7 @@ class Trainer:
         done = self._resume(job, optimizer)
         check = TrainabilityCheck.before_first_step(model) if done == 0 else None
         set_modes(model, self.plan)
-        window = Window()
+        window = Window(model.feature_bank)
 
         for step, batches in enumerate(
             load(job.steps, done, self.steps, self.workers, pin=device.type == "cuda"), start=done
@@ -122,13 +124,13 @@ class Trainer:
             if finished % self.log_every == 0 or last or finished == 1:
                 values = {"loss": loss, "lr": rate, "grad_norm": norm, "label_tokens": labels, **window.rates()}
                 job.log.train(finished, values)
-                window = Window()
+                window = Window(model.feature_bank)
             if last or (job.checkpoint["every"] and finished % job.checkpoint["every"] == 0):
                 self._save(job, optimizer, finished)
             if last or (job.eval_every and finished % job.eval_every == 0):
                 job.evaluate(finished)
                 set_modes(model, self.plan)
-                window = Window()
+                window = Window(model.feature_bank)
 
         if done == self.steps:
             job.evaluate(done)
@@ -160,10 +162,11 @@ class Trainer:
 class Window:
     """Rates since the last log line."""
 
-    def __init__(self) -> None:
+    def __init__(self, bank: FeatureBank | None) -> None:
         self.start = self.mark = time.perf_counter()
         self.waiting = 0.0
         self.samples = self.tokens = 0
+        self.bank, self.looked_up = bank, (0, 0) if bank is None else (bank.hits, bank.misses)
 
     def data_arrived(self) -> None:
         """The next batch is here; what passed since the last step was waiting."""
@@ -175,10 +178,15 @@ class Window:
         self.mark = time.perf_counter()
 
     def rates(self) -> dict[str, float]:
-        """Per second and as a share of wall time."""
+        """Per second, as a share of wall time and, with a feature bank, of this rank's views that were in it."""
         seconds = max(time.perf_counter() - self.start, 1e-9)
-        return {
+        rates = {
             "samples_per_s": self.samples / seconds,
             "tokens_per_s": self.tokens / seconds,
             "data_wait": self.waiting / seconds,
         }
+        if self.bank is not None:
+            hits, misses = self.bank.hits - self.looked_up[0], self.bank.misses - self.looked_up[1]
+            if hits + misses:
+                rates["feature_bank_hits"] = hits / (hits + misses)
+        return rates

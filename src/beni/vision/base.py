@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from beni.data.images import ImageTransform
+from beni.data.images import PictureTransform
 from beni.stage import TokenSpec
 from beni.types import VisualTokens
 
@@ -18,7 +18,7 @@ class VisionEncoder(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def transform(self) -> ImageTransform:
+    def transform(self) -> PictureTransform:
         """How a picture becomes this encoder's pixels."""
 
     @abstractmethod
@@ -27,7 +27,7 @@ class VisionEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, pixels: Float[Tensor, "i 3 height width"]) -> VisualTokens:
-        """``(i, 3, height, width) -> (i, n, d)``, prefix tokens (CLS, registers) removed."""
+        """``(i, 3, height, width) -> (i, n, d)``, the patches in reading order."""
 
     @abstractmethod
     def flops(self) -> int:

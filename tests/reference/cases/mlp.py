@@ -1,7 +1,8 @@
-"""connector=mlp2x_gelu and connector=linear against the projectors of LLaVA and PaliGemma."""
+"""connector=mlp2x_gelu and connector=linear against the projectors of LLaVA and PaliGemma; mlp3x_gelu against torch."""
 
 from __future__ import annotations
 
+from torch import nn
 from transformers import LlavaConfig, PaliGemmaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.models.paligemma.modeling_paligemma import PaliGemmaMultiModalProjector
@@ -35,6 +36,12 @@ def paligemma(sizes):
     return PaliGemmaMultiModalProjector(config)
 
 
+def three_layers(sizes):
+    dim_in, dim_out = sizes
+    second, third = nn.Linear(dim_out, dim_out), nn.Linear(dim_out, dim_out)
+    return nn.Sequential(nn.Linear(dim_in, dim_out), nn.GELU(), second, nn.GELU(), third)
+
+
 def ours(depth):
     def build(sizes):
         dim_in, dim_out = sizes
@@ -42,6 +49,7 @@ def ours(depth):
             TokenSpec(n=6, dim=dim_in, grid=GRID),
             dim_out,
             depth=depth,
+            hidden="auto",
             bias=True,
             norm="none",
             dropout=0.0,
@@ -77,4 +85,12 @@ CASES = [
         renamed(linear_1="layers.0", linear_2="layers.1"),
     ),
     case("linear", "arXiv 2304.08485", PaliGemmaMultiModalProjector, paligemma, 1, renamed(linear="layers.0")),
+    case(
+        "mlp3x_gelu",
+        "arXiv 2310.03744",
+        nn.Sequential,
+        three_layers,
+        3,
+        lambda state: {f"layers.{int(name[0]) // 2}{name[1:]}": tensor for name, tensor in state.items()},
+    ),
 ]

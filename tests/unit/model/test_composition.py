@@ -24,7 +24,12 @@ SIGLIP = ("vision=siglip", "vision.weights=random", "llm=tinyllama", "llm.weight
             "resampler.hidden_size=auto",
             [PERCEIVER, "resampler.hidden_size=48"],
         ),
-        ("E-RES", "vision", "vision.image_size=24", ["vision.image_size=36"]),
+        (
+            "E-RES",
+            "vision",
+            "vision.image_size=[24, 24]",
+            ["vision.architecture.model_type=aimv2_vision_model", "vision.image_size=36"],
+        ),
         ("E-SPACE", "connector x llm", "connector=auto", ["connector=identity", "llm.architecture.hidden_size=64"]),
         ("E-TOKENS", "resampler x llm", "perceiver", ["llm.architecture.max_position_embeddings=4"]),
         ("E-LEVELS", "vision", "vision.layer=-1", ["vision.layer=-5"]),

@@ -30,6 +30,7 @@ def scramble(model):
 
 def encoder(**fields):
     values = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize": "squash", "attn_implementation": "sdpa", "image_size": 24}
+    values |= {"levels": [], "keep_cls": False}
     return HFVision(**{"name": None, "weights": "random", "architecture": None, "layer": -1, **values, **fields})
 
 

@@ -1,0 +1,226 @@
+"""Spatial Vision Aggregator of Cambrian-1 (arXiv 2406.16860): each query reads its own cell of every encoder's grid.
+
+Reference: ``VisionCrossAttentionLayer`` of Cambrian's ``vision_sampler.py``, and what ``cambrian_arch.py`` puts around.
+No class of it can be loaded, so the tests derive its result cell by cell. Weights are drawn as there. Deviations: grids
+need not be square; all groups of queries have one side, there each may have its own; there are no masks for the padding
+of a picture to a square; the newline after each row is left to the views, and further layers inside the llm to the
+fusion. With one encoder the tokens themselves are the only source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from beni.errors import CompositionError
+from beni.nn.conv import init_as_torch
+from beni.nn.grid import grid_of, regrid, space_to_depth
+from beni.nn.mlp import FeedForward
+from beni.nn.queries import head_dim_of
+from beni.stage import Stage, StageContext, TokenSpec
+from beni.types import VisualTokens
+
+PART = "resampler=sva"
+
+
+class Sva(Stage):
+    """``(i, n, d) -> (i, side^2, dim_out)``: a query reads the tokens of its cell, of each of ``sources`` or of ``x``.
+
+    A source's cell is its grid divided by that of the queries. The mean of the first source's tokens is shown to all
+    queries.
+
+    Args:
+        tokens: spec of the incoming visual tokens.
+        dim_out: width of the llm.
+        side: rows and columns of the queries (tokens), divides those of every source. ``auto`` is the coarsest source's
+            grid where several encoders look, as published, and half of the grid where one does: one token a cell would
+            leave attention nothing to choose.
+        hidden_size: width to work at.
+        depth: layers, at least 1.
+        num_heads: heads; divides ``hidden_size``.
+        groups: of queries, each with layers of its own and side by side in the channels at the end; at least 1.
+
+    Raises:
+        CompositionError: E-GRID when the tokens or a source form no dense grid, E-DIV when the grid of the queries does
+            not divide that of a source, E-HEADS when ``num_heads`` does not divide ``hidden_size``, E-DEPTH when
+            ``depth`` or ``groups`` is below 1.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenSpec,
+        dim_out: int,
+        *,
+        side: int | Literal["auto"],
+        hidden_size: int,
+        depth: int,
+        num_heads: int,
+        groups: int,
+    ) -> None:
+        super().__init__()
+        grid_of(tokens, PART)  # what a selector dropped must not come back through the sources
+        sources = tokens.sources or (tokens,)
+        self.grids = tuple(grid_of(source, PART) for source in sources)
+        self.grid = query_grid(side, self.grids)
+        self.cells = tuple((rows // self.grid[0], columns // self.grid[1]) for rows, columns in self.grids)
+        for name, value in (("depth", depth), ("groups", groups)):
+            if value < 1:
+                raise CompositionError(
+                    "E-DEPTH", f"{PART}: {name}={value}, expected at least 1", fix=f"set resampler.{name}=1 or more"
+                )
+        head_dim_of(hidden_size, num_heads, PART)
+        dim, keys = hidden_size, [rows * columns for rows, columns in self.cells]
+        self.inputs = nn.ModuleList(
+            nn.Sequential(FeedForward(source.dim, dim, dim, nn.GELU(), bias=True), nn.LayerNorm(dim))
+            for source in sources
+        )
+        self.queries = nn.Parameter(torch.empty(groups, dim))
+        samplers = nn.ModuleList(
+            nn.ModuleList(AggregatorLayer(dim, num_heads, keys) for _ in range(depth)) for _ in range(groups)
+        )
+        self.groups = cast("list[list[AggregatorLayer]]", samplers)  # a ModuleList's items are typed as plain modules
+        self.proj = FeedForward(groups * dim, dim_out, dim_out, nn.GELU(), bias=True)
+
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        return replace(regrid(tokens, self.grid, self.proj.fc2.out_features), space="llm")
+
+    def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        sources = tokens.sources or (tokens,)
+        grids = tuple(source.grid for source in sources)
+        if tokens.grid is None or grids != self.grids:
+            raise ValueError(
+                f"sva reads sources on grids of {self.grids}, it was given {grids}, tokens on {tokens.grid}"
+            )
+        seen = [source.with_features(project(source.x)) for source, project in zip(sources, self.inputs, strict=True)]
+        overview = seen[0].x.mean(1, keepdim=True)
+        cells = [
+            space_to_depth(source, (rows, columns)).x.unflatten(2, (rows * columns, -1))
+            for source, (rows, columns) in zip(seen, self.cells, strict=True)
+        ]
+        made = []
+        for query, layers in zip(self.queries, self.groups, strict=True):
+            x = query.to(overview.dtype).expand(*cells[0].shape[:2], -1)
+            for layer in layers:
+                x = layer(x, overview, cells)
+            made.append(x)
+        out = VisualTokens.dense(self.proj(torch.cat(made, -1)), self.grid)
+        share = tokens.size.sum(1, keepdim=True) / out.x.shape[1]
+        return replace(out, size=share.expand_as(out.size).to(torch.float32))
+
+    def flops(self, tokens: TokenSpec) -> int:
+        m, ns, dim = (
+            self.grid[0] * self.grid[1],
+            [rows * columns for rows, columns in self.grids],
+            self.queries.shape[1],
+        )
+        dims = [source.dim for source in tokens.sources or (tokens,)]
+        inputs = sum(2 * n * (width * dim + dim**2) for n, width in zip(ns, dims, strict=True))
+        layers = sum(layer.flops(m, sum(ns)) for group in self.groups for layer in group)
+        return inputs + layers + self.proj.flops(m)
+
+    def init_weights(self) -> None:
+        init_as_torch(self)
+        nn.init.normal_(self.queries, std=self.proj.fc2.out_features**-0.5)
+        for group in self.groups:
+            for layer in group:
+                for positions in layer.positions.values():
+                    nn.init.normal_(positions)
+
+
+def query_grid(side: int | Literal["auto"], grids: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """The grid of the queries that read sources on ``grids``.
+
+    Raises:
+        CompositionError: E-DIV when it does not divide one of them.
+    """
+    coarsest = min(grids, key=lambda grid: grid[0] * grid[1])
+    if not isinstance(side, str):
+        grid = (side, side)
+    elif len(grids) > 1:
+        grid = coarsest
+    else:
+        grid = (max(1, coarsest[0] // 2), max(1, coarsest[1] // 2))
+    legal = [j for j in range(1, min(coarsest) + 1) if all(rows % j == columns % j == 0 for rows, columns in grids)]
+    for rows, columns in grids:
+        if min(grid) < 1 or rows % grid[0] or columns % grid[1]:
+            raise CompositionError(
+                "E-DIV",
+                f"{PART}: side={side}, {grid[0]}x{grid[1]} queries do not divide a grid of {rows}x{columns} tokens",
+                groups=("vision", "resampler"),
+                fix=f"set resampler.side to one of {', '.join(map(str, legal))}, or bring the encoders to other grids",
+            )
+    return grid
+
+
+class AggregatorLayer(nn.Module):
+    """``(i, m, d), (i, 1, d), [(i, m, k, d)] -> (i, m, d)``: query and overview make the query that reads the cells.
+
+    Args:
+        dim: width.
+        num_heads: heads.
+        keys: tokens in a cell of each source; a source with more than one has positions inside the cell.
+    """
+
+    def __init__(self, dim: int, num_heads: int, keys: list[int]) -> None:
+        super().__init__()
+        self.overview_proj = nn.Linear(dim, dim, bias=False)
+        self.input_proj = nn.Linear(2 * dim, dim, bias=False)
+        self.positions = nn.ParameterDict(
+            {str(j): nn.Parameter(torch.empty(k, dim)) for j, k in enumerate(keys) if k > 1}
+        )
+        self.attention = SourcesAttention(dim, num_heads, len(keys))
+        self.norm = nn.LayerNorm(dim)
+        self.mlp = FeedForward(dim, dim, dim, nn.GELU(), bias=False)
+
+    def forward(
+        self, queries: Float[Tensor, "i m d"], overview: Float[Tensor, "i 1 d"], cells: list[Float[Tensor, "i m _ d"]]
+    ) -> Float[Tensor, "i m d"]:
+        shown = self.overview_proj(overview).expand_as(queries)
+        asked = self.input_proj(torch.cat([queries, shown], -1))
+        placed = [
+            cell + self.positions[str(j)].to(cell.dtype) if str(j) in self.positions else cell
+            for j, cell in enumerate(cells)
+        ]
+        return queries + self.mlp(self.norm(asked + self.attention(asked, placed)))
+
+    def flops(self, m: int, n: int) -> int:
+        """Forward FLOPs of ``m`` queries on sources of ``n`` tokens together."""
+        dim = self.norm.weight.shape[0]
+        return 2 * dim**2 + 4 * m * dim**2 + self.attention.flops(m, n) + self.mlp.flops(m)
+
+
+class SourcesAttention(nn.Module):
+    """``(i, m, d), [(i, m, k, d)] -> (i, m, d)``: a query attends to its own cells; each source has its own keys."""
+
+    def __init__(self, dim: int, num_heads: int, sources: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = normed_linear(dim)
+        self.keys = nn.ModuleList(normed_linear(dim) for _ in range(sources))
+        self.values = nn.ModuleList(normed_linear(dim) for _ in range(sources))
+        self.o_proj = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, queries: Float[Tensor, "i m d"], cells: list[Float[Tensor, "i m _ d"]]) -> Float[Tensor, "i m d"]:
+        keys = torch.cat([project(cell) for project, cell in zip(self.keys, cells, strict=True)], 2)
+        values = torch.cat([project(cell) for project, cell in zip(self.values, cells, strict=True)], 2)
+        q, k, v = (self._heads(x) for x in (self.query(queries)[:, :, None], keys, values))
+        read = F.scaled_dot_product_attention(q, k, v)  # (i * m, h, 1, dh)
+        return self.o_proj(read.flatten(1).view_as(queries))
+
+    def flops(self, m: int, n: int) -> int:
+        """Forward FLOPs of ``m`` queries on ``n`` tokens, each of which is read once."""
+        dim = self.o_proj.in_features
+        return 4 * (m + n) * dim**2 + 4 * n * dim
+
+    def _heads(self, x: Float[Tensor, "i m k d"]) -> Float[Tensor, "im h k dh"]:
+        return x.flatten(0, 1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def normed_linear(dim: int) -> nn.Sequential:
+    """Norm, then a linear layer without bias."""
+    return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim, bias=False))

@@ -1,0 +1,208 @@
+"""Any timm model as an encoder (https://github.com/huggingface/pytorch-image-models; optional: ``pip install timm``).
+
+``layer=-1`` is ``forward_features`` (after a final norm where the model has one); ``layer=-k`` and ``levels`` come from
+``forward_intermediates``: blocks of a ViT, stages of a CNN, before the norm. Of a CNN ``layer=-2`` is thus the features
+at twice the resolution. ``levels`` count as in ``hf.py``: k is the output of block (or stage) k, -1 that of the last.
+timm resamples positions while it loads weights, so a ViT takes any size that its patches divide.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from functools import partial
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from beni.data.images import ImageTransform, as_size, as_triple
+from beni.errors import CompositionError, WeightsError
+from beni.measure.flops import count_flops
+from beni.nn.batch_norm import settle_statistics
+from beni.stage import TokenSpec
+from beni.types import VisualTokens
+from beni.vision.base import VisionEncoder
+from beni.vision.hf import repeated_blocks
+from beni.vision.probe import Layout, find_layout
+
+
+class TimmVision(VisionEncoder):
+    """``(i, 3, height, width) -> (i, n, d)``, prefix tokens removed.
+
+    Args:
+        name: timm's name of the model and its weights, ``timm/`` in front or not (with it, it is the hub id).
+        weights: ``pretrained`` or ``random``.
+        image_size: side of the square input in pixels, or [height, width].
+        layer: -1 (last, after the final norm) or -k (k-th last block or stage).
+        levels: further blocks at the same places, from 1 or negative; [] for none.
+        mean: per-channel mean of pixel values in [0, 1]; null for the one the weights were trained with.
+        std: per-channel standard deviation; null likewise.
+        resize: ``squash``, ``pad`` or ``crop`` to the input's shape.
+
+    Raises:
+        WeightsError: when timm is not installed or has no model of that name.
+        CompositionError: E-RES when the model does not accept ``image_size``; E-GRID when its tokens form no grid;
+            E-LEVELS when ``layer`` or one of ``levels`` does not exist, or lies on another grid.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        weights: Literal["pretrained", "random"],
+        image_size: int | list[int],
+        layer: int,
+        levels: list[int],
+        mean: list[float] | None,
+        std: list[float] | None,
+        resize: Literal["squash", "pad", "crop"],
+    ) -> None:
+        super().__init__()
+        self.name, self.weights, self.layer = name, weights, layer
+        known = self._known()
+        self._transform = ImageTransform(
+            as_size(image_size), as_triple(mean or known.mean), as_triple(std or known.std), resize
+        )
+        # only models with a table of positions have a size to be told
+        self._size = {"img_size": self._transform.shape} if known.fixed_input_size else {}
+        with torch.device("meta"):
+            model: Any = self._create(pretrained=False)
+            self._indices = block_indices(name, len(model.feature_info), layer, levels)
+            self._layout, self._spec = self._probe(model)
+        device = torch.device("meta") if weights == "pretrained" else torch.get_default_device()
+        with device:
+            self.model = self._create(pretrained=False)
+        settle_statistics(self.model, partial(self._features, self.model), self._transform.shape)
+
+    @property
+    def transform(self) -> ImageTransform:
+        return self._transform
+
+    def spec(self) -> TokenSpec:
+        return self._spec
+
+    def forward(self, pixels: Float[Tensor, "i 3 height width"]) -> VisualTokens:
+        x, *levels = (self._layout.tokens(f, len(pixels)) for f in self._features(self.model, pixels))
+        tokens = VisualTokens.dense(x[:, self._layout.prefix :], self._layout.grid)
+        return replace(tokens, levels=torch.cat(levels, -1)) if levels else tokens
+
+    def flops(self) -> int:
+        with torch.device("meta"):
+            model, pixels = self._create(pretrained=False), torch.empty(1, 3, *self._transform.shape)
+        return count_flops(lambda: self._features(model, pixels))
+
+    def blocks(self) -> list[nn.Module]:
+        return repeated_blocks(self.model, (nn.ModuleList, nn.Sequential))
+
+    def load_pretrained(self) -> None:
+        try:
+            self.model = self._create(pretrained=True)
+        except (OSError, RuntimeError) as error:
+            raise WeightsError(
+                f"vision.name={self.name}: {str(error).splitlines()[0]}\n  fix: set vision.weights=random"
+            ) from error
+
+    def resolved(self) -> dict[str, Any]:
+        return {"mean": list(self._transform.mean), "std": list(self._transform.std)}
+
+    def _known(self) -> Any:
+        """timm's record of the weights: input size, mean, std."""
+        timm, name = import_timm(), self.name.removeprefix("timm/")
+        try:
+            record = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
+        except RuntimeError:  # the architecture is known, the tag of its weights is not
+            record = None
+        if record is None:
+            architecture = name.partition(".")[0]
+            known = timm.list_pretrained(f"{architecture}*") or timm.list_models(f"*{architecture.partition('_')[0]}*")
+            raise WeightsError(
+                f"vision.name={self.name} is no model of timm {timm.__version__}\n"
+                f"  fix: set vision.name={(known or ['vit_base_patch16_224'])[0]}, or another of timm.list_pretrained()"
+            )
+        return record
+
+    def _create(self, pretrained: bool) -> nn.Module:
+        """The model without its classifier."""
+        name = self.name.removeprefix("timm/")
+        return import_timm().create_model(name, pretrained=pretrained, num_classes=0, **self._size).float()
+
+    def _features(self, model: Any, pixels: Tensor) -> list[Tensor]:
+        """Features of ``layer``, then maps ``(i, d, h, w)`` of ``levels``."""
+        first = [model.forward_features(pixels)] if self.layer == -1 else []
+        if not self._indices:
+            return first
+        wanted = sorted(set(self._indices))  # they come back in the order of the blocks
+        maps = model.forward_intermediates(
+            pixels, indices=wanted, norm=False, stop_early=True, output_fmt="NCHW", intermediates_only=True
+        )
+        return first + [maps[wanted.index(index)] for index in self._indices]
+
+    def _probe(self, model: Any) -> tuple[Layout, TokenSpec]:
+        height, width = size = self._transform.shape
+        try:
+            features, *levels = self._features(model, torch.empty(2, 3, *size))
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise CompositionError(
+                "E-RES",
+                f"{self.name} does not accept {height}x{width} pixels: {str(error).splitlines()[0]}",
+                groups=("vision",),
+                fix=f"set 'vision.image_size={list(self._known().input_size[1:])}'",
+            ) from error
+        prefix = 0 if features.ndim == 4 else int(getattr(model, "num_prefix_tokens", 0))  # LeViT, Hiera: no such name
+        fields = {"patch_size": int(model.feature_info[-1]["reduction"]), "num_register_tokens": prefix}
+        layout = find_layout({"last_hidden_state": features}, fields, size, 2)
+        if layout is None or layout.prefix != prefix:
+            raise CompositionError(
+                "E-GRID",
+                f"the {tuple(features.shape)} features that {self.name} makes of {height}x{width} pixels form no grid",
+                groups=("vision",),
+                fix="choose another vision.name",
+            )
+        if wrong := [tuple(x.shape[2:]) for x in levels if x.shape[2:] != layout.grid]:
+            raise CompositionError(
+                "E-LEVELS",
+                f"vision.levels of {self.name} have grids {wrong}, vision.layer={self.layer} has {layout.grid}",
+                groups=("vision",),
+                fix="set 'vision.levels=[]'",
+            )
+        n, dim = layout.rows * layout.columns, layout.tokens(features, 2).shape[-1]
+        return layout, TokenSpec(n, dim, layout.grid, levels=sum(x.shape[1] for x in levels))
+
+
+def block_indices(name: str, depth: int, layer: int, levels: list[int]) -> list[int]:
+    """What to ask ``forward_intermediates`` for: ``layer`` unless it is the last, then each of ``levels``.
+
+    Raises:
+        CompositionError: E-LEVELS when one does not exist.
+    """
+    if not -depth <= layer < 0:
+        raise CompositionError(
+            "E-LEVELS",
+            f"vision.layer={layer} of {name}, expected -1 (last features) to {-depth}",
+            groups=("vision",),
+            fix="set vision.layer=-1",
+        )
+    if wrong := [level for level in levels if not (1 <= level <= depth or -depth <= level <= -1)]:
+        raise CompositionError(
+            "E-LEVELS",
+            f"vision.levels={levels} of {name}: there is no block {wrong[0]}, expected 1 to {depth} or negative",
+            groups=("vision",),
+            fix="set 'vision.levels=[-1]'",
+        )
+    chosen = [level - 1 if level > 0 else level + depth for level in levels]
+    return chosen if layer == -1 else [layer + depth, *chosen]
+
+
+def import_timm() -> ModuleType:
+    """The package, which beni does not install.
+
+    Raises:
+        WeightsError: when it is missing.
+    """
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise WeightsError(f"vision=timm needs the package timm ({error})\n  fix: pip install timm") from error
