@@ -39,19 +39,20 @@ def unknown_key(path: str, tree: Mapping[str, Any], choices: Mapping[str, Any]) 
         return f"unknown key {path}\n  fix: did you mean {'.'.join([*found, close, *rest[1:]])}?"
     owner = f"{where}={choices[where]}" if choices.get(where) else where or "a run"
     message = f"unknown key {path}; {owner} has {'the keys ' + ', '.join(known) if known else 'no keys'}"
-    if len(found) == 1 and (other := _other_option(where, rest[0])):
-        return f"{message}\n  fix: did you mean {where}={other[0]} {where}.{other[1]}=...?"
+    if len(found) == 1 and (other := _other_options(where, rest[0])):
+        options, key = other
+        return f"{message}\n  fix: did you mean {where}.{key} with {where}={', '.join(options)}?"
     if not found and (leaf := _leaf(rest[-1], tree)):
         return f"{message}\n  fix: did you mean {leaf}?"
     return f"{message}\n  fix: leave out {path}"
 
 
-def _other_option(group: str, key: str) -> tuple[str, str] | None:
-    """Another option of ``group`` that has a key like ``key``, and that key."""
-    by_key: dict[str, str] = {}
+def _other_options(group: str, key: str) -> tuple[list[str], str] | None:
+    """The options of ``group`` that have a key like ``key``, and that key."""
+    by_key: dict[str, list[str]] = {}
     for path in sorted((conf_dir() / group).glob("*.yaml")):
         for known in yaml.safe_load(path.read_text(encoding="utf-8")) or {}:
-            by_key.setdefault(str(known), path.stem)
+            by_key.setdefault(str(known), []).append(path.stem)
     close = closest(key, [known for known in by_key if known != "_target_"], cutoff=0.75)
     return (by_key[close], close) if close else None
 

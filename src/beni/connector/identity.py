@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from beni.errors import CompositionError
 from beni.stage import PassThrough, TokenSpec
 
@@ -22,3 +24,6 @@ class IdentityConnector(PassThrough):
                 groups=("connector", "llm"),
                 fix="set connector=auto",
             )
+
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        return replace(tokens, space="llm")

@@ -7,8 +7,6 @@ soft prompt that is the same for every picture and moves away from it as far as 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import nn
 
 from beni.errors import CompositionError
@@ -46,7 +44,7 @@ class PrefixConnector(Stage):
 
     def spec(self, tokens: TokenSpec) -> TokenSpec:
         grid = tokens.grid if self.length == 1 else None
-        return replace(tokens, n=tokens.n * self.length, dim=self.dim_out, grid=grid, space="llm")
+        return TokenSpec(n=tokens.n * self.length, dim=self.dim_out, grid=grid, space="llm")
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         x = self.proj(self.dropout(self.norm(tokens.x)))

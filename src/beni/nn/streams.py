@@ -17,7 +17,7 @@ import torch
 def derive(seed: int, *name: str | int) -> int:
     """(seed, name parts) -> a 63-bit seed. Parts are separated, so ("a", "bc") and ("ab", "c") differ."""
     text = "\x1f".join([str(int(seed)), *map(str, name)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8], "big") >> 1
 
 
 def numpy_stream(seed: int, *name: str | int) -> np.random.Generator:

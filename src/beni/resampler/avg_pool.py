@@ -6,12 +6,10 @@ columns likewise, so the bins overlap where the sides do not divide. DeCo pools 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import torch
 import torch.nn.functional as F
 
 from beni.errors import CompositionError
+from beni.nn.grid import from_map, grid_of, regrid, to_map
 from beni.stage import Stage, StageContext, TokenSpec
 from beni.types import VisualTokens
 
@@ -30,33 +28,20 @@ class AvgPool(Stage):
     def __init__(self, tokens: TokenSpec, *, side: int) -> None:
         super().__init__()
         self.side = side
-        if tokens.grid is None:
-            raise CompositionError(
-                "E-GRID",
-                "resampler=avg_pool needs a dense grid, but the tokens before it form none",
-                groups=("selector", "resampler"),
-                fix="set selector=none, or resampler=perceiver",
-            )
-        if not 1 <= side <= min(tokens.grid):
+        grid = grid_of(tokens, "resampler=avg_pool")
+        if not 1 <= side <= min(grid):
             raise CompositionError(
                 "E-DIV",
-                f"resampler.side={side} cannot be pooled from a grid of {tokens.grid[0]}x{tokens.grid[1]}",
+                f"resampler.side={side} cannot be pooled from a grid of {grid[0]}x{grid[1]}",
                 groups=("vision", "resampler"),
-                fix=f"set resampler.side to 1..{min(tokens.grid)}",
+                fix=f"set resampler.side to 1..{min(grid)}",
             )
 
     def spec(self, tokens: TokenSpec) -> TokenSpec:
-        return replace(tokens, n=self.side**2, grid=(self.side, self.side))
+        return regrid(tokens, (self.side, self.side), tokens.dim)
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
-        if tokens.grid is None:
-            raise ValueError("avg_pool was given tokens without a grid")
-        side = (self.side, self.side)
-        maps = tokens.x.transpose(1, 2).unflatten(2, tokens.grid)  # (i, d, rows, columns)
-        pooled = F.adaptive_avg_pool2d(maps, side).flatten(2).transpose(1, 2)
-        share = tokens.size.sum(1, keepdim=True) / self.side**2
-        dense = VisualTokens.dense(pooled, side)
-        return replace(dense, size=share.expand_as(dense.size).to(torch.float32))
+        return from_map(F.adaptive_avg_pool2d(to_map(tokens), (self.side, self.side)), tokens)
 
     def flops(self, tokens: TokenSpec) -> int:
         return 0  # pooling is no matrix product

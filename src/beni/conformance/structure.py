@@ -1,0 +1,162 @@
+"""What comes out of a stage, and what it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from beni.conformance.subject import GRIDS, Subject, encoders, run
+from beni.conformance.verdict import Excused, expect, largest, some
+from beni.measure.flops import count_flops
+from beni.nn.streams import torch_stream
+from beni.stage import TokenSpec
+from beni.types import VisualTokens
+
+
+@torch.no_grad()
+def makes_what_its_spec_says(subject: Subject) -> str:
+    """Shape, width, grid and space of the result, for each way it is called."""
+    stage = subject.make()
+    made = stage.spec(subject.spec)
+    expect(stage.spec(subject.spec) == made, "two calls of spec() with the same tokens differ")
+    in_llm = made.space == "llm"
+    expect(in_llm or subject.group != "connector", "a connector ends in the llm's space; spec() must set space='llm'")
+    expect(not in_llm or made.dim == subject.dim_out, f"space='llm' at width {made.dim}, the llm has {subject.dim_out}")
+    for prompt in subject.prompts(stage):
+        _agree(made, run(stage, subject.tokens(), prompt))
+    return f"{subject.spec.n}x{subject.spec.dim} -> {made.n}x{made.dim}"
+
+
+@torch.no_grad()
+def keeps_mask_places_and_sizes_in_order(subject: Subject) -> str:
+    """Padding at row ends, places in [0, 1] and in reading order on a grid, sizes that are numbers of patches."""
+    stage = subject.make()
+    for prompt in subject.prompts(stage):
+        out = run(stage, subject.tokens(), prompt)
+        real = out.mask
+        expect(bool(real.any(1).all()), "a row without a real token")
+        expect(bool((real[:, 1:] <= real[:, :-1]).all()), "padding must stand at the end of a row")
+        expect(bool(((out.yx >= 0) & (out.yx <= 1))[real].all()), "yx lies outside [0, 1]")
+        expect(bool((out.size.isfinite() & (out.size >= 0))[real].all()), "size is negative or no number")
+        if out.grid is not None:
+            expect(bool(real.all()), "tokens on a grid are all real")
+            y, x = out.yx.unflatten(1, out.grid).unbind(-1)  # (i, rows, columns)
+            expect(_ascends(y, 1) and _ascends(x, 2), f"yx is not in reading order on the grid {_shape(out.grid)}")
+    return f"grid {_shape(stage.spec(subject.spec).grid)}"
+
+
+@torch.no_grad()
+def conserves_the_patches_its_tokens_stand_for(subject: Subject) -> str:
+    """The sizes of the real tokens of a row add up to what came in."""
+    if subject.group == "selector":
+        raise Excused("a selector drops patches")
+    stage, tokens = subject.make(), subject.tokens()
+    before, after = ((t.size * t.mask).sum(1) for t in (tokens, run(stage, tokens)))
+    expect(torch.allclose(before, after, rtol=1e-5), f"{before[0]:.3f} patches went in, {after[0]:.3f} came out")
+    return f"{after[0]:g} patches"
+
+
+@torch.no_grad()
+def carries_levels_and_sources_as_its_spec_says(subject: Subject) -> str:
+    """A later stage relies on the spec to know what comes along."""
+    rich = replace(subject.spec, levels=3 * subject.spec.dim, sources=encoders(subject.spec.dim))
+    if refusal := subject.refuses(rich):
+        raise Excused(f"it refuses them: {refusal.code}")
+    stage = subject.make(spec=rich)
+    made, out = stage.spec(rich), run(stage, subject.tokens(spec=rich))
+    levels = 0 if out.levels is None else out.levels.shape[-1]
+    expect(levels == made.levels, f"spec() has levels={made.levels}, the tokens carry levels {levels} wide")
+    sizes = ([s.x.shape[1:] for s in out.sources], [(s.n, s.dim) for s in made.sources])
+    expect(sizes[0] == sizes[1], f"spec() has the sources {sizes[1]}, the tokens carry {[tuple(s) for s in sizes[0]]}")
+    return f"levels {levels} wide, {len(out.sources)} sources"
+
+
+def takes_a_grid_that_is_not_square(subject: Subject) -> str:
+    """Rows and columns must not be taken for each other, nor the grid guessed from the number of tokens."""
+    if subject.spec.grid is None:
+        raise Excused("its tokens form no grid")
+    taken, codes = [], set()
+    for rows, columns in (grid for grid in GRIDS if grid[0] != grid[1]):
+        for grid in ((rows, columns), (columns, rows)):
+            spec = replace(subject.spec, grid=grid, n=rows * columns)
+            if refusal := subject.refuses(spec):
+                codes.add(refusal.code)
+                continue
+            stage = subject.make(spec=spec)
+            with torch.no_grad():
+                out = run(stage, subject.tokens(spec=spec))
+            _agree(stage.spec(spec), out)
+            taken.append(_shape(grid))
+    if not taken:
+        raise Excused(f"it refuses each: {', '.join(sorted(codes))}")
+    return ", ".join(taken)
+
+
+def is_counted_without_weights(subject: Subject) -> str:
+    """The spec table is made on the meta device: the same parameters must be there, of the same shapes."""
+    with torch.device("meta"):
+        planned = {name: p.shape for name, p in subject.built().named_parameters()}
+    real = {name: p.shape for name, p in subject.make().named_parameters()}
+    different = sorted(name for name in planned.keys() | real.keys() if planned.get(name) != real.get(name))
+    expect(not different, f"parameters differ between the meta device and real weights: {some(different)}")
+    return f"{sum(shape.numel() for shape in real.values()):,} parameters"
+
+
+def draws_every_parameter(subject: Subject) -> str:
+    """``init_weights`` leaves nothing to torch's own initial values, which a model on the meta device never had."""
+    stage = subject.make()
+    with torch.no_grad():
+        for parameter in stage.parameters():
+            parameter.fill_(float("nan"))
+    with torch_stream(0, "init", subject.group):
+        stage.init_weights()
+    left = [name for name, p in stage.named_parameters() if not p.isfinite().all()]
+    expect(not left, f"init_weights() does not draw {some(left)}")
+    return f"{len(list(stage.parameters()))} tensors"
+
+
+@torch.no_grad()
+def saves_parameters_only_and_loads_again(subject: Subject) -> str:
+    """A buffer must be non-persistent: what a file does not hold cannot differ from the code that reads it."""
+    ours, other = subject.make(), subject.make(seed=1)
+    state, parameters = ours.state_dict(), dict(ours.named_parameters())
+    extra = [name for name in state if name not in parameters]
+    expect(not extra, f"state_dict() holds {some(extra)}; use register_buffer(..., persistent=False)")
+    other.load_state_dict(state)
+    for prompt in subject.prompts(ours):
+        a, b = (run(stage, subject.tokens(), prompt).x for stage in (ours, other))
+        expect(a.equal(b), f"the result differs by {largest(a, b):.1e} after loading its state elsewhere")
+    return f"{len(state)} tensors"
+
+
+def counts_its_flops(subject: Subject) -> str:
+    """``flops()`` within 1 % of what torch counts for one row."""
+    stage = subject.make().requires_grad_(False)  # torch's counter trips over a view of a parameter under no_grad
+    said, tokens = stage.flops(subject.spec), subject.tokens(images=1)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it is one operator, which the counter does not know
+    try:
+        counted = count_flops(lambda: run(stage, tokens))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    expect(abs(said - counted) <= 0.01 * counted, f"flops() says {said:,}, torch counts {counted:,}")
+    return f"{said:,}, torch counts {counted:,}"
+
+
+def _agree(made: TokenSpec, out: VisualTokens) -> None:
+    shape = tuple(out.x.shape[1:])
+    expect(shape == (made.n, made.dim), f"spec() says {made.n} tokens of {made.dim}, forward() makes {shape}")
+    expect(out.grid == made.grid, f"spec() says grid {_shape(made.grid)}, forward() makes {_shape(out.grid)}")
+    for name, tensor in (("mask", out.mask), ("yx", out.yx), ("size", out.size)):
+        expect(tensor.shape[:2] == out.x.shape[:2], f"{name} is {tuple(tensor.shape)} for x {tuple(out.x.shape)}")
+    expect(out.grid is None or out.grid[0] * out.grid[1] == made.n, f"{made.n} tokens on a grid {_shape(out.grid)}")
+
+
+def _ascends(places: Tensor, axis: int) -> bool:
+    return bool((places.diff(dim=axis) > 0).all())
+
+
+def _shape(grid: tuple[int, int] | None) -> str:
+    return "none" if grid is None else f"{grid[0]}x{grid[1]}"
