@@ -72,13 +72,13 @@ def show(run: dict, size: tuple[int, int], text: int, labels: int, world: int, a
     table = spec_table(model, run, length, labels, image)
     need = estimate_memory(model, run, world, length, labels)
     if as_json:
-        print(json.dumps(table.to_dict() | {"memory_bytes": need.peak, "views": image.views}))
+        print(json.dumps(table.to_dict() | {"memory_bytes": need.peak, "views": len(image.views)}))
         return
     console = Console()
     console.print(spec_rich(table))
     train = run["train"]
     lines = {
-        "picture": f"{size[0]}x{size[1]} pixels, {image.views} view{'s' if image.views > 1 else ''}",
+        "picture": f"{size[0]}x{size[1]} pixels, {len(image.views)} view{'s' if len(image.views) > 1 else ''}",
         "sample": f"{length} positions: {table.visual_tokens} visual tokens, {text} of text ({labels} supervised)",
         "parameters": f"{formats.count(sum(r.trained for r in table.rows))} train, "
         f"{formats.count(sum(r.parameters - r.trained for r in table.rows))} frozen",

@@ -88,7 +88,7 @@ def train(run: Mapping[str, Any]) -> Path:
         model = _build(run, renderer)
         apply_plan(model, settings["plan"])
         _write_identity(folder, run, source, renderer, model, table)
-        viewer = model.viewer
+        viewer = planned.viewer  # of the twin without weights: loader processes may have to copy it
         layout = _layout(model, settings["layout"], folder)
         if settings["precision"] == "bf16":
             store_frozen_in_bf16(model, settings["plan"])
@@ -195,8 +195,8 @@ def probe_samples(source: Source, renderer: Renderer, viewer: Viewer) -> Probe:
     return Probe(
         length=round(sum(len(e.ids) for e in encoded) / len(encoded)),
         label_rows=max(1, round(sum(int((e.labels != IGNORE).sum()) for e in encoded) / len(encoded))),
-        image=max(images, key=lambda one: one.views),
-        views=sum(one.views for layout in layouts for one in layout) / len(samples),
+        image=max(images, key=lambda one: len(one.views)),
+        views=sum(len(one.views) for layout in layouts for one in layout) / len(samples),
     )
 
 

@@ -25,6 +25,7 @@ class VisualTokens:
         yx: centre of each token in its view, (row, column) in [0, 1].
         size: source patches each token represents; a merger conserves the sum.
         grid: (rows, columns) when every row is a dense row-major grid, else None.
+        grids: that of each row, when every row is such a grid but not all of one shape; else empty.
         levels: features of further encoder layers at the same places, side by side in the channels; None without.
         sources: the tokens of each encoder on its own grid, where several look at one picture; empty otherwise.
     """
@@ -36,6 +37,7 @@ class VisualTokens:
     grid: tuple[int, int] | None = None
     levels: Float[Tensor, "i n l"] | None = None
     sources: tuple[VisualTokens, ...] = ()
+    grids: tuple[tuple[int, int], ...] = ()
 
     @staticmethod
     def dense(x: Float[Tensor, "i n d"], grid: tuple[int, int]) -> VisualTokens:
@@ -68,8 +70,12 @@ class VisualTokens:
             size=self.size[rows],
             levels=None if self.levels is None else self.levels[rows],
             sources=tuple(source.select(rows) for source in self.sources),
+            grids=tuple(self.grids[i] for i in rows.tolist()) if self.grids else (),
         )
 
+
+Pixels = Float[Tensor, "i 3 height width"] | list[Float[Tensor, "3 _ _"]]
+"""Views ready for an encoder: stacked, or one by one where their sizes differ."""
 
 Markup = tuple[int | str, ...]
 """What stands in the text for one image: numbers of visual tokens, and texts between them (``<row_1_col_1>``)."""
@@ -81,13 +87,14 @@ class ImageLayout:
 
     Attributes:
         size: (height, width) of the picture in pixels.
+        views: (height, width) in pixels of each encoder input it became, the whole picture at low resolution included
+            where there is one.
         tiles: (rows, columns) of the tiles it was cut into.
-        views: encoder inputs it became, the whole picture at low resolution included where there is one.
     """
 
     size: tuple[int, int]
+    views: tuple[tuple[int, int], ...]
     tiles: tuple[int, int] = (1, 1)
-    views: int = 1
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,13 @@ class Prompt:
         return Prompt(self.embeds[rows], self.mask[rows])
 
 
+def to_device(value: Any, device: torch.device) -> Any:
+    """A tensor or a list of tensors on ``device`` (copies are asynchronous from pinned memory); others as they are."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    return [one.to(device, non_blocking=True) for one in value] if isinstance(value, list) else value
+
+
 @dataclass
 class Batch:
     """One micro-batch of one rank, in one of two layouts.
@@ -125,7 +139,8 @@ class Batch:
 
     Attributes:
         labels: -100 where nothing is supervised; ``labels[t]`` is the token *at* t, predicted from t - 1.
-        pixels: all views of all images of the micro-batch, in reading order; None when it has no image.
+        pixels: all views of all images of the micro-batch, in reading order; a list of them where their sizes differ,
+            None when there is no image.
         pixel_keys: a hash of the pixels of each view, where the run has a feature bank.
         layouts: how each image became views, in reading order.
         owners: the sample (0, 1, ... within the micro-batch) that each image belongs to.
@@ -135,7 +150,7 @@ class Batch:
     input_ids: Int[Tensor, "b t"]
     labels: Int[Tensor, "b t"]
     position_ids: Int[Tensor, "b t"]
-    pixels: Float[Tensor, "i 3 height width"] | None
+    pixels: Pixels | None
     attention_mask: Int[Tensor, "b t"] | None = None
     cu_seqlens: Int[Tensor, "s_plus_1"] | None = None
     layouts: tuple[ImageLayout, ...] = ()
@@ -155,11 +170,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with every tensor on ``device`` (copies are asynchronous from pinned memory)."""
-        moved = {
-            f.name: value.to(device, non_blocking=True)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
+        moved = {f.name: to_device(getattr(self, f.name), device) for f in fields(self) if f.name != "ids"}
         return replace(self, **moved)
 
     def model_inputs(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def collate(items: Sequence[Item], layout: str, pad: int, pixel_keys: bool = Fal
     images = [(owner, image) for owner, item in enumerate(items) for image in item.images]
     pixels = [view for _, image in images for view in image.pixels]
     seen: dict[str, Any] = {
-        "pixels": torch.stack(pixels) if pixels else None,
+        "pixels": stack_views(pixels),
         "layouts": tuple(image.layout for _, image in images),
         "owners": torch.tensor([owner for owner, _ in images]) if images else None,
         "pixel_keys": tuple(pixel_key(view) for view in pixels) if pixel_keys else (),
@@ -58,6 +58,13 @@ def collate(items: Sequence[Item], layout: str, pad: int, pixel_keys: bool = Fal
         attention_mask=_rows([np.ones(len(row), dtype=np.int64) for row in ids], longest, 0),
         ids=names,
     )
+
+
+def stack_views(views: list[Tensor]) -> Any:
+    """Views -> one tensor, or the list where their sizes differ; None for no view."""
+    if not views:
+        return None
+    return torch.stack(views) if len({view.shape for view in views}) == 1 else views
 
 
 def pixel_key(view: Tensor) -> str:

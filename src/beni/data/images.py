@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,6 +117,19 @@ class PictureTransform(ABC):
     def shape(self) -> tuple[int, int]:
         """(height, width) of the pixels."""
 
+    @property
+    @abstractmethod
+    def tile(self) -> tuple[int, int]:
+        """(height, width) of the picture that becomes these pixels without being resampled."""
+
+    @abstractmethod
+    def at(self, size: tuple[int, int]) -> PictureTransform:
+        """The same for pictures of (height, width), which are squashed to it.
+
+        Raises:
+            CompositionError: E-RES when only one shape is possible.
+        """
+
     @abstractmethod
     def __call__(self, picture: PILImage.Image) -> Float[Tensor, "3 height width"]:
         """Normalised pixels."""
@@ -142,6 +155,13 @@ class ImageTransform(PictureTransform):
     @property
     def shape(self) -> tuple[int, int]:
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        return self.shape
+
+    def at(self, size: tuple[int, int]) -> ImageTransform:
+        return replace(self, size=size, resize="squash")
 
     def __call__(self, picture: PILImage.Image) -> Float[Tensor, "3 height width"]:
         height, width = self.shape

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from beni.data.collate import stack_views
 from beni.data.images import blank_like, decode
 from beni.data.loader import Viewer
 from beni.data.sample import Sample
 from beni.data.template import Renderer
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.precision import autocast
+from beni.types import to_device
 
 LONGEST_ANSWER = 32
 
@@ -85,7 +87,7 @@ def generate(
     with autocast(device, precision):
         ids = model.generate(
             torch.from_numpy(encoded.ids)[None].to(device),
-            torch.stack(pixels).to(device) if pixels else None,
+            to_device(stack_views(pixels), device),
             layouts=tuple(image.layout for image in images),
             max_new_tokens=LONGEST_ANSWER,
             do_sample=False,

@@ -10,14 +10,14 @@ from typing import Any, Literal
 import torch
 from PIL.Image import Image as Picture
 
-from beni.data.collate import Item, collate
+from beni.data.collate import Item, collate, stack_views
 from beni.data.images import Image, blank_like, decode
 from beni.data.loader import Viewer, item
 from beni.data.sample import Sample, Task
 from beni.data.template import Renderer
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.precision import autocast
-from beni.types import ViewedImage, VisualTokens
+from beni.types import ViewedImage, VisualTokens, to_device
 
 Variant = Literal["true", "blank"]
 
@@ -112,11 +112,11 @@ class Scorer:
         different_images: list[ViewedImage] = []
         place = []
         for image in images:
-            key = repr(image.layout.tiles).encode() + b"".join(view.numpy().tobytes() for view in image.pixels)
+            key = repr(image.layout).encode() + b"".join(view.numpy().tobytes() for view in image.pixels)
             if key not in different:
                 different_images.append(image)
             place.append(different.setdefault(key, len(different)))
-        pixels = torch.stack([view for image in different_images for view in image.pixels]).to(device)
+        pixels = to_device(stack_views([view for image in different_images for view in image.pixels]), device)
         visual = self.model.encode_images(pixels, tuple(image.layout for image in different_images))
         return visual.select(torch.tensor(place, device=device))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,17 +22,18 @@ from transformers.utils.generic import ModelOutput
 
 from beni.adapter.base import Adapter
 from beni.config.build import build, build_stage
-from beni.data.collate import pixel_key
+from beni.data.collate import pixel_key, stack_views
 from beni.errors import CompositionError
 from beni.fusion.base import Fusion
 from beni.llm.base import Llm
 from beni.llm.segment_attention import SegmentPlan
 from beni.model.configuration import BeniConfig
 from beni.model.prompts import prompts
-from beni.model.viewer import USUAL_SIZE, Viewer, placeholders
+from beni.model.ragged import on_each_grid, on_each_size
+from beni.model.viewer import Viewer, placeholders
 from beni.nn.streams import torch_stream
 from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import ImageLayout, VisualTokens
+from beni.types import ImageLayout, Pixels, VisualTokens, to_device
 from beni.views.base import Views
 from beni.vision.base import VisionEncoder
 from beni.vision.feature_bank import FeatureBank
@@ -89,7 +91,8 @@ class BeniForConditionalGeneration(PreTrainedModel):
         with torch_stream(seed, "init", "llm"):
             self.llm: Llm = build(parts["llm"])
         self.specs: dict[str, TokenSpec] = {"vision": self.vision.spec()}
-        self.views: Views = self._stage("views", self.specs["vision"])
+        tile, patches = self.vision.transform.tile, self.vision.patches
+        self.views: Views = self._stage("views", self.specs["vision"], tile=tile, patches=patches)
         self.selector: Stage = self._stage("selector", self.specs["views"])
         self.resampler: Stage = self._stage("resampler", self.specs["selector"])
         self.connector: Stage = self._stage("connector", self.specs["resampler"])
@@ -104,7 +107,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         with torch_stream(seed, "init", "fusion"):
             self.fusion: Fusion = build(parts["fusion"], self.specs["llm"], self.llm.hidden_size)
             self.fusion.init_weights()
-        self._check_positions()
+        self._check_views()
 
         if pretrained:
             for name in ("vision", "llm"):
@@ -121,7 +124,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
     def forward(
         self,
         input_ids: Int[Tensor, "b t"],
-        pixels: Float[Tensor, "i 3 height width"] | None = None,
+        pixels: Pixels | None = None,
         labels: Int[Tensor, "b t"] | None = None,
         position_ids: Int[Tensor, "b t"] | None = None,
         attention_mask: Int[Tensor, "b t"] | None = None,
@@ -138,6 +141,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         """One micro-batch to its loss.
 
         Args:
+            pixels: all views, stacked, or a list of them where their sizes differ.
             cu_seqlens: borders of the segments of one packed row; without it every row is a sample of its own.
             layouts: how each image became views; none when each image is one view.
             owners: the sample (segment or row) of each image; without it every sample has as many.
@@ -161,8 +165,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
             visual = self.encode_images(pixels, layouts, context, pixel_keys)
         embeds = self.fusion(embeds, is_image, visual)
         if dummy_image:
-            blank = self.encode_images(self._blank(embeds.device))
-            embeds = embeds + blank.x.sum() * 0.0
+            embeds = embeds + self._encode_blank(embeds.device).x.sum() * 0.0
         if position_ids is None:
             position_ids = _positions(input_ids, attention_mask)
         segments = None if cu_seqlens is None else SegmentPlan.build(cu_seqlens)
@@ -189,11 +192,24 @@ class BeniForConditionalGeneration(PreTrainedModel):
     @property
     def viewer(self) -> Viewer:
         """What turns a decoded picture into this model's pixels and placeholders."""
-        return Viewer(self.views, self.vision.transform, self.specs["llm"], self.fusion)
+        return Viewer(self.views, self.vision.transform, self.row_specs, self.fusion)
+
+    def row_specs(self, layout: ImageLayout) -> dict[str, list[TokenSpec]]:
+        """What is known of the visual tokens of such an image behind each stage: one spec a view behind ``vision``, one
+        a row from ``views`` on.
+
+        Raises:
+            CompositionError: when a stage cannot work on them.
+        """
+        specs = {"vision": [self.vision.spec(size) for size in layout.views]}
+        specs["views"] = self.views.rows(layout, specs["vision"])
+        for before, stage in pairwise(("views", "selector", "resampler", "connector")):
+            specs[stage] = [getattr(self, stage).spec(row) for row in specs[before]]
+        return specs
 
     def encode_images(
         self,
-        pixels: Float[Tensor, "i 3 height width"],
+        pixels: Pixels,
         layouts: tuple[ImageLayout, ...] = (),
         context: StageContext | None = None,
         pixel_keys: Sequence[str] = (),
@@ -201,6 +217,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         """Pixels of all views to visual tokens of the llm's width, one row an image.
 
         Args:
+            pixels: all views, stacked, or a list of them where their sizes differ.
             layouts: how each image became views; none when each image is one view.
             context: what the stages may know; its prompt has one row an image.
             pixel_keys: as in ``forward``.
@@ -208,26 +225,20 @@ class BeniForConditionalGeneration(PreTrainedModel):
         context = context or StageContext()
         context.layouts = layouts
         if context.prompt is not None and layouts:
-            of_row = torch.tensor([i for i, one in enumerate(layouts) for _ in range(self.views.rows(one))])
-            context.prompt = context.prompt.select(of_row.to(pixels.device))
+            rows = [i for i, one in enumerate(layouts) for _ in self.row_specs(one)["views"]]
+            context.prompt = context.prompt.select(torch.tensor(rows, device=context.prompt.embeds.device))
         frozen = not any(p.requires_grad for p in self.vision.parameters())
-        inputs = pixels.to(next(self.vision.parameters()).dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            if self.feature_bank is None:
-                tokens = self.vision(inputs)
-            else:
-                keys = pixel_keys or [pixel_key(view) for view in pixels.cpu()]
-                tokens = self.feature_bank.encode(self.vision, inputs, keys)
+            tokens = on_each_size(self._encode_views, pixels, pixel_keys)
         tokens = self.views(tokens, context)
-        tokens = self.selector(tokens, context)
-        tokens = self.resampler(tokens, context)
-        return self.views.finish(self.connector(tokens, context), context)
+        tokens = on_each_grid(self._to_llm, tokens, context)
+        return self.views.finish(tokens, context)
 
     @torch.no_grad()
     def generate(
         self,
         input_ids: Int[Tensor, "b t"],
-        pixels: Float[Tensor, "i 3 height width"] | None = None,
+        pixels: Pixels | None = None,
         attention_mask: Int[Tensor, "b t"] | None = None,
         layouts: tuple[ImageLayout, ...] = (),
         owners: Int[Tensor, "k"] | None = None,
@@ -268,12 +279,25 @@ class BeniForConditionalGeneration(PreTrainedModel):
         # the placeholder's id may lie beyond the embedding table; its position is overwritten anyway
         return self.llm.embed(input_ids.masked_fill(is_image, 0)), is_image
 
-    def _blank(self, device: torch.device) -> Float[Tensor, "1 3 height width"]:
-        return self.vision.transform(PILImage.new("RGB", (8, 8)))[None].to(device)
+    def _encode_views(self, pixels: Float[Tensor, "i 3 height width"], keys: Sequence[str]) -> VisualTokens:
+        """Views of one size through the encoder, or from the bank."""
+        inputs = pixels.to(next(self.vision.parameters()).dtype)
+        if self.feature_bank is None:
+            return self.vision(inputs)
+        return self.feature_bank.encode(self.vision, inputs, keys or [pixel_key(view) for view in pixels.cpu()])
 
-    def _stage(self, group: str, tokens: TokenSpec) -> Stage:
+    def _to_llm(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        """Select, resample, connect."""
+        return self.connector(self.resampler(self.selector(tokens, context), context), context)
+
+    def _encode_blank(self, device: torch.device) -> VisualTokens:
+        """A blank image, which takes the way of any other."""
+        blank = self.viewer(PILImage.new("RGB", self.vision.transform.tile[::-1]))
+        return self.encode_images(to_device(stack_views(blank.pixels), device), (blank.layout,))
+
+    def _stage(self, group: str, tokens: TokenSpec, **known: Any) -> Stage:
         with torch_stream(self.config.seed, "init", group):
-            stage: Stage = build_stage(self.config.parts[group], tokens=tokens, dim_out=self.llm.hidden_size)
+            stage: Stage = build_stage(self.config.parts[group], tokens=tokens, dim_out=self.llm.hidden_size, **known)
             stage.init_weights()
         self.specs[group] = stage.spec(tokens)
         return stage
@@ -283,14 +307,18 @@ class BeniForConditionalGeneration(PreTrainedModel):
         module = getattr(self, component)
         return module.model if component in ("vision", "llm") else module
 
-    def _check_positions(self) -> None:
-        taken, limit = placeholders(self.viewer.markup(ImageLayout(USUAL_SIZE))), self.llm.max_positions
+    def _check_views(self) -> None:
+        """Every kind of image must pass all stages, and leave the llm a position for text."""
+        taken, limit = (
+            max(placeholders(self.viewer.markup(one)) for one in self.views.extremes()),
+            self.llm.max_positions,
+        )
         if limit is not None and taken >= limit:
             raise CompositionError(
                 "E-TOKENS",
-                f"one image takes {taken} positions, the llm has {limit}",
+                f"one image takes up to {taken} positions, the llm has {limit}",
                 groups=("resampler", "llm"),
-                fix="use resampler=perceiver or a smaller vision.image_size",
+                fix="use resampler=perceiver, a smaller vision.image_size or fewer views",
             )
 
 

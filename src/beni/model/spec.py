@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,7 +23,8 @@ class SpecRow:
     """One stage of one run.
 
     Attributes:
-        tokens: visual tokens of one image after the stage; for the llm, positions of a mean sample.
+        tokens: visual tokens of one image after the stage, over all its views; for the llm, positions of a mean sample.
+        grid: of each view, where there is one and the same.
         width: of the tokens after the stage.
         parameters: of the stage.
         trained: of these, how many train.
@@ -79,27 +82,26 @@ def spec_table(
     length: positions of a mean sample, visual ones included.
     label_rows: supervised positions of a mean sample.
     """
-    counts = count_parameters(model)
-    specs = model.specs
-    stages = ("vision", "views", "selector", "resampler", "connector")
-    viewer, each = model.viewer, model.views.rows(image)
-    rows_of = {"vision": image.views, "fusion": 1, "llm": 1} | dict.fromkeys(stages[1:], each)
-    flops = {"vision": model.vision.flops() * image.views, "fusion": 0}
-    before = specs["vision"]
-    for stage in stages[1:]:
-        flops[stage] = getattr(model, stage).flops(before) * (image.views if stage == "views" else each)
-        before = specs[stage]
-    flops["llm"] = model.llm.flops(length, label_rows)
+    counts, specs = count_parameters(model), model.row_specs(image)
+    visual_tokens = model.viewer.visual_tokens(image)
+    sizes = Counter(image.views)
+    flops = {
+        "vision": sum(count * model.vision.flops(size) for size, count in sizes.items()),
+        "fusion": 0,
+        "llm": model.llm.flops(length, label_rows),
+    }
+    for before, stage in pairwise(("vision", "views", "selector", "resampler", "connector")):
+        flops[stage] = sum(getattr(model, stage).flops(row) for row in specs[before])
     rows = []
     for stage in COMPONENTS:
-        spec = specs.get(stage, specs["llm"])
+        made = specs.get(stage, specs["connector"])
         rows.append(
             SpecRow(
                 stage=stage,
                 option=run["choices"].get(stage, "custom"),
-                tokens={"llm": length, "fusion": viewer.visual_tokens(image)}.get(stage, spec.n * rows_of[stage]),
-                width=spec.dim,
-                grid=None if stage == "llm" else spec.grid,
+                tokens={"llm": length, "fusion": visual_tokens}.get(stage, sum(row.n for row in made)),
+                width=made[0].dim,
+                grid=made[0].grid if stage in specs and len(set(made)) == 1 else None,
                 parameters=sum(counts[stage].values()),
                 trained=counts[stage]["trained"],
                 flops=flops[stage],
@@ -114,7 +116,7 @@ def spec_table(
         trains_before = trains_before or row.trained > 0
     return SpecTable(
         rows=tuple(rows),
-        visual_tokens=viewer.visual_tokens(image),
+        visual_tokens=visual_tokens,
         prefill_flops=sum(row.flops for row in rows),
         train_flops_per_sample=total,
     )

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from PIL.Image import Image as Picture
-from torch import Tensor
 
+from beni.data.images import PictureTransform
 from beni.fusion.base import Fusion
 from beni.stage import TokenSpec
 from beni.types import ImageLayout, Markup, ViewedImage
@@ -22,12 +22,12 @@ class Viewer:
     """Pictures to views, with the parts of one model. Pure; runs in the loader's workers.
 
     Attributes:
-        tokens: spec of a row after the connector.
+        specs: layout of an image -> what its visual tokens are behind each stage.
     """
 
     views: Views
-    transform: Callable[[Picture], Tensor]
-    tokens: TokenSpec
+    transform: PictureTransform
+    specs: Callable[[ImageLayout], dict[str, list[TokenSpec]]]
     fusion: Fusion
 
     def __call__(self, picture: Picture) -> ViewedImage:
@@ -36,12 +36,15 @@ class Viewer:
 
     def visual_tokens(self, layout: ImageLayout) -> int:
         """Visual tokens of an image, whether or not each takes a position of the llm."""
-        return sum(part for part in self.views.markup(layout, self.tokens) if isinstance(part, int))
+        return placeholders(self._parts(layout))
 
     def markup(self, layout: ImageLayout) -> Markup:
         """What stands in the text for an image."""
-        parts = self.views.markup(layout, self.tokens)
+        parts = self._parts(layout)
         return tuple(self.fusion.placeholders(part) if isinstance(part, int) else part for part in parts)
+
+    def _parts(self, layout: ImageLayout) -> Markup:
+        return self.views.markup(layout, self.specs(layout)["connector"])
 
 
 def placeholders(markup: Markup) -> int:

@@ -3,16 +3,20 @@
 The half that runs in the data loader (``plan``, ``split``, ``markup``) is a pure function of the picture's size, so the
 length of a sample is known before a pixel is decoded. The half that runs in the model comes in two steps: ``forward``
 right after the encoder, on rows that are views, and ``finish`` after the connector, on rows of the llm's width.
+
+A constructor may ask, before ``*``, for ``tokens`` (of one view), ``dim_out`` (the llm's width), ``tile`` (height and
+width in pixels of the picture that the encoder wants) and ``patches`` (rows and columns of patches it makes of it).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from PIL.Image import Image as Picture
 from torch import Tensor
 
+from beni.data.images import PictureTransform
 from beni.stage import Stage, StageContext, TokenSpec
 from beni.types import ImageLayout, Markup, VisualTokens
 
@@ -25,16 +29,26 @@ class Views(Stage):
         """(height, width) of a picture in pixels -> how it is cut. Pure."""
 
     @abstractmethod
-    def split(self, picture: Picture, layout: ImageLayout, transform: Callable[[Picture], Tensor]) -> list[Tensor]:
-        """A decoded picture -> the pixels ``(3, height, width)`` of its views, ``layout.views`` of them."""
+    def extremes(self) -> Sequence[ImageLayout]:
+        """Layouts that show every kind of view and of row there can be, for checks before anything is built."""
 
     @abstractmethod
-    def rows(self, layout: ImageLayout) -> int:
-        """Rows that the stages after ``forward`` see of such an image: its views, or 1 where they are joined."""
+    def split(self, picture: Picture, layout: ImageLayout, transform: PictureTransform) -> list[Tensor]:
+        """A decoded picture -> the pixels ``(3, height, width)`` of its views, of the sizes in ``layout.views``."""
 
     @abstractmethod
-    def markup(self, layout: ImageLayout, tokens: TokenSpec) -> Markup:
-        """What stands in the text for an image whose rows are ``tokens`` after the connector."""
+    def rows(self, layout: ImageLayout, views: Sequence[TokenSpec]) -> list[TokenSpec]:
+        """The specs of an image's views -> those of the rows that the stages after ``forward`` see of it: one a view,
+        or one for all where they are joined.
+        """
+
+    @abstractmethod
+    def markup(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
+        """What stands in the text for an image whose rows have these specs after the connector.
+
+        Raises:
+            CompositionError: when ``finish`` could not work on such rows.
+        """
 
     @abstractmethod
     def finish(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:

@@ -22,16 +22,28 @@ class VisionEncoder(nn.Module, ABC):
         """How a picture becomes this encoder's pixels."""
 
     @abstractmethod
-    def spec(self) -> TokenSpec:
-        """Tokens, width and grid of one view at the configured image size."""
+    def spec(self, size: tuple[int, int] | None = None) -> TokenSpec:
+        """Tokens, width and grid of one view.
+
+        Args:
+            size: (height, width) in pixels of the view; the configured one when None.
+
+        Raises:
+            CompositionError: E-RES when the encoder does not take that size.
+        """
+
+    @property
+    @abstractmethod
+    def patches(self) -> tuple[int, int]:
+        """(rows, columns) of patches in one view of the configured size, also where its tokens form no grid."""
 
     @abstractmethod
     def forward(self, pixels: Float[Tensor, "i 3 height width"]) -> VisualTokens:
         """``(i, 3, height, width) -> (i, n, d)``, the patches in reading order."""
 
     @abstractmethod
-    def flops(self) -> int:
-        """Forward FLOPs for one view."""
+    def flops(self, size: tuple[int, int] | None = None) -> int:
+        """Forward FLOPs for one view of (height, width) pixels, of the configured size when None."""
 
     @abstractmethod
     def blocks(self) -> list[nn.Module]:

@@ -48,32 +48,39 @@ class EfficientNetLite0(VisionEncoder):
         super().__init__()
         mean, scale = 127 / 255, 128 / 255
         self._transform = ImageTransform(as_size(image_size), (mean, mean, mean), (scale, scale, scale), resize)
-        height, width = self._transform.shape
-        if height % STRIDE or width % STRIDE:
-            raise CompositionError(
-                "E-RES",
-                f"vision.image_size={image_size} is not a multiple of {STRIDE}, the stride of EfficientNet",
-                groups=("vision",),
-                fix=f"set vision.image_size={max(1, min(height, width) // STRIDE) * STRIDE}",
-            )
-        self._grid = (height // STRIDE, width // STRIDE)
+        self.spec()
         self.model = build_network()
 
     @property
     def transform(self) -> ImageTransform:
         return self._transform
 
-    def spec(self) -> TokenSpec:
-        return TokenSpec(n=self._grid[0] * self._grid[1], dim=1280, grid=self._grid)
+    def spec(self, size: tuple[int, int] | None = None) -> TokenSpec:
+        height, width = size or self._transform.shape
+        if height % STRIDE or width % STRIDE:
+            raise CompositionError(
+                "E-RES",
+                f"{height}x{width} pixels are not multiples of {STRIDE}, the stride of EfficientNet",
+                groups=("vision",),
+                fix=f"set vision.image_size={max(1, min(height, width) // STRIDE) * STRIDE}",
+            )
+        grid = (height // STRIDE, width // STRIDE)
+        return TokenSpec(n=grid[0] * grid[1], dim=1280, grid=grid)
+
+    @property
+    def patches(self) -> tuple[int, int]:
+        height, width = self._transform.shape
+        return height // STRIDE, width // STRIDE
 
     def forward(self, pixels: Float[Tensor, "i 3 height width"]) -> VisualTokens:
         # channels last: 6.7 instead of 18 ms a picture in bf16 on two cores
         features = self.model.extract_features(pixels.to(memory_format=torch.channels_last))  # (i, 1280, h, w)
-        return VisualTokens.dense(features.flatten(2).transpose(1, 2), self._grid)
+        grid = (features.shape[2], features.shape[3])
+        return VisualTokens.dense(features.flatten(2).transpose(1, 2), grid)
 
-    def flops(self) -> int:
+    def flops(self, size: tuple[int, int] | None = None) -> int:
         with torch.device("meta"):
-            model, pixels = build_network(), torch.empty(1, 3, *self._transform.shape)
+            model, pixels = build_network(), torch.empty(1, 3, *(size or self._transform.shape))
         return count_flops(lambda: model.extract_features(pixels))
 
     def blocks(self) -> list[nn.Module]:

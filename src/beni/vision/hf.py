@@ -17,25 +17,25 @@ tokens form no grid then. Registers always go.
 
 from __future__ import annotations
 
-import inspect
-import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from beni.data.images import ImageTransform, as_size, as_triple
-from beni.errors import CompositionError, ConfigError, WeightsError
+from beni.errors import CompositionError, WeightsError
 from beni.measure.flops import count_flops
-from beni.nn.architecture import known_attention, read_architecture
+from beni.nn.architecture import read_architecture
 from beni.nn.batch_norm import settle_statistics
 from beni.stage import TokenSpec
 from beni.types import VisualTokens
+from beni.vision.backbone import build_encoder, model_inputs, own_size, pooling, repeated_blocks
 from beni.vision.base import VisionEncoder
+from beni.vision.hidden_states import state_indices, truncated
 from beni.vision.probe import Layout, dry_run, find_layout
 
 SHUFFLES = {"vit_mae": "vit"}
@@ -45,6 +45,14 @@ VISION_HALF = {r"^(?:model\.)?vision_tower\.(?:vision_model\.)?": ""}
 """What stands before the names of an encoder's tensors in a whole vision-language model (LLaVA, Mistral 3)."""
 
 OTHER = "choose another option of vision"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a dry run at one size showed."""
+
+    layout: Layout
+    spec: TokenSpec
 
 
 class HFVision(VisionEncoder):
@@ -91,11 +99,8 @@ class HFVision(VisionEncoder):
         self._read = [] if layer == -1 and not levels else state_indices(self._config, layer, levels)
         self.config = self._config if layer == -1 else truncated(self._config, max(i for i in self._read if i))
         self._attn = attn_implementation
-        with torch.device("meta"):
-            model = build_encoder(self.config, attn_implementation)
-            self._arguments = forward_arguments(model, self._transform.shape)
-            with dry_run(model):
-                self._layout, self._spec = self._probe(model)
+        self._seen: dict[tuple[int, int], Seen] = {}
+        self._at(self._transform.shape)
         # weights that load_pretrained() will bring are not drawn first
         device = torch.device("meta") if weights == "pretrained" else torch.get_default_device()
         with device:
@@ -106,22 +111,26 @@ class HFVision(VisionEncoder):
     def transform(self) -> ImageTransform:
         return self._transform
 
-    def spec(self) -> TokenSpec:
-        return self._spec
+    def spec(self, size: tuple[int, int] | None = None) -> TokenSpec:
+        return self._at(size or self._transform.shape).spec
+
+    @property
+    def patches(self) -> tuple[int, int]:
+        return self._at(self._transform.shape).layout.grid
 
     def forward(self, pixels: Float[Tensor, "i 3 height width"]) -> VisualTokens:
-        prefix = self._layout.prefix
-        states = [self._layout.tokens(x, len(pixels)) for x in self._states(self.model, pixels)]
-        patches, *levels = (x[:, prefix:] for x in states)
-        tokens = VisualTokens.dense(patches, self._layout.grid)
+        layout = self._at((pixels.shape[2], pixels.shape[3])).layout
+        states = [layout.tokens(x, len(pixels)) for x in self._states(self.model, pixels)]
+        patches, *levels = (x[:, layout.prefix :] for x in states)
+        tokens = VisualTokens.dense(patches, layout.grid)
         if levels:
             tokens = replace(tokens, levels=torch.cat(levels, -1))
         return with_cls(tokens, [x[:, :1] for x in states]) if self.keep_cls else tokens
 
-    def flops(self) -> int:
+    def flops(self, size: tuple[int, int] | None = None) -> int:
         with torch.device("meta"):
             model = build_encoder(self.config, "eager")
-            pixels = torch.empty(1, 3, *self._transform.shape)
+            pixels = torch.empty(1, 3, *(size or self._transform.shape))
             with dry_run(model):
                 return count_flops(lambda: self._states(model, pixels))
 
@@ -156,18 +165,27 @@ class HFVision(VisionEncoder):
     def resolved(self) -> dict[str, Any]:
         return {"architecture": self._config.to_diff_dict() | {"model_type": self._config.model_type}}
 
-    def _states(self, model: nn.Module, pixels: Tensor) -> list[Tensor]:
+    def _states(self, model: PreTrainedModel, pixels: Tensor) -> list[Tensor]:
         """The hidden state of ``layer``, then those of ``levels``, as the model returns them."""
         if not self._read:
-            return [model(pixel_values=pixels, **self._arguments).last_hidden_state]
-        out = model(pixel_values=pixels, output_hidden_states=True, **self._arguments)
+            return [model(**model_inputs(model, pixels)).last_hidden_state]
+        out = model(**model_inputs(model, pixels), output_hidden_states=True)
         return [out.last_hidden_state if i is None else out.hidden_states[i] for i in self._read]
 
-    def _probe(self, model: PreTrainedModel) -> tuple[Layout, TokenSpec]:
-        size, who = self._transform.shape, self.name or self.config.model_type
+    def _at(self, size: tuple[int, int]) -> Seen:
+        """What the model makes of views of (height, width) pixels; found out once for each size."""
+        if size not in self._seen:
+            with torch.device("meta"):
+                model = build_encoder(self.config, self._attn)
+                with dry_run(model):
+                    self._seen[size] = self._probe(model, size)
+        return self._seen[size]
+
+    def _probe(self, model: PreTrainedModel, size: tuple[int, int]) -> Seen:
+        who = self.name or self.config.model_type
         pixels = torch.empty(2, 3, *size)  # two: a model that packs pictures would hide it with one
         try:
-            out = model(pixel_values=pixels, output_hidden_states=True, **self._arguments)
+            out = model(**model_inputs(model, pixels), output_hidden_states=True)
         except (ValueError, RuntimeError, TypeError, AttributeError) as error:
             own = own_size(self.config)
             raise CompositionError(
@@ -193,7 +211,7 @@ class HFVision(VisionEncoder):
             self._check_states(model, out.hidden_states, layout, len(pixels))
         dims = [x.shape[-1] for x in (layout.tokens(s, len(pixels)) for s in self._states(model, pixels))]
         n = layout.rows * layout.columns + self.keep_cls
-        return layout, TokenSpec(n, dims[0], None if self.keep_cls else layout.grid, levels=sum(dims[1:]))
+        return Seen(layout, TokenSpec(n, dims[0], None if self.keep_cls else layout.grid, levels=sum(dims[1:])))
 
     def _check_states(self, model: PreTrainedModel, states: tuple[Tensor, ...] | None, layout: Layout, i: int) -> None:
         """Hidden states must be the blocks' outputs, one each, at the places of the patches."""
@@ -223,92 +241,3 @@ def with_cls(tokens: VisualTokens, first: list[Float[Tensor, "i 1 d"]]) -> Visua
         size=torch.cat([one, tokens.size], 1),
         levels=None if tokens.levels is None else torch.cat([torch.cat(first[1:], -1), tokens.levels], 1),
     )
-
-
-def state_indices(config: PreTrainedConfig, layer: int, levels: list[int]) -> list[int | None]:
-    """Which entries of ``hidden_states`` hold ``layer`` and then each of ``levels``; None for the last hidden state.
-
-    Raises:
-        CompositionError: E-LEVELS when one does not exist.
-    """
-    depth = config.to_dict().get("num_hidden_layers")
-    if not isinstance(depth, int):
-        raise CompositionError(
-            "E-LEVELS",
-            f"vision.layer={layer} and vision.levels={levels}, but {config.model_type} has no num_hidden_layers to "
-            "count in",
-            groups=("vision",),
-            fix="set vision.layer=-1 'vision.levels=[]'",
-        )
-    if layer >= 0 or -layer > depth:
-        raise CompositionError(
-            "E-LEVELS",
-            f"vision.layer={layer}, expected -1 (last hidden state) to {-depth}",
-            groups=("vision",),
-            fix="set vision.layer=-1 or -2",
-        )
-    if wrong := [level for level in levels if not -depth - 1 <= level <= depth]:
-        raise CompositionError(
-            "E-LEVELS",
-            f"vision.levels={levels}: there is no hidden state {wrong[0]}, expected {-depth - 1} to {depth}",
-            groups=("vision",),
-            fix=f"set 'vision.levels={sorted({max(1, depth * k // 4) for k in (1, 2, 3, 4)})}'",
-        )
-    places = [level % (depth + 1) for level in levels]
-    return [None if layer == -1 else depth + 1 + layer, *places]
-
-
-def truncated(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
-    """The config with the first ``depth`` blocks only."""
-    # backbones name their stages by number; derived names of the whole model would not fit the shorter one
-    fields = {k: v for k, v in config.to_dict().items() if k not in ("stage_names", "out_features", "out_indices")}
-    return type(config).from_dict(fields | {"num_hidden_layers": depth})
-
-
-def own_size(config: PreTrainedConfig) -> tuple[int, int] | None:
-    """(height, width) in pixels that the model was trained at, where its config says."""
-    size = config.to_dict().get("image_size")
-    if isinstance(size, int):
-        return size, size
-    return (size[0], size[1]) if isinstance(size, list | tuple) and len(size) == 2 else None
-
-
-def forward_arguments(model: PreTrainedModel, size: tuple[int, int]) -> dict[str, Any]:
-    """What a model must be told of an input of ``size``: to interpolate, where it asks and the size is not its own."""
-    asks = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-    return {"interpolate_pos_encoding": True} if asks and size != own_size(model.config) else {}
-
-
-def pooling(config: PreTrainedConfig) -> dict[str, bool]:
-    """The argument that leaves out a pooling head, which nobody reads, for models that have the choice."""
-    known = inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
-    return {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
-
-
-def build_encoder(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
-    """The bare model of ``config`` on torch's current default device, in fp32.
-
-    Raises:
-        ConfigError: when transformers has no bare model of that type, or not that attention.
-    """
-    if type(config) not in MODEL_MAPPING:
-        raise ConfigError(
-            f"vision.architecture.model_type={config.model_type}: transformers has no model of it that stands alone\n"
-            "  fix: set vision.architecture.model_type=clip_vision_model"
-        )
-    with known_attention("vision", attn_implementation):
-        return AutoModel.from_config(
-            config, attn_implementation=attn_implementation, dtype=torch.float32, **pooling(config)
-        )
-
-
-def repeated_blocks(model: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.ModuleList,)) -> list[nn.Module]:
-    """The longest list of modules in ``model`` and, where it repeats in every stage, its likes of the other stages."""
-    lists = {name: list(module.children()) for name, module in model.named_modules() if isinstance(module, kinds)}
-    longest = max(lists, key=lambda name: len(lists[name]), default="")
-    alike = [module for name, module in lists.items() if _in_any_stage(name) == _in_any_stage(longest)]
-    return [block for module in alike for block in module]
-
-
-def _in_any_stage(name: str) -> str:
-    return re.sub(r"\.\d+\.", ".*.", name)

@@ -45,6 +45,19 @@ class StackedTransform(PictureTransform):
         heights, widths = zip(*(part.shape for part in self.parts), strict=True)
         return sum(heights), max(widths)
 
+    @property
+    def tile(self) -> tuple[int, int]:
+        """That of the encoder with the largest pictures: the others scale it down."""
+        return max((part.tile for part in self.parts), key=lambda tile: tile[0] * tile[1])
+
+    def at(self, size: tuple[int, int]) -> PictureTransform:
+        raise CompositionError(
+            "E-RES",
+            f"several encoders see pictures of their own sizes, not of {size[0]}x{size[1]} pixels",
+            groups=("vision", "views"),
+            fix="set views=single, anyres or another that cuts tiles of one size",
+        )
+
     def __call__(self, picture: Picture) -> Float[Tensor, "3 height width"]:
         canvas = torch.zeros(3, *self.shape)
         for place, part in zip(self.split(canvas), self.parts, strict=True):
@@ -102,8 +115,14 @@ class MultiVision(VisionEncoder):
     def transform(self) -> StackedTransform:
         return self._transform
 
-    def spec(self) -> TokenSpec:
+    def spec(self, size: tuple[int, int] | None = None) -> TokenSpec:
+        if size not in (None, self._transform.tile):
+            self._transform.at(size)
         return self._spec
+
+    @property
+    def patches(self) -> tuple[int, int]:
+        return self._encoders()[0].patches
 
     def forward(self, pixels: Float[Tensor, "i 3 height width"]) -> VisualTokens:
         tokens = []
@@ -117,7 +136,7 @@ class MultiVision(VisionEncoder):
             tokens.append(resize_tokens(seen, grid))
         return combined(tokens, self.combine)
 
-    def flops(self) -> int:
+    def flops(self, size: tuple[int, int] | None = None) -> int:
         return sum(encoder.flops() for encoder in self._encoders())
 
     def blocks(self) -> list[nn.Module]:

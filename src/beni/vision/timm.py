@@ -24,8 +24,8 @@ from beni.measure.flops import count_flops
 from beni.nn.batch_norm import settle_statistics
 from beni.stage import TokenSpec
 from beni.types import VisualTokens
+from beni.vision.backbone import repeated_blocks
 from beni.vision.base import VisionEncoder
-from beni.vision.hf import repeated_blocks
 from beni.vision.probe import Layout, find_layout
 
 
@@ -81,15 +81,26 @@ class TimmVision(VisionEncoder):
     def transform(self) -> ImageTransform:
         return self._transform
 
-    def spec(self) -> TokenSpec:
+    def spec(self, size: tuple[int, int] | None = None) -> TokenSpec:
+        if size not in (None, self._transform.shape):
+            raise CompositionError(
+                "E-RES",
+                f"{self.name} was made for {self._transform.shape}, it does not take views of {size} pixels",
+                groups=("vision", "views"),
+                fix="set views=single, anyres or another that cuts tiles of one size",
+            )
         return self._spec
+
+    @property
+    def patches(self) -> tuple[int, int]:
+        return self._layout.grid
 
     def forward(self, pixels: Float[Tensor, "i 3 height width"]) -> VisualTokens:
         x, *levels = (self._layout.tokens(f, len(pixels)) for f in self._features(self.model, pixels))
         tokens = VisualTokens.dense(x[:, self._layout.prefix :], self._layout.grid)
         return replace(tokens, levels=torch.cat(levels, -1)) if levels else tokens
 
-    def flops(self) -> int:
+    def flops(self, size: tuple[int, int] | None = None) -> int:
         with torch.device("meta"):
             model, pixels = self._create(pretrained=False), torch.empty(1, 3, *self._transform.shape)
         return count_flops(lambda: self._features(model, pixels))

@@ -20,7 +20,7 @@ def make(rows, views=0):
         ids = np.array([token for token, _ in row], dtype=np.int64)
         labels = np.array([token if supervised else IGNORE for token, supervised in row], dtype=np.int64)
         view = torch.full((3, 2, 2), float(i))
-        seen = [ViewedImage([view] * views, ImageLayout((2, 2), views=views), (1,))] if views else []
+        seen = [ViewedImage([view] * views, ImageLayout((2, 2), ((2, 2),) * views), (1,))] if views else []
         items.append(Item(f"s{i}", Encoded(ids, labels), seen))
     return items
 

@@ -43,7 +43,7 @@ def noise(*name):
 
 
 def viewer(picture):
-    return ViewedImage([TRANSFORM(picture)], ImageLayout(picture.size[::-1]), (3,))
+    return ViewedImage([TRANSFORM(picture)], ImageLayout(picture.size[::-1], (TRANSFORM.shape,)), (3,))
 
 
 @pytest.fixture

@@ -1,0 +1,96 @@
+"""Bare vision models of transformers: built from a config, given pixels in the form that each wants."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from beni.errors import ConfigError
+from beni.nn.architecture import known_attention
+
+INSIDE = {
+    "blip_2_vision_model": "transformers.models.blip_2.modeling_blip_2.Blip2VisionModel",
+    "idefics2_vision": "transformers.models.idefics2.modeling_idefics2.Idefics2VisionTransformer",
+    "instructblip_vision_model": "transformers.models.instructblip.modeling_instructblip.InstructBlipVisionModel",
+}
+"""Encoders that transformers has inside a vision-language model only, and does not list as models of their own."""
+
+
+def _register(config: PreTrainedConfig) -> None:
+    """Lists an encoder of ``INSIDE`` as a model of its own."""
+    path = INSIDE.get(config.model_type)
+    if path is not None and type(config) not in MODEL_MAPPING:
+        module, _, name = path.rpartition(".")
+        AutoModel.register(type(config), getattr(importlib.import_module(module), name))
+
+
+def own_size(config: PreTrainedConfig) -> tuple[int, int] | None:
+    """(height, width) in pixels that the model was trained at, where its config says."""
+    size = config.to_dict().get("image_size")
+    if isinstance(size, int):
+        return size, size
+    return (size[0], size[1]) if isinstance(size, list | tuple) and len(size) == 2 else None
+
+
+def model_inputs(model: PreTrainedModel, pixels: Float[Tensor, "i 3 height width"]) -> dict[str, Any]:
+    """Pixels as a model wants them: told to interpolate positions, where it asks and the size is not its own; or cut
+    into patches, for the models of native resolution that take these.
+    """
+    asked, (height, width) = inspect.signature(model.forward).parameters, pixels.shape[2:]
+    if "spatial_shapes" in asked:
+        patch = model.config.to_dict()["patch_size"]
+        rows, columns = height // patch, width // patch
+        blocks = (
+            pixels[:, :, : rows * patch, : columns * patch].unflatten(3, (columns, patch)).unflatten(2, (rows, patch))
+        )
+        shapes = torch.tensor([[rows, columns]] * len(pixels), device="cpu")  # their values are read, also in a dry run
+        return {
+            "pixel_values": blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2),  # (i, n, patch * patch * 3)
+            "pixel_attention_mask": None,
+            "spatial_shapes": shapes,
+        }
+    interpolates = "interpolate_pos_encoding" in asked and (height, width) != own_size(model.config)
+    return {"pixel_values": pixels} | ({"interpolate_pos_encoding": True} if interpolates else {})
+
+
+def pooling(config: PreTrainedConfig) -> dict[str, bool]:
+    """The argument that leaves out a pooling head, which nobody reads, for models that have the choice."""
+    known = inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
+
+
+def build_encoder(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
+    """The bare model of ``config`` on torch's current default device, in fp32.
+
+    Raises:
+        ConfigError: when transformers has no bare model of that type, or not that attention.
+    """
+    _register(config)
+    if type(config) not in MODEL_MAPPING:
+        raise ConfigError(
+            f"vision.architecture.model_type={config.model_type}: transformers has no model of it that stands alone\n"
+            "  fix: set vision.architecture.model_type=clip_vision_model"
+        )
+    with known_attention("vision", attn_implementation):
+        return AutoModel.from_config(
+            config, attn_implementation=attn_implementation, dtype=torch.float32, **pooling(config)
+        )
+
+
+def repeated_blocks(model: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.ModuleList,)) -> list[nn.Module]:
+    """The longest list of modules in ``model`` and, where it repeats in every stage, its likes of the other stages."""
+    lists = {name: list(module.children()) for name, module in model.named_modules() if isinstance(module, kinds)}
+    longest = max(lists, key=lambda name: len(lists[name]), default="")
+    alike = [module for name, module in lists.items() if _in_any_stage(name) == _in_any_stage(longest)]
+    return [block for module in alike for block in module]
+
+
+def _in_any_stage(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".*.", name)
