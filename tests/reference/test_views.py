@@ -1,4 +1,4 @@
-"""Views against the image processors of transformers: the same tiles, pixel for pixel, and the same number of tokens."""
+"""Views against the image processors of transformers: the same tiles, pixel for pixel, and as many tokens."""
 
 from __future__ import annotations
 

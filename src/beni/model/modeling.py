@@ -292,7 +292,8 @@ class BeniForConditionalGeneration(PreTrainedModel):
 
     def _encode_blank(self, device: torch.device) -> VisualTokens:
         """A blank image, which takes the way of any other."""
-        blank = self.viewer(PILImage.new("RGB", self.vision.transform.tile[::-1]))
+        height, width = self.vision.transform.tile
+        blank = self.viewer(PILImage.new("RGB", (width, height)))
         return self.encode_images(to_device(stack_views(blank.pixels), device), (blank.layout,))
 
     def _stage(self, group: str, tokens: TokenSpec, **known: Any) -> Stage:

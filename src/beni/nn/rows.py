@@ -119,12 +119,13 @@ def with_line_ends(tokens: VisualTokens, vector: Float[Tensor, "d"]) -> VisualTo
     Raises:
         ValueError: when the tokens have no grid.
     """
-    if tokens.grid is None:
+    grid = tokens.grid
+    if grid is None:
         raise ValueError("lines were to be ended of tokens without a grid")
     end = constant(vector, tokens)
 
     def ended(x: Tensor, last: Tensor) -> Tensor:
-        lines = x.unflatten(1, tokens.grid)  # (i, rows, columns, ...)
+        lines = x.unflatten(1, grid)  # (i, rows, columns, ...)
         return torch.cat([lines, last[:, None].expand(*lines.shape[:2], 1, *lines.shape[3:])], 2).flatten(1, 2)
 
     return VisualTokens(

@@ -72,7 +72,7 @@ class AnyRes(TiledViews):
     def split(self, picture: Picture, layout: ImageLayout, transform: PictureTransform) -> list[Tensor]:
         canvas = self._pixels(layout.tiles)
         inner = fitted(layout.size, canvas)
-        laid = PILImage.new("RGB", canvas[::-1])
+        laid = PILImage.new("RGB", (canvas[1], canvas[0]))
         laid.paste(squashed(picture, inner), ((canvas[1] - inner[1]) // 2, (canvas[0] - inner[0]) // 2))
         return transformed([squashed(picture, self.tile), *cut(laid, self.tile)], transform)
 
@@ -101,18 +101,19 @@ class AnyRes(TiledViews):
 
     def arrange(self, layout: ImageLayout, rows: VisualTokens) -> VisualTokens:
         base, tiles = rows.select(torch.tensor([0])), rows.select(torch.arange(1, len(rows.x)))
-        if rows.grid is None:
+        grid = rows.grid
+        if grid is None:
             across = layout.tiles[1]
             lines = [real_tokens(tiles.select(torch.arange(i, i + across))) for i in range(0, len(tiles.x), across)]
             if self.newline is not None:
                 end = constant(self.newline, lines[0])
                 lines = [piece for line in lines for piece in (line, end)]
             return concatenate([real_tokens(base), *lines])
-        top, left, height, width = self._kept(layout, rows.grid)
+        top, left, height, width = self._kept(layout, grid)
 
         def mapped(x: Tensor) -> Tensor:  # (tiles, gh * gw, ...) -> (height, width, ...)
-            grid = x.unflatten(1, rows.grid).unflatten(0, layout.tiles)  # (rows, columns, gh, gw, ...)
-            return grid.transpose(1, 2).flatten(2, 3).flatten(0, 1)[top : top + height, left : left + width]
+            cells = x.unflatten(1, grid).unflatten(0, layout.tiles)  # (rows, columns, gh, gw, ...)
+            return cells.transpose(1, 2).flatten(2, 3).flatten(0, 1)[top : top + height, left : left + width]
 
         flat = VisualTokens.dense(mapped(tiles.x).flatten(0, 1)[None], (height, width))
         flat = replace(flat, size=mapped(tiles.size).flatten()[None])

@@ -151,7 +151,8 @@ def squashed(
     picture: Picture, size: tuple[int, int], filter: PILImage.Resampling = PILImage.Resampling.BICUBIC
 ) -> Picture:
     """The picture at (height, width), whatever its shape was."""
-    return picture if (picture.height, picture.width) == size else picture.resize(size[::-1], filter)
+    height, width = size
+    return picture if (picture.height, picture.width) == size else picture.resize((width, height), filter)
 
 
 def transformed(pictures: Sequence[Picture], transform: PictureTransform) -> list[Tensor]:
