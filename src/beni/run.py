@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,10 @@ def train(run: Mapping[str, Any]) -> Path:
         if run["fsdp"]["mode"] == "full":
             shard(model, model.sharding_units(), environment, settings["precision"])
 
-        with Reporter(folder, run, source, renderer, viewer, model, layout, environment) as report:
-            if settings["feature_bank"] is not None:
-                model.feature_bank = _open_bank(model, settings, report)
+        with (
+            Reporter(folder, run, source, renderer, viewer, model, layout, environment) as report,
+            _feature_bank(model, settings, report),
+        ):
             trainer: Trainer = build(run["train"])
             trainer.fit(
                 Job(
@@ -144,12 +146,22 @@ def _build(run: Mapping[str, Any], renderer: Renderer) -> BeniForConditionalGene
     return model
 
 
-def _open_bank(model: BeniForConditionalGeneration, settings: Mapping[str, Any], report: Reporter) -> FeatureBank:
-    """The feature bank of the encoder as it is now: loaded, on its device, in its precision."""
+@contextmanager
+def _feature_bank(
+    model: BeniForConditionalGeneration, settings: Mapping[str, Any], report: Reporter
+) -> Iterator[FeatureBank | None]:
+    """Inside the block the model has the bank of its encoder as it is now: loaded, on its device, in its precision."""
+    if settings["feature_bank"] is None:
+        yield None
+        return
     description = describe(model.vision, model.config.parts["vision"], settings["precision"])
     bank = FeatureBank(Path(settings["feature_bank"]).expanduser(), description, report.notice)
     report.notice(f"feature bank: {bank.path} holds {len(bank)} views of this vision encoder")
-    return bank
+    model.feature_bank = bank
+    try:
+        yield bank
+    finally:
+        bank.close()
 
 
 def _layout(model: BeniForConditionalGeneration, wanted: str, folder: RunFolder) -> str:

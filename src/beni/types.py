@@ -101,7 +101,7 @@ class ImageLayout:
 class ViewedImage:
     """A picture ready for the encoder: the pixels of its views in order, how they came about, what stands for them."""
 
-    pixels: list[Float[Tensor, "3 height width"]]
+    pixels: list[Float[Tensor, "3 _ _"]]
     layout: ImageLayout
     markup: Markup
 

@@ -49,3 +49,37 @@ def shrink_vision(values: dict[str, Any]) -> dict[str, Any]:
     elif "image_size" in values:
         small["image_size"] = 64
     return small
+
+
+STAGE = {
+    "hidden_size": 32,
+    "hidden": 48,
+    "intermediate_size": 64,
+    "depth": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 8,
+    "num_latents": 6,
+    "num_queries": 6,
+    "max_queries": 9,
+    "max_prompt": 256,
+    "side": 3,
+}
+"""Values of a stage, where its YAML has a number for them."""
+
+VIEWS = {
+    "idefics2": {"shortest": 8, "longest": 24},
+    "native": {"max_patches": 24, "multiple": 2},
+    "dragonfly_v2": {"pool": 2},
+    "idefics3": {"longest": 2},
+    "internvl": {"max_tiles": 3},
+    "anyres": {"canvases": [[1, 2], [2, 1]]},
+}
+"""Views of a picture of a few patches a side."""
+
+
+def shrink_stage(group: str, option: str, values: dict[str, Any]) -> dict[str, Any]:
+    """A node of views, selector, resampler or connector, of a width and depth that cost nothing."""
+    if group == "views":
+        return values | VIEWS.get(option, {})
+    return values | {k: v for k, v in STAGE.items() if isinstance(values.get(k), int)}

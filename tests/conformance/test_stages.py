@@ -8,13 +8,14 @@ from beni.conformance.properties import PROPERTIES
 from beni.conformance.subject import Subject, find_subject
 from beni.conformance.verdict import Excused, NotMet
 from conformance.conftest import DIM, node
+from conformance.shrink import shrink_stage
 
 GROUPS = ("selector", "resampler", "connector")
 
 
 @pytest.fixture
 def subject(option) -> Subject:
-    return find_subject(option[0], node(*option), DIM)
+    return find_subject(option[0], shrink_stage(*option, node(*option)), DIM)
 
 
 @pytest.mark.parametrize("check", PROPERTIES, ids=lambda check: check.__name__)

@@ -51,6 +51,24 @@ def test_an_image_does_not_see_the_others_of_its_batch(encoder, option):
     assert not before[1].equal(after[1])
 
 
+def test_a_batch_has_the_gradients_of_its_images(encoder, option):
+    """One by one they must add up: torch's BatchNorm does not do that by itself (nn/batch_norm.py)."""
+    encoder, images = encoder.double(), pixels(encoder, 2).double()
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(x.shape[1:], generator=generator, dtype=x.dtype) for x in features_of(encoder(images))]
+
+    def gradients(parts):
+        encoder.zero_grad()
+        for part in parts:
+            sum((x * w).sum() for x, w in zip(features_of(encoder(part)), weights, strict=True)).backward()
+        return {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+
+    together, apart = gradients([images]), gradients([images[:1], images[1:]])
+    noise = 1e-6 * max(float(gradient.abs().max()) for gradient in together.values())
+    for name, gradient in together.items():
+        torch.testing.assert_close(apart[name], gradient, rtol=1e-5, atol=noise, msg=name)
+
+
 @torch.no_grad()
 def test_a_patch_stands_where_its_token_does(encoder, option):
     """Changing one corner of the picture changes the token of that corner most: rows first, prefix tokens gone."""

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from beni.config.compose import compose
+from distributed.processes import run_ranks
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]  # one worker: the tests share their runs
+pytestmark = pytest.mark.slow
 
 WORKER = Path(__file__).with_name("worker.py")
 PERCEIVER = ("resampler=perceiver", "resampler.num_latents=3", "resampler.num_heads=2", "resampler.head_dim=8")
@@ -34,28 +30,7 @@ def launch(tiny_values, tmp_path_factory):
     def start(world, folder, mode):
         run = compose([*tiny_values, *SETTINGS, *PERCEIVER, f"fsdp={mode}"])
         out = root / f"seen-{len(list(root.glob('settings-*')))}"
-        settings = root / f"settings-{out.name}"
-        settings.write_text(json.dumps({"run": run, "folder": str(root / folder), "out": str(out)}))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, str(WORKER), str(settings)],
-                env={**os.environ, **({**shared, "RANK": str(r), "LOCAL_RANK": str(r)} if world > 1 else {})},
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for r in range(world)
-        ]
-        try:
-            errors = [rank.communicate(timeout=SECONDS)[1] for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-        assert all(rank.returncode == 0 for rank in ranks), "\n".join(errors)
-        return [json.loads(Path(f"{out}.{rank}").read_text()) for rank in range(world)]
+        return run_ranks(WORKER, {"run": run, "folder": str(root / folder)}, out, world, SECONDS)
 
     start.root = root
     return start

@@ -24,13 +24,13 @@ def sum_over_ranks(value: float, device: torch.device) -> float:
     return float(tensor)
 
 
-def any_rank(flags: Sequence[bool], device: torch.device) -> list[bool]:
-    """Element by element, whether any rank says True."""
-    if world_size() == 1 or not flags:
-        return list(flags)
-    tensor = torch.tensor(flags, dtype=torch.uint8, device=device)
+def max_over_ranks(values: Sequence[int], device: torch.device) -> list[int]:
+    """Element by element, the largest of any rank."""
+    if world_size() == 1 or not values:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.int64, device=device)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
-    return tensor.bool().tolist()
+    return tensor.tolist()
 
 
 def sum_gradients(parameters: Iterable[Tensor], device: torch.device) -> None:
@@ -41,7 +41,7 @@ def sum_gradients(parameters: Iterable[Tensor], device: torch.device) -> None:
     if world_size() == 1:
         return
     replicated = [p for p in parameters if not isinstance(p, DTensor)]
-    used = any_rank([p.grad is not None for p in replicated], device)
+    used = max_over_ranks([int(p.grad is not None) for p in replicated], device)
     for parameter, wanted in zip(replicated, used, strict=True):
         if wanted:
             if parameter.grad is None:  # this rank's micro-batches did not use it; others' did

@@ -25,6 +25,8 @@ def shard(model: nn.Module, units: list[nn.Module], environment: Environment, pr
     mesh = init_device_mesh(environment.device.type, (environment.world,))
     bf16 = precision == "bf16"
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32)
+    for parameter in model.parameters():  # FSDP2 refuses others, channels-last convolutions for instance
+        parameter.data = parameter.data.contiguous()
     frozen = {p for p in model.parameters() if not p.requires_grad}
     for unit in units:
         if any(p.requires_grad for p in unit.parameters()):

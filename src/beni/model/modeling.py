@@ -29,7 +29,7 @@ from beni.llm.base import Llm
 from beni.llm.segment_attention import SegmentPlan
 from beni.model.configuration import BeniConfig
 from beni.model.prompts import prompts
-from beni.model.ragged import on_each_grid, on_each_size
+from beni.model.ragged import Calls, on_each_grid, on_each_size
 from beni.model.viewer import Viewer, placeholders
 from beni.nn.streams import torch_stream
 from beni.stage import Stage, StageContext, TokenSpec
@@ -135,7 +135,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         visual: VisualTokens | None = None,
         num_items: int | Tensor | None = None,
         step: int = 0,
-        dummy_image: bool = False,
+        calls: Calls | None = None,
         **_: Any,
     ) -> BeniOutput:
         """One micro-batch to its loss.
@@ -149,8 +149,8 @@ class BeniForConditionalGeneration(PreTrainedModel):
             visual: visual tokens already encoded, instead of ``pixels``, one row an image.
             num_items: what the summed loss is divided by; the labels of this micro-batch when None.
             step: optimizer step, for stages with a schedule.
-            dummy_image: encode one blank image that counts for nothing, because another rank of a sharded model
-                encodes a real one now.
+            calls: that every rank of a sharded model makes now; one without images encodes a blank one, which counts
+                for nothing.
 
         Raises:
             DataError: E-COUNT when placeholders and visual tokens differ in number.
@@ -162,10 +162,10 @@ class BeniForConditionalGeneration(PreTrainedModel):
                 asked = ~is_image if labels is None else ~is_image & (labels == IGNORE)
                 asked = asked if attention_mask is None else asked & attention_mask.bool()
                 context.prompt = prompts(embeds, asked, cu_seqlens, owners, len(layouts) or len(pixels))
-            visual = self.encode_images(pixels, layouts, context, pixel_keys)
+            visual = self.encode_images(pixels, layouts, context, pixel_keys, calls)
         embeds = self.fusion(embeds, is_image, visual)
-        if dummy_image:
-            embeds = embeds + self._encode_blank(embeds.device).x.sum() * 0.0
+        if visual is None and calls is not None and calls.stages:
+            embeds = embeds + self._encode_blank(embeds.device, calls).x.sum() * 0.0
         if position_ids is None:
             position_ids = _positions(input_ids, attention_mask)
         segments = None if cu_seqlens is None else SegmentPlan.build(cu_seqlens)
@@ -213,6 +213,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         layouts: tuple[ImageLayout, ...] = (),
         context: StageContext | None = None,
         pixel_keys: Sequence[str] = (),
+        calls: Calls | None = None,
     ) -> VisualTokens:
         """Pixels of all views to visual tokens of the llm's width, one row an image.
 
@@ -221,17 +222,18 @@ class BeniForConditionalGeneration(PreTrainedModel):
             layouts: how each image became views; none when each image is one view.
             context: what the stages may know; its prompt has one row an image.
             pixel_keys: as in ``forward``.
+            calls: as in ``forward``.
         """
+        calls = calls or Calls()
         context = context or StageContext()
         context.layouts = layouts
         if context.prompt is not None and layouts:
             rows = [i for i, one in enumerate(layouts) for _ in self.row_specs(one)["views"]]
             context.prompt = context.prompt.select(torch.tensor(rows, device=context.prompt.embeds.device))
-        frozen = not any(p.requires_grad for p in self.vision.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            tokens = on_each_size(self._encode_views, pixels, pixel_keys)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_vision()):
+            tokens = on_each_size(self._encode_views, pixels, pixel_keys, calls.encoder)
         tokens = self.views(tokens, context)
-        tokens = on_each_grid(self._to_llm, tokens, context)
+        tokens = on_each_grid(self._to_llm, tokens, context, calls.stages)
         return self.views.finish(tokens, context)
 
     @torch.no_grad()
@@ -279,6 +281,17 @@ class BeniForConditionalGeneration(PreTrainedModel):
         # the placeholder's id may lie beyond the embedding table; its position is overwritten anyway
         return self.llm.embed(input_ids.masked_fill(is_image, 0)), is_image
 
+    def calls_of(self, layouts: tuple[ImageLayout, ...]) -> Calls:
+        """The calls that a micro-batch of such images makes of what ranks share."""
+        if not layouts:
+            return Calls()
+        rows = {row.grid for layout in layouts for row in self.row_specs(layout)["views"]}
+        sizes = {size for layout in layouts for size in layout.views}
+        return Calls(len(sizes) if self._trains_vision() else 0, len(rows))
+
+    def _trains_vision(self) -> bool:
+        return any(p.requires_grad for p in self.vision.parameters())
+
     def _encode_views(self, pixels: Float[Tensor, "i 3 height width"], keys: Sequence[str]) -> VisualTokens:
         """Views of one size through the encoder, or from the bank."""
         inputs = pixels.to(next(self.vision.parameters()).dtype)
@@ -290,11 +303,11 @@ class BeniForConditionalGeneration(PreTrainedModel):
         """Select, resample, connect."""
         return self.connector(self.resampler(self.selector(tokens, context), context), context)
 
-    def _encode_blank(self, device: torch.device) -> VisualTokens:
+    def _encode_blank(self, device: torch.device, calls: Calls) -> VisualTokens:
         """A blank image, which takes the way of any other."""
         height, width = self.vision.transform.tile
         blank = self.viewer(PILImage.new("RGB", (width, height)))
-        return self.encode_images(to_device(stack_views(blank.pixels), device), (blank.layout,))
+        return self.encode_images(to_device(stack_views(blank.pixels), device), (blank.layout,), calls=calls)
 
     def _stage(self, group: str, tokens: TokenSpec, **known: Any) -> Stage:
         with torch_stream(self.config.seed, "init", group):

@@ -6,7 +6,7 @@ No stage and no encoder then needs to know of padding, and a grid is a grid also
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,15 +19,28 @@ Encode = Callable[[Tensor, Sequence[str]], VisualTokens]
 Stages = Callable[[VisualTokens, StageContext], VisualTokens]
 
 
-def on_each_size(encode: Encode, pixels: Pixels, keys: Sequence[str]) -> VisualTokens:
+@dataclass(frozen=True)
+class Calls:
+    """How often a micro-batch calls the encoder, and the stages between views and fusion.
+
+    Ranks that share weights must call alike: each call gathers them. Those with fewer sizes or grids repeat a call, and
+    the result counts for nothing.
+    """
+
+    encoder: int = 0
+    stages: int = 0
+
+
+def on_each_size(encode: Encode, pixels: Pixels, keys: Sequence[str], calls: int = 0) -> VisualTokens:
     """Views -> one row each, in order.
 
     Args:
         encode: views of one size, stacked, and their keys -> a row each.
         keys: of each view, or none.
+        calls: of ``encode``, at least.
     """
     if isinstance(pixels, Tensor):
-        return encode(pixels, keys)
+        return _repeated(encode(pixels, keys), calls - 1, lambda: encode(pixels[:1], keys[:1]))
     sizes: dict[tuple[int, ...], list[int]] = {}
     for place, view in enumerate(pixels):
         sizes.setdefault(tuple(view.shape), []).append(place)
@@ -35,18 +48,28 @@ def on_each_size(encode: Encode, pixels: Pixels, keys: Sequence[str]) -> VisualT
         encode(torch.stack([pixels[i] for i in where]), [keys[i] for i in where] if keys else ())
         for where in sizes.values()
     ]
-    return stack(parts, [torch.tensor(where, device=pixels[0].device) for where in sizes.values()])
+    rows = stack(parts, [torch.tensor(where, device=pixels[0].device) for where in sizes.values()])
+    return _repeated(rows, calls - len(parts), lambda: encode(pixels[0][None], keys[:1]))
 
 
-def on_each_grid(stages: Stages, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+def on_each_grid(stages: Stages, tokens: VisualTokens, context: StageContext, calls: int = 0) -> VisualTokens:
     """Tokens through ``stages``, the rows of each grid by themselves where there are several.
 
     Auxiliary losses are means over rows, so those of the parts are weighted by their rows.
+
+    Args:
+        calls: of ``stages``, at least.
     """
+
+    def once_more(some: VisualTokens) -> VisualTokens:
+        first = torch.tensor([0], device=some.x.device)
+        prompt = None if context.prompt is None else context.prompt.select(first)
+        return stages(some.select(first), replace(context, prompt=prompt, aux={}))
+
     if not tokens.grids:
-        return stages(tokens, context)
-    places, made = [], []
-    for where, dense in by_grid(tokens):
+        return _repeated(stages(tokens, context), calls - 1, lambda: once_more(tokens))
+    places, made, groups = [], [], by_grid(tokens)
+    for where, dense in groups:
         prompt = None if context.prompt is None else context.prompt.select(where)
         own = replace(context, prompt=prompt, aux={})
         made.append(stages(dense, own))
@@ -54,4 +77,11 @@ def on_each_grid(stages: Stages, tokens: VisualTokens, context: StageContext) ->
         for name, loss in own.aux.items():
             share = loss * (len(where) / len(tokens.x))
             context.aux[name] = context.aux[name] + share if name in context.aux else share
-    return stack(made, places)
+    return _repeated(stack(made, places), calls - len(made), lambda: once_more(groups[0][1]))
+
+
+def _repeated(tokens: VisualTokens, times: int, call: Callable[[], VisualTokens]) -> VisualTokens:
+    """The tokens after ``call`` has been made so often, for nothing."""
+    for _ in range(times):
+        tokens = tokens.with_features(tokens.x + call().x.sum() * 0.0)
+    return tokens

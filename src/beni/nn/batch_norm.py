@@ -11,10 +11,23 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 IMAGES = 8
 """Enough for a variance where the deepest maps are of one cell."""
+
+
+def flattened(features: Float[Tensor, "i d rows columns"]) -> Float[Tensor, "i n d"]:
+    """A network's map as tokens in reading order.
+
+    What comes back as gradient is made contiguous: torch 2.13 computes silently wrong gradients on a CPU in a BatchNorm
+    that uses stored statistics when the batch is one picture and the gradient's strides are those of a transposed map,
+    as they would be here (weight, bias and input; off by more than their size).
+    """
+    if features.requires_grad:
+        features.register_hook(Tensor.contiguous)
+    return features.flatten(2).transpose(1, 2)
 
 
 @torch.no_grad()

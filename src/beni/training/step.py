@@ -13,13 +13,15 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from beni.distributed.collectives import any_rank, sum_gradients, sum_over_ranks
+from beni.distributed.collectives import max_over_ranks, sum_gradients, sum_over_ranks
+from beni.model.modeling import BeniForConditionalGeneration
+from beni.model.ragged import Calls
 from beni.nn.precision import autocast
 from beni.types import Batch
 
 
 def forward_backward(
-    model: nn.Module, batches: Sequence[Batch], step: int, device: torch.device, precision: str
+    model: BeniForConditionalGeneration, batches: Sequence[Batch], step: int, device: torch.device, precision: str
 ) -> tuple[float, int]:
     """Gradients of one step, summed over micro-batches and ranks.
 
@@ -31,15 +33,14 @@ def forward_backward(
     """
     count = int(sum_over_ranks(sum(batch.num_labels for batch in batches), device))
     total = torch.zeros((), device=device)
-    # under sharding every rank must gather the same weights in the same order: one without an image encodes a dummy
+    # under sharding every rank must gather the same weights in the same order, whatever images it has
     sharded = isinstance(model, FSDPModule)
-    pictured = any_rank([batch.pixels is not None for batch in batches], device) if sharded else [False] * len(batches)
+    calls = _calls_of_all_ranks(model, batches, device) if sharded else [None] * len(batches)
     for i, batch in enumerate(batches):
         if sharded:
             model.set_requires_gradient_sync(i == len(batches) - 1)
-        dummy = pictured[i] and batch.pixels is None
         with autocast(device, precision):
-            loss = model(**batch.to(device).model_inputs(), num_items=count, step=step, dummy_image=dummy).loss
+            loss = model(**batch.to(device).model_inputs(), num_items=count, step=step, calls=calls[i]).loss
         loss.backward()
         total += loss.detach()
     sum_gradients((p for p in model.parameters() if p.requires_grad), device)
@@ -47,6 +48,15 @@ def forward_backward(
     if not torch.isfinite(torch.tensor(mean)):
         raise FloatingPointError(f"the loss of step {step + 1} is {mean}; lower optim.lr or set train.precision=fp32")
     return mean, count
+
+
+def _calls_of_all_ranks(
+    model: BeniForConditionalGeneration, batches: Sequence[Batch], device: torch.device
+) -> list[Calls | None]:
+    """For each micro-batch the most calls that any rank makes."""
+    own = [model.calls_of(batch.layouts) for batch in batches]
+    most = iter(max_over_ranks([number for one in own for number in (one.encoder, one.stages)], device))
+    return [Calls(next(most), next(most)) for _ in batches]
 
 
 def clip_and_update(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip: float) -> float:

@@ -7,10 +7,10 @@ How many views pass the encoder at once can change the last bits of the result; 
 (measured: docs/configuration.md). So a batch is never encoded in part. Either all of its views are in the bank, or the
 whole batch passes the encoder as it would without a bank, and the bank keeps what it did not have.
 
-On disk every process appends to a shard of its own. ``<shard>.data`` holds rows of one length end to end, and
-``<shard>.index`` a header and for each row a line of fixed length, with checksums of the row and of the line. A row is
-written before its line, so a process that is killed leaves at most a row without a line or half a line, and neither is
-read. Only the process that began a shard ever writes to it, so no lock is needed.
+On disk every process appends to shards of its own, one for each size of view. ``<shard>.data`` holds rows of one
+length end to end, and ``<shard>.index`` a header and for each row a line of fixed length, with checksums of the row and
+of the line. A row is written before its line, so a process that is killed leaves at most a row without a line or half a
+line, and neither is read. Only the process that began a shard ever writes to it, so no lock is needed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from beni.errors import ConfigError, ResourceError
+from beni.errors import ResourceError
 from beni.types import VisualTokens
 from beni.vision.base import VisionEncoder
 
@@ -102,12 +102,11 @@ class FeatureBank:
             ) from error
         self.hits = self.misses = self.encoded = 0
         self._bf16, self._notice = description["precision"] == "bf16", notice
-        self._form: Form | None = None
         self._shards: list[Shard] = []
         self._known: set[str] = set()
         self._places: dict[bytes, int] = {}  # key -> number of the shard and of its row, as one int: a third the memory
         self._more: dict[bytes, list[int]] = {}  # further places of keys that several processes wrote
-        self._writer: Writer | None = None
+        self._writers: dict[Form, Writer] = {}  # views of another size have tokens of another form
         self._writes = True
         self._look()
 
@@ -139,48 +138,50 @@ class FeatureBank:
         found = [i for i, row in enumerate(rows) if row is not None]
         self.hits, self.misses = self.hits + len(found), self.misses + len(views) - len(found)
         stored = [row for row in rows if row is not None]
-        if len(found) == len(views) and self._form is not None:
-            return self._form.tokens(self._form.unpack(stored, pixels.device))
+        if len(found) == len(views):
+            form = stored[0].form
+            return form.tokens(form.unpack([row.data for row in stored], pixels.device))
 
         self.encoded += len(views)
         tokens = vision(pixels)
-        self._keep(tokens, {view: i for i, view in reversed(list(enumerate(views))) if rows[i] is None})
-        if found and self._form is not None:
+        form = Form.of(tokens)
+        self._keep(tokens, form, {view: i for i, view in reversed(list(enumerate(views))) if rows[i] is None})
+        if found:
             # what a view once was it stays, whatever batch it is in now: else a resumed run could have other digits
             at = torch.tensor(found, device=pixels.device)
-            for ours, theirs in zip(leaves(tokens), self._form.unpack(stored, pixels.device), strict=True):
+            once = form.unpack([row.data for row in stored], pixels.device)
+            for ours, theirs in zip(leaves(tokens), once, strict=True):
                 if 0 not in ours.stride():  # expanded: the same for every view
                     ours.index_copy_(0, at, theirs)
         return tokens
 
-    def _keep(self, tokens: VisualTokens, fresh: dict[bytes, int]) -> None:
-        """Appends the rows ``fresh`` (key -> row) of ``tokens``."""
-        form = Form.of(tokens)
-        if self._form is None:
-            self._form = form
-        elif form != self._form:
-            raise ConfigError(
-                f"train.feature_bank needs views of one shape; this encoder gave {form.shapes} after "
-                f"{self._form.shapes}\n  fix: set train.feature_bank=null"
-            )
+    def close(self) -> None:
+        """Ends this process's shards; nothing is written afterwards."""
+        self._writes = False
+        for writer in self._writers.values():
+            writer.close()
+
+    def _keep(self, tokens: VisualTokens, form: Form, fresh: dict[bytes, int]) -> None:
+        """Appends the rows ``fresh`` (key -> row) of ``tokens``, which are of ``form``."""
         if not self._writes:
             return
         rows = form.pack(tokens, list(fresh.values()))
         try:
-            self._writer = self._writer or Writer(self.path, self._form)
-            self._writer.append(list(fresh), rows)
+            if form not in self._writers:
+                self._writers[form] = Writer(self.path, form)
+            self._writers[form].append(list(fresh), rows)
         except OSError as error:  # a full disk costs time, not the run
-            self._writes = False
+            self.close()
             self._notice(f"feature bank: {error}; no more views are written to {self.path}")
         self._look()
 
-    def _row(self, key: bytes) -> np.ndarray | None:
-        """The stored bytes of a view, from the first place where they are whole."""
+    def _row(self, key: bytes) -> Row | None:
+        """A stored view, from the first place where its bytes are whole."""
         while (place := self._places.get(key)) is not None:
             shard = self._shards[place >> 40]
-            row = shard.row(place & (1 << 40) - 1)
-            if row is not None:
-                return row
+            data = shard.row(place & (1 << 40) - 1)
+            if data is not None and shard.form is not None:
+                return Row(shard.form, data)
             self._notice(f"feature bank: a damaged row of {shard.data} is left out")
             others = self._more.get(key)
             if others:
@@ -200,8 +201,6 @@ class FeatureBank:
                 place = number << 40 | slot
                 if self._places.setdefault(key, place) != place:
                     self._more.setdefault(key, []).append(place)
-            if self._form is None:
-                self._form = shard.form
 
     def _tell(self, description: Mapping[str, Any]) -> None:
         """Writes for a person what the folder's name stands for."""
@@ -276,10 +275,6 @@ class Form:
         return [*self.own, *(leaf for source in self.sources for leaf in source.leaves)]
 
     @property
-    def shapes(self) -> str:
-        return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in self.leaves)
-
-    @property
     def row(self) -> int:
         """Bytes of a view on disk."""
         return sum(_aligned(leaf.bytes) for leaf in self.leaves)
@@ -324,6 +319,14 @@ class Form:
         for leaf in self.leaves:
             yield start, leaf
             start += _aligned(leaf.bytes)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The bytes of one view, and what they are."""
+
+    form: Form
+    data: np.ndarray
 
 
 def leaves(tokens: VisualTokens) -> list[Tensor]:
@@ -404,7 +407,16 @@ class Writer:
         self._index = (folder / f"{stem}.index").open("xb", buffering=0)
         self._slot = 0
         header = json.dumps(asdict(form)).encode()
-        _write(self._index.fileno(), f"{zlib.crc32(header):08x} ".encode() + header + b"\n")
+        try:
+            _write(self._index.fileno(), f"{zlib.crc32(header):08x} ".encode() + header + b"\n")
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Both files."""
+        self._data.close()
+        self._index.close()
 
     def append(self, keys: list[bytes], rows: np.ndarray) -> None:
         """Rows, then their lines."""

@@ -18,6 +18,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from beni.nn.batch_norm import flattened
+
 MAX_PREFIX = 2
 """CLS and a distillation token; registers come on top, as many as the config says."""
 
@@ -69,7 +71,7 @@ class Layout:
     def tokens(self, x: Tensor, images: int) -> Float[Tensor, "i n d"]:
         """A hidden state of any of the forms as one row of tokens an image, prefix included."""
         if x.ndim == 4:
-            return x.flatten(1, 2) if self.grid == x.shape[1:3] != x.shape[2:] else x.flatten(2).transpose(1, 2)
+            return x.flatten(1, 2) if self.grid == x.shape[1:3] != x.shape[2:] else flattened(x)
         return x if len(x) == images else x.reshape(images, -1, x.shape[-1])
 
 
