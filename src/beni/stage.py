@@ -11,9 +11,10 @@ building, and a part lists those it needs: ``tokens`` (the incoming spec), ``dim
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from beni.types import ImageLayout, Prompt, VisualTokens
@@ -30,6 +31,7 @@ class TokenSpec:
         space: ``vision`` until something maps the tokens to the llm's width, then ``llm``.
         levels: width of the features of further encoder layers that come along (``VisualTokens.levels``), 0 for none.
         sources: of each encoder where several look at one picture (``VisualTokens.sources``).
+        scale: which of a stage's nested lengths is meant (``Nested``).
     """
 
     n: int
@@ -38,6 +40,22 @@ class TokenSpec:
     space: Literal["vision", "llm"] = "vision"
     levels: int = 0
     sources: tuple[TokenSpec, ...] = ()
+    scale: int = 0
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Several numbers of tokens that a stage can make of a row, the fewer contained in the more.
+
+    Scale 0 is that of evaluation and generation, 1 to ``drawn`` are those of training.
+
+    Attributes:
+        drawn: scales of training.
+        every: training sees each sample at all of them, instead of at one that is drawn for it.
+    """
+
+    drawn: int
+    every: bool
 
 
 @dataclass
@@ -50,12 +68,20 @@ class StageContext:
         layouts: how each image became views, in order; empty when each row is an image of one view.
         prompt: what is asked about each row's image; only for stages that set ``uses_prompt``, and None where the model
             was given no text.
+        scales: of each row, for a stage with nested lengths; empty where all are 0.
     """
 
     step: int = 0
     layouts: tuple[ImageLayout, ...] = ()
     prompt: Prompt | None = None
+    scales: tuple[int, ...] = ()
     aux: dict[str, Tensor] = field(default_factory=dict)
+
+    def of_rows(self, rows: Int[Tensor, "k"]) -> StageContext:
+        """The same for some rows, repeated or left out as wished; with auxiliary losses of its own."""
+        prompt = None if self.prompt is None else self.prompt.select(rows)
+        scales = tuple(self.scales[i] for i in rows.tolist()) if self.scales else ()
+        return replace(self, prompt=prompt, scales=scales, aux={})
 
 
 class Stage(nn.Module, ABC):
@@ -63,9 +89,11 @@ class Stage(nn.Module, ABC):
 
     Attributes:
         uses_prompt: the stage reads ``StageContext.prompt``.
+        nested: the stage can make several numbers of tokens, of which training draws.
     """
 
     uses_prompt: ClassVar[bool] = False
+    nested: Nested | None = None
 
     @abstractmethod
     def spec(self, tokens: TokenSpec) -> TokenSpec:

@@ -90,11 +90,13 @@ class ImageLayout:
         views: (height, width) in pixels of each encoder input it became, the whole picture at low resolution included
             where there is one.
         tiles: (rows, columns) of the tiles it was cut into.
+        scale: which of the nested numbers of visual tokens it gets, where a stage has several.
     """
 
     size: tuple[int, int]
     views: tuple[tuple[int, int], ...]
     tiles: tuple[int, int] = (1, 1)
+    scale: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ means starting at another number.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 from PIL.Image import Image as Picture
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset
@@ -21,8 +23,17 @@ from beni.data.template import Renderer
 from beni.nn.streams import numpy_stream
 from beni.types import Batch, ViewedImage
 
-Viewer = Callable[[Picture], ViewedImage]
-"""A decoded picture to its views; handed over by run.py."""
+
+class Viewer(Protocol):
+    """A decoded picture to its views; handed over by run.py."""
+
+    def __call__(self, picture: Picture, scale: int = 0) -> ViewedImage:
+        """At one of the nested numbers of visual tokens, where there are several."""
+        ...
+
+    def scales(self, rng: np.random.Generator) -> tuple[int, ...]:
+        """The scales at which a training sample is seen."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,15 +59,18 @@ class Steps(Dataset[list[Batch]]):
         parts = micro_batches(self.seed, step, len(self.source), self.batch_size, self.world, self.accumulation)
         pad, keys = self.renderer.tokens.pad, self.pixel_keys
         return [
-            collate([self._item(epoch, index) for epoch, index in part], self.layout, pad, keys)
+            collate([one for epoch, index in part for one in self._items(epoch, index)], self.layout, pad, keys)
             for part in parts[self.rank]
         ]
 
-    def _item(self, epoch: int, index: int) -> Item:
+    def _items(self, epoch: int, index: int) -> Iterator[Item]:
+        """The sample as it is seen: once, or once at each scale of its images."""
         sample = self.source.train(index, epoch)
         rng = numpy_stream(self.seed, "augment", epoch, index)
-        images = [self.viewer(self.source.augment(image, rng)) for image in sample.images]
-        return item(sample, self.renderer, images)
+        pictures = [self.source.augment(image, rng) for image in sample.images]
+        scales = self.viewer.scales(numpy_stream(self.seed, "scale", epoch, index)) if pictures else (0,)
+        for scale in scales:
+            yield item(sample, self.renderer, [self.viewer(picture, scale) for picture in pictures])
 
 
 def item(sample: Sample, renderer: Renderer, images: list[ViewedImage]) -> Item:

@@ -8,7 +8,7 @@ bit-identical.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -32,7 +32,7 @@ from beni.model.prompts import prompts
 from beni.model.ragged import Calls, on_each_grid, on_each_size
 from beni.model.viewer import Viewer, placeholders
 from beni.nn.streams import torch_stream
-from beni.stage import Stage, StageContext, TokenSpec
+from beni.stage import Nested, Stage, StageContext, TokenSpec
 from beni.types import ImageLayout, Pixels, VisualTokens, to_device
 from beni.views.base import Views
 from beni.vision.base import VisionEncoder
@@ -190,9 +190,14 @@ class BeniForConditionalGeneration(PreTrainedModel):
         return any(stage.uses_prompt for stage in (self.views, self.selector, self.resampler, self.connector))
 
     @property
+    def nested(self) -> Nested | None:
+        """The several numbers of visual tokens that training draws from, where a stage has them."""
+        return next((stage.nested for stage in (self.selector, self.resampler, self.connector) if stage.nested), None)
+
+    @property
     def viewer(self) -> Viewer:
         """What turns a decoded picture into this model's pixels and placeholders."""
-        return Viewer(self.views, self.vision.transform, self.row_specs, self.fusion)
+        return Viewer(self.views, self.vision.transform, self.row_specs, self.fusion, self.nested)
 
     def row_specs(self, layout: ImageLayout) -> dict[str, list[TokenSpec]]:
         """What is known of the visual tokens of such an image behind each stage: one spec a view behind ``vision``, one
@@ -201,7 +206,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         Raises:
             CompositionError: when a stage cannot work on them.
         """
-        specs = {"vision": [self.vision.spec(size) for size in layout.views]}
+        specs = {"vision": [replace(self.vision.spec(size), scale=layout.scale) for size in layout.views]}
         specs["views"] = self.views.rows(layout, specs["vision"])
         for before, stage in pairwise(("views", "selector", "resampler", "connector")):
             specs[stage] = [getattr(self, stage).spec(row) for row in specs[before]]
@@ -227,9 +232,11 @@ class BeniForConditionalGeneration(PreTrainedModel):
         calls = calls or Calls()
         context = context or StageContext()
         context.layouts = layouts
-        if context.prompt is not None and layouts:
+        if layouts and (context.prompt is not None or self.nested is not None):
             rows = [i for i, one in enumerate(layouts) for _ in self.row_specs(one)["views"]]
-            context.prompt = context.prompt.select(torch.tensor(rows, device=context.prompt.embeds.device))
+            context.scales = tuple(layouts[i].scale for i in rows)
+            if context.prompt is not None:
+                context.prompt = context.prompt.select(torch.tensor(rows, device=context.prompt.embeds.device))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_vision()):
             tokens = on_each_size(self._encode_views, pixels, pixel_keys, calls.encoder)
         tokens = self.views(tokens, context)
@@ -323,10 +330,10 @@ class BeniForConditionalGeneration(PreTrainedModel):
 
     def _check_views(self) -> None:
         """Every kind of image must pass all stages, and leave the llm a position for text."""
-        taken, limit = (
-            max(placeholders(self.viewer.markup(one)) for one in self.views.extremes()),
-            self.llm.max_positions,
-        )
+        viewer, limit = self.viewer, self.llm.max_positions
+        scales = range(1 + (self.nested.drawn if self.nested else 0))
+        layouts = [replace(layout, scale=scale) for layout in self.views.extremes() for scale in scales]
+        taken = max(placeholders(viewer.markup(layout)) for layout in layouts)
         if limit is not None and taken >= limit:
             raise CompositionError(
                 "E-TOKENS",

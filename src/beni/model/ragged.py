@@ -6,7 +6,7 @@ No stage and no encoder then needs to know of padding, and a grid is a grid also
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -63,15 +63,13 @@ def on_each_grid(stages: Stages, tokens: VisualTokens, context: StageContext, ca
 
     def once_more(some: VisualTokens) -> VisualTokens:
         first = torch.tensor([0], device=some.x.device)
-        prompt = None if context.prompt is None else context.prompt.select(first)
-        return stages(some.select(first), replace(context, prompt=prompt, aux={}))
+        return stages(some.select(first), context.of_rows(first))
 
     if not tokens.grids:
         return _repeated(stages(tokens, context), calls - 1, lambda: once_more(tokens))
     places, made, groups = [], [], by_grid(tokens)
     for where, dense in groups:
-        prompt = None if context.prompt is None else context.prompt.select(where)
-        own = replace(context, prompt=prompt, aux={})
+        own = context.of_rows(where)
         made.append(stages(dense, own))
         places.append(where)
         for name, loss in own.aux.items():

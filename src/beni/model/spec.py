@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +15,7 @@ from beni.measure import memory
 from beni.model.build import build_model
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters
+from beni.model.viewer import placeholders
 from beni.types import ImageLayout
 
 
@@ -49,7 +50,8 @@ class SpecTable:
         visual_tokens: of one image, as the llm sees them.
         prefill_flops: forward FLOPs of one sample.
         train_flops_per_sample: forward and backward: x3 where a stage trains, x2 where a frozen stage lies on the
-            gradient's way, x1 where it does not (visual-path.md H5).
+            gradient's way, x1 where it does not. With nested numbers of visual tokens: the sum over those that each
+            sample is seen at, or the mean over those that are drawn.
     """
 
     rows: tuple[SpecRow, ...]
@@ -84,14 +86,7 @@ def spec_table(
     """
     counts, specs = count_parameters(model), model.row_specs(image)
     visual_tokens = model.viewer.visual_tokens(image)
-    sizes = Counter(image.views)
-    flops = {
-        "vision": sum(count * model.vision.flops(size) for size, count in sizes.items()),
-        "fusion": 0,
-        "llm": model.llm.flops(length, label_rows),
-    }
-    for before, stage in pairwise(("vision", "views", "selector", "resampler", "connector")):
-        flops[stage] = sum(getattr(model, stage).flops(row) for row in specs[before])
+    flops = forward_flops(model, image, length, label_rows)
     rows = []
     for stage in COMPONENTS:
         made = specs.get(stage, specs["connector"])
@@ -107,19 +102,43 @@ def spec_table(
                 flops=flops[stage],
             )
         )
-    trains_before, total = False, 0
-    for row in rows:
-        factor = (
-            3 if row.trained and run["train"]["plan"][row.stage] == "full" else 2 if trains_before or row.trained else 1
-        )
-        total += factor * row.flops
-        trains_before = trains_before or row.trained > 0
+    factors = training_factors({stage: counts[stage]["trained"] > 0 for stage in COMPONENTS}, run["train"]["plan"])
+    passes = []
+    for scale in range(1, model.nested.drawn + 1) if model.nested else (image.scale,):
+        seen = replace(image, scale=scale)
+        longer = length + placeholders(model.viewer.markup(seen)) - placeholders(model.viewer.markup(image))
+        each = flops if seen == image else forward_flops(model, seen, longer, label_rows)
+        passes.append(sum(factors[stage] * each[stage] for stage in COMPONENTS))
     return SpecTable(
         rows=tuple(rows),
         visual_tokens=visual_tokens,
         prefill_flops=sum(row.flops for row in rows),
-        train_flops_per_sample=total,
+        train_flops_per_sample=sum(passes) if model.nested and model.nested.every else sum(passes) // len(passes),
     )
+
+
+def forward_flops(
+    model: BeniForConditionalGeneration, image: ImageLayout, length: int, label_rows: int
+) -> dict[str, int]:
+    """Of each stage, for one sample of so many positions with one such image."""
+    specs, sizes = model.row_specs(image), Counter(image.views)
+    flops = {
+        "vision": sum(count * model.vision.flops(size) for size, count in sizes.items()),
+        "fusion": 0,
+        "llm": model.llm.flops(length, label_rows),
+    }
+    for before, stage in pairwise(("vision", "views", "selector", "resampler", "connector")):
+        flops[stage] = sum(getattr(model, stage).flops(row) for row in specs[before])
+    return flops
+
+
+def training_factors(trains: Mapping[str, bool], plan: Mapping[str, str]) -> dict[str, int]:
+    """What a stage's forward FLOPs are multiplied by in training, in the order of the data's way."""
+    factors, before = {}, False
+    for stage in COMPONENTS:
+        factors[stage] = 3 if trains[stage] and plan[stage] == "full" else 2 if before or trains[stage] else 1
+        before = before or trains[stage]
+    return factors
 
 
 def estimate_memory(
@@ -128,6 +147,8 @@ def estimate_memory(
     """What each of ``world`` processes will need, for samples of ``length`` positions and ``label_rows`` labels."""
     counts = count_parameters(model)
     samples = -(-run["train"]["batch_size"] // (run["train"]["accumulation"] * world))
+    if model.nested and model.nested.every:
+        samples *= model.nested.drawn
     config = model.llm.config.get_text_config().to_dict()
     return memory.estimate(
         frozen=sum(c["frozen"] for c in counts.values()),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 from PIL.Image import Image as Picture
 
 from beni.data.images import PictureTransform
 from beni.fusion.base import Fusion
-from beni.stage import TokenSpec
+from beni.stage import Nested, TokenSpec
 from beni.types import ImageLayout, Markup, ViewedImage
 from beni.views.base import Views
 
@@ -23,16 +24,25 @@ class Viewer:
 
     Attributes:
         specs: layout of an image -> what its visual tokens are behind each stage.
+        nested: several numbers of visual tokens that training draws from; None for one.
     """
 
     views: Views
     transform: PictureTransform
     specs: Callable[[ImageLayout], dict[str, list[TokenSpec]]]
     fusion: Fusion
+    nested: Nested | None = None
 
-    def __call__(self, picture: Picture) -> ViewedImage:
-        layout = self.views.plan((picture.height, picture.width))
+    def __call__(self, picture: Picture, scale: int = 0) -> ViewedImage:
+        layout = replace(self.views.plan((picture.height, picture.width)), scale=scale)
         return ViewedImage(self.views.split(picture, layout, self.transform), layout, self.markup(layout))
+
+    def scales(self, rng: np.random.Generator) -> tuple[int, ...]:
+        """The scales at which a training sample is seen: all, or one that ``rng`` draws."""
+        if self.nested is None:
+            return (0,)
+        scales = tuple(range(1, self.nested.drawn + 1))
+        return scales if self.nested.every else (int(rng.choice(scales)),)
 
     def visual_tokens(self, layout: ImageLayout) -> int:
         """Visual tokens of an image, whether or not each takes a position of the llm."""

@@ -84,12 +84,13 @@ def images_of(
 
     Args:
         counts: rows of each image, in order.
-        make: number of an image and its rows -> its one row.
+        make: number of an image and its rows, without padding where they are on one grid -> its one row.
     """
     made, start = [], 0
     for number, count in enumerate(counts):
         rows = torch.arange(start, start + count, device=tokens.x.device)
-        made.append(make(number, tokens.select(rows)))
+        own = tokens.select(rows)
+        made.append(make(number, by_grid(own)[0][1] if len(set(own.grids)) == 1 else own))
         start += count
     if start != len(tokens.x):
         raise ValueError(f"{start} rows were expected of {len(counts)} images, {len(tokens.x)} came")

@@ -2,7 +2,8 @@
 
 Reference: ``Resampler`` in ``multimodal_projector/builder.py`` of the release. No class of it can be loaded, so the
 tests assemble it from ``torch.nn.MultiheadAttention``: equal to 1e-5 in fp32 and 1e-10 in fp64.
-Queries do not see each other, so what the first m of them read is the same however many follow.
+Queries do not see each other, so what the first m of them read is the same however many follow. A model trained with
+``nested`` numbers of them, one drawn for each sample, can be asked with any (the paper's second stage).
 Deviations: the released code gives the attention the positions alone as keys, so where it looks is the same for every
 image; ``key_content`` adds the patches to the keys, and without it the release is reproduced. Any grid, not only a
 square one, and positions by place where there is no grid.
@@ -11,6 +12,7 @@ square one, and positions by place where there is no grid.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -19,7 +21,7 @@ from beni.errors import CompositionError
 from beni.nn.attention import GroupedQueryAttention
 from beni.nn.positions import positions_at, sincos_table
 from beni.nn.queries import centres, draw_layers, draw_stacked, head_dim_of, queried, queried_spec
-from beni.stage import Stage, StageContext, TokenSpec
+from beni.stage import Nested, Stage, StageContext, TokenSpec
 from beni.types import VisualTokens
 
 EPS = 1e-6
@@ -33,6 +35,7 @@ class Mqt(Stage):
         dim_out: width of the llm.
         max_queries: learned queries, a square number.
         num_queries: how many of them, from the first on, are used (tokens), at most ``max_queries``.
+        nested: numbers of which training draws one for each sample; [] always uses ``num_queries``.
         num_heads: heads; must divide the width of the tokens.
         key_content: let the keys show the patches, not their positions alone.
 
@@ -48,6 +51,7 @@ class Mqt(Stage):
         *,
         max_queries: int,
         num_queries: int,
+        nested: list[int],
         num_heads: int,
         key_content: bool,
     ) -> None:
@@ -61,13 +65,16 @@ class Mqt(Stage):
                 groups=("resampler",),
                 fix=f"set resampler.max_queries={max(1, self.side) ** 2}",
             )
-        if not 1 <= num_queries <= max_queries:
+        self.numbers = (num_queries, *nested)
+        if wrong := [number for number in self.numbers if not 1 <= number <= max_queries]:
             raise CompositionError(
                 "E-TOKENS",
-                f"resampler.num_queries={num_queries} of resampler.max_queries={max_queries} queries cannot be used",
+                f"{wrong[0]} of resampler.max_queries={max_queries} queries cannot be used",
                 groups=("resampler",),
-                fix=f"set resampler.num_queries to 1..{max_queries}",
+                fix=f"set resampler.num_queries and resampler.nested to 1..{max_queries}",
             )
+        if nested:
+            self.nested = Nested(len(nested), every=False)
         head_dim = head_dim_of(dim, num_heads, "resampler=mqt")
         if dim % 4:
             raise CompositionError(
@@ -76,26 +83,33 @@ class Mqt(Stage):
                 groups=("vision", "resampler"),
                 fix="set resampler=perceiver",
             )
-        self.num_queries, self.key_content = num_queries, key_content
+        self.key_content = key_content
         self.queries = nn.Parameter(torch.empty(max_queries, dim))
         self.query_norm, self.key_norm, self.value_norm = (nn.LayerNorm(dim, eps=EPS) for _ in range(3))
         self.attention = GroupedQueryAttention(dim, num_heads, num_heads, head_dim, bias=True)
         self.proj = nn.Linear(dim, dim_out, bias=False)
 
     def spec(self, tokens: TokenSpec) -> TokenSpec:
-        return queried_spec(tokens, self.num_queries, self.proj.out_features, "llm")
+        return queried_spec(tokens, self.numbers[tokens.scale], self.proj.out_features, "llm")
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
-        x, m = tokens.x, self.num_queries
+        x, numbers = tokens.x, [self.numbers[scale] for scale in context.scales or (0,) * len(tokens.x)]
+        m = max(numbers)
         table = sincos_table((self.side, self.side), x.shape[2], x.device)
         queries = self.query_norm(self.queries[:m] + table.flatten(1).T[:m].to(x.dtype)).expand(len(x), -1, -1)
         positions = positions_at(table, tokens)
         keys = self.key_norm(x + positions if self.key_content else positions).expand(len(x), -1, -1)
         read = self.attention(queries, keys, tokens.mask, values=self.value_norm(x))
-        return queried(self.proj(read), tokens, centres(self.side, x.device)[:m])
+        made = queried(self.proj(read), tokens, centres(self.side, x.device)[:m])
+        if set(numbers) == {m}:
+            return made
+        own = torch.tensor(numbers, device=x.device)[:, None]
+        mask = torch.arange(m, device=x.device) < own
+        size = made.size * mask
+        return replace(made, mask=mask, size=size * (made.size.sum(1, keepdim=True) / size.sum(1, keepdim=True)))
 
     def flops(self, tokens: TokenSpec) -> int:
-        m = self.num_queries
+        m = self.numbers[tokens.scale]
         return self.attention.flops(m, tokens.n) + 2 * m * self.proj.in_features * self.proj.out_features
 
     def init_weights(self) -> None:

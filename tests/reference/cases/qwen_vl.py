@@ -120,6 +120,7 @@ def mqt(shape, key_content):
         dim_out,
         max_queries=side**2,
         num_queries=TAKEN[side**2],
+        nested=[],
         num_heads=heads,
         key_content=key_content,
     )

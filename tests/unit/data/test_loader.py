@@ -42,8 +42,18 @@ def noise(*name):
     return PILImage.fromarray(np.random.default_rng(name).integers(0, 255, (16, 16, 3), dtype=np.uint8))
 
 
-def viewer(picture):
-    return ViewedImage([TRANSFORM(picture)], ImageLayout(picture.size[::-1], (TRANSFORM.shape,)), (3,))
+class OneView:
+    """A picture is one view; three visual tokens stand for it, or fewer at the scales that training draws."""
+
+    def __init__(self, drawn=(0,), every=False):
+        self.drawn, self.every = drawn, every
+
+    def __call__(self, picture, scale=0):
+        layout = ImageLayout(picture.size[::-1], (TRANSFORM.shape,), scale=scale)
+        return ViewedImage([TRANSFORM(picture)], layout, (3 - scale,))
+
+    def scales(self, rng):
+        return self.drawn if self.every else (int(rng.choice(self.drawn)),)
 
 
 @pytest.fixture
@@ -52,8 +62,8 @@ def steps(renderer_of):
     renderer = renderer_of("bos", "chatml")
 
     def make(**changes):
-        values = {"seed": 0, "batch_size": 6, "accumulation": 2, "layout": "packed"}
-        return Steps(Noise(), renderer, viewer, **values | changes)
+        values = {"viewer": OneView(), "seed": 0, "batch_size": 6, "accumulation": 2, "layout": "packed"}
+        return Steps(Noise(), renderer, **values | changes)
 
     return make
 
@@ -152,3 +162,33 @@ def test_the_order_hash_differs_with_seed_length_batch_size_and_content():
         order_hash(Noise(content=1), 0, 5, 4),
     ]
     assert len({first, *others}) == 5
+
+
+def scales_of(batches):
+    return [layout.scale for batch in batches for layout in batch.layouts]
+
+
+def test_a_sample_is_seen_at_the_scale_that_its_own_stream_draws(steps):
+    made = steps(viewer=OneView((0, 1, 2)))
+    drawn = [scales_of(made[step]) for step in range(6)]
+    assert {scale for step in drawn for scale in step} == {0, 1, 2}
+    assert drawn == [scales_of(steps(viewer=OneView((0, 1, 2)))[step]) for step in range(6)]
+    other = steps(viewer=OneView((0, 1, 2)), accumulation=1)
+    for step in range(6):  # by sample, however they are laid out
+        pairs = [dict(zip(b.ids, _first_scales(b), strict=True)) for b in made[step]]
+        (together,) = [dict(zip(b.ids, _first_scales(b), strict=True)) for b in other[step]]
+        assert {k: v for part in pairs for k, v in part.items()} == together
+
+
+def _first_scales(batch):
+    owners = batch.owners.tolist()
+    return [batch.layouts[owners.index(sample)].scale for sample in range(len(batch.ids))]
+
+
+def test_a_sample_is_seen_once_at_every_scale_where_all_are_trained(steps):
+    once, each = steps(), steps(viewer=OneView((1, 2), every=True))
+    for plain, nested in zip(once[0], each[0], strict=True):
+        assert nested.ids == [name for name in plain.ids for _ in range(2)]
+        assert len(nested.pixels) == 2 * len(plain.pixels)
+        assert set(scales_of([nested])) == {1, 2}
+        assert nested.num_labels == 2 * plain.num_labels

@@ -23,7 +23,9 @@ def visual(seed=0, images=2):
 @pytest.fixture
 def mqt(resampler):
     def make(**keys):
-        stage = resampler("mqt", SPEC, DIM, **{"max_queries": 16, "num_queries": 16, "num_heads": 2} | keys).double()
+        stage = resampler(
+            "mqt", SPEC, DIM, **{"max_queries": 16, "num_queries": 16, "nested": [], "num_heads": 2} | keys
+        ).double()
         scramble(stage, 0)
         return stage
 
@@ -115,7 +117,7 @@ def test_queries_that_are_no_square_or_too_few_are_refused(mqt):
     with pytest.raises(CompositionError, match=r"E-SQUARE.*max_queries=15(.|\n)*max_queries=9"):
         mqt(max_queries=15, num_queries=3)
     for m in (0, 17):
-        with pytest.raises(CompositionError, match=rf"E-TOKENS.*num_queries={m}"):
+        with pytest.raises(CompositionError, match=rf"E-TOKENS.* {m} of resampler.max_queries="):
             mqt(num_queries=m)
 
 
