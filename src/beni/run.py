@@ -19,12 +19,13 @@ from beni.analysis.terminal_tables import run_table
 from beni.config.build import build
 from beni.config.check import check
 from beni.data.images import size_of
-from beni.data.loader import Steps, order_hash
+from beni.data.loader import Steps, first_pictures, order_hash
 from beni.data.sample import Source
 from beni.data.template import IGNORE, Renderer
 from beni.distributed.collectives import barrier
 from beni.distributed.environment import Environment, process_group, read_environment
 from beni.distributed.fsdp import shard
+from beni.errors import CompositionError
 from beni.llm.hf import isolates_segments
 from beni.llm.tokenizer import load_tokenizer
 from beni.measure import memory
@@ -32,6 +33,7 @@ from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters
 from beni.model.spec import SpecTable, estimate_memory, propagate, spec_table
 from beni.model.viewer import USUAL_SIZE, Viewer
+from beni.nn.precision import autocast
 from beni.nn.streams import numpy_stream
 from beni.reporter import Reporter
 from beni.tracker.folder import RunFolder
@@ -94,6 +96,21 @@ def train(run: Mapping[str, Any]) -> Path:
         if settings["precision"] == "bf16":
             store_frozen_in_bf16(model, settings["plan"])
         torch.nn.Module.to(model, environment.device)
+        steps = Steps(
+            source,
+            renderer,
+            viewer,
+            settings["seed"],
+            settings["batch_size"],
+            settings["accumulation"],
+            layout,
+            environment.rank,
+            environment.world,
+            pixel_keys=settings["feature_bank"] is not None,
+        )
+        if model.fusion.calibrates and settings["init_from"] is None:
+            with autocast(environment.device, settings["precision"]):
+                model.eval().calibrate(first_pictures(steps).to(environment.device))
         if run["fsdp"]["mode"] == "full":
             shard(model, model.sharding_units(), environment, settings["precision"])
 
@@ -105,18 +122,7 @@ def train(run: Mapping[str, Any]) -> Path:
             trainer.fit(
                 Job(
                     model=model,
-                    steps=Steps(
-                        source,
-                        renderer,
-                        viewer,
-                        settings["seed"],
-                        settings["batch_size"],
-                        settings["accumulation"],
-                        layout,
-                        environment.rank,
-                        environment.world,
-                        pixel_keys=model.feature_bank is not None,
-                    ),
+                    steps=steps,
                     environment=environment,
                     optim=run["optim"],
                     checkpoint=run["checkpoint"],
@@ -166,8 +172,16 @@ def _feature_bank(
 
 def _layout(model: BeniForConditionalGeneration, wanted: str, folder: RunFolder) -> str:
     """``padded`` where the llm cannot keep packed samples apart."""
-    if wanted == "packed" and not isolates_segments(model.llm):
+    needed = wanted == "packed" or model.fusion.sees_ahead
+    if needed and not isolates_segments(model.llm):
         name = model.llm.model.config.model_type
+        if model.fusion.sees_ahead:
+            raise CompositionError(
+                "E-ATTN",
+                f"{name} does not pass beni's segment attention on, so no position of it can look ahead",
+                groups=("fusion", "llm"),
+                fix="set fusion.image_attention=causal",
+            )
         Console(stderr=True).print(
             f"{name} does not pass beni's segment attention on, so packed samples would see each other: "
             "this run uses train.layout=padded"

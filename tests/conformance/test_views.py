@@ -32,9 +32,12 @@ SIZES = [(20, 30), (40, 18), (16, 16), (3, 70), (64, 64)]
 
 
 def options_of(option):
-    """The option as it is, and with its views joined where it can."""
+    """The option as it is, with its views joined and with newlines the other way, where it has these keys."""
     values = yaml.safe_load((conf_dir() / "views" / f"{option}.yaml").read_text()) | SMALL.get(option, {})
-    return [values, *([values | {"join": True}] if "join" in values else [])]
+    return [
+        values,
+        *(values | {key: not values[key]} for key in ("join", "newline") if isinstance(values.get(key), bool)),
+    ]
 
 
 def built(values, seed=0):

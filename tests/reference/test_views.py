@@ -146,7 +146,7 @@ def test_idefics2_cuts_as_its_processor_does_where_sides_are_whole_patches(size)
 
 @sizes
 def test_native_resolution_scales_as_naflex_does(size):
-    views = NativeView((TILE, TILE), (4, 4), max_patches=36, min_patches=1, fill=True, multiple=1)
+    views = NativeView(8, (TILE, TILE), (4, 4), max_patches=36, min_patches=1, fill=True, multiple=1, newline=False)
     layout, made = viewed(views, size)
     theirs = Siglip2ImageProcessorPil(patch_size=7, max_num_patches=36, **NORMALISED)
     out = theirs.preprocess(picture(size), return_tensors="np")
@@ -158,6 +158,6 @@ def test_native_resolution_scales_as_naflex_does(size):
 
 @sizes
 def test_native_resolution_rounds_as_qwen2_vl_does(size):
-    views = NativeView((TILE, TILE), (4, 4), max_patches=100, min_patches=4, fill=False, multiple=2)
+    views = NativeView(8, (TILE, TILE), (4, 4), max_patches=100, min_patches=4, fill=False, multiple=2, newline=False)
     expected = smart_resize(*size, factor=14, min_pixels=4 * 49, max_pixels=100 * 49)
     assert views.plan(size).views == (expected,)

@@ -19,7 +19,6 @@ def auto(
     norm: Literal["none", "layernorm", "rmsnorm"],
     dropout: float,
     init_std: float | Literal["fan_in"],
-    out_rms: float | None,
 ) -> Stage:
     """An ``IdentityConnector`` for tokens in the llm's space, else an ``MlpConnector`` with these values."""
     if tokens.space == "llm":
@@ -33,5 +32,4 @@ def auto(
         norm=norm,
         dropout=dropout,
         init_std=init_std,
-        out_rms=out_rms,
     )

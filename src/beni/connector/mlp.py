@@ -22,9 +22,6 @@ from beni.nn.norms import make_norm, reset_norms
 from beni.stage import Stage, StageContext, TokenSpec
 from beni.types import VisualTokens
 
-GELU_RMS = 0.652
-"""Root mean square of GELU over standard normal input."""
-
 
 class MlpConnector(Stage):
     """``(i, n, d) -> (i, n, dim_out)``; depth 1 is the linear projector of LLaVA (arXiv 2304.08485).
@@ -39,9 +36,6 @@ class MlpConnector(Stage):
         dropout: probability in [0, 1) on the hidden activations; with depth 1 on the incoming features.
         init_std: standard deviation of the normal draw of the weights; ``fan_in`` is 1/sqrt(width coming in), which
             keeps the scale of standardised features.
-        out_rms: root mean square that the outputs start with when the features are standardised; ``null`` leaves it to
-            ``init_std``. Text embeddings of pretrained llms have 0.01 to 0.2: visual tokens that are many times larger
-            pass through a pre-norm llm almost unchanged, and learn slowly.
 
     Raises:
         CompositionError: E-DEPTH when ``depth`` is below 1.
@@ -58,7 +52,6 @@ class MlpConnector(Stage):
         norm: Literal["none", "layernorm", "rmsnorm"],
         dropout: float,
         init_std: float | Literal["fan_in"],
-        out_rms: float | None,
     ) -> None:
         super().__init__()
         if depth < 1:
@@ -68,7 +61,7 @@ class MlpConnector(Stage):
                 groups=("connector",),
                 fix="set connector.depth=1 or more, or connector=identity where the widths agree",
             )
-        self.init_std, self.out_rms = init_std, out_rms
+        self.init_std = init_std
         self.norm = make_norm(norm, tokens.dim)
         between = {"auto": dim_out, "input": tokens.dim}[hidden] if isinstance(hidden, str) else hidden
         widths = [tokens.dim] + [between] * (depth - 1) + [dim_out]
@@ -96,7 +89,3 @@ class MlpConnector(Stage):
             nn.init.normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        if self.out_rms is not None:
-            last = self.layers[-1]
-            coming_in = 1.0 if len(self.layers) == 1 else GELU_RMS
-            nn.init.normal_(last.weight, std=self.out_rms / (coming_in * last.in_features**0.5))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -71,6 +71,13 @@ class Steps(Dataset[list[Batch]]):
         scales = self.viewer.scales(numpy_stream(self.seed, "scale", epoch, index)) if pictures else (0,)
         for scale in scales:
             yield item(sample, self.renderer, [self.viewer(picture, scale) for picture in pictures])
+
+
+def first_pictures(steps: Steps, samples: int = 8) -> Batch:
+    """A few of the first samples of a run that have a picture, whatever rank asks; the very first where none has."""
+    few = replace(steps, rank=0, world=1, accumulation=max(1, steps.batch_size // samples))
+    batches = [batch for step in range(4) for batch in few[step]]
+    return next((batch for batch in batches if batch.pixels is not None), batches[0])
 
 
 def item(sample: Sample, renderer: Renderer, images: list[ViewedImage]) -> Item:

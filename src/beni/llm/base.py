@@ -38,9 +38,18 @@ class Llm(nn.Module, ABC):
 
     @abstractmethod
     def generate(
-        self, embeds: Float[Tensor, "b t d"], attention_mask: Int[Tensor, "b t"], **options: Any
+        self,
+        embeds: Float[Tensor, "b t d"],
+        attention_mask: Int[Tensor, "b t"],
+        blocks: Int[Tensor, "b t"] | None = None,
+        **options: Any,
     ) -> Int[Tensor, "b new"]:
-        """New token ids for left-padded prompts; ``options`` are those of ``transformers`` ``generate``."""
+        """New token ids for left-padded prompts.
+
+        Args:
+            blocks: as in ``SegmentPlan.build``.
+            options: those of ``transformers`` ``generate``.
+        """
 
     @abstractmethod
     def layers(self) -> list[nn.Module]:

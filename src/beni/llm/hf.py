@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from beni.errors import WeightsError
 from beni.hub import package_file
@@ -86,10 +87,37 @@ class HFLlm(Llm):
 
     @torch.no_grad()
     def generate(
-        self, embeds: Float[Tensor, "b t d"], attention_mask: Int[Tensor, "b t"], **options: Any
+        self,
+        embeds: Float[Tensor, "b t d"],
+        attention_mask: Int[Tensor, "b t"],
+        blocks: Int[Tensor, "b t"] | None = None,
+        **options: Any,
     ) -> Int[Tensor, "b new"]:
-        self._attend(self.attn_implementation)
-        return self.model.generate(inputs_embeds=embeds, attention_mask=attention_mask, **options)
+        if blocks is None:
+            self._attend(self.attn_implementation)
+            return self.model.generate(inputs_embeds=embeds, attention_mask=attention_mask, **options)
+        # a prompt whose positions see ahead is read as one segment, each by itself; then it goes on as any other
+        said = []
+        for row, real, own in zip(embeds, attention_mask.bool(), blocks, strict=True):
+            prompt, cache = row[real][None], DynamicCache()
+            length = prompt.shape[1]
+            borders = torch.tensor([0, length], device=prompt.device)
+            self._attend(segment_attention.NAME)
+            self.model(
+                inputs_embeds=prompt,
+                position_ids=torch.arange(length, device=prompt.device)[None],
+                past_key_values=cache,
+                use_cache=True,
+                segments=SegmentPlan.build(borders, own[real]),
+                logits_to_keep=1,
+            )
+            cache.crop(-1)  # generate() wants to see the last position itself; it sees all others already
+            self._attend(self.attn_implementation)
+            ones = torch.ones(1, length, dtype=torch.long, device=prompt.device)
+            said.append(
+                self.model.generate(inputs_embeds=prompt, attention_mask=ones, past_key_values=cache, **options)[0]
+            )
+        return pad_sequence(said, batch_first=True, padding_value=options.get("pad_token_id") or 0)
 
     def layers(self) -> list[nn.Module]:
         decoder = self.model.get_decoder()

@@ -31,10 +31,12 @@ class Rectangle:
     Attributes:
         index: position in the row of each cell; padding cells repeat a real position.
         real: False at padding cells; None when there are none.
+        sees: the later positions that each position may attend to beside the earlier ones; None for none.
     """
 
     index: Int[Tensor, "s length"]
     real: Bool[Tensor, "s length"] | None
+    sees: Bool[Tensor, "s length length"] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,12 @@ class SegmentPlan:
     order: Int[Tensor, "t"]
 
     @staticmethod
-    def build(cu_seqlens: Int[Tensor, "s_plus_1"]) -> SegmentPlan:
-        """Borders (0, ..., t) of the segments -> plan, on the device of ``cu_seqlens``."""
+    def build(cu_seqlens: Int[Tensor, "s_plus_1"], blocks: Int[Tensor, "t"] | None = None) -> SegmentPlan:
+        """Borders (0, ..., t) of the segments -> plan, on the device of ``cu_seqlens``.
+
+        Args:
+            blocks: positions of one segment with the same number from 0 on see each other both ways; -1 for the others.
+        """
         device = cu_seqlens.device
         borders = cu_seqlens.tolist()
         segments = sorted(((b - a, a) for a, b in pairwise(borders)), reverse=True)
@@ -60,20 +66,25 @@ class SegmentPlan:
             if not groups or groups[-1][0][0] > WASTE * length:
                 groups.append([])
             groups[-1].append((length, start))
-        rectangles = tuple(_rectangle(group, device) for group in groups)
+        rectangles = tuple(_rectangle(group, device, blocks) for group in groups)
         cells = torch.cat([r.index.flatten() if r.real is None else r.index[r.real] for r in rectangles])
         order = torch.empty_like(cells)
         order[cells] = torch.arange(len(cells), device=device)
         return SegmentPlan(rectangles, order)
 
 
-def _rectangle(group: list[tuple[int, int]], device: torch.device) -> Rectangle:
+def _rectangle(group: list[tuple[int, int]], device: torch.device, blocks: Tensor | None) -> Rectangle:
     lengths = torch.tensor([length for length, _ in group], device=device)
     starts = torch.tensor([start for _, start in group], device=device)
     column = torch.arange(int(lengths.max()), device=device)
     real = column[None] < lengths[:, None]
     index = starts[:, None] + torch.minimum(column[None], lengths[:, None] - 1)
-    return Rectangle(index, None if bool(real.all()) else real)
+    sees = None
+    if blocks is not None:
+        own = blocks[index].masked_fill(~real, -1)
+        both = (own[:, :, None] == own[:, None, :]) & (own[:, :, None] >= 0)
+        sees = both.triu(1) if bool(both.triu(1).any()) else None
+    return Rectangle(index, None if bool(real.all()) else real, sees)
 
 
 def segment_attention(
@@ -98,26 +109,38 @@ def segment_attention(
     outputs = []
     for rectangle in segments.rectangles:
         q, k, v = (x[0][:, rectangle.index].transpose(0, 1) for x in (query, key, value))  # (s, heads, length, dh)
-        out = causal(q, k, v, scaling, dropout, sliding_window, softcap).transpose(1, 2)  # (s, length, h, dh)
+        out = causal(q, k, v, scaling, dropout, sliding_window, softcap, rectangle.sees).transpose(1, 2)
         outputs.append(out.flatten(0, 1) if rectangle.real is None else out[rectangle.real])
     return torch.cat(outputs)[segments.order][None].to(dtype), None
 
 
 def causal(
-    q: Tensor, k: Tensor, v: Tensor, scaling: float | None, dropout: float, window: int | None, softcap: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+    sees: Bool[Tensor, "s length length"] | None = None,
 ) -> Tensor:
-    """Plain causal attention of a rectangle, with the two variations that decoders in the wild have."""
+    """Plain causal attention of a rectangle, with the two variations that decoders in the wild have, and with later
+    positions that may be seen too; a sliding window limits how far back, not how far ahead, as in Gemma 3.
+    """
     length = q.shape[2]
-    if softcap is None and (window is None or window >= length):
+    if sees is None and softcap is None and (window is None or window >= length):
         gqa = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=gqa)
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     distance = torch.arange(length, device=q.device)[:, None] - torch.arange(length, device=q.device)
     allowed = (distance >= 0) & (distance < (window or length))
+    if sees is not None:
+        allowed = (allowed | sees)[:, None]
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout, scale=scaling)
     logits = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
+    logits = softcap * torch.tanh(logits / softcap)
     weights = logits.masked_fill(~allowed, float("-inf")).softmax(-1, dtype=torch.float32).to(q.dtype)
     return F.dropout(weights, dropout) @ v
 

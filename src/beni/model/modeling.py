@@ -26,14 +26,14 @@ from beni.data.collate import pixel_key, stack_views
 from beni.errors import CompositionError
 from beni.fusion.base import Fusion
 from beni.llm.base import Llm
-from beni.llm.segment_attention import SegmentPlan
 from beni.model.configuration import BeniConfig
+from beni.model.predict import Sequences, predict
 from beni.model.prompts import prompts
 from beni.model.ragged import Calls, on_each_grid, on_each_size
 from beni.model.viewer import Viewer, placeholders
 from beni.nn.streams import torch_stream
 from beni.stage import Nested, Stage, StageContext, TokenSpec
-from beni.types import ImageLayout, Pixels, VisualTokens, to_device
+from beni.types import Batch, ImageLayout, Pixels, VisualTokens, to_device
 from beni.views.base import Views
 from beni.vision.base import VisionEncoder
 from beni.vision.feature_bank import FeatureBank
@@ -168,15 +168,15 @@ class BeniForConditionalGeneration(PreTrainedModel):
             embeds = embeds + self._encode_blank(embeds.device, calls).x.sum() * 0.0
         if position_ids is None:
             position_ids = _positions(input_ids, attention_mask)
-        segments = None if cu_seqlens is None else SegmentPlan.build(cu_seqlens)
-        if segments is None and attention_mask is None:
+        if cu_seqlens is None and attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        supervised = None if labels is None else labels != IGNORE
+        sequences = Sequences(embeds, is_image, supervised, position_ids, attention_mask, cu_seqlens)
         if labels is None:
-            return BeniOutput(logits=self.llm(embeds, position_ids, attention_mask, segments))
+            return BeniOutput(logits=predict(self.llm, self.fusion, sequences))
 
         rows, before = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)  # label at t is predicted at t - 1
-        keep, place = before.unique(return_inverse=True)
-        logits = self.llm(embeds, position_ids, attention_mask, segments, keep)[rows, place]
+        logits = predict(self.llm, self.fusion, sequences, (rows, before))
         targets = labels[rows, before + 1]
         total = F.cross_entropy(logits.float(), targets, reduction="sum")
         loss = total / (len(targets) if num_items is None else num_items)
@@ -198,6 +198,13 @@ class BeniForConditionalGeneration(PreTrainedModel):
     def viewer(self) -> Viewer:
         """What turns a decoded picture into this model's pixels and placeholders."""
         return Viewer(self.views, self.vision.transform, self.row_specs, self.fusion, self.nested)
+
+    @torch.no_grad()
+    def calibrate(self, batch: Batch) -> None:
+        """Lets the fusion measure the size of visual tokens and of text on a first batch that has both."""
+        embeds, is_image = self._embed(batch.input_ids)
+        if batch.pixels is not None:
+            self.fusion.calibrate(embeds[~is_image], self.encode_images(batch.pixels, batch.layouts))
 
     def row_specs(self, layout: ImageLayout) -> dict[str, list[TokenSpec]]:
         """What is known of the visual tokens of such an image behind each stage: one spec a view behind ``vision``, one
@@ -265,7 +272,11 @@ class BeniForConditionalGeneration(PreTrainedModel):
             if self.uses_prompt:
                 context.prompt = prompts(embeds, ~is_image & mask.bool(), None, owners, len(layouts) or len(pixels))
             visual = self.encode_images(pixels, layouts, context)
-        return self.llm.generate(self.fusion(embeds, is_image, visual), mask, **options)
+        embeds, blocks = self.fusion(embeds, is_image, visual), None
+        if self.fusion.sees_ahead:
+            borders = torch.arange(len(mask) + 1, device=mask.device) * mask.shape[1]
+            blocks = self.fusion.blocks(is_image.flatten(), mask.flatten().bool(), borders).view_as(mask)
+        return self.llm.generate(embeds, mask, blocks, **options)
 
     def sharding_units(self) -> list[nn.Module]:
         """The modules that FSDP shards one by one, bottom-up."""

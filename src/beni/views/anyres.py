@@ -15,13 +15,14 @@ from dataclasses import replace
 import torch
 from PIL import Image as PILImage
 from PIL.Image import Image as Picture
-from torch import Tensor, nn
+from torch import Tensor
 
 from beni.data.images import PictureTransform
 from beni.errors import ConfigError
 from beni.nn.rows import concatenate, constant, real_tokens, with_line_ends
 from beni.stage import TokenSpec
 from beni.types import ImageLayout, Markup, VisualTokens
+from beni.views.lines import draw, new_line
 from beni.views.tiled import WHOLE, Box, TiledViews, best_canvas, cut, squashed, tile_boxes, transformed
 
 
@@ -60,7 +61,7 @@ class AnyRes(TiledViews):
         super().__init__(tokens, 1 + max(rows * columns for rows, columns in canvases), join)
         self.tile, self.unpad = tile, unpad
         self.canvases = [(rows, columns) for rows, columns in canvases]
-        self.newline = nn.Parameter(torch.empty(dim_out)) if newline and not join else None
+        self.newline = new_line(dim_out, newline and not join)
 
     def plan(self, size: tuple[int, int]) -> ImageLayout:
         tiles = best_canvas(size, self.canvases, self.tile)
@@ -121,8 +122,7 @@ class AnyRes(TiledViews):
 
     def init_weights(self) -> None:
         super().init_weights()
-        if self.newline is not None:
-            nn.init.normal_(self.newline, std=len(self.newline) ** -0.5)
+        draw(self.newline)
 
     def _pixels(self, canvas: tuple[int, int]) -> tuple[int, int]:
         return canvas[0] * self.tile[0], canvas[1] * self.tile[1]

@@ -18,24 +18,27 @@ from torch import Tensor
 
 from beni.data.images import PictureTransform
 from beni.errors import ConfigError
-from beni.stage import PassThrough, StageContext, TokenSpec
+from beni.stage import StageContext, TokenSpec
 from beni.types import ImageLayout, Markup, VisualTokens
 from beni.views.base import Views
+from beni.views.lines import draw, lines_of, new_line, with_newlines
 from beni.views.tiled import squashed
 
 PRECISION = 1e-5  # of the scale, as the reference searches for it
 
 
-class NativeView(PassThrough, Views):
-    """``(i, n, d) -> (i, n, d)``, each row on a grid of its own.
+class NativeView(Views):
+    """``(i, n, d) -> (i, n, d)``, each row on a grid of its own, or with a token more for each row of it.
 
     Args:
+        dim_out: width of the llm, at which newlines are learned.
         tile: (height, width) in pixels of the picture that the encoder wants; gives the size of a patch.
         patches: (rows, columns) of patches that the encoder makes of it.
         max_patches: most patches of a picture.
         min_patches: fewest, without ``fill``.
         fill: scale each picture to the budget.
         multiple: patches that divide each side; more than 1 for a resampler that merges that many.
+        newline: end each row of the grid with a learned vector.
 
     Raises:
         ConfigError: when no multiple fits into the budget.
@@ -43,6 +46,7 @@ class NativeView(PassThrough, Views):
 
     def __init__(
         self,
+        dim_out: int,
         tile: tuple[int, int],
         patches: tuple[int, int],
         *,
@@ -50,6 +54,7 @@ class NativeView(PassThrough, Views):
         min_patches: int,
         fill: bool,
         multiple: int,
+        newline: bool,
     ) -> None:
         super().__init__()
         if not (1 <= multiple**2 <= max_patches and 1 <= min_patches <= max_patches):
@@ -59,6 +64,7 @@ class NativeView(PassThrough, Views):
                 f"  fix: set views.max_patches={max(multiple**2, min_patches, 256)} or more"
             )
         self.unit = (tile[0] // patches[0] * multiple, tile[1] // patches[1] * multiple)
+        self.newline = new_line(dim_out, newline)
         self.most, self.least, self.fill = max_patches // multiple**2, max(1, min_patches // multiple**2), fill
 
     def plan(self, size: tuple[int, int]) -> ImageLayout:
@@ -78,10 +84,22 @@ class NativeView(PassThrough, Views):
         return list(views)
 
     def markup(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
-        return (rows[0].n,)
+        return (lines_of(rows[0], self.newline, "views=native"),)
+
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        return tokens
+
+    def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        return tokens
 
     def finish(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
-        return tokens
+        return with_newlines(tokens, self.newline)
+
+    def flops(self, tokens: TokenSpec) -> int:
+        return 0
+
+    def init_weights(self) -> None:
+        draw(self.newline)
 
     def _filled(self, size: tuple[int, int]) -> tuple[int, int]:
         low, high = PRECISION / 10, 100.0

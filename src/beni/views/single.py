@@ -8,21 +8,25 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 
 from beni.data.images import PictureTransform
-from beni.stage import PassThrough, StageContext, TokenSpec
+from beni.stage import StageContext, TokenSpec
 from beni.types import ImageLayout, Markup, VisualTokens
 from beni.views.base import Views
+from beni.views.lines import draw, lines_of, new_line, with_newlines
 
 
-class SingleView(PassThrough, Views):
-    """``(i, n, d) -> (i, n, d)``.
+class SingleView(Views):
+    """``(i, n, d) -> (i, n, d)``, or with a token more for each row of the grid.
 
     Args:
+        dim_out: width of the llm, at which newlines are learned.
         tile: (height, width) in pixels of the picture that the encoder wants.
+        newline: end each row of the grid with a learned vector.
     """
 
-    def __init__(self, tile: tuple[int, int]) -> None:
+    def __init__(self, dim_out: int, tile: tuple[int, int], *, newline: bool) -> None:
         super().__init__()
         self.tile = tile
+        self.newline = new_line(dim_out, newline)
 
     def plan(self, size: tuple[int, int]) -> ImageLayout:
         return ImageLayout(size, (self.tile,))
@@ -37,7 +41,19 @@ class SingleView(PassThrough, Views):
         return list(views)
 
     def markup(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
-        return (rows[0].n,)
+        return (lines_of(rows[0], self.newline, "views=single"),)
+
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        return tokens
+
+    def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        return tokens
 
     def finish(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
-        return tokens
+        return with_newlines(tokens, self.newline)
+
+    def flops(self, tokens: TokenSpec) -> int:
+        return 0
+
+    def init_weights(self) -> None:
+        draw(self.newline)

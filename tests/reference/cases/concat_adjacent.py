@@ -39,7 +39,6 @@ class Pair(nn.Module):
             norm="none",
             dropout=0.0,
             init_std=0.02,
-            out_rms=None,
         )
 
     def forward(self, tokens, context):

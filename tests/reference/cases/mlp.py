@@ -54,7 +54,6 @@ def ours(depth):
             norm="none",
             dropout=0.0,
             init_std=0.02,
-            out_rms=None,
         )
 
     return build

@@ -32,7 +32,7 @@ class Pair(nn.Module):
         tokens = TokenSpec(n=grid[0] * grid[1], dim=dim, grid=grid)
         values = {"pad": "error", "norm": "none", "merge": None} | resampler
         self.resampler = PixelShuffle(tokens, **values)
-        values = {"hidden": "auto", "norm": "none", "dropout": 0.0, "init_std": 0.02, "out_rms": None} | connector
+        values = {"hidden": "auto", "norm": "none", "dropout": 0.0, "init_std": 0.02} | connector
         self.connector = MlpConnector(self.resampler.spec(tokens), dim_out, **values)
 
     def forward(self, tokens, context):

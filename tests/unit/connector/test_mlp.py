@@ -18,7 +18,6 @@ VALUES = {
     "norm": "none",
     "dropout": 0.0,
     "init_std": 0.02,
-    "out_rms": None,
 }
 
 

@@ -63,7 +63,7 @@ def test_it_has_the_width_parameters_and_flops_of_its_formulas(values, dim, para
 def test_with_the_head_of_internvl_it_has_the_parameters_of_the_formula() -> None:
     stage = shuffle()
     head = {"depth": 2, "hidden": "auto", "bias": True, "norm": "layernorm", "dropout": 0.0}
-    connector = MlpConnector(stage.spec(SPEC), 40, **head, init_std=0.02, out_rms=None)
+    connector = MlpConnector(stage.spec(SPEC), 40, **head, init_std=0.02)
     assert sum(p.numel() for p in connector.parameters()) == 2 * 24 + 24 * 40 + 40**2 + 2 * 40
 
 

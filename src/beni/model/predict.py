@@ -1,0 +1,82 @@
+"""Sequences to logits: which layout the llm is called in, and which positions may look ahead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from beni.fusion.base import Fusion
+from beni.llm.base import Llm
+from beni.llm.segment_attention import SegmentPlan
+
+Places = tuple[Int[Tensor, "k"], Int[Tensor, "k"]]
+"""(rows, columns) of positions in a batch of sequences."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What the llm reads, packed (one row and ``cu_seqlens``) or padded (``attention_mask``).
+
+    Attributes:
+        is_image: True at placeholders.
+        supervised: True at labels; None where there are none.
+    """
+
+    embeds: Float[Tensor, "b t d"]
+    is_image: Bool[Tensor, "b t"]
+    supervised: Bool[Tensor, "b t"] | None
+    position_ids: Int[Tensor, "b t"]
+    attention_mask: Int[Tensor, "b t"] | None = None
+    cu_seqlens: Int[Tensor, "s_plus_1"] | None = None
+
+
+def predict(llm: Llm, fusion: Fusion, sequences: Sequences, places: Places | None = None) -> Tensor:
+    """Logits at the places, ``(k, v)``, or everywhere, ``(b, t, v)``."""
+    if fusion.sees_ahead and sequences.cu_seqlens is None:
+        return _predict_packed(llm, fusion, sequences, places)
+    embeds, position_ids, mask = sequences.embeds, sequences.position_ids, sequences.attention_mask
+    segments = None
+    if sequences.cu_seqlens is not None:
+        blocks = None
+        if fusion.sees_ahead:
+            asked = before_answers(sequences)
+            blocks = fusion.blocks(sequences.is_image[0], asked, sequences.cu_seqlens)
+        segments = SegmentPlan.build(sequences.cu_seqlens, blocks)
+    if places is None:
+        return llm(embeds, position_ids, mask, segments)
+    rows, columns = places
+    keep, place = columns.unique(return_inverse=True)
+    return llm(embeds, position_ids, mask, segments, keep)[rows, place]
+
+
+def _predict_packed(llm: Llm, fusion: Fusion, sequences: Sequences, places: Places | None) -> Tensor:
+    """The padded rows laid end to end, since only segment attention knows of positions that look ahead."""
+    mask = sequences.attention_mask
+    real = torch.ones_like(sequences.is_image) if mask is None else mask.bool()
+    where = real.flatten().cumsum(0).view_as(real) - 1
+    packed = Sequences(
+        embeds=sequences.embeds[real][None],
+        is_image=sequences.is_image[real][None],
+        supervised=None if sequences.supervised is None else sequences.supervised[real][None],
+        position_ids=sequences.position_ids[real][None],
+        cu_seqlens=F.pad(real.sum(1).cumsum(0), (1, 0)),
+    )
+    if places is not None:
+        return predict(llm, fusion, packed, (torch.zeros_like(places[0]), where[places]))
+    logits = predict(llm, fusion, packed)
+    out = logits.new_zeros(*real.shape, logits.shape[-1])
+    out[real] = logits[0]
+    return out
+
+
+def before_answers(packed: Sequences) -> Bool[Tensor, "t"]:
+    """For a packed row: True before the first supervised position of each segment; everywhere without any."""
+    if packed.supervised is None or packed.cu_seqlens is None:
+        return torch.ones_like(packed.is_image[0])
+    count = F.pad(packed.supervised[0].cumsum(0), (1, 0))
+    borders = packed.cu_seqlens.long()
+    return count[1:] == count[borders[:-1]].repeat_interleave(borders.diff())
