@@ -7,6 +7,7 @@ per sample in training and prefill, and the memory of each process. An impossibl
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from beni.model.spec import SpecTable
+
+
+WIDTH_OF_A_FILE = 120  # columns, where the output is a pipe or a log and has no width of its own
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,7 +78,7 @@ def show(run: dict, size: tuple[int, int], text: int, labels: int, world: int, a
     if as_json:
         print(json.dumps(table.to_dict() | {"memory_bytes": need.peak, "views": len(image.views)}))
         return
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_A_FILE)
     console.print(spec_rich(table))
     train = run["train"]
     lines = {

@@ -34,6 +34,8 @@ def shrink(architecture: dict[str, Any], image_size: int) -> tuple[dict[str, Any
         return architecture | STAGES[kind] | sized, SIDE[kind]
     fields = architecture | {k: v for k, v in SMALL.items() if k in architecture}
     side = 3 * fields["patch_size"]
+    if "image_size" not in fields:  # native resolution: positions for so many patches
+        return fields | {"num_patches": 9}, side
     return fields | {"image_size": side if fields["image_size"] == image_size else 4 * fields["patch_size"]}, side
 
 

@@ -28,7 +28,7 @@ def _register(config: PreTrainedConfig) -> None:
     path = INSIDE.get(config.model_type)
     if path is not None and type(config) not in MODEL_MAPPING:
         module, _, name = path.rpartition(".")
-        AutoModel.register(type(config), getattr(importlib.import_module(module), name))
+        AutoModel.register(type(config), getattr(importlib.import_module(module), name), exist_ok=True)
 
 
 def own_size(config: PreTrainedConfig) -> tuple[int, int] | None:

@@ -41,8 +41,8 @@ from beni.vision.probe import Layout, dry_run, find_layout
 SHUFFLES = {"vit_mae": "vit"}
 """Models that hide patches and shuffle the others, and the type that reads the same weights and does not."""
 
-VISION_HALF = {r"^(?:model\.)?vision_tower\.(?:vision_model\.)?": ""}
-"""What stands before the names of an encoder's tensors in a whole vision-language model (LLaVA, Mistral 3)."""
+VISION_HALF = {r"^(?:model\.)?(?:vision_tower|vision_model)\.(?:vision_model\.)?": ""}
+"""What stands before the names of an encoder's tensors in a whole vision-language model (LLaVA, Mistral 3, BLIP-2)."""
 
 OTHER = "choose another option of vision"
 

@@ -8,8 +8,9 @@ returns, and its patch size (doubled for every stage of a hierarchical one) with
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import _lru_cache_wrapper
 from types import FunctionType
@@ -17,6 +18,7 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from beni.nn.batch_norm import flattened
 
@@ -29,10 +31,13 @@ def dry_run(model: nn.Module) -> Iterator[None]:
     """Around calls of a model on the meta device: afterwards nothing of them is left in caches of its classes.
 
     transformers keeps what some methods return by the shape alone (BEiT's relative positions), so a tensor without
-    values would turn up in the next call with values, which are then whatever lies in memory.
+    values would turn up in the next call with values, which are then whatever lies in memory. Models that take a mask
+    of patches (Idefics2 and 3, SmolVLM) look whether it is full, unless they are being traced: fake tensors say so.
     """
+    masked = "patch_attention_mask" in inspect.signature(model.forward).parameters
     try:
-        yield
+        with FakeTensorMode(allow_non_fake_inputs=True) if masked else nullcontext():
+            yield
     finally:
         for kind in {type(module) for module in model.modules()}:
             for value in vars(kind).values():

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    CLIPConfig,
+    CLIPModel,
+    Idefics2Config,
+    Idefics2ForConditionalGeneration,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    Siglip2Config,
+    SiglipConfig,
+    SiglipModel,
+)
 
 from beni.vision.hf import HFVision
 
@@ -87,3 +103,54 @@ def test_an_earlier_layer_is_the_output_of_that_block_of_the_whole_model(family,
     pixels = torch.randn(2, 3, 24, 24)
     expected = whole(pixel_values=pixels, output_hidden_states=True).hidden_states[layer]
     torch.testing.assert_close(vision(pixels).x, expected[:, -9:], rtol=1e-5, atol=1e-5)
+
+
+TINY_TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+TINY_TEXT |= {"num_key_value_heads": 1, "vocab_size": 50}
+WHOLE = {
+    "blip_2_vision_model": lambda: Blip2ForConditionalGeneration(
+        Blip2Config(
+            vision_config=VISION,
+            qformer_config={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9},
+            text_config={"model_type": "opt", "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 1}
+            | {"num_attention_heads": 2, "vocab_size": 50, "word_embed_proj_dim": 16},
+        )
+    ),
+    "idefics2_vision": lambda: Idefics2ForConditionalGeneration(
+        Idefics2Config(vision_config=VISION, text_config={"model_type": "mistral", **TINY_TEXT})
+    ),
+    "idefics3_vision": lambda: Idefics3ForConditionalGeneration(
+        Idefics3Config(vision_config=VISION, text_config={"model_type": "llama", **TINY_TEXT})
+    ),
+    "siglip_vision_model": lambda: PaliGemmaForConditionalGeneration(
+        PaliGemmaConfig(
+            vision_config={"model_type": "siglip_vision_model", "vision_use_head": False, **VISION},
+            text_config={"model_type": "gemma", "head_dim": 8, **TINY_TEXT},
+        )
+    ),
+    "siglip2_vision_model": lambda: AutoModel.from_config(
+        Siglip2Config(
+            vision_config={k: v for k, v in VISION.items() if k != "image_size"} | {"num_patches": 9},
+            text_config=TEXT,
+        )
+    ),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", WHOLE)
+def test_an_encoder_is_found_inside_the_model_that_it_was_published_in(tmp_path, family):
+    whole = scramble(WHOLE[family]())
+    whole.save_pretrained(tmp_path)
+    fields = VISION if family != "siglip2_vision_model" else whole.config.vision_config.to_diff_dict()
+    architecture = fields | {"model_type": family}
+    if family in ("siglip_vision_model", "siglip2_vision_model"):
+        architecture["vision_use_head"] = False
+    vision = encoder(name=str(tmp_path), weights="pretrained", architecture=architecture)
+    vision.load_pretrained()
+    theirs = {
+        name.rpartition("vision_model.")[2].rpartition("vision_tower.")[2]: p for name, p in whole.named_parameters()
+    }
+    for name, parameter in vision.eval().model.named_parameters():
+        assert parameter.equal(theirs[name]), name
+    assert torch.isfinite(vision(torch.randn(2, 3, 24, 24)).x).all()
