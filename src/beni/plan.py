@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(prog="python -m beni.plan", description=(__doc__ or "").split("\n\n")[1])
     command.add_argument("overrides", nargs="*", help="as for beni.train: vision=siglip resampler.num_latents=32 ...")
+    command.add_argument("--config-dir", help="a further folder with options of your own")
     command.add_argument("--image", default="768x1024", help="height x width of the picture in pixels (%(default)s)")
     command.add_argument("--text", type=int, default=128, help="text tokens of a sample (%(default)s)")
     command.add_argument("--labels", type=int, default=64, help="of these, supervised (%(default)s)")
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         with explained():
-            run = compose(arguments.overrides)
+            run = compose(arguments.overrides, arguments.config_dir)
             try:
                 height, width = (int(side) for side in arguments.image.split("x"))
             except ValueError:

@@ -135,8 +135,11 @@ class HFLlm(Llm):
             embeds = torch.empty(1, length, self.hidden_size)
             mask = torch.empty(1, 1, length, length)  # a 4-D mask is used as it is; building one would read values
             rows = torch.arange(label_rows)
-        inputs = {"inputs_embeds": embeds, "attention_mask": mask, "logits_to_keep": rows, "use_cache": False}
-        return count_flops(lambda: model(**inputs))
+        inputs = {"inputs_embeds": embeds, "logits_to_keep": rows, "use_cache": False}
+        try:
+            return count_flops(lambda: model(**inputs, attention_mask=mask))
+        except ValueError:  # BLOOM makes its biases from a 2-D mask, and one of its own where it is given none
+            return count_flops(lambda: model(**inputs))
 
     def load_pretrained(self) -> None:
         if self.name is None:

@@ -15,7 +15,7 @@ from PIL.Image import Resampling
 from torch import Tensor
 
 from beni.data.images import PictureTransform
-from beni.errors import ConfigError
+from beni.errors import CompositionError
 from beni.nn.rows import real_tokens
 from beni.stage import TokenSpec
 from beni.types import ImageLayout, Markup, VisualTokens
@@ -38,7 +38,7 @@ class Idefics2Views(TiledViews):
         join: let the resampler see all views of an image at once.
 
     Raises:
-        ConfigError: when ``longest`` is below ``shortest``, or no multiple fits between them.
+        CompositionError: E-DIV when no multiple of patches fits between ``shortest`` and ``longest``.
     """
 
     def __init__(
@@ -55,10 +55,12 @@ class Idefics2Views(TiledViews):
     ) -> None:
         self.unit = (tile[0] // patches[0] * multiple, tile[1] // patches[1] * multiple)
         if multiple < 1 or not max(shortest, *self.unit) <= longest:
-            raise ConfigError(
-                f"views.shortest={shortest}, views.longest={longest}, views.multiple={multiple}: a side is a multiple "
-                f"of {max(self.unit)} pixels between them\n"
-                f"  fix: set views.longest={max(shortest, *self.unit, longest)} or more and views.multiple=1"
+            raise CompositionError(
+                "E-DIV",
+                f"views.shortest={shortest}, views.longest={longest}, views.multiple={multiple}: a side of a view is a "
+                f"multiple of {max(self.unit)} pixels between them",
+                groups=("vision", "views"),
+                fix=f"set views.longest={max(shortest, *self.unit, longest)} or more and views.multiple=1",
             )
         super().__init__(tokens, 5 if split else 1, join)
         self.quarters, self.shortest, self.longest = split, shortest, longest
