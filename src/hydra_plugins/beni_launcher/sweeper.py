@@ -1,23 +1,37 @@
 """``hydra/sweeper=beni``: the arms of a multirun, whatever launches them, are checked together before one starts.
 
-Hydra's own sweeper writes a multirun.yaml before it looks at the arms, and shows the first failure only.
+Hydra's own sweeper writes a multirun.yaml before it looks at the arms, and shows the first failure only; and it knows
+products alone. ``hydra.sweeper.arms`` is a list of arms, each with the overrides that belong together
+(``resampler=perceiver resampler.num_latents=9``); every arm is run with the product of all swept values.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 
-NODE = BasicSweeperConf(_target_="hydra_plugins.beni_launcher.sweeper.BeniSweeper")
+NODE = {
+    "_target_": "hydra_plugins.beni_launcher.sweeper.BeniSweeper",
+    "max_batch_size": None,
+    "params": None,
+    "arms": None,
+}
 ConfigStore.instance().store(group="hydra/sweeper", name="beni", node=NODE, provider="beni")
 
 
 class BeniSweeper(BasicSweeper):
-    """The product of all comma-separated values; refuses all arms when one is impossible."""
+    """Every arm with the product of all comma-separated values; refuses all when one is impossible."""
+
+    def __init__(
+        self, max_batch_size: int | None, params: dict[str, str] | None, arms: list[str] | None = None
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self.arms: list[str] = list(arms or [""])
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
         """Runs all arms.
@@ -34,8 +48,11 @@ class BeniSweeper(BasicSweeper):
         from beni.launch.submit import ArmFailed, check_arms, freeze_arm, settle_arm
 
         loader = self.hydra_context.config_loader
-        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
-        arms = [arm for batch in self.split_arguments(overrides, None) for arm in batch]
+        parser = OverridesParser.create(config_loader=loader)
+        swept = parser.parse_overrides([*self._parse_config(), *arguments])
+        product = [values for batch in self.split_arguments(swept, None) for values in batch]
+        # what the command line says comes last: it may change a value of every arm
+        arms = [[*shlex.split(own), *values] for own in self.arms for values in product]
         composed = [loader.load_sweep_config(self.config, list(arm)) for arm in arms]
         runs = [freeze(config, config.hydra.runtime.choices) for config in composed]
         check_arms(runs)
