@@ -53,16 +53,8 @@ class Arm:
         self.optimizer = build_optimizer(self.model, run["optim"])
         renderer = Renderer(load_tokenizer(run["llm"]), run["template"])
         source = build_part(run["data"], train["seed"])
-        steps = Steps(
-            source,
-            renderer,
-            self.model.viewer,
-            train["seed"],
-            train["batch_size"],
-            1,
-            "packed",
-            pixel_keys=bank is not None,
-        )
+        order = (train["seed"], train["batch_size"], 1, "packed")
+        steps = Steps(source, renderer, self.model.viewer, *order, pixel_keys=bank is not None)
         self.batches = [steps[step] for step in range(len(source) // train["batch_size"])]
         set_modes(self.model, train["plan"])
         if bank is not None:
@@ -120,7 +112,7 @@ def main() -> None:
         [
             f"fp32, perceiver with 32 latents trained, small llm trained, {arguments.pictures} pictures, best of "
             f"{arguments.rounds} interleaved epochs, in brackets how much slower the slowest was",
-            "in the first epoch the bank encodes every picture and writes it; after that it makes no call of the encoder",
+            "in its first epoch the bank encodes every picture and writes it; after that it never calls the encoder",
         ],
     )
 

@@ -63,10 +63,8 @@ def machine() -> dict[str, Any]:
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].partition(":")[2].strip() if lines else model
     return {
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)),
@@ -92,9 +90,8 @@ def write_result(
     command = f"python benchmarks/{name}.py {' '.join(sys.argv[1:])}".strip()
     table = [" | ".join(["", *map(str, row), ""]).strip() for row in (columns, ["---"] * len(columns), *rows)]
     about = ", ".join(f"{key} {value}" for key, value in where.items() if value is not None)
-    text = "\n".join(
-        [f"# {name}", "", question, "", *table, "", *(f"- {note}" for note in notes), "", f"`{command}` on {about}."]
-    )
+    about_it = [*(f"- {note}" for note in notes), "", f"`{command}` on {about}."]
+    text = "\n".join([f"# {name}", "", question, "", *table, "", *about_it])
     (RESULTS / f"{name}.md").write_text(text + "\n")
     result = {"question": question, "command": command, "machine": where, "columns": columns, "rows": rows} | values
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
