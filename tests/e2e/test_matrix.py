@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from beni.errors import BeniError
 from beni.model.build import build_model
 from beni.model.modeling import BeniForConditionalGeneration
+from beni.model.spec import propagate
 from beni.training.optim import build_optimizer
 from beni.training.step import clip_and_update, forward_backward
 
@@ -42,10 +44,21 @@ LLMS = {
     "olmo2": GROUPED,
     "smollm3": GROUPED,
     "granite": GROUPED,
+    "gemma": GROUPED,
+    "phi": TEXT,
+    "stablelm": GROUPED,
+    "cohere": GROUPED,
+    "falcon": TEXT | {"new_decoder_architecture": False, "multi_query": True},
+    "mixtral": GROUPED | {"num_local_experts": 2, "num_experts_per_tok": 1},
+    "gptj": GPT2 | {"rotary_dim": 4, "n_inner": 64, "bos_token_id": 0, "eos_token_id": 1},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 512},
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 512, "state_size": 4, "pad_token_id": 2},
 }
+EAGER = ("gemma2", "gptj", "bloom", "mamba")
+"""Families without torch's attention, or with soft-capping, which it does not have."""
 
-
-FEW = ("gpt_neox", "opt", "olmo2", "smollm3", "granite")
+FEW = tuple(LLMS)[list(LLMS).index("gpt_neox") :]
+"""Families that are tried with one encoder only."""
 PAIRS = [(encoder, llm) for encoder in ENCODERS for llm in LLMS if llm not in FEW or encoder == "clip_vision_model"]
 
 
@@ -57,7 +70,7 @@ def test_the_pair_trains_saves_reloads_and_generates(tiny_run, steps_of, tmp_pat
     run["vision"]["attn_implementation"] = "eager" if cnn else "sdpa"
     run["vision"] |= {"architecture": {"model_type": encoder, **ENCODERS[encoder]}, "image_size": size}
     run["llm"]["architecture"] = {"model_type": llm, **LLMS[llm]}
-    run["llm"] |= {"tokenizer": "embedded", "attn_implementation": "eager" if llm == "gemma2" else "sdpa"}
+    run["llm"] |= {"tokenizer": "embedded", "attn_implementation": "eager" if llm in EAGER else "sdpa"}
     model = build_model(run, image_token_id=600)
     steps = steps_of(run, model)
     model.config.image_token_id = steps.renderer.tokens.image
@@ -79,3 +92,24 @@ def test_the_pair_trains_saves_reloads_and_generates(tiny_run, steps_of, tmp_pat
     prompt = {key: inputs[key] for key in ("input_ids", "pixels", "attention_mask", "layouts", "owners")}
     said = again.generate(**prompt, max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=2)
     assert said.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["llm.architecture.model_type=t5"], "no causal language model"),
+        (["llm.architecture.model_type=bert"], "is_decoder=true"),
+        (["llm.architecture.model_type=mamba"], "llm.attn_implementation=eager"),
+        (["llm.architecture.model_type=llama", "llm.architecture.num_attention_heads=7"], "llm.architecture"),
+        (["vision.architecture.model_type=vit_mae"], "vision.architecture.model_type=vit"),
+        (["vision.architecture.model_type=llama"], "vision"),
+        (["vision.architecture.model_type=detr"], "vision"),
+        (["vision.architecture.num_attention_heads=5"], "vision.architecture"),
+        (["vision.architecture.model_type=aimv2_vision_model", "vision.image_size=36"], "vision.image_size"),
+    ],
+)
+def test_what_cannot_work_fails_at_composition_with_a_fix(tiny_run, overrides, words):
+    with pytest.raises(BeniError) as caught:
+        propagate(tiny_run(*overrides))
+    assert words in str(caught.value)
+    assert "fix: " in str(caught.value)

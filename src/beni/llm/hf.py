@@ -13,16 +13,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoModelForCausalLM,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
-from beni.errors import WeightsError
+from beni.errors import ConfigError, WeightsError
 from beni.hub import package_file
 from beni.llm import segment_attention
 from beni.llm.base import Llm
 from beni.llm.gguf import load_gguf
 from beni.llm.segment_attention import SegmentPlan
 from beni.measure.flops import count_flops
-from beni.nn.architecture import known_attention, read_architecture
+from beni.nn.architecture import buildable, read_architecture
 
 
 class HFLlm(Llm):
@@ -138,7 +145,7 @@ class HFLlm(Llm):
         inputs = {"inputs_embeds": embeds, "logits_to_keep": rows, "use_cache": False}
         try:
             return count_flops(lambda: model(**inputs, attention_mask=mask))
-        except ValueError:  # BLOOM makes its biases from a 2-D mask, and one of its own where it is given none
+        except (ValueError, RuntimeError):  # BLOOM and Mamba want 2-D masks, or make one where they are given none
             return count_flops(lambda: model(**inputs))
 
     def load_pretrained(self) -> None:
@@ -164,8 +171,23 @@ class HFLlm(Llm):
 
 
 def build_llm(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
-    """The causal language model of ``config`` on torch's current default device, in fp32."""
-    with known_attention("llm", attn_implementation):
+    """The causal language model of ``config`` on torch's current default device, in fp32.
+
+    Raises:
+        ConfigError: when transformers has no causal model of that type, or it cannot be built from these fields.
+    """
+    kind = config.model_type
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ConfigError(
+            f"llm.architecture.model_type={kind}: transformers has no causal language model of it\n"
+            "  fix: choose a decoder, for instance llm=qwen3 or llm.architecture.model_type=llama"
+        )
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.to_dict().get("is_decoder"):
+        raise ConfigError(
+            f"llm.architecture.model_type={kind} reads in both directions, so it would see the answers it is to learn\n"
+            "  fix: set llm.architecture.is_decoder=true, or choose a decoder such as llm=qwen3"
+        )
+    with buildable("llm", kind, attn_implementation):
         return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
 
 

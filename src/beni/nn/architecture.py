@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from beni.errors import ConfigError
@@ -29,23 +30,40 @@ def read_architecture(name: str | None, architecture: dict[str, Any] | None, gro
         raise ConfigError(
             f"{group}.architecture needs a model_type that transformers knows; missing or unknown: {error}"
         ) from error
-    except ValueError as error:
-        raise ConfigError(f"{group}.architecture: {str(error).splitlines()[0]}") from error
+    except UNBUILDABLE as error:
+        raise ConfigError(
+            f"{group}.architecture: {_last_line(error)}\n  fix: correct the fields of {group}.architecture"
+        ) from error
+
+
+UNBUILDABLE = (
+    *(ValueError, TypeError, AssertionError, RuntimeError, ZeroDivisionError, KeyError, ImportError),
+    StrictDataclassError,
+)
 
 
 @contextmanager
-def known_attention(group: str, implementation: str) -> Iterator[None]:
-    """Around building a model: one that has no such attention is the user's to fix.
+def buildable(group: str, model_type: str, attention: str) -> Iterator[None]:
+    """Around building a model: fields that do not fit each other, or an attention it lacks, are the user's to mend.
 
     Raises:
-        ConfigError: instead of transformers' ValueError.
+        ConfigError: instead of whatever transformers and torch raise.
     """
     try:
         yield
-    except ValueError as error:
-        if "attn_implementation" not in str(error):
-            raise
+    except UNBUILDABLE as error:
+        said = _last_line(error)
+        if "attn_implementation" in str(error) or "attention implementation" in said:
+            raise ConfigError(
+                f"{group}.attn_implementation={attention}: {said.split('. ')[0]}\n"
+                f"  fix: set {group}.attn_implementation=eager"
+            ) from error
         raise ConfigError(
-            f"{group}.attn_implementation={implementation}: {str(error).split('. ')[0]}\n"
-            f"  fix: set {group}.attn_implementation=eager"
+            f"{group}.architecture of model_type={model_type} cannot be built: {said}\n"
+            f"  fix: correct the fields of {group}.architecture that this speaks of"
         ) from error
+
+
+def _last_line(error: BaseException) -> str:
+    """Where transformers says why, after saying where."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from beni.errors import ConfigError
-from beni.nn.architecture import known_attention
+from beni.nn.architecture import buildable
 
 INSIDE = {
     "blip_2_vision_model": "transformers.models.blip_2.modeling_blip_2.Blip2VisionModel",
@@ -78,7 +78,7 @@ def build_encoder(config: PreTrainedConfig, attn_implementation: str) -> PreTrai
             f"vision.architecture.model_type={config.model_type}: transformers has no model of it that stands alone\n"
             "  fix: set vision.architecture.model_type=clip_vision_model"
         )
-    with known_attention("vision", attn_implementation):
+    with buildable("vision", config.model_type, attn_implementation):
         return AutoModel.from_config(
             config, attn_implementation=attn_implementation, dtype=torch.float32, **pooling(config)
         )
