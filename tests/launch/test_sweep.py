@@ -21,6 +21,18 @@ hydra:
     params:
       template.max_length: 2048,8
 """
+ARMS = """# @package _global_
+# Arms whose choices belong together.
+study: {name: pair}
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params:
+      train.seed: 0,1
+    arms:
+      - resampler=none connector=linear
+      - ARM
+"""
 
 
 def train(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -86,6 +98,48 @@ def test_an_impossible_arm_starts_nothing_and_writes_nothing(tmp_path: Path, tin
     assert "fix: set resampler.num_kv_heads" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def with_arm(arm: str, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    experiment = tmp_path / "mine" / "experiment" / "pair.yaml"
+    experiment.parent.mkdir(parents=True)
+    experiment.write_text(ARMS.replace("ARM", arm))
+    return train("--config-dir", str(tmp_path / "mine"), "experiment=pair", *arguments, cwd=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_every_arm_is_run_with_every_swept_value_and_the_command_line_comes_last(
+    tmp_path: Path, tiny_overrides: list[str]
+) -> None:
+    one = ("train.steps=1", "hydra.sweeper.params={train.seed: 5}")
+    done = with_arm("resampler=avg_pool resampler.side=2 train.steps=9", tmp_path, *tiny_overrides, *one)
+    assert done.returncode == 0, done.stderr
+    runs = [yaml.safe_load(path.read_text()) for path in (tmp_path / "runs" / "pair").glob("*/config.yaml")]
+    made = sorted(tuple(run["choices"][group] for group in ("resampler", "connector")) for run in runs)
+    assert made == [("avg_pool", "auto"), ("none", "linear")]
+    assert [run["train"]["seed"] for run in runs] == [5, 5]
+    assert {run["train"]["steps"] for run in runs} == {1}
+
+
+@pytest.mark.parametrize(
+    ("arm", "expected"),
+    [
+        ("resampler=perceiver resampler.num_kv_heads=3", ("2 of 4 are impossible", "E-HEADS")),
+        ("resampler=perciever", ("resampler=perciever", "did you mean resampler=perceiver?")),
+        ("resampler=perceiver,none", ("resampler=perceiver,none",)),
+        ("resampler='perceiver", ("hydra.sweeper.arms",)),
+        ("train.sede=3", ("did you mean train.seed?",)),
+    ],
+)
+def test_an_arm_that_cannot_be_starts_nothing(
+    tmp_path: Path, tiny_overrides: list[str], arm: str, expected: tuple[str, ...]
+) -> None:
+    done = with_arm(arm, tmp_path, *tiny_overrides)
+    assert done.returncode == 2, done.stderr
+    assert [words for words in expected if words not in done.stderr] == []
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 @pytest.mark.slow

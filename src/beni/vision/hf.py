@@ -17,6 +17,7 @@ tokens form no grid then. Registers always go.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -167,10 +168,11 @@ class HFVision(VisionEncoder):
 
     def _states(self, model: PreTrainedModel, pixels: Tensor) -> list[Tensor]:
         """The hidden state of ``layer``, then those of ``levels``, as the model returns them."""
-        if not self._read:
-            return [model(**model_inputs(model, pixels)).last_hidden_state]
-        out = model(**model_inputs(model, pixels), output_hidden_states=True)
-        return [out.last_hidden_state if i is None else out.hidden_states[i] for i in self._read]
+        return self._of(model(**model_inputs(model, pixels), output_hidden_states=bool(self._read)))
+
+    def _of(self, out: Mapping[str, Any]) -> list[Tensor]:
+        states = [out["last_hidden_state"] if i is None else out["hidden_states"][i] for i in self._read]
+        return states or [out["last_hidden_state"]]
 
     def _at(self, size: tuple[int, int]) -> Seen:
         """What the model makes of views of (height, width) pixels; found out once for each size."""
@@ -209,7 +211,7 @@ class HFVision(VisionEncoder):
             )
         if self._read:
             self._check_states(model, out.hidden_states, layout, len(pixels))
-        dims = [x.shape[-1] for x in (layout.tokens(s, len(pixels)) for s in self._states(model, pixels))]
+        dims = [x.shape[-1] for x in (layout.tokens(s, len(pixels)) for s in self._of(out))]
         n = layout.rows * layout.columns + self.keep_cls
         return Seen(layout, TokenSpec(n, dims[0], None if self.keep_cls else layout.grid, levels=sum(dims[1:])))
 

@@ -52,7 +52,7 @@ class BeniSweeper(BasicSweeper):
         swept = parser.parse_overrides([*self._parse_config(), *arguments])
         product = [values for batch in self.split_arguments(swept, None) for values in batch]
         # what the command line says comes last: it may change a value of every arm
-        arms = [[*shlex.split(own), *values] for own in self.arms for values in product]
+        arms = [[*own, *values] for own in map(_words, self.arms) for values in product]
         composed = [loader.load_sweep_config(self.config, list(arm)) for arm in arms]
         runs = [freeze(config, config.hydra.runtime.choices) for config in composed]
         check_arms(runs)
@@ -73,3 +73,15 @@ class BeniSweeper(BasicSweeper):
                 + f"\n  the others are finished; python -m beni.compare {study} shows them all"
             )
         return results
+
+
+def _words(arm: str) -> list[str]:
+    """Overrides as a shell would split them."""
+    from beni.errors import ConfigError
+
+    try:
+        return shlex.split(arm)
+    except ValueError as error:
+        raise ConfigError(
+            f"hydra.sweeper.arms: {arm}: {error}\n  fix: write overrides as on a command line, with quotes that close"
+        ) from error
