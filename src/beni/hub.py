@@ -47,12 +47,13 @@ def require_weights(run: Mapping[str, Any]) -> None:
             require(node["name"], group)
 
 
-def require(name: str, group: str) -> None:
+def require(name: str, group: str, architecture: bool = False) -> None:
     """Return when ``name`` can be loaded on this machine.
 
     Args:
         name: hub id, local folder, or ``package:`` reference.
         group: config group that asks, for the message.
+        architecture: only its ``config.json`` is asked for.
 
     Raises:
         WeightsError: when it is neither local, nor cached, nor reachable.
@@ -71,10 +72,14 @@ def require(name: str, group: str) -> None:
     host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
     if constants.HF_HUB_OFFLINE or not _reachable(host):
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{host} cannot be reached"
+        asks, fix = (
+            (f"{group}.architecture=null", f"give the fields in {group}.architecture")
+            if architecture
+            else (f"{group}.weights=pretrained", f"set {group}.weights=random to build the same architecture untrained")
+        )
         raise WeightsError(
-            f"{group}.weights=pretrained needs {name}, which is not in the cache {constants.HF_HUB_CACHE}, and {why}\n"
-            f"  fix: set {group}.weights=random to build the same architecture untrained, run once where there is a "
-            f"network, or set {group}.name to a local folder"
+            f"{asks} needs {name}, which is not in the cache {constants.HF_HUB_CACHE}, and {why}\n"
+            f"  fix: {fix}, run once where there is a network, or set {group}.name to a local folder"
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from beni import compose
+from beni.paths import conf_dir
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -70,6 +71,13 @@ def test_the_page_on_adding_a_part_works_as_it_stands(tmp_path: Path):
     assert shown
     assert " ".join(shown[1].split()) in " ".join(done.stdout.split())
     assert len(list((tmp_path / "runs").glob("*/*row_pool*/report.html"))) == 1
+
+
+def test_the_readme_lists_every_option():
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M))
+    groups = {path.name: sorted(option.stem for option in path.glob("*.yaml")) for path in conf_dir().iterdir()}
+    many = {group: ", ".join(names) for group, names in groups.items() if len(names) > 1}
+    assert {group: rows.get(group) for group in many} == many
 
 
 def test_every_make_target_of_the_pages_exists():

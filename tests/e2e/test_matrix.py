@@ -101,6 +101,8 @@ def test_the_pair_trains_saves_reloads_and_generates(tiny_run, steps_of, tmp_pat
         (["llm.architecture.model_type=bert"], "is_decoder=true"),
         (["llm.architecture.model_type=mamba"], "llm.attn_implementation=eager"),
         (["llm.architecture.model_type=llama", "llm.architecture.num_attention_heads=7"], "llm.architecture"),
+        (["llm.architecture=null", "llm.name=nobody/nothing"], "llm.architecture=null needs nobody/nothing"),
+        (["vision.architecture=null", "vision.name=FOLDER"], "vision.name="),
         (["vision.architecture.model_type=vit_mae"], "vision.architecture.model_type=vit"),
         (["vision.architecture.model_type=llama"], "vision"),
         (["vision.architecture.model_type=detr"], "vision"),
@@ -108,7 +110,9 @@ def test_the_pair_trains_saves_reloads_and_generates(tiny_run, steps_of, tmp_pat
         (["vision.architecture.model_type=aimv2_vision_model", "vision.image_size=36"], "vision.image_size"),
     ],
 )
-def test_what_cannot_work_fails_at_composition_with_a_fix(tiny_run, overrides, words):
+def test_what_cannot_work_fails_at_composition_with_a_fix(tiny_run, tmp_path, overrides, words):
+    (tmp_path / "config.json").write_text('{"model_type": "brings_its_own_code"}')
+    overrides = [word.replace("FOLDER", str(tmp_path)) for word in overrides]
     with pytest.raises(BeniError) as caught:
         propagate(tiny_run(*overrides))
     assert words in str(caught.value)

@@ -9,7 +9,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
-from beni.errors import ConfigError
+from beni.errors import ConfigError, WeightsError
+from beni.hub import require
 
 
 def read_architecture(name: str | None, architecture: dict[str, Any] | None, group: str) -> PreTrainedConfig:
@@ -17,11 +18,19 @@ def read_architecture(name: str | None, architecture: dict[str, Any] | None, gro
 
     Raises:
         ConfigError: when neither is given or the ``model_type`` is unknown.
+        WeightsError: when ``name`` cannot be had on this machine.
     """
     if architecture is None:
         if name is None:
             raise ConfigError(f"{group}.architecture and {group}.name are both null; set one of them")
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        require(name, group, architecture=True)
+        try:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError) as error:  # no such repository, or a model that brings code of its own
+            raise WeightsError(
+                f"{group}.name={name}: {str(error).strip().splitlines()[0]}\n"
+                f"  fix: set {group}.name to a model whose type transformers knows, or to a local folder"
+            ) from error
         return config.vision_config if group == "vision" and "vision_config" in config.sub_configs else config
     fields = dict(architecture)
     try:

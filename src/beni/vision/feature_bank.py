@@ -4,7 +4,7 @@ A view's key is a hash of its transformed pixels: content, augmentation and tran
 after everything else that decides the features (``describe``). Values come back bit for bit, in their dtype.
 
 How many views pass the encoder at once can change the last bits of the result; their order and their neighbours do not
-(measured: docs/configuration.md). So a batch is never encoded in part. Either all of its views are in the bank, or the
+(measured: docs/visual_path.md). So a batch is never encoded in part. Either all of its views are in the bank, or the
 whole batch passes the encoder as it would without a bank, and the bank keeps what it did not have.
 
 On disk every process appends to shards of its own, one for each size of view. ``<shard>.data`` holds rows of one
