@@ -80,6 +80,17 @@ VIEWS = {
 """Views of a picture of a few patches a side."""
 
 
+LLM = {"hidden_size": 48, "num_key_value_heads": 2, "vocab_size": 640, "max_position_embeddings": 2048}
+"""In a model: wider than the encoder, with room for the embedded tokenizer and a few pictures."""
+
+
+def shrink_llm(values: dict[str, Any]) -> dict[str, Any]:
+    """A node of the group, random, that reads and writes with the embedded tokenizer."""
+    fields = values["architecture"]
+    small = {k: v for k, v in {**SMALL, **LLM}.items() if k in fields}
+    return values | {"architecture": fields | small, "weights": "random", "tokenizer": "embedded"}
+
+
 def shrink_stage(group: str, option: str, values: dict[str, Any]) -> dict[str, Any]:
     """A node of views, selector, resampler or connector, of a width and depth that cost nothing."""
     if group == "views":

@@ -14,7 +14,7 @@ from beni.training.step import clip_and_update, forward_backward
 from beni.training.trainable import TrainabilityCheck
 from conformance.small_model import small_run
 
-GROUPS = ("vision", "views", "selector", "resampler", "connector")
+GROUPS = ("vision", "views", "selector", "resampler", "connector", "fusion", "llm")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from distributed.processes import run_ranks
 pytestmark = pytest.mark.slow
 
 WORKER = Path(__file__).with_name("options.py")
-GROUPS = ("vision", "views", "selector", "resampler", "connector")
+GROUPS = ("vision", "views", "selector", "resampler", "connector", "fusion", "llm")
 NAMES = [(group, option) for group in GROUPS for option in options(group) if not needed(group, option)]
 SETTINGS = ("train.batch_size=2", "data.text_share=0.4", "optim.lr=1e-2", "optim.warmup_ratio=0", "optim.eps=1e-3")
 """A rank's micro-batch is one sample: now and then one rank has no image while the other has one. At AdamW's usual eps
