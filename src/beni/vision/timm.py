@@ -9,6 +9,7 @@ timm resamples positions while it loads weights, so a ViT takes any size that it
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import ModuleType
@@ -68,10 +69,12 @@ class TimmVision(VisionEncoder):
         )
         # only models with a table of positions have a size to be told
         self._size = {"img_size": self._transform.shape} if known.fixed_input_size else {}
+        self._unread: list[str] = []
         with torch.device("meta"):
             model: Any = self._create(pretrained=False)
             self._indices = block_indices(name, len(model.feature_info), layer, levels)
             self._layout, self._spec = self._probe(model)
+            self._unread = unread(model, lambda: self._features(model, torch.empty(2, 3, *self._transform.shape)))
         device = torch.device("meta") if weights == "pretrained" else torch.get_default_device()
         with device:
             self.model = self._create(pretrained=False)
@@ -136,9 +139,12 @@ class TimmVision(VisionEncoder):
         return record
 
     def _create(self, pretrained: bool) -> nn.Module:
-        """The model without its classifier."""
+        """The model without what features are not made with: classifier, pooling, blocks behind the last one read."""
         name = self.name.removeprefix("timm/")
-        return import_timm().create_model(name, pretrained=pretrained, num_classes=0, **self._size).float()
+        model = import_timm().create_model(name, pretrained=pretrained, num_classes=0, **self._size).float()
+        for part in self._unread:
+            model.set_submodule(part, nn.Identity())
+        return model
 
     def _features(self, model: Any, pixels: Tensor) -> list[Tensor]:
         """Features of ``layer``, then maps ``(i, d, h, w)`` of ``levels``."""
@@ -181,6 +187,26 @@ class TimmVision(VisionEncoder):
             )
         n, dim = layout.rows * layout.columns, layout.tokens(features, 2).shape[-1]
         return layout, TokenSpec(n, dim, layout.grid, levels=sum(x.shape[1] for x in levels))
+
+
+def unread(model: nn.Module, features: Callable[[], list[Tensor]]) -> list[str]:
+    """Names of the modules with parameters that ``features`` neither calls nor reads, the outermost ones."""
+    called: set[nn.Module] = set()
+    hooks = [m.register_forward_pre_hook(lambda module, _: called.add(module)) for m in model.modules()]
+    with torch.enable_grad():
+        torch.stack([x.sum() for x in features()]).sum().backward()
+    for hook in hooks:
+        hook.remove()
+
+    def idle(module: nn.Module) -> bool:
+        return called.isdisjoint(module.modules()) and all(p.grad is None for p in module.parameters())
+
+    found: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if name and not inside and next(module.parameters(), None) is not None and idle(module):
+            found.append(name)
+    return found
 
 
 def block_indices(name: str, depth: int, layer: int, levels: list[int]) -> list[int]:
