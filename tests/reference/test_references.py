@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from beni.paths import conf_dir
 from reference.harness import ReferenceCase, all_cases, difference
 
 CASES = all_cases()
@@ -25,3 +26,9 @@ def test_it_equals_its_reference(case: ReferenceCase, dtype: torch.dtype) -> Non
 def test_every_case_has_a_name_of_its_own() -> None:
     names = [case.name for case in CASES]
     assert sorted(set(names)) == sorted(names)
+
+
+def test_every_mechanism_has_a_case_that_runs_without_further_packages() -> None:
+    options = {f"{g}={path.stem}" for g in ("connector", "resampler") for path in (conf_dir() / g).glob("*.yaml")}
+    nothing = {"connector=auto", "connector=identity", "resampler=none"}
+    assert options - nothing == {case.option for case in CASES if case.needs is None}
