@@ -10,6 +10,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,22 +32,37 @@ class Image:
     """A picture not yet decoded.
 
     Attributes:
-        load: returns the decoded picture; called once, in a worker.
-        key: what identifies the content (a path, a hash, a generator's address); used in logs and as cluster.
+        load: returns the opened picture; called once, in a worker.
+        key: what identifies the content (a path, a hash, a URL, a generator's address); used in logs and as cluster.
+        url: where it has yet to be fetched from (``beni.data.fetch``); None for a picture that is at hand.
     """
 
     load: Callable[[], PILImage.Image]
     key: str
+    url: str | None = None
 
     @staticmethod
     def from_path(path: Path) -> Image:
         """A file, decoded when needed."""
-        return Image(lambda: PILImage.open(path), str(path))
+        return Image(partial(PILImage.open, path), str(path))
 
     @staticmethod
     def from_bytes(data: bytes, key: str) -> Image:
         """An encoded picture in memory."""
-        return Image(lambda: PILImage.open(io.BytesIO(data)), key)
+        return Image(partial(_open_bytes, data), key)
+
+    @staticmethod
+    def from_url(url: str) -> Image:
+        """A picture that a ``Fetcher`` has to fetch; as it is, it cannot be opened."""
+        return Image(partial(_not_fetched, url), url, url)
+
+
+def _open_bytes(data: bytes) -> PILImage.Image:
+    return PILImage.open(io.BytesIO(data))
+
+
+def _not_fetched(url: str) -> PILImage.Image:
+    raise DataError(f"{url} has not been fetched: the source's samples must pass through a Fetcher")
 
 
 def decode(image: Image, background: tuple[int, int, int] = (255, 255, 255)) -> PILImage.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from beni.data.images import Augment, Image
@@ -40,6 +40,8 @@ class Sample:
         kind: of question, for scores by kind.
         choices: admissible answers, the expected one among them; empty when the answer is free.
         cluster: examples that share it (one picture, say) are not independent.
+        where: it was read from, for errors: ``data.json, record 12``.
+        source: name of its source in a mixture.
     """
 
     id: str
@@ -47,6 +49,12 @@ class Sample:
     kind: str = ""
     choices: tuple[str, ...] = ()
     cluster: str = ""
+    where: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        """How errors name it."""
+        return f"sample {self.id} ({self.where})" if self.where else f"sample {self.id}"
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -70,7 +78,7 @@ class Sample:
         last = max(i for i, m in enumerate(self.messages) if m.role == "assistant")
         messages = list(self.messages)
         messages[last] = Message("assistant", (text,), messages[last].train)
-        return Sample(self.id, tuple(messages), self.kind, self.choices, self.cluster)
+        return replace(self, messages=tuple(messages))
 
 
 class Source(ABC):
@@ -80,10 +88,12 @@ class Source(ABC):
         task: how held-out samples are scored: ``answer`` (greedy answer equals the expected one), ``choice`` (the
             expected answer has the best mean token likelihood among the choices) or ``loss``.
         augment: how training pictures are varied.
+        varies: whether a sample's text or pictures differ between epochs, augmentation aside.
     """
 
     task: Task
     augment: Augment = Augment()
+    varies: bool = False
 
     @abstractmethod
     def __len__(self) -> int:

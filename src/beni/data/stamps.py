@@ -80,6 +80,7 @@ class Stamps(Source):
     ) -> None:
         self.seed, self.split, self.choices, self.prompts = seed, split, choices, prompts
         self.kinds, self.kind_prompt = kinds, kind_prompt
+        self.varies = len(prompts) > 1 or kinds > 0
         self.augment = Augment.from_config(augment)
         stamps = read_stamps(Path(root).expanduser(), openings, max_words)
         keys = sorted({stamp.key for stamp in stamps})

@@ -41,6 +41,7 @@ class Shapes(Source):
     """
 
     task = "answer"
+    varies = True
 
     def __init__(
         self,

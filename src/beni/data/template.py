@@ -99,7 +99,7 @@ class Renderer:
         encoded = self._fit(ids, labels, sample)
         if not (encoded.labels[1:] != IGNORE).any():
             raise DataError(
-                f"sample {sample.id}: no token is supervised; expected a non-empty assistant message "
+                f"{sample}: no token is supervised; expected a non-empty assistant message "
                 f"(roles: {', '.join(m.role for m in sample.messages)})"
             )
         return encoded
@@ -112,7 +112,7 @@ class Renderer:
         tokenizer cuts two line breaks otherwise when nothing follows them.
         """
         last = max((i for i, m in enumerate(sample.messages) if m.role == "assistant"), default=len(sample.messages))
-        asked = Sample(sample.id, (*sample.messages[:last], Message("assistant", ("a",), train=True)))
+        asked = replace(sample, messages=(*sample.messages[:last], Message("assistant", ("a",), train=True)))
         text, spans = self._render(asked)
         given = None if markups is None else markups[: len(asked.images)]
         ids, labels = self._expand(*self._tokenise(text, spans[-1:], asked), asked, given)
@@ -146,13 +146,13 @@ class Renderer:
             roles = ", ".join(turn["role"] for turn in turns)
             fix = "template.system=null" if self.settings["system"] else "template=chatml"
             raise DataError(
-                f"sample {sample.id}: template={name} refuses the roles {roles}: {error}\n  fix: set {fix}"
+                f"{sample}: template={name} refuses the roles {roles}: {error}\n  fix: set {fix}"
             ) from error
         before, *rest = fenced.split(OPEN)
         pieces = [piece.split(CLOSE) for piece in rest]
         if CLOSE in before or [piece[0] for piece in pieces] != supervised or any(len(p) != 2 for p in pieces):
             raise DataError(
-                f"sample {sample.id}: template={name} loses or changes a supervised message's text, so labels cannot "
+                f"{sample}: template={name} loses or changes a supervised message's text, so labels cannot "
                 "be placed\n  fix: use template=chatml, or a template.jinja that writes {{ message.content }} as it is"
             )
         text, spans = before, []
@@ -166,7 +166,7 @@ class Renderer:
     def _content(self, message: Message, sample: Sample) -> str:
         said = "".join(part for part in message.content if isinstance(part, str))
         if any(mark in said for mark in (OPEN, CLOSE, GUARD)):
-            raise DataError(f"sample {sample.id}: the text holds one of the noncharacters U+FDD0 to U+FDD2; remove it")
+            raise DataError(f"{sample}: the text holds one of the noncharacters U+FDD0 to U+FDD2; remove it")
         parts = (
             IMAGE if isinstance(part, Image) else self._control.sub(lambda m: m[0][0] + GUARD + m[0][1:], part)
             for part in message.content
@@ -184,7 +184,7 @@ class Renderer:
         if GUARD in text:
             pieces = [text[a:b] for a, b in offsets]
             if any(GUARD in piece and piece != GUARD for piece in pieces):
-                raise DataError(f"sample {sample.id}: a text that spells a control token cannot be tokenised as text")
+                raise DataError(f"{sample}: a text that spells a control token cannot be tokenised as text")
             kept = np.array([piece != GUARD for piece in pieces])
             ids, labels = ids[kept], labels[kept]
         bos = self.tokens.bos
@@ -200,13 +200,13 @@ class Renderer:
         images = sample.images
         if places.sum() != len(images):
             raise DataError(
-                f"sample {sample.id}: the text has {int(places.sum())} {IMAGE} placeholders for {len(images)} images; "
+                f"{sample}: the text has {int(places.sum())} {IMAGE} placeholders for {len(images)} images; "
                 "expected one each"
             )
         if markups is None:
             markups = [(self.visual_tokens,)] * len(images)
         if len(markups) != len(images):
-            raise DataError(f"sample {sample.id}: {len(markups)} markups for {len(images)} images; expected one each")
+            raise DataError(f"{sample}: {len(markups)} markups for {len(images)} images; expected one each")
         new_ids, new_labels, done = [], [], 0
         for place, markup in zip(np.flatnonzero(places), markups, strict=True):
             stands = [
@@ -229,7 +229,7 @@ class Renderer:
             if not cut_image and (labels[1:limit] != IGNORE).any():
                 return Encoded(ids[:limit], labels[:limit], excess)
         raise DataError(
-            f"sample {sample.id} has {len(ids)} tokens, template.max_length is {limit}"
+            f"{sample} has {len(ids)} tokens, template.max_length is {limit}"
             + ("; cutting it would remove an image or every label" if self.settings["overlong"] == "truncate" else "")
             + "\n  fix: raise template.max_length, use fewer visual tokens, or set template.overlong=truncate"
         )
