@@ -21,6 +21,7 @@ from beni.data.loader import Steps
 from beni.data.template import Renderer
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build
+from beni.run import make_schedule
 from beni.training.optim import build_optimizer
 from beni.training.step import clip_and_update, forward_backward
 from beni.training.trainable import set_modes
@@ -53,8 +54,8 @@ class Arm:
         self.optimizer = build_optimizer(self.model, run["optim"])
         renderer = Renderer(load_tokenizer(run["llm"]), run["template"])
         source = build_part(run["data"], train["seed"])
-        order = (train["seed"], train["batch_size"], 1, "packed")
-        steps = Steps(source, renderer, self.model.viewer, *order, pixel_keys=bank is not None)
+        schedule = make_schedule(run, source, renderer, self.model.viewer)
+        steps = Steps(source, renderer, self.model.viewer, schedule, 1, "packed", pixel_keys=bank is not None)
         self.batches = [steps[step] for step in range(len(source) // train["batch_size"])]
         set_modes(self.model, train["plan"])
         if bank is not None:

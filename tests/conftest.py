@@ -94,14 +94,18 @@ def steps_of() -> Callable[..., Any]:
     from beni.data.loader import Steps
     from beni.data.template import Renderer
     from beni.llm.tokenizer import load_tokenizer
+    from beni.run import make_schedule
 
     def make(run: dict[str, Any], model: Any, **fields: Any) -> Any:
         train = run["train"]
+        source = build(run["data"], train["seed"])
+        renderer = Renderer(load_tokenizer(run["llm"]), run["template"])
         values = {
-            "source": build(run["data"], train["seed"]),
-            "renderer": Renderer(load_tokenizer(run["llm"]), run["template"]),
+            "source": source,
+            "renderer": renderer,
             "viewer": model.viewer,
-            **{name: train[name] for name in ("seed", "batch_size", "accumulation", "layout")},
+            "schedule": make_schedule(run, source, renderer, model.viewer),
+            **{name: train[name] for name in ("accumulation", "layout")},
         }
         return Steps(**values | fields)
 

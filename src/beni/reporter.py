@@ -47,6 +47,7 @@ class Reporter:
         self.before = float(folder.status.get("seconds", 0.0))
         if self.active:
             self.metrics = MetricsFile(folder.path / "metrics.jsonl")
+            self.faults = MetricsFile(folder.path / "data_errors.jsonl")
             self.tracker: Tracker = build(run["tracker"])
             self.progress = Progress(settings["steps"])
 
@@ -59,6 +60,7 @@ class Reporter:
         if self.active:
             self.progress.__exit__(kind, error, trace)
             self.metrics.close()
+            self.faults.close()
             self.tracker.finish("finished" if kind is None else "failed")
 
     def train(self, step: int, values: Mapping[str, float]) -> None:
@@ -68,9 +70,16 @@ class Reporter:
             self.progress.update(step, values)
             self.folder.update(step=step, samples_per_s=values["samples_per_s"], **self._cost(), **self._banked())
 
+    def data(self, step: int, values: Mapping[str, float], faults: Sequence[Mapping[str, Any]]) -> None:
+        if self.active:
+            self._log(step, values)
+            for fault in faults:
+                self.faults.append(fault["step"], fault)
+
     def begin(self, step: int) -> None:
         if self.active:
             self.metrics.rewind(step)
+            self.faults.rewind(step)
             self.tracker.start(self.folder.path, self.run, self.folder.identity, step)
             self.folder.update(step=step)
             if step:

@@ -18,14 +18,18 @@ from beni.analysis.collect import collect_run
 from beni.analysis.terminal_tables import run_table
 from beni.config.build import build
 from beni.config.check import check
-from beni.data.images import size_of
-from beni.data.loader import Steps, first_pictures, order_hash
+from beni.data.images import Image, size_of
+from beni.data.index import Index
+from beni.data.lengths import RunLengths
+from beni.data.loader import Steps, first_pictures
+from beni.data.mixture import Mixture
 from beni.data.sample import Source
+from beni.data.schedule import Schedule, needs_lengths
 from beni.data.template import IGNORE, Renderer
 from beni.distributed.collectives import barrier
 from beni.distributed.environment import Environment, process_group, read_environment
 from beni.distributed.fsdp import shard
-from beni.errors import CompositionError
+from beni.errors import CompositionError, DataError
 from beni.llm.hf import isolates_segments
 from beni.llm.tokenizer import load_tokenizer
 from beni.measure import memory
@@ -37,6 +41,7 @@ from beni.nn.precision import autocast
 from beni.nn.streams import numpy_stream
 from beni.reporter import Reporter
 from beni.tracker.folder import RunFolder
+from beni.tracker.progress import index_progress
 from beni.training.initial import load_initial
 from beni.training.loop import Job, Trainer
 from beni.training.trainable import store_frozen_in_bf16
@@ -75,7 +80,10 @@ def train(run: Mapping[str, Any]) -> Path:
     tokenizer = load_tokenizer(run["llm"])
     renderer = Renderer(tokenizer, run["template"])
     source: Source = build(run["data"], settings["seed"])
-    probe = probe_samples(source, renderer, planned.viewer)
+    viewer = planned.viewer  # of the twin without weights: loader processes may have to copy it
+    schedule = make_schedule(run, source, renderer, viewer, progress=environment.is_main)
+    schedule.require(environment.world, settings["accumulation"])
+    probe = probe_samples(source, renderer, viewer)
     length, label_rows = probe.length, probe.label_rows
     table = spec_table(planned, run, length, label_rows, probe.image)
     memory.require(estimate_memory(planned, run, environment.world, length, label_rows), environment.device)
@@ -90,8 +98,7 @@ def train(run: Mapping[str, Any]) -> Path:
         barrier()  # no rank looks into the folder before rank 0 has prepared it
         model = _build(run, renderer)
         apply_plan(model, settings["plan"])
-        _write_identity(folder, run, source, renderer, model, table)
-        viewer = planned.viewer  # of the twin without weights: loader processes may have to copy it
+        _write_identity(folder, run, source, schedule, renderer, model, table)
         layout = _layout(model, settings["layout"], folder)
         if settings["precision"] == "bf16":
             store_frozen_in_bf16(model, settings["plan"])
@@ -100,13 +107,13 @@ def train(run: Mapping[str, Any]) -> Path:
             source,
             renderer,
             viewer,
-            settings["seed"],
-            settings["batch_size"],
+            schedule,
             settings["accumulation"],
             layout,
             environment.rank,
             environment.world,
             pixel_keys=settings["feature_bank"] is not None,
+            on_bad=run["images"]["on_bad"],
         )
         if model.fusion.calibrates and settings["init_from"] is None:
             with autocast(environment.device, settings["precision"]):
@@ -128,6 +135,7 @@ def train(run: Mapping[str, Any]) -> Path:
                     checkpoint=run["checkpoint"],
                     checkpoints=folder.path / "checkpoints",
                     signature=folder.identity["signature"],
+                    max_bad=run["images"]["max_bad"],
                     eval_every=run["eval"]["every"],
                     evaluate=report.evaluate,
                     log=report,
@@ -141,6 +149,32 @@ def train(run: Mapping[str, Any]) -> Path:
     if environment.is_main:
         Console().print(run_table(collect_run(folder.path)))
     return folder.path
+
+
+def make_schedule(
+    run: Mapping[str, Any], source: Source, renderer: Renderer, viewer: Viewer, progress: bool = False
+) -> Schedule:
+    """The run's schedule, with an index where it needs one; that is built now or found in the cache.
+
+    Args:
+        progress: show how far the build is.
+
+    Raises:
+        DataError: when samples cannot be used, or do not fit into a pack.
+    """
+    settings, train = run["schedule"], run["train"]
+    by_tokens = isinstance(source, Mixture) and source.by == "tokens"
+    lengths = None
+    if needs_lengths(settings) or by_tokens:
+        with index_progress(progress) as told:
+            index = Index(source, renderer, viewer.sized, train["workers"] or 1, told)
+            if isinstance(source, Mixture):
+                source.measure(index.mean_tokens)
+            if needs_lengths(settings):
+                each = settings["tokens_per_image"]
+                lengths = RunLengths(index, viewer, run["template"], None if each == "auto" else each)
+                lengths.loads(0)
+    return Schedule(train["seed"], len(source), train["batch_size"], settings, lengths)
 
 
 def _build(run: Mapping[str, Any], renderer: Renderer) -> BeniForConditionalGeneration:
@@ -212,7 +246,7 @@ def probe_samples(source: Source, renderer: Renderer, viewer: Viewer) -> Probe:
     """Encodes a few training samples."""
     chosen = numpy_stream(0, "plan.probe").choice(len(source), min(PROBE_SAMPLES, len(source)), replace=False)
     samples = [source.train(int(index), 0) for index in chosen]
-    layouts = [[viewer.views.plan(size_of(image)) for image in sample.images] for sample in samples]
+    layouts = [[viewer.views.plan(_size(image)) for image in sample.images] for sample in samples]
     encoded = [
         renderer.encode(sample, [viewer.markup(one) for one in layout])
         for sample, layout in zip(samples, layouts, strict=True)
@@ -226,10 +260,19 @@ def probe_samples(source: Source, renderer: Renderer, viewer: Viewer) -> Probe:
     )
 
 
+def _size(image: Image) -> tuple[int, int]:
+    """A usual one for a picture that cannot be opened: what becomes of it is decided when it is its turn."""
+    try:
+        return size_of(image)
+    except DataError:
+        return USUAL_SIZE
+
+
 def _write_identity(
     folder: RunFolder,
     run: Mapping[str, Any],
     source: Source,
+    schedule: Schedule,
     renderer: Renderer,
     model: BeniForConditionalGeneration,
     table: SpecTable,
@@ -241,7 +284,7 @@ def _write_identity(
         "template_hash": renderer.hash(),
         "special_tokens": vars(renderer.tokens),
         "hashes": {
-            "data_order": order_hash(source, settings["seed"], settings["steps"], settings["batch_size"]),
+            "data_order": f"{source.fingerprint()}-{schedule.hash(settings['steps'])}",
             "init": {name: _hash_weights(module) for name, module in model.named_children()},
         },
     }

@@ -132,6 +132,10 @@ def to_device(value: Any, device: torch.device) -> Any:
     return [one.to(device, non_blocking=True) for one in value] if isinstance(value, list) else value
 
 
+BOOKS = ("ids", "counts", "faults", "order")
+"""Fields of a ``Batch`` that are no business of the model's."""
+
+
 @dataclass
 class Batch:
     """One micro-batch of one rank, in one of two layouts.
@@ -146,7 +150,10 @@ class Batch:
         pixel_keys: a hash of the pixels of each view, where the run has a feature bank.
         layouts: how each image became views, in reading order.
         owners: the sample (0, 1, ... within the micro-batch) that each image belongs to.
-        ids: sample ids, in order, for logs and for the data-order hash.
+        ids: sample ids, in order, for logs.
+        counts: what the micro-batch holds, by source (data/ledger.py).
+        faults: pictures that could not be had, as lines of data_errors.jsonl.
+        order: hash of the data order of the whole step; ranks compare it.
     """
 
     input_ids: Int[Tensor, "b t"]
@@ -159,6 +166,9 @@ class Batch:
     owners: Int[Tensor, "k"] | None = None
     pixel_keys: tuple[str, ...] = ()
     ids: list[str] = field(default_factory=list)
+    counts: dict[str, Any] = field(default_factory=dict)
+    faults: tuple[dict[str, Any], ...] = ()
+    order: int = 0
 
     @property
     def num_labels(self) -> int:
@@ -172,9 +182,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with every tensor on ``device`` (copies are asynchronous from pinned memory)."""
-        moved = {f.name: to_device(getattr(self, f.name), device) for f in fields(self) if f.name != "ids"}
+        moved = {f.name: to_device(getattr(self, f.name), device) for f in fields(self) if f.name not in BOOKS}
         return replace(self, **moved)
 
     def model_inputs(self) -> dict[str, Any]:
         """Keyword arguments of ``BeniForConditionalGeneration.forward``."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ids"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in BOOKS}

@@ -18,7 +18,7 @@ CONF = conf_dir()
 THIRD_PARTY: frozenset[str] = frozenset()
 """Options, as ``group/option``, whose ``_target_`` may live outside their group's package."""
 
-SETTING_GROUPS = ("template", "optim", "fsdp", "launcher")
+SETTING_GROUPS = ("template", "schedule", "optim", "fsdp", "launcher")
 PRESET_GROUPS = ("recipe", "experiment")
 """Groups whose options set other groups."""
 

@@ -20,6 +20,7 @@ from beni.distributed.environment import process_group, read_environment
 from beni.distributed.fsdp import shard
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build as build_model
+from beni.run import make_schedule
 from beni.training.optim import build_optimizer
 from beni.training.step import clip_and_update, forward_backward
 
@@ -30,8 +31,8 @@ def losses_of(run, environment) -> list[float]:
     if environment.world > 1:
         shard(model, model.sharding_units(), environment, "fp32")
     renderer, source = Renderer(load_tokenizer(run["llm"]), run["template"]), build(run["data"], train["seed"])
-    layout = (environment.rank, environment.world)
-    steps = Steps(source, renderer, model.viewer, train["seed"], train["batch_size"], 1, "packed", *layout)
+    schedule = make_schedule(run, source, renderer, model.viewer)
+    steps = Steps(source, renderer, model.viewer, schedule, 1, "packed", environment.rank, environment.world)
     optimizer = build_optimizer(model, run["optim"])
     model.eval()  # dropout draws for each rank by itself; that it trains under sharding is what is asked here
     losses = []

@@ -18,18 +18,24 @@ from beni.distributed.environment import process_group, read_environment
 from beni.distributed.fsdp import shard
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build as build_model
+from beni.run import make_schedule
 from beni.training.loop import Job
 
 
 class Log:
     def __init__(self) -> None:
         self.losses, self.norms = {}, {}
+        self.counts, self.faults = {}, []
 
     def train(self, step, values):
         self.losses[step], self.norms[step] = values["loss"], values["grad_norm"]
 
     def begin(self, step):
         self.began = step
+
+    def data(self, step, values, faults):
+        self.counts[step] = values
+        self.faults += faults
 
     def notice(self, text):
         print(text, file=sys.stderr)
@@ -64,22 +70,31 @@ def main(settings) -> None:
         def evaluate(step: int) -> None:
             """As evals/scores.py does: encode first, then predict."""
             model.eval()
-            batch = Steps(source, renderer, viewer, 5, 4, 1, train["layout"])[0][0]
+            other = make_schedule(run | {"train": train | {"seed": 5, "batch_size": 4}}, source, renderer, viewer)
+            batch = Steps(source, renderer, viewer, other, 1, train["layout"])[0][0]
             with torch.no_grad():
                 visual = model.encode_images(batch.pixels, batch.layouts)
                 log.evaluated = float(model(**batch.model_inputs() | {"pixels": None}, visual=visual).loss)
 
-        names = ("seed", "batch_size", "accumulation", "layout")
+        schedule = make_schedule(run, source, renderer, viewer)
         job = Job(
             model=model,
             steps=Watched(
-                source, renderer, viewer, *(train[name] for name in names), environment.rank, environment.world
+                source,
+                renderer,
+                viewer,
+                schedule,
+                train["accumulation"],
+                train["layout"],
+                environment.rank,
+                environment.world,
             ),
             environment=environment,
             optim=run["optim"],
             checkpoint=run["checkpoint"],
             checkpoints=Path(settings["folder"]),
             signature="same",
+            max_bad=0.05,
             eval_every=0,
             evaluate=evaluate,
             log=log,

@@ -100,15 +100,28 @@ def _check_part(group: str, node: Any, choices: Mapping[str, Any]) -> list[str]:
     target = node.get("_target_")
     if target is None:
         return [f"{group} has no _target_\n  fix: choose one option of the group, for instance {group}=none"]
-    keys = keys_of(str(target))
-    tree = {group: {name: node.get(name) for name in keys}}
-    problems = [unknown_key(f"{group}.{key}", tree, choices) for key in node if key not in keys and key != "_target_"]
-    problems += [_missing(f"{group}.{k.name}", k.annotation) for k in keys.values() if _absent(k, node)]
+    return _check_node(group, node, choices)
+
+
+def _check_node(path: str, node: dict[str, Any], choices: Mapping[str, Any]) -> list[str]:
+    """A node with a trusted ``_target_`` against its signature, and so those within it."""
+    keys = keys_of(str(node["_target_"]))
+    tree: Any = {name: node.get(name) for name in keys}
+    for name in reversed(path.split(".")):
+        tree = {name: tree}
+    given = [key for key in node if key not in ("_target_", "_partial_")]
+    problems = [unknown_key(f"{path}.{key}", tree, choices) for key in given if key not in keys]
+    problems += [_missing(f"{path}.{k.name}", k.annotation) for k in keys.values() if _absent(k, node)]
     problems += [
-        _wrong_type(f"{group}.{name}", node[name], keys[name].annotation)
-        for name in node
+        _wrong_type(f"{path}.{name}", node[name], keys[name].annotation)
+        for name in given
         if name in keys and not fits(node[name], keys[name].annotation)
     ]
+    for name in given:
+        values = node[name].items() if isinstance(node[name], dict) else ()
+        for key, value in values:
+            if isinstance(value, dict) and "_target_" in value:
+                problems += _check_node(f"{path}.{name}.{key}", value, choices)
     return problems
 
 
@@ -170,8 +183,20 @@ AT_LEAST = {
     "optim.weight_decay": 0,
     "optim.clip": 0,
     "template.max_length": 1,
+    "schedule.tokens": 1,
+    "schedule.images": 1,
+    "schedule.window": 1,
+    "schedule.tokens_per_image": 0,
     "checkpoint.every": 0,
     "checkpoint.keep": 1,
+    "images.concurrency": 1,
+    "images.per_host": 1,
+    "images.retries": 0,
+    "images.max_pixels": 1,
+    "images.min_side": 1,
+    "images.redirects": 0,
+    "images.ahead": 0,
+    "images.max_bad": 0,
     "eval.every": 0,
     "eval.examples": 0,
     "eval.gallery": 0,
@@ -194,6 +219,17 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
             f"train.batch_size={train['batch_size']} samples\n"
             f"  fix: set train.accumulation={train['batch_size']} or less"
         )
+    schedule = run["schedule"]
+    if schedule["cycle"] and schedule["modality"] != "grouped":
+        yield (
+            f"schedule.cycle={schedule['cycle']} keeps modalities apart, but schedule.modality={schedule['modality']}\n"
+            "  fix: set schedule.modality=grouped or schedule.cycle=[]"
+        )
+    if schedule["unit"] == "pack" and schedule["group"] == "length":
+        yield (
+            "schedule.group=length sorts single samples, but schedule.unit=pack\n"
+            "  fix: set schedule.group=none or schedule.unit=sample"
+        )
     if not 0 < optim["lr"] < float("inf"):
         yield f"optim.lr={optim['lr']}, expected a number above 0\n  fix: set optim.lr=1e-4"
     elif optim["min_lr"] > optim["lr"]:
@@ -213,6 +249,12 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
         )
     if len(optim["betas"]) != 2 or not all(0 <= beta < 1 for beta in optim["betas"]):
         yield f"optim.betas={optim['betas']}, expected two numbers in [0, 1)\n  fix: set 'optim.betas=[0.9,0.95]'"
+    images = run["images"]
+    for name in ("timeout", "idle_timeout", "max_mib", "cache_gib"):
+        if not 0 < images[name] < float("inf"):
+            yield f"images.{name}={images[name]}, expected a number above 0\n  fix: set images.{name}=10"
+    if images["max_bad"] > 1:
+        yield f"images.max_bad={images['max_bad']}, expected a share of all pictures\n  fix: set images.max_bad=0.05"
     bank, vision = train["feature_bank"], train["plan"]["vision"]
     if bank is not None and not bank.strip():
         yield "train.feature_bank is empty, expected a folder or null\n  fix: set train.feature_bank=null"

@@ -125,6 +125,34 @@ class Template:
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """Which samples make up a step (data/schedule.py).
+
+    Attributes:
+        unit: what ``train.batch_size`` counts: ``sample`` or ``pack`` (samples end to end, isolated).
+        tokens: capacity of a pack in positions, visual ones included.
+        images: capacity of a pack in pictures.
+        window: samples that are packed, or sorted by length, together.
+        group: ``length`` makes steps of samples of like length.
+        modality: ``grouped`` keeps samples with and without pictures apart, by steps or as ``cycle`` says.
+        cycle: ``image`` or ``text`` for successive micro-batches, so that each step sees both.
+        balance: deal the samples of a step so that processes see alike pixels and tokens. Needs an index of lengths.
+        tokens_per_image: positions reckoned with for an image; ``auto`` takes its own, a number gives runs with other
+            visual paths the same packs.
+    """
+
+    unit: Literal["sample", "pack"]
+    tokens: int
+    images: int
+    window: int
+    group: Literal["none", "length"]
+    modality: Literal["mixed", "grouped"]
+    cycle: list[Literal["image", "text"]]
+    balance: bool
+    tokens_per_image: int | Literal["auto"]
+
+
+@dataclass(frozen=True)
 class Fsdp:
     """Sharding (distributed/fsdp.py).
 
@@ -150,6 +178,45 @@ class Checkpoint:
     keep: int
     resume: Literal["auto", "never"]
     export: bool
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pictures that are fetched while training runs, and what becomes of bad ones (data/fetch.py, data/usable.py).
+
+    Attributes:
+        concurrency: requests at once, of one process.
+        per_host: of these, to one host.
+        retries: further attempts after an answer that may be better next time.
+        timeout: seconds of one attempt.
+        idle_timeout: seconds without a byte.
+        max_mib: largest body in MiB.
+        max_pixels: largest picture, as its header says.
+        min_side: shortest side in pixels; a picture of 1x1 is a tracking pixel.
+        redirects: most that are followed.
+        private_addresses: allow hosts whose address is private, loopback or link-local.
+        cache: folder of fetched pictures, shared by processes and runs; null takes ``images`` in beni's cache folder.
+        cache_gib: its size in GiB; beyond it those used least recently go.
+        ahead: pictures asked for before their step is drawn.
+        on_bad: ``replace`` the sample by another of its source, ``skip_image`` (train on what is left) or ``fail``.
+        max_bad: share of bad pictures that ends the run.
+    """
+
+    concurrency: int
+    per_host: int
+    retries: int
+    timeout: float
+    idle_timeout: float
+    max_mib: float
+    max_pixels: int
+    min_side: int
+    redirects: int
+    private_addresses: bool
+    cache: str | None
+    cache_gib: float
+    ahead: int
+    on_bad: Literal["replace", "skip_image", "fail"]
+    max_bad: float
 
 
 @dataclass(frozen=True)
@@ -218,8 +285,10 @@ SECTIONS: dict[str, type[Any]] = {
     "train": Train,
     "optim": Optim,
     "template": Template,
+    "schedule": Schedule,
     "fsdp": Fsdp,
     "checkpoint": Checkpoint,
+    "images": Images,
     "eval": Eval,
     "paths": Paths,
     "study": Study,

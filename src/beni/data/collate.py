@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from beni.data.ledger import Counts
 from beni.data.template import IGNORE, Encoded
+from beni.data.usable import Fault
 from beni.types import Batch, ViewedImage
 
 
@@ -22,10 +24,25 @@ class Item:
     id: str
     encoded: Encoded
     images: list[ViewedImage]
+    source: str = ""
 
 
-def collate(items: Sequence[Item], layout: str, pad: int, pixel_keys: bool = False) -> Batch:
-    """Samples -> micro-batch in the ``packed`` or ``padded`` layout, with or without a ``pixel_key`` of each view."""
+def collate(
+    items: Sequence[Item],
+    layout: str,
+    pad: int,
+    pixel_keys: bool = False,
+    faults: Sequence[Fault] = (),
+    order: int = 0,
+) -> Batch:
+    """Samples -> micro-batch in the ``packed`` or ``padded`` layout.
+
+    Args:
+        pad: id that fills rows up.
+        pixel_keys: add a ``pixel_key`` of each view.
+        faults: pictures that could not be had.
+        order: hash of the step's data order.
+    """
     images = [(owner, image) for owner, item in enumerate(items) for image in item.images]
     pixels = [view for _, image in images for view in image.pixels]
     seen: dict[str, Any] = {
@@ -33,12 +50,16 @@ def collate(items: Sequence[Item], layout: str, pad: int, pixel_keys: bool = Fal
         "layouts": tuple(image.layout for _, image in images),
         "owners": torch.tensor([owner for owner, _ in images]) if images else None,
         "pixel_keys": tuple(pixel_key(view) for view in pixels) if pixel_keys else (),
+        "faults": tuple(fault.to_dict() for fault in faults),
+        "order": order,
     }
     labels = [item.encoded.labels.copy() for item in items]
     for row in labels:
         row[0] = IGNORE  # nothing precedes the first token of a sample: in a pack its neighbour would predict it
     ids = [item.encoded.ids for item in items]
     names = [item.id for item in items]
+    width = 0 if layout == "packed" else max(len(row) for row in ids)
+    seen["counts"] = _counts(items, labels, width, faults)
     if layout == "packed":
         lengths = [len(row) for row in ids]
         return Batch(
@@ -49,13 +70,12 @@ def collate(items: Sequence[Item], layout: str, pad: int, pixel_keys: bool = Fal
             cu_seqlens=torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.int32),
             ids=names,
         )
-    longest = max(len(row) for row in ids)
     return Batch(
-        input_ids=_rows(ids, longest, pad),
-        labels=_rows(labels, longest, IGNORE),
-        position_ids=torch.arange(longest).expand(len(ids), longest).contiguous(),
+        input_ids=_rows(ids, width, pad),
+        labels=_rows(labels, width, IGNORE),
+        position_ids=torch.arange(width).expand(len(ids), width).contiguous(),
         **seen,
-        attention_mask=_rows([np.ones(len(row), dtype=np.int64) for row in ids], longest, 0),
+        attention_mask=_rows([np.ones(len(row), dtype=np.int64) for row in ids], width, 0),
         ids=names,
     )
 
@@ -72,6 +92,26 @@ def pixel_key(view: Tensor) -> str:
     digest = hashlib.blake2b(f"{view.dtype} {tuple(view.shape)}".encode(), digest_size=16)
     digest.update(view.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _counts(
+    items: Sequence[Item], labels: Sequence[np.ndarray], width: int, faults: Sequence[Fault]
+) -> dict[str, Counts]:
+    """By source; ``width`` is that of padded rows."""
+    counts: dict[str, Counts] = {}
+    for item, row in zip(items, labels, strict=True):
+        mine = Counts(
+            samples=1,
+            tokens=len(row),
+            labels=int((row != IGNORE).sum()),
+            images=len(item.images),
+            padding=max(0, width - len(row)),
+            truncated=item.encoded.truncated,
+        )
+        counts[item.source] = counts.get(item.source, Counts()) + mine
+    for fault in faults:
+        counts[fault.source] = counts.get(fault.source, Counts()) + Counts(bad=1)
+    return counts
 
 
 def _row(values: np.ndarray) -> Tensor:

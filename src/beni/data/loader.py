@@ -6,20 +6,22 @@ means starting at another number.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
 from PIL.Image import Image as Picture
 from torch import Generator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from beni.data.ahead import LookAhead
 from beni.data.collate import Item, collate
 from beni.data.sample import Sample, Source
-from beni.data.schedule import micro_batches, step_samples
+from beni.data.schedule import Schedule
 from beni.data.template import Renderer
+from beni.data.usable import Drawer, Fault, OnBad
 from beni.nn.streams import numpy_stream
 from beni.types import Batch, ViewedImage
 
@@ -38,51 +40,72 @@ class Viewer(Protocol):
 
 @dataclass(frozen=True)
 class Steps(Dataset[list[Batch]]):
-    """Optimizer step -> this rank's micro-batches. Pure: equal arguments give equal batches."""
+    """Optimizer step -> this rank's micro-batches. Pure: equal arguments give equal batches.
+
+    Attributes:
+        on_bad: what becomes of a sample whose picture is bad.
+        look_ahead: told of the steps as they are drawn; None where no picture comes from a network.
+    """
 
     source: Source
     renderer: Renderer
     viewer: Viewer
-    seed: int
-    batch_size: int
+    schedule: Schedule
     accumulation: int
     layout: str
     rank: int = 0
     world: int = 1
     pixel_keys: bool = False
+    on_bad: OnBad = "replace"
+    look_ahead: LookAhead | None = None
 
     def __post_init__(self) -> None:
         """Finds a step that cannot be divided here rather than in a worker."""
-        micro_batches(self.seed, 0, len(self.source), self.batch_size, self.world, self.accumulation)
+        self.schedule.require(self.world, self.accumulation)
 
     def __getitem__(self, step: int) -> list[Batch]:
-        parts = micro_batches(self.seed, step, len(self.source), self.batch_size, self.world, self.accumulation)
-        pad, keys = self.renderer.tokens.pad, self.pixel_keys
-        return [
-            collate([one for epoch, index in part for one in self._items(epoch, index)], self.layout, pad, keys)
-            for part in parts[self.rank]
-        ]
+        parts = self.schedule.parts(step, self.world, self.accumulation)[self.rank]
+        if self.look_ahead is not None:
+            worker = get_worker_info()
+            self.look_ahead.at(step, 1 if worker is None else worker.num_workers, self._urls)
+        order = int.from_bytes(self.schedule.step_hash(step)[:7], "big")
+        return [self.batch(part, order) for part in parts]
 
-    def _items(self, epoch: int, index: int) -> Iterator[Item]:
+    def batch(self, samples: Sequence[tuple[int, int]], order: int = 0) -> Batch:
+        """(epoch, index) of samples -> one micro-batch."""
+        items, faults = [], []
+        for epoch, index in samples:
+            drawn, found = self._items(epoch, index)
+            items += drawn
+            faults += found
+        return collate(items, self.layout, self.renderer.tokens.pad, self.pixel_keys, faults, order)
+
+    def _items(self, epoch: int, index: int) -> tuple[list[Item], tuple[Fault, ...]]:
         """The sample as it is seen: once, or once at each scale of its images."""
-        sample = self.source.train(index, epoch)
-        rng = numpy_stream(self.seed, "augment", epoch, index)
-        pictures = [self.source.augment(image, rng) for image in sample.images]
-        scales = self.viewer.scales(numpy_stream(self.seed, "scale", epoch, index)) if pictures else (0,)
-        for scale in scales:
-            yield item(sample, self.renderer, [self.viewer(picture, scale) for picture in pictures])
+        drawn = Drawer(self.source, self.schedule, self.on_bad).draw(epoch, index)
+        scales = (0,)
+        if drawn.pictures:
+            scales = self.viewer.scales(numpy_stream(self.schedule.seed, "scale", epoch, index))
+        seen = [[self.viewer(picture, scale) for picture in drawn.pictures] for scale in scales]
+        return [item(drawn.sample, self.renderer, images) for images in seen], drawn.faults
+
+    def _urls(self, step: int) -> list[str]:
+        """Of the pictures that this rank's samples of a step have yet to be given."""
+        parts = self.schedule.parts(step, self.world, self.accumulation)[self.rank]
+        samples = [self.source.train(index, epoch) for part in parts for epoch, index in part]
+        return [image.url for sample in samples for image in sample.images if image.url is not None]
 
 
 def first_pictures(steps: Steps, samples: int = 8) -> Batch:
     """A few of the first samples of a run that have a picture, whatever rank asks; the very first where none has."""
-    few = replace(steps, rank=0, world=1, accumulation=max(1, steps.batch_size // samples))
-    batches = [batch for step in range(4) for batch in few[step]]
-    return next((batch for batch in batches if batch.pixels is not None), batches[0])
+    first = [(epoch, int(index)) for step in range(4) for epoch, unit in steps.schedule.step(step) for index in unit]
+    pictured = list(islice(((e, i) for e, i in first if steps.source.train(i, e).images), samples))
+    return steps.batch(pictured or first[:samples])
 
 
 def item(sample: Sample, renderer: Renderer, images: list[ViewedImage]) -> Item:
     """A sample whose images have been viewed, encoded for training or scoring."""
-    return Item(sample.id, renderer.encode(sample, [image.markup for image in images]), images)
+    return Item(sample.id, renderer.encode(sample, [image.markup for image in images]), images, sample.source)
 
 
 def load(steps: Steps, first: int, last: int, workers: int, pin: bool) -> Iterator[list[Batch]]:
@@ -98,11 +121,3 @@ def load(steps: Steps, first: int, last: int, workers: int, pin: bool) -> Iterat
             generator=Generator(),  # else every start would draw from torch's global generator
         )
     )
-
-
-def order_hash(source: Source, seed: int, steps: int, batch_size: int) -> str:
-    """Hash of the data order of a whole run: which sample of which epoch stands where."""
-    digest = hashlib.sha256(source.fingerprint().encode())
-    for step in range(steps):
-        digest.update(repr(step_samples(seed, step, len(source), batch_size)).encode())
-    return digest.hexdigest()[:16]

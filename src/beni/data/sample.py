@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
+
+import numpy as np
 
 from beni.data.images import Augment, Image
 
@@ -81,6 +83,14 @@ class Sample:
         return replace(self, messages=tuple(messages))
 
 
+class Part(NamedTuple):
+    """Consecutive samples of an epoch that one source gives: sample ``i`` is its ``train(indices[i], epochs[i])``."""
+
+    source: Source
+    epochs: np.ndarray
+    indices: np.ndarray
+
+
 class Source(ABC):
     """Where samples come from. Sample ``index`` of an epoch is a pure function, so any process can draw any of them.
 
@@ -89,11 +99,13 @@ class Source(ABC):
             expected answer has the best mean token likelihood among the choices) or ``loss``.
         augment: how training pictures are varied.
         varies: whether a sample's text or pictures differ between epochs, augmentation aside.
+        names: of the sources it is made of, as ``Sample.source`` says them.
     """
 
     task: Task
     augment: Augment = Augment()
     varies: bool = False
+    names: tuple[str, ...] = ("",)
 
     @abstractmethod
     def __len__(self) -> int:
@@ -102,6 +114,18 @@ class Source(ABC):
     @abstractmethod
     def train(self, index: int, epoch: int) -> Sample:
         """Training sample ``index`` in [0, len)."""
+
+    def parts(self, epoch: int) -> list[Part]:
+        """Of which sources the samples 0 ... len - 1 of an epoch come; a mixture says so, others are one part."""
+        return [Part(self, np.full(len(self), epoch), np.arange(len(self)))]
+
+    def siblings(self, index: int, epoch: int) -> range:
+        """Which samples of the epoch come from the same source as ``index``: any of them may stand in for it."""
+        return range(len(self))
+
+    def augment_of(self, index: int) -> Augment:
+        """How the pictures of a training sample are varied."""
+        return self.augment
 
     @abstractmethod
     def heldout(self) -> Sequence[Sample]:

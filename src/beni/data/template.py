@@ -83,11 +83,12 @@ class Renderer:
         parts = [self.jinja, str(self.settings["system"]), str(vocabulary), str(self.tokens)]
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:12]
 
-    def encode(self, sample: Sample, markups: Sequence[Markup] | None = None) -> Encoded:
+    def encode(self, sample: Sample, markups: Sequence[Markup] | None = None, fit: bool = True) -> Encoded:
         """The whole conversation with its labels.
 
         Args:
             markups: what stands for each image, in reading order.
+            fit: hold it to ``template.max_length``.
 
         Raises:
             DataError: nothing supervised, placeholders and images that disagree, too long, or a message that the
@@ -96,7 +97,7 @@ class Renderer:
         text, spans = self._render(sample)
         ids, labels = self._tokenise(text, spans, sample)
         ids, labels = self._expand(ids, labels, sample, markups)
-        encoded = self._fit(ids, labels, sample)
+        encoded = self._fit(ids, labels, sample) if fit else Encoded(ids, labels)
         if not (encoded.labels[1:] != IGNORE).any():
             raise DataError(
                 f"{sample}: no token is supervised; expected a non-empty assistant message "
@@ -127,6 +128,10 @@ class Renderer:
                 break
             kept.append(token)
         return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+    def text_length(self, text: str) -> int:
+        """Tokens of a text that stands beside an image's placeholders."""
+        return len(self._text_ids(text))
 
     def _render(self, sample: Sample) -> tuple[str, list[tuple[int, int]]]:
         """The conversation as text, and the character spans to supervise: spaces before and end token included."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,32 @@ def sum_over_ranks(value: float, device: torch.device) -> float:
     tensor = torch.tensor(value, dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
     return float(tensor)
+
+
+def sum_counts(values: Sequence[int], device: torch.device) -> list[int]:
+    """Element by element, the sum over all ranks."""
+    if world_size() == 1 or not values:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.int64, device=device)
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def agree(value: int, device: torch.device) -> bool:
+    """Whether all ranks hold the same number (below 2^63)."""
+    if world_size() == 1:
+        return True
+    highest, negated_lowest = max_over_ranks([value, -value], device)
+    return highest == -negated_lowest
+
+
+def gather_objects(values: list[Any]) -> list[Any]:
+    """The lists of all ranks, joined in the order of the ranks."""
+    if world_size() == 1:
+        return values
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, values)
+    return [value for part in parts for value in part]
 
 
 def max_over_ranks(values: Sequence[int], device: torch.device) -> list[int]:

@@ -147,7 +147,10 @@ def estimate_memory(
     """What each of ``world`` processes will need, for samples of ``length`` positions and ``label_rows`` labels."""
     counts = count_parameters(model)
     samples = -(-run["train"]["batch_size"] // (run["train"]["accumulation"] * world))
-    if model.nested and model.nested.every:
+    if run["schedule"]["unit"] == "pack":
+        full = run["schedule"]["tokens"]
+        length, label_rows = full, label_rows * full // length
+    elif model.nested and model.nested.every:
         samples *= model.nested.drawn
     config = model.llm.config.get_text_config().to_dict()
     return memory.estimate(

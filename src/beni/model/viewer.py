@@ -44,6 +44,21 @@ class Viewer:
         scales = tuple(range(1, self.nested.drawn + 1))
         return scales if self.nested.every else (int(rng.choice(scales)),)
 
+    @property
+    def sized(self) -> bool:
+        """Whether what becomes of a picture depends on its size."""
+        return len({replace(layout, size=(0, 0)) for layout in self.views.extremes()}) > 1
+
+    def seen(self, size: tuple[int, int]) -> list[ImageLayout]:
+        """The layouts at which training sees a picture of (height, width), one after another; the longest of those it
+        draws from. (0, 0) stands for a usual picture.
+        """
+        layout = self.views.plan(size if min(size) > 0 else USUAL_SIZE)
+        if self.nested is None:
+            return [layout]
+        scaled = [replace(layout, scale=scale) for scale in range(1, self.nested.drawn + 1)]
+        return scaled if self.nested.every else [max(scaled, key=lambda one: placeholders(self.markup(one)))]
+
     def visual_tokens(self, layout: ImageLayout) -> int:
         """Visual tokens of an image, whether or not each takes a position of the llm."""
         return placeholders(self._parts(layout))

@@ -1,5 +1,7 @@
 """metrics.jsonl, the truth about how a run went: one JSON object a line, ``{"step": 10, "loss": 2.3, ...}``.
 
+data_errors.jsonl, the pictures that could not be had, is kept in the same way.
+
 A line is flushed as it is written, so a killed run loses at most the line it was writing. JSON has no NaN: a value that
 is not finite is written as null.
 """
@@ -25,11 +27,13 @@ class MetricsFile:
         self.path = path
         self._file: Any = None
 
-    def append(self, step: int, values: Mapping[str, float]) -> None:
+    def append(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds one line. After a crash ``rewind`` comes first, else the line continues a half-written one."""
         if self._file is None:
             self._file = self.path.open("a", encoding="utf-8")
-        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        finite = {
+            key: value if isinstance(value, str) or math.isfinite(value) else None for key, value in values.items()
+        }
         # `float` serves scalars of numpy and torch, which json does not know.
         self._file.write(json.dumps({"step": step, **finite}, default=float, allow_nan=False) + "\n")
         self._file.flush()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 
@@ -20,6 +21,28 @@ FIELDS = {
     "data_wait": "data wait {:.0%}",
 }
 """Keys of metrics.jsonl that are shown, and how; the last value of each."""
+
+
+@contextmanager
+def index_progress(shown: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar for the building of an index, on stderr: call what it gives with samples done and samples altogether.
+
+    It appears with the first call, since most indices are found in the cache.
+    """
+    if not shown:
+        yield None
+        return
+    with Bar(
+        TextColumn("reading lengths"), BarColumn(bar_width=10), MofNCompleteColumn(), console=Console(stderr=True)
+    ) as bar:
+        tasks: list[TaskID] = []
+
+        def told(done: int, whole: int) -> None:
+            if not tasks:
+                tasks.append(bar.add_task("", total=whole))
+            bar.update(tasks[0], completed=done, total=whole)
+
+        yield told
 
 
 class Progress:

@@ -8,16 +8,19 @@ digits of one that was never interrupted.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from beni.data.ledger import Counts, Ledger
 from beni.data.loader import Steps, load
+from beni.distributed.collectives import agree, gather_objects, sum_counts
 from beni.distributed.environment import Environment
-from beni.errors import ResumeError
+from beni.errors import DataError, ResumeError
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.streams import derive
 from beni.training import checkpoint
@@ -25,7 +28,13 @@ from beni.training.optim import build_optimizer, learning_rate
 from beni.training.state import gather, scatter
 from beni.training.step import clip_and_update, forward_backward
 from beni.training.trainable import TrainabilityCheck, set_modes
+from beni.types import Batch
 from beni.vision.feature_bank import FeatureBank
+
+LATEST_CHECK = 100
+"""The step after which a run that had no picture until then is held to its plan."""
+FEW_BAD = 10
+"""So many bad pictures end no run, whatever their share."""
 
 
 @runtime_checkable
@@ -37,6 +46,9 @@ class Log(Protocol):
 
     def begin(self, step: int) -> None:
         """Training begins, or goes on, after ``step`` finished steps."""
+
+    def data(self, step: int, values: Mapping[str, float], faults: Sequence[Mapping[str, Any]]) -> None:
+        """What the run has been shown until now, on log steps, and the bad pictures since the last one."""
 
     def notice(self, text: str) -> None:
         """Something a reader of the run should know."""
@@ -50,6 +62,7 @@ class Job:
         steps: optimizer step -> this rank's micro-batches.
         checkpoints: folder of the run's checkpoints.
         signature: of the run; a checkpoint of another one is refused.
+        max_bad: share of all pictures that may be bad before the run ends.
         evaluate: called with the number of finished steps.
     """
 
@@ -60,6 +73,7 @@ class Job:
     checkpoint: Mapping[str, Any]
     checkpoints: Path
     signature: str
+    max_bad: float
     eval_every: int
     evaluate: Callable[[int], None]
     log: Log
@@ -85,8 +99,8 @@ class Trainer:
         feature_bank: str | None,
         plan: dict[str, str],
     ) -> None:
-        self.steps, self.batch_size, self.seed = steps, batch_size, seed
-        self.precision, self.workers, self.log_every, self.plan = precision, workers, log_every, plan
+        self.steps, self.seed, self.precision = steps, seed, precision
+        self.workers, self.log_every, self.plan = workers, log_every, plan
 
     def fit(self, job: Job) -> None:
         """Trains from the newest checkpoint, or from the start, to the last step.
@@ -98,7 +112,8 @@ class Trainer:
         """
         model, device = job.model, job.environment.device
         optimizer = build_optimizer(model, job.optim)
-        done = self._resume(job, optimizer)
+        done, ledger = self._resume(job, optimizer)
+        faults: list[dict[str, Any]] = []
         check = TrainabilityCheck.before_first_step(model) if done == 0 else None
         set_modes(model, self.plan)
         window = Window(model.feature_bank)
@@ -107,26 +122,35 @@ class Trainer:
             load(job.steps, done, self.steps, self.workers, pin=device.type == "cuda"), start=done
         ):
             window.data_arrived()
+            if not agree(batches[0].order, device):
+                raise RuntimeError(f"ranks drew different samples for step {step + 1}; do all see the same data files?")
+            ledger.add(batch.counts for batch in batches)
+            faults += [{"step": step + 1, **fault} for batch in batches for fault in batch.faults]
             torch.manual_seed(derive(self.seed, "dropout", step, job.environment.rank))
             loss, labels = forward_backward(model, batches, step, device, self.precision)
-            if check is not None:
+            # a gradient reaches the vision encoder in a step with a picture, and the first need not have one
+            due = check is not None and (step + 1 in (self.steps, LATEST_CHECK) or _pictured(batches, device))
+            if check is not None and due:
                 for name in check.gradients(model):
                     job.log.notice(f"{name} never receives a gradient in this run and is frozen")
             rate = learning_rate(step, self.steps, job.optim)
             norm = clip_and_update(model, optimizer, rate, job.optim["clip"])
-            if check is not None:
+            if check is not None and due:
                 check.after_first_step(model)
                 check = None
-            window.step_done(self.batch_size, sum(b.num_tokens for b in batches) * job.environment.world)
+            ranks = job.environment.world
+            window.step_done(sum(len(b.ids) for b in batches) * ranks, sum(b.num_tokens for b in batches) * ranks)
 
             finished = step + 1
             last = finished == self.steps
             if finished % self.log_every == 0 or last or finished == 1:
                 values = {"loss": loss, "lr": rate, "grad_norm": norm, "label_tokens": labels, **window.rates()}
                 job.log.train(finished, values)
+                self._report_data(job, finished, ledger, faults)
+                faults = []
                 window = Window(model.feature_bank)
             if last or (job.checkpoint["every"] and finished % job.checkpoint["every"] == 0):
-                self._save(job, optimizer, finished)
+                self._save(job, optimizer, finished, ledger)
             if last or (job.eval_every and finished % job.eval_every == 0):
                 job.evaluate(finished)
                 set_modes(model, self.plan)
@@ -135,14 +159,28 @@ class Trainer:
         if done == self.steps:
             job.evaluate(done)
 
-    def _resume(self, job: Job, optimizer: torch.optim.Optimizer) -> int:
+    def _report_data(self, job: Job, step: int, ledger: Ledger, faults: list[dict[str, Any]]) -> None:
+        """Tells the log, and ends the run where too many pictures are bad: all ranks alike, by the sums over them."""
+        totals = ledger.totals(partial(sum_counts, device=job.environment.device))
+        new = gather_objects(faults) if sum_counts([len(faults)], job.environment.device)[0] else []
+        job.log.data(step, Ledger.metrics(totals), new)
+        bad = sum(counts.bad for counts in totals.values())
+        wanted = bad + sum(counts.images for counts in totals.values())
+        if bad > max(FEW_BAD, job.max_bad * wanted):
+            first = f", the last because of: {new[-1]['reason']}" if new else ""
+            raise DataError(
+                f"{bad} of {wanted} pictures are bad, images.max_bad={job.max_bad} allows fewer{first}\n"
+                "  fix: see data_errors.jsonl in the run folder; mend the data, or raise images.max_bad"
+            )
+
+    def _resume(self, job: Job, optimizer: torch.optim.Optimizer) -> tuple[int, Ledger]:
         skipped: list[str] = []
         found = checkpoint.newest(job.checkpoints, skipped)
         for reason in skipped:
             job.log.notice(f"checkpoint passed over: {reason}")
         if found is None:
             job.log.begin(0)
-            return 0
+            return 0, Ledger(job.steps.source.names)
         if found.values["signature"] != job.signature:
             raise ResumeError(
                 f"{found.path} belongs to run {found.values['signature']}, this is {job.signature}\n"
@@ -150,13 +188,20 @@ class Trainer:
             )
         scatter(found.tensors, job.model, optimizer)
         job.log.begin(found.step)
-        return found.step
+        before = {name: Counts(**counts) for name, counts in found.values["ledger"].items()}
+        return found.step, Ledger(job.steps.source.names, before if job.environment.is_main else {})
 
-    def _save(self, job: Job, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def _save(self, job: Job, optimizer: torch.optim.Optimizer, step: int, ledger: Ledger) -> None:
         tensors = gather(job.model, optimizer)
+        totals = ledger.totals(partial(sum_counts, device=job.environment.device))
         if job.environment.is_main:
-            values = {"signature": job.signature}
+            values = {"signature": job.signature, "ledger": {name: asdict(counts) for name, counts in totals.items()}}
             checkpoint.save(job.checkpoints, step, tensors, values, job.checkpoint["keep"])
+
+
+def _pictured(batches: Sequence[Batch], device: torch.device) -> bool:
+    """Whether any rank has a picture in this step."""
+    return sum_counts([sum(batch.pixels is not None for batch in batches)], device)[0] > 0
 
 
 class Window:

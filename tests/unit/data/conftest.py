@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from beni.data.images import Image
 from beni.data.sample import Message, Sample
+from beni.data.schedule import Schedule
 from beni.data.template import Renderer
 from beni.hub import package_file
 from beni.llm.tokenizer import EMBEDDED
@@ -204,3 +205,14 @@ def dialogue(name, *turns, system=None):
 def talk():
     """talk(name, user, assistant, ...) -> Sample."""
     return dialogue
+
+
+@pytest.fixture(scope="session")
+def schedule_of():
+    """schedule_of(seed, size, batch_size, lengths=None, **settings) -> Schedule, by default of single samples."""
+    shipped = OmegaConf.to_container(OmegaConf.load(conf_dir() / "schedule" / "samples.yaml"), resolve=True)
+
+    def make(seed, size, batch_size, lengths=None, **settings):
+        return Schedule(seed, size, batch_size, shipped | settings, lengths)
+
+    return make

@@ -6,7 +6,7 @@ import torch
 from PIL import Image as PILImage
 
 from beni.data.images import Augment, Image, ImageTransform
-from beni.data.loader import Steps, load, order_hash
+from beni.data.loader import Steps, load
 from beni.data.sample import Message, Sample, Source
 from beni.errors import ConfigError
 from beni.types import ImageLayout, ViewedImage
@@ -57,13 +57,14 @@ class OneView:
 
 
 @pytest.fixture
-def steps(renderer_of):
+def steps(renderer_of, schedule_of):
     """steps(**fields) -> Steps over ``Noise``."""
     renderer = renderer_of("bos", "chatml")
 
     def make(**changes):
-        values = {"viewer": OneView(), "seed": 0, "batch_size": 6, "accumulation": 2, "layout": "packed"}
-        return Steps(Noise(), renderer, **values | changes)
+        values = {"viewer": OneView(), "accumulation": 2, "layout": "packed"}
+        schedule = schedule_of(changes.pop("seed", 0), 20, changes.pop("batch_size", 6))
+        return Steps(Noise(), renderer, schedule=schedule, **values | changes)
 
     return make
 
@@ -150,18 +151,6 @@ def test_a_batch_too_small_for_its_parts_is_found_before_anything_is_loaded(step
 def test_steps_can_be_handed_to_spawned_processes(steps):
     made = steps()
     assert identical([pickle.loads(pickle.dumps(made))[1]], [made[1]])
-
-
-def test_the_order_hash_differs_with_seed_length_batch_size_and_content():
-    first = order_hash(Noise(), 0, 5, 4)
-    assert order_hash(Noise(), 0, 5, 4) == first
-    others = [
-        order_hash(Noise(), 1, 5, 4),
-        order_hash(Noise(), 0, 6, 4),
-        order_hash(Noise(), 0, 5, 3),
-        order_hash(Noise(content=1), 0, 5, 4),
-    ]
-    assert len({first, *others}) == 5
 
 
 def scales_of(batches):

@@ -18,6 +18,7 @@ class MemoryLog:
 
     def __init__(self, stop: int | None) -> None:
         self.stop, self.losses, self.notices, self.began = stop, {}, [], None
+        self.counts, self.faults = {}, []
 
     def train(self, step: int, values: Mapping[str, float]) -> None:
         self.losses[step] = values["loss"]
@@ -26,6 +27,10 @@ class MemoryLog:
 
     def begin(self, step: int) -> None:
         self.began = step
+
+    def data(self, step: int, values: Mapping[str, float], faults) -> None:
+        self.counts[step] = values
+        self.faults += faults
 
     def notice(self, text: str) -> None:
         self.notices.append(text)
@@ -50,6 +55,7 @@ def fit(steps_of):
             checkpoint=run["checkpoint"],
             checkpoints=folder,
             signature=signature,
+            max_bad=0.05,
             eval_every=run["eval"]["every"],
             evaluate=evaluate,
             log=log,
