@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code is 2 when the run cannot be."""
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_intermixed_args(argv)
     from beni.config.command import report
     from beni.config.compose import compose
     from beni.config.explain import explained

@@ -150,6 +150,10 @@ class PictureTransform(ABC):
     def __call__(self, picture: PILImage.Image) -> Float[Tensor, "3 height width"]:
         """Normalised pixels."""
 
+    @abstractmethod
+    def shown(self, pixels: Float[Tensor, "3 height width"]) -> PILImage.Image:
+        """Normalised pixels -> the picture an encoder sees, for people to look at."""
+
 
 @dataclass(frozen=True)
 class ImageTransform(PictureTransform):
@@ -199,6 +203,11 @@ class ImageTransform(PictureTransform):
         pixels = torch.from_numpy(np.array(picture, dtype=np.float32) / 255.0).permute(2, 0, 1)
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return (pixels - mean[:, None, None]) / std[:, None, None]
+
+    def shown(self, pixels: Float[Tensor, "3 height width"]) -> PILImage.Image:
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        levels = 255 * (pixels * std[:, None, None] + mean[:, None, None])
+        return PILImage.fromarray(levels.round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
 
 
 @dataclass(frozen=True)

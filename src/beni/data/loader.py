@@ -75,12 +75,12 @@ class Steps(Dataset[list[Batch]]):
         """(epoch, index) of samples -> one micro-batch."""
         items, faults = [], []
         for epoch, index in samples:
-            drawn, found = self._items(epoch, index)
+            drawn, found = self.items(epoch, index)
             items += drawn
             faults += found
         return collate(items, self.layout, self.renderer.tokens.pad, self.pixel_keys, faults, order)
 
-    def _items(self, epoch: int, index: int) -> tuple[list[Item], tuple[Fault, ...]]:
+    def items(self, epoch: int, index: int) -> tuple[list[Item], tuple[Fault, ...]]:
         """The sample as it is seen: once, or once at each scale of its images."""
         drawn = Drawer(self.source, self.schedule, self.on_bad).draw(epoch, index)
         scales = (0,)

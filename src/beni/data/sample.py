@@ -123,6 +123,10 @@ class Source(ABC):
         """Which samples of the epoch come from the same source as ``index``: any of them may stand in for it."""
         return range(len(self))
 
+    def shares(self) -> dict[str, float]:
+        """Share of an epoch's samples that each source gives; empty where it is one source."""
+        return {}
+
     def augment_of(self, index: int) -> Augment:
         """How the pictures of a training sample are varied."""
         return self.augment

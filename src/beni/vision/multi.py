@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL.Image import Image as Picture
+from PIL.Image import new as new_picture
 from torch import Tensor, nn
 
 from beni.data.images import PictureTransform
@@ -63,6 +64,14 @@ class StackedTransform(PictureTransform):
         for place, part in zip(self.split(canvas), self.parts, strict=True):
             place.copy_(part(picture))
         return canvas
+
+    def shown(self, pixels: Float[Tensor, "3 height width"]) -> Picture:
+        page = new_picture("RGB", self.shape[::-1])
+        top = 0
+        for part, mine in zip(self.parts, self.split(pixels), strict=True):
+            page.paste(part.shown(mine), (0, top))
+            top += part.shape[0]
+        return page
 
     def split(self, canvas: Float[Tensor, "*i 3 height width"]) -> Iterator[Float[Tensor, "*i 3 h w"]]:
         """Each encoder's part of the canvas, as views of it."""

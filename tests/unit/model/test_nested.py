@@ -39,7 +39,7 @@ def test_a_sample_is_predicted_alike_at_its_scale_in_any_company(tiny_run, tiny_
     steps = steps_of(tiny_run(*overrides), model)
     from beni.data.collate import collate
 
-    items = [item for index in range(4) for item in steps._items(0, index)[0]]
+    items = [item for index in range(4) for item in steps.items(0, index)[0]]
     assert len({image.layout.scale for item in items for image in item.images}) > 1
     together = model(**collate(items, "packed", 0).model_inputs()).logits
     apart = torch.cat([model(**collate([item], "padded", 0).model_inputs()).logits for item in items])

@@ -1,0 +1,138 @@
+"""``python -m beni.look data=stamps llm=smollm2_gguf``: what the model of a run would see, before it is trained.
+
+Writes a page with the first steps of the run: the crops in token order, the text with its loss mask, the borders of
+samples in packs, positions, lengths, the shares of a mixture, and bad pictures with what stands in for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from beni.errors import BeniError
+
+if TYPE_CHECKING:
+    from beni.data.schedule import Schedule
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(prog="python -m beni.look", description=(__doc__ or "").split("\n\n")[1])
+    command.add_argument("overrides", nargs="*", help="as for beni.train: data=stamps template=chatml ...")
+    command.add_argument("--config-dir", help="a further folder with options of your own")
+    command.add_argument("--steps", type=int, default=1, help="optimizer steps shown (%(default)s)")
+    command.add_argument("--first", type=int, default=1, help="the first of them (%(default)s)")
+    command.add_argument("--world", type=int, default=1, help="processes that share a step (%(default)s)")
+    command.add_argument("--rank", type=int, default=0, help="the process whose share is shown (%(default)s)")
+    command.add_argument("--out", type=Path, help="file of the page (default: <paths.runs>/look.html)")
+    command.add_argument("--terminal", action="store_true", help="show it here instead of writing a page")
+    return command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit code is 2 when the run cannot be."""
+    arguments = parser().parse_intermixed_args(argv)
+    from rich.console import Console
+
+    from beni.analysis.look import terminal, write_page
+    from beni.config.command import report
+    from beni.config.compose import compose
+    from beni.config.explain import explained
+    from beni.errors import ConfigError
+
+    try:
+        with explained():
+            run = compose(arguments.overrides, arguments.config_dir)
+            if min(arguments.steps, arguments.first, arguments.world) < 1:
+                raise ConfigError("--steps, --first and --world, expected numbers of at least 1")
+            if not 0 <= arguments.rank < arguments.world:
+                raise ConfigError(f"--rank={arguments.rank}, expected 0 to {arguments.world - 1} (--world)")
+            steps = range(arguments.first - 1, arguments.first - 1 + arguments.steps)
+            seen = look(run, steps, arguments.rank, arguments.world)
+    except BeniError as error:
+        report(error)
+        return 2
+    console = Console(highlight=False)
+    if arguments.terminal:
+        for line in terminal(seen):
+            console.print(line)
+        return 0
+    path = arguments.out or Path(run["paths"]["runs"]) / "look.html"
+    write_page(path, seen)
+    console.print(f"written: {path}", soft_wrap=True)
+    return 0
+
+
+def look(run: Mapping[str, Any], numbers: Sequence[int], rank: int, world: int) -> dict[str, Any]:
+    """What rank ``rank`` of ``world`` sees in some steps of a frozen run.
+
+    Raises:
+        BeniError: as a run with the same configuration would.
+    """
+    from beni.config.build import build
+    from beni.data.loader import Steps
+    from beni.data.preview import histogram, preview
+    from beni.data.sample import Source
+    from beni.data.template import Renderer
+    from beni.llm.tokenizer import load_tokenizer
+    from beni.model.spec import propagate
+    from beni.run import make_schedule
+
+    train = run["train"]
+    model = propagate(run)
+    viewer = model.viewer
+    renderer = Renderer(load_tokenizer(run["llm"]), run["template"])
+    source: Source = build(run["data"], train["seed"])
+    schedule = make_schedule(run, source, renderer, viewer, progress=True)
+    steps = Steps(
+        source,
+        renderer,
+        viewer,
+        schedule,
+        train["accumulation"],
+        train["layout"],
+        rank,
+        world,
+        on_bad=run["images"]["on_bad"],
+    )
+    seen = preview(
+        steps,
+        numbers,
+        viewer.transform.shown,
+        lambda layout: {stage: sum(spec.n for spec in specs) for stage, specs in viewer.specs(layout).items()},
+    )
+    lengths = seen.pop("lengths")
+    if schedule.lengths is not None:
+        lengths = schedule.loads(0).tokens
+    return seen | {
+        "title": ", ".join(f"{group}={run['choices'].get(group, 'custom')}" for group in ("data", "llm", "template")),
+        "facts": _facts(run, schedule, renderer.tokens, source.fingerprint(), len(source)),
+        "shares": source.shares(),
+        "histogram": histogram(lengths),
+        "histogram_of": (
+            f"of the {len(lengths)} samples of the first epoch"
+            if schedule.lengths is not None
+            else f"of the {len(lengths)} samples shown; schedule=packs and other options that need them read all"
+        ),
+    }
+
+
+def _facts(run: Mapping[str, Any], schedule: Schedule, tokens: Any, fingerprint: str, size: int) -> dict[str, Any]:
+    train, unit = run["train"], run["schedule"]["unit"]
+    facts = {
+        "samples": f"{size} in an epoch, fingerprint {fingerprint}",
+        "step": f"{train['batch_size']} {unit}s in {train['accumulation']} micro-batches a process",
+        "layout": train["layout"],
+        "special tokens": f"bos {tokens.bos}, pad {tokens.pad}, ends {list(tokens.eos)}, image {tokens.image}",
+        "template": run["template"]["name"],
+        "selector": f"{run['choices'].get('selector', 'custom')}",
+    }
+    if unit == "pack":
+        facts["fill"] = f"{schedule.fill():.2%} of {run['schedule']['tokens']} positions a pack, first epoch"
+    return facts
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,90 @@
+"""``python -m beni.look``: the page says what the model sees, and a browser shows it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beni.look import main
+
+TRAINED, PICTURE = (0x2E, 0x9E, 0x5B), (0x8B, 0x5C, 0xF6)
+
+
+@pytest.fixture(scope="module")
+def page(tiny_values, tmp_path_factory):
+    path = tmp_path_factory.mktemp("look") / "look.html"
+    assert main([*tiny_values, "schedule=packs", "schedule.tokens=600", "train.batch_size=2", "--out", str(path)]) == 0
+    return path
+
+
+def test_the_page_shows_crops_mask_packs_lengths_and_no_outside_link(page):
+    text = page.read_text()
+    assert text.count('<img src="data:image/png;base64,') > 4
+    assert re.search(r'class="text trained"[^>]*>[^<]*\w', text)
+    assert '<div class="pack"' in text
+    assert text.count('class="column"') > 3
+    assert re.search(r"fill</dt><dd>\d+\.\d+%", text)
+    assert not re.search(r"https?://|<script|src=\"(?!data:)", text)
+
+
+def test_what_data_says_is_shown_as_text(tmp_path, tiny_values):
+    (tmp_path / "text.txt").write_text("<script>alert('x')</script> & <b>bold</b> words " * 40)
+    kept = [value for value in tiny_values if not value.startswith("data.")]
+    path = tmp_path / "look.html"
+    options = ("data=text", f"data.path={tmp_path}/text.txt", "data.piece=64", "template=plain")
+    assert main([*kept, *options, "--out", str(path)]) == 0
+    text = path.read_text()
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_in_a_terminal_supervised_text_is_marked(tiny_values, capsys):
+    assert main([*tiny_values, "--terminal", "--steps", "2"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"«[^»]*\w[^»]*»", said)
+    assert "step 2, micro-batch 1" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--world", "2", "--rank", "2"), "--rank=2, expected 0 to 1"),
+        (("--steps", "0"), "--steps, --first and --world, expected numbers of at least 1"),
+        (("data.sise=3",), "data.sise"),
+        (("--world", "9"), "train.batch_size to at least 9"),
+    ],
+)
+def test_a_wrong_argument_is_told_with_exit_code_2(arguments, says, tiny_values, capsys):
+    assert main([*tiny_values, *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_page_without_complaint(page, absent, tmp_path):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        absent("no Chromium here")
+    shot = tmp_path / "page.png"
+    done = subprocess.run(
+        [
+            browser,
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"),
+            *("--enable-logging=stderr", f"--user-data-dir={tmp_path}/profile", "--window-size=1000,2400"),
+            f"--screenshot={shot}",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert shot.is_file(), done.stderr
+    assert "CONSOLE" not in done.stderr
+    pixels = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3)
+    for colour in (TRAINED, PICTURE):
+        assert (np.abs(pixels.astype(int) - colour).max(1) <= 2).sum() > 200
