@@ -66,7 +66,8 @@ class StackedTransform(PictureTransform):
         return canvas
 
     def shown(self, pixels: Float[Tensor, "3 height width"]) -> Picture:
-        page = new_picture("RGB", self.shape[::-1])
+        height, width = self.shape
+        page = new_picture("RGB", (width, height))
         top = 0
         for part, mine in zip(self.parts, self.split(pixels), strict=True):
             page.paste(part.shown(mine), (0, top))
