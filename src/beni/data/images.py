@@ -6,6 +6,7 @@ default. Everything here runs in the loader's workers and returns one tensor per
 
 from __future__ import annotations
 
+import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -54,7 +56,35 @@ class Image:
     @staticmethod
     def from_url(url: str) -> Image:
         """A picture that a ``Fetcher`` has to fetch; as it is, it cannot be opened."""
-        return Image(partial(_not_fetched, url), url, url)
+        return Image(partial(_not_fetched, url), public_name(url), url)
+
+
+class BadImage(DataError):
+    """A picture that cannot be had.
+
+    Attributes:
+        name: of the picture, fit for logs.
+        reason: in a few words.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"image {name}: {reason}")
+        self.name, self.reason = name, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BadImage, (self.name, self.reason)
+
+
+def public_name(url: str) -> str:
+    """A URL without what may be secret in it: user, password, query. What was left out is told by a short hash."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        public = f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    except ValueError:
+        public = url.partition("?")[0].rpartition("@")[2]
+    hidden = "" if public == url else "#" + hashlib.sha256(url.encode(errors="surrogatepass")).hexdigest()[:8]
+    return public + hidden
 
 
 def _open_bytes(data: bytes) -> PILImage.Image:
@@ -62,7 +92,7 @@ def _open_bytes(data: bytes) -> PILImage.Image:
 
 
 def _not_fetched(url: str) -> PILImage.Image:
-    raise DataError(f"{url} has not been fetched: the source's samples must pass through a Fetcher")
+    raise DataError(f"{public_name(url)} has not been fetched: the source's samples must pass through a Fetcher")
 
 
 def decode(image: Image, background: tuple[int, int, int] = (255, 255, 255)) -> PILImage.Image:
@@ -81,6 +111,8 @@ def decode(image: Image, background: tuple[int, int, int] = (255, 255, 255)) -> 
             canvas = PILImage.new("RGBA", picture.size, (*background, 255))
             picture = PILImage.alpha_composite(canvas, picture)
         return picture.convert("RGB")
+    except BadImage:
+        raise
     except Exception as error:  # broken files make Pillow raise anything: struct.error, TypeError, EOFError ...
         raise DataError(f"image {image.key}: {type(error).__name__}: {error}") from error
 
@@ -95,6 +127,8 @@ def size_of(image: Image) -> tuple[int, int]:
         with image.load() as opened:
             width, height = opened.size
             turned = opened.getexif().get(0x0112, 1) >= 5  # orientations that swap the sides
+    except BadImage:
+        raise
     except Exception as error:  # see decode
         raise DataError(f"image {image.key}: {type(error).__name__}: {error}") from error
     return (width, height) if turned else (height, width)

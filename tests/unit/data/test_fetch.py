@@ -1,0 +1,261 @@
+"""The fetcher against a hostile server: what is a picture arrives bit by bit, what is none has a reason."""
+
+import ipaddress
+import os
+import pickle
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+import beni.data.fetch as fetch_module
+from beni.config.compose import compose
+from beni.data.fetch import Fetcher, is_public
+from beni.data.fetched import Fetched
+from beni.data.images import BadImage, Image, decode, public_name
+from beni.data.sample import Message, Sample, Source
+from beni.data.verdicts import Verdicts
+from beni.errors import DataError
+from hostile import BAD, GOOD, HostileServer, encoded, noise
+
+SETTINGS = compose([])["images"]
+
+
+def loopback(address):
+    return address.is_loopback
+
+
+@pytest.fixture(scope="module")
+def server():
+    with HostileServer() as running:
+        yield running
+
+
+@pytest.fixture
+def fetcher(tmp_path, monkeypatch):
+    """fetcher(**settings) -> Fetcher that may connect to this machine; closed at the end."""
+    monkeypatch.setattr(fetch_module, "BACKOFF", 0.01)
+    made = []
+
+    def make(verdicts=None, allows=loopback, **changes):
+        quick = {"timeout": 0.6, "idle_timeout": 0.3, "max_mib": 2.0, "retries": 1, "cache": str(tmp_path / "cache")}
+        made.append(Fetcher(SETTINGS | quick | changes, verdicts, allows))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+    assert not [thread.name for thread in threading.enumerate() if thread.name == "beni-fetch"]
+
+
+@pytest.fixture(scope="module")
+def outcomes(server, tmp_path_factory):
+    """name -> what became of it; all asked for at once, as a run does."""
+    settings = {"timeout": 1.5, "idle_timeout": 0.5, "max_mib": 2.0, "retries": 1, "cache": None}
+    settings["cache"] = str(tmp_path_factory.mktemp("cache"))
+    fetcher = Fetcher(SETTINGS | settings, allows=loopback)
+    names = [*GOOD, *BAD]
+    fetcher.want([server.url(name) for name in names])
+    found = {}
+    for name in names:
+        try:
+            found[name] = fetcher.get(server.url(name))
+        except BadImage as error:
+            found[name] = error.reason
+    fetcher.close()
+    return found
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_picture_arrives_as_it_is(outcomes, name):
+    assert outcomes[name] == GOOD[name]
+    there, here = (decode(Image.from_bytes(data, name)) for data in (outcomes[name], GOOD[name]))
+    assert np.array_equal(np.asarray(there), np.asarray(here))
+    assert there.mode == "RGB"
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_picture_is_refused_with_a_reason(outcomes, name):
+    assert outcomes[name] in BAD[name].split("|")
+
+
+def test_there_are_enough_ways_to_be_bad():
+    assert len(BAD) >= 20
+
+
+def test_a_picture_is_asked_for_once_and_then_comes_from_the_cache(fetcher, server):
+    url = server.url("n1000.png")
+    first = fetcher()
+    first.want([url, url])
+    assert first.get(url) == first.get(url) == encoded(noise(1000))
+    again = fetcher()
+    again.want([url])
+    assert again.get(url) == encoded(noise(1000))
+    assert server.requests["n1000.png"] == 1
+    assert (first.counts.requests, again.counts.requests, again.counts.cache_hits) == (1, 0, 1)
+
+
+def test_a_verdict_outlives_the_process_and_asks_for_nothing(fetcher, server, tmp_path):
+    url = server.url("404.png?resumed")
+    with pytest.raises(BadImage, match="http 404"):
+        fetcher(Verdicts(tmp_path / "verdicts", 0)).get(url)
+    asked = server.requests["404.png"]
+    for rank in (0, 1):
+        resumed = fetcher(Verdicts(tmp_path / "verdicts", rank))
+        resumed.want([url])
+        with pytest.raises(BadImage, match="http 404"):
+            resumed.get(url)
+    assert server.requests["404.png"] == asked
+
+
+def test_a_process_sees_the_verdicts_that_another_has_just_given(tmp_path):
+    mine, theirs = Verdicts(tmp_path, 0), Verdicts(tmp_path, 1)
+    assert mine.reason("http://a/b") is None
+    theirs.give("http://a/b", "timeout")
+    assert mine.reason("http://a/b") == "timeout"
+    (tmp_path / "rank1-1.jsonl").write_text('{"url": "http://a/c", "rea')  # in the middle of a line
+    assert mine.reason("http://a/c") is None
+    (tmp_path / "rank1-1.jsonl").write_text('{"url": "http://a/c", "reason": "http 404"}\n')
+    assert mine.reason("http://a/c") == "http 404"
+
+
+def test_retries_are_as_many_as_asked_for(fetcher, server):
+    with pytest.raises(BadImage, match="http 500"):
+        fetcher(retries=3).get(server.url("500.png?retries"))
+    assert server.requests["500.png"] == 4
+    with pytest.raises(BadImage, match="http 404"):
+        fetcher(retries=3).get(server.url("404.gif"))
+    assert server.requests["404.gif"] == 1
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "100.64.0.1", "255.255.255.255"),
+        *("::1", "fe80::1", "fc00::1", "224.0.0.1", "::ffff:127.0.0.1", "::ffff:10.1.2.3"),
+    ],
+)
+def test_private_addresses_are_told_from_public_ones(address):
+    assert not is_public(ipaddress.ip_address(address))
+    assert is_public(ipaddress.ip_address("93.184.216.34"))
+    assert is_public(ipaddress.ip_address("2606:2800:220:1:248:1893:25c8:1946"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]"])
+def test_by_default_no_spelling_of_this_machine_is_connected_to(fetcher, server, host):
+    asked = server.requests["n1.png"]
+    with pytest.raises(BadImage, match=r"private address|not a URL"):
+        fetcher(allows=None, retries=0).get(f"http://{host}:{server.port}/n1.png")
+    assert server.requests["n1.png"] == asked
+
+
+def test_private_addresses_can_be_allowed(fetcher, server):
+    assert fetcher(allows=None, private_addresses=True).get(server.url("n2.png")) == encoded(noise(2))
+
+
+def test_what_is_secret_in_a_url_is_told_nowhere(fetcher, server):
+    url = f"http://user:pass@127.0.0.1:{server.port}/404.jpg?token=abc"
+    with pytest.raises(BadImage) as raised:
+        fetcher().get(url)
+    for said in (str(raised.value), raised.value.name, Image.from_url(url).key, public_name(url)):
+        assert "404.jpg#" in said
+        assert not any(secret in said for secret in ("user", "pass", "token", "abc"))
+    assert public_name("https://a.b/c.png") == "https://a.b/c.png"
+
+
+def test_a_url_that_is_none_is_refused(fetcher):
+    for url in ("http://", "ftp://a/b.png", "http://[::1/x.png", "javascript:alert(1)", "http://a b/c"):
+        with pytest.raises(BadImage, match=r"not a URL|not http|connection"):
+            fetcher(retries=0).get(url)
+
+
+def test_a_hub_reference_is_served_by_the_hub_and_its_token_goes_nowhere_else(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.example")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "secret")
+    resolved = fetch_module._resolved("hf://datasets/owner/name/images/a.png")
+    assert resolved == "https://hub.example/datasets/owner/name/resolve/main/images/a.png"
+    assert fetch_module._resolved("hf://owner/name/a.png") == "https://hub.example/owner/name/resolve/main/a.png"
+    assert fetch_module._token("hub.example") == {"Authorization": "Bearer secret"}
+    assert fetch_module._token(None) == {}
+
+
+def test_closing_with_requests_under_way_leaves_no_thread(fetcher, server):
+    made = fetcher(timeout=30.0, idle_timeout=30.0)
+    made.want([server.url("hang.jpg?close"), server.url("n5.png")])
+    made.close()
+
+
+def test_a_cache_that_cannot_be_written_ends_nothing_and_is_told_once(fetcher, server, tmp_path, monkeypatch):
+    def full(self, url, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("beni.data.image_cache.ImageCache.put", full)
+    made = fetcher()
+    assert [made.get(server.url(f"n{i}.png")) == encoded(noise(i)) for i in (61, 62)] == [True, True]
+    assert len(made.notices) == 1
+    assert "No space left" in made.notices[0]
+
+
+class Urls(Source):
+    """Sample i shows picture i of the server."""
+
+    task = "loss"
+
+    def __init__(self, server_url):
+        self.server_url = server_url
+
+    def __len__(self):
+        return 12
+
+    def train(self, index, epoch):
+        image = Image.from_url(f"{self.server_url}n{2000 + index}.png")
+        return Sample(f"s{index}", (Message("user", (image, "?")), Message("assistant", ("it",))))
+
+    def heldout(self):
+        return [self.train(index, 0) for index in range(3)]
+
+    def fingerprint(self):
+        return "urls"
+
+
+def test_a_source_is_the_same_through_a_fetcher_but_that_its_pictures_open(fetcher, server):
+    inner = Urls(server.url(""))
+    with pytest.raises(DataError, match="has not been fetched"):
+        decode(inner.train(0, 0).images[0])
+    source = Fetched(inner, fetcher())
+    assert (len(source), source.fingerprint(), source.task) == (12, "urls", "loss")
+    image = source.train(3, 0).images[0]
+    assert image.url == server.url("n2003.png")
+    assert np.array_equal(np.asarray(decode(image)), np.asarray(noise(2003)))
+    assert np.array_equal(np.asarray(decode(source.heldout()[1].images[0])), np.asarray(noise(2001)))
+    assert source.parts(0)[0].source is source
+
+
+def test_a_fetcher_can_be_handed_to_another_process(fetcher, server):
+    made = fetcher(allows=None, private_addresses=True)
+    made.get(server.url("n3.png"))
+    copy = pickle.loads(pickle.dumps(made))
+    assert copy.get(server.url("n4.png")) == encoded(noise(4))
+    copy.close()
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:  # the thread of the parent does not exist here
+        data = made.get(server.url("n6.png"))
+        os.write(write, b"1" if data == encoded(noise(6)) else b"0")
+        os._exit(0)
+    os.close(write)
+    assert os.read(read, 1) == b"1"
+    os.waitpid(child, 0)
+    assert made.get(server.url("n7.png")) == encoded(noise(7))
+
+
+def test_a_picture_opened_through_a_fetcher_can_still_be_damaged(fetcher, server, tmp_path):
+    url = server.url("n8.png")
+    made = fetcher()
+    made.get(url)
+    (blob,) = (tmp_path / "cache" / "blobs").glob("*/*")
+    blob.write_bytes(b"something else")
+    assert made.get(url) == encoded(noise(8))
+    assert server.requests["n8.png"] == 2
+    assert isinstance(made.open(url), PILImage.Image)
