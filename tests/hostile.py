@@ -126,11 +126,13 @@ class HostileServer:
     Attributes:
         requests: by path, how often it was asked for.
         latency: seconds before a ``n<number>.png`` answers.
+        recovered: everything is a picture now.
     """
 
     def __init__(self) -> None:
         self.requests: Counter[str] = Counter()
         self.latency = 0.0
+        self.recovered = False
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -166,6 +168,8 @@ class HostileServer:
         name = request.match_info["name"]
         self.requests[name] += 1
         first = self.requests[name] == 1
+        if self.recovered:
+            return web.Response(body=GOOD.get(name, GOOD["plain.png"]))
         if name[0] == "n" and name[1:-4].isdigit():
             await asyncio.sleep(self.latency)
             return web.Response(body=encoded(noise(int(name[1:-4]))), content_type="image/png")

@@ -70,7 +70,7 @@ def require(name: str, group: str, architecture: bool = False) -> None:
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
         return
     host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
-    if constants.HF_HUB_OFFLINE or not _reachable(host):
+    if constants.HF_HUB_OFFLINE or not reachable(host):
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{host} cannot be reached"
         asks, fix = (
             (f"{group}.architecture=null", f"give the fields in {group}.architecture")
@@ -83,7 +83,8 @@ def require(name: str, group: str, architecture: bool = False) -> None:
         )
 
 
-def _reachable(host: str, port: int = 443, seconds: float = 3.0) -> bool:
+def reachable(host: str, port: int = 443, seconds: float = 3.0) -> bool:
+    """Whether somebody answers there."""
     try:
         with socket.create_connection((host, port), timeout=seconds):
             return True

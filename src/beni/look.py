@@ -72,9 +72,10 @@ def look(run: Mapping[str, Any], numbers: Sequence[int], rank: int, world: int) 
         BeniError: as a run with the same configuration would.
     """
     from beni.config.build import build
+    from beni.data.fetch import Fetcher
+    from beni.data.fetched import Fetched
     from beni.data.loader import Steps
     from beni.data.preview import histogram, preview
-    from beni.data.sample import Source
     from beni.data.template import Renderer
     from beni.llm.tokenizer import load_tokenizer
     from beni.model.spec import propagate
@@ -84,7 +85,7 @@ def look(run: Mapping[str, Any], numbers: Sequence[int], rank: int, world: int) 
     model = propagate(run)
     viewer = model.viewer
     renderer = Renderer(load_tokenizer(run["llm"]), run["template"])
-    source: Source = build(run["data"], train["seed"])
+    source = Fetched(build(run["data"], train["seed"]), Fetcher(run["images"]))
     schedule = make_schedule(run, source, renderer, viewer, progress=True)
     steps = Steps(
         source,

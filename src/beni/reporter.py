@@ -9,10 +9,14 @@ from typing import Any
 
 from beni.analysis.render import render_report
 from beni.config.build import build
+from beni.data.fetch import Fetcher
+from beni.data.images import BadImage
 from beni.data.loader import Viewer
 from beni.data.sample import Sample, Source
 from beni.data.template import Renderer
+from beni.distributed.collectives import gather_objects
 from beni.distributed.environment import Environment
+from beni.errors import DataError
 from beni.evals.gallery import write_gallery
 from beni.evals.scores import Scorer, summarise
 from beni.measure import memory
@@ -36,12 +40,15 @@ class Reporter:
         model: BeniForConditionalGeneration,
         layout: str,
         environment: Environment,
+        fetcher: Fetcher,
     ) -> None:
         self.folder, self.run, self.source, self.environment = folder, run, source, environment
+        self.fetcher = fetcher
         settings = run["train"]
         self.scorer = Scorer(
             model, renderer, viewer, source.task, layout, settings["precision"], run["eval"]["batch_size"]
         )
+        self.heldout: Sequence[Sample] = ()
         self.start, self.step = time.perf_counter(), 0
         self.active = environment.is_main
         self.before = float(folder.status.get("seconds", 0.0))
@@ -91,9 +98,13 @@ class Reporter:
 
     def evaluate(self, step: int) -> None:
         """Scores the held-out examples with the true and with a blank image."""
-        samples = self._heldout()
+        samples = self.heldout = self._heldout()
         self.scorer.model.eval()
         rows = [{"step": step, **row} for variant in ("true", "blank") for row in self.scorer.score(samples, variant)]
+        if len(rows) < 2 * len(samples):
+            self.notice(f"{len(samples) - len(rows) // 2} held-out samples are left out: their pictures cannot be read")
+        if not rows:
+            raise DataError("no held-out sample has pictures that can be read\n  fix: see data_errors.jsonl")
         values = summarise(rows, "true") | summarise(rows, "blank")
         if self.active:
             (self.folder.path / "scores.jsonl").write_text(
@@ -107,7 +118,7 @@ class Reporter:
         """The gallery, the final status and report.html."""
         if not self.active:
             return
-        shown = _spread(self._heldout(), self.run["eval"]["gallery"])
+        shown = _spread(self.heldout, self.run["eval"]["gallery"])
         if shown and self.run["fsdp"]["mode"] == "none":
             scorer = self.scorer
             write_gallery(
@@ -120,7 +131,27 @@ class Reporter:
         samples, limit = self.source.heldout(), self.run["eval"]["examples"]
         if limit == "auto":
             limit = self.run["train"]["steps"] * self.run["train"]["batch_size"]
-        return samples[:limit] if limit else samples
+        return self._reachable(samples[:limit] if limit else samples)
+
+    def _reachable(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Without those that any rank cannot fetch a picture of; they are asked for in good time."""
+        urls = [[image.url for image in sample.images if image.url is not None] for sample in samples]
+        if not any(urls):
+            return samples
+        ahead = self.run["images"]["ahead"] or 1
+        bad = []
+        for i, mine in enumerate(urls):
+            if i % ahead == 0:
+                self.fetcher.want([url for some in urls[i : i + 2 * ahead] for url in some])
+            try:
+                for url in mine:
+                    self.fetcher.get(url)
+            except BadImage as error:
+                bad.append((i, str(error)))
+        left_out = dict(gather_objects(bad))
+        if left_out:
+            self.notice(f"{len(left_out)} held-out samples are left out: {next(iter(left_out.values()))}")
+        return [sample for i, sample in enumerate(samples) if i not in left_out]
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
         self.metrics.append(step, values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from beni.analysis.collect import collect_run
 from beni.analysis.terminal_tables import run_table
 from beni.config.build import build
 from beni.config.check import check
+from beni.data.ahead import LookAhead
+from beni.data.fetch import Fetcher
+from beni.data.fetched import Fetched
 from beni.data.images import Image, size_of
 from beni.data.index import Index
 from beni.data.lengths import RunLengths
@@ -26,6 +29,7 @@ from beni.data.mixture import Mixture
 from beni.data.sample import Source
 from beni.data.schedule import Schedule, needs_lengths
 from beni.data.template import IGNORE, Renderer
+from beni.data.verdicts import Verdicts
 from beni.distributed.collectives import barrier
 from beni.distributed.environment import Environment, process_group, read_environment
 from beni.distributed.fsdp import shard
@@ -79,7 +83,8 @@ def train(run: Mapping[str, Any]) -> Path:
     # what the run will see and cost, known without weights
     tokenizer = load_tokenizer(run["llm"])
     renderer = Renderer(tokenizer, run["template"])
-    source: Source = build(run["data"], settings["seed"])
+    fetcher = Fetcher(run["images"])
+    source: Source = Fetched(build(run["data"], settings["seed"]), fetcher)
     viewer = planned.viewer  # of the twin without weights: loader processes may have to copy it
     schedule = make_schedule(run, source, renderer, viewer, progress=environment.is_main)
     schedule.require(environment.world, settings["accumulation"])
@@ -94,7 +99,9 @@ def train(run: Mapping[str, Any]) -> Path:
             Console().print(f"already finished: {folder.path} (checkpoint.resume=never runs it again)")
             Console().print(run_table(collect_run(folder.path)))
         return folder.path
-    with process_group(environment), folder.opened():
+    with process_group(environment), folder.opened(), closing(fetcher):
+        # from here on what is bad stays bad, for every rank and for who resumes
+        fetcher.verdicts = Verdicts(folder.path / "bad_images", environment.rank)
         barrier()  # no rank looks into the folder before rank 0 has prepared it
         model = _build(run, renderer)
         apply_plan(model, settings["plan"])
@@ -114,6 +121,7 @@ def train(run: Mapping[str, Any]) -> Path:
             environment.world,
             pixel_keys=settings["feature_bank"] is not None,
             on_bad=run["images"]["on_bad"],
+            look_ahead=LookAhead(fetcher, run["images"]["ahead"], settings["steps"]) if probe.remote else None,
         )
         if model.fusion.calibrates and settings["init_from"] is None:
             with autocast(environment.device, settings["precision"]):
@@ -122,7 +130,7 @@ def train(run: Mapping[str, Any]) -> Path:
             shard(model, model.sharding_units(), environment, settings["precision"])
 
         with (
-            Reporter(folder, run, source, renderer, viewer, model, layout, environment) as report,
+            Reporter(folder, run, source, renderer, viewer, model, layout, environment, fetcher) as report,
             _feature_bank(model, settings, report),
         ):
             trainer: Trainer = build(run["train"])
@@ -163,13 +171,14 @@ def make_schedule(
         DataError: when samples cannot be used, or do not fit into a pack.
     """
     settings, train = run["schedule"], run["train"]
-    by_tokens = isinstance(source, Mixture) and source.by == "tokens"
+    mixture = source.inner if isinstance(source, Fetched) else source
+    by_tokens = isinstance(mixture, Mixture) and mixture.by == "tokens"
     lengths = None
     if needs_lengths(settings) or by_tokens:
         with index_progress(progress) as told:
             index = Index(source, renderer, viewer.sized, train["workers"] or 1, told)
-            if isinstance(source, Mixture):
-                source.measure(index.mean_tokens)
+            if isinstance(mixture, Mixture):
+                mixture.measure(index.mean_tokens)
             if needs_lengths(settings):
                 each = settings["tokens_per_image"]
                 lengths = RunLengths(index, viewer, run["template"], None if each == "auto" else each)
@@ -234,12 +243,14 @@ class Probe:
         label_rows: supervised positions.
         image: layout of the image with the most views among them; of a usual picture where no sample has one.
         views: views, mean.
+        remote: whether any picture has to be fetched.
     """
 
     length: int
     label_rows: int
     image: ImageLayout
     views: float
+    remote: bool = False
 
 
 def probe_samples(source: Source, renderer: Renderer, viewer: Viewer) -> Probe:
@@ -257,6 +268,7 @@ def probe_samples(source: Source, renderer: Renderer, viewer: Viewer) -> Probe:
         label_rows=max(1, round(sum(int((e.labels != IGNORE).sum()) for e in encoded) / len(encoded))),
         image=max(images, key=lambda one: len(one.views)),
         views=sum(len(one.views) for layout in layouts for one in layout) / len(samples),
+        remote=any(image.url is not None for sample in samples for image in sample.images),
     )
 
 

@@ -132,7 +132,7 @@ def to_device(value: Any, device: torch.device) -> Any:
     return [one.to(device, non_blocking=True) for one in value] if isinstance(value, list) else value
 
 
-BOOKS = ("ids", "counts", "faults", "order")
+BOOKS = ("ids", "counts", "faults", "order", "notices")
 """Fields of a ``Batch`` that are no business of the model's."""
 
 
@@ -154,6 +154,7 @@ class Batch:
         counts: what the micro-batch holds, by source (data/ledger.py).
         faults: pictures that could not be had, as lines of data_errors.jsonl.
         order: hash of the data order of the whole step; ranks compare it.
+        notices: what the process that drew it wants a person to know.
     """
 
     input_ids: Int[Tensor, "b t"]
@@ -169,6 +170,7 @@ class Batch:
     counts: dict[str, Any] = field(default_factory=dict)
     faults: tuple[dict[str, Any], ...] = ()
     order: int = 0
+    notices: tuple[str, ...] = ()
 
     @property
     def num_labels(self) -> int:

@@ -11,7 +11,13 @@ from typing import Protocol
 
 
 class Asks(Protocol):
-    """Who fetches (data/fetch.py)."""
+    """Who fetches (data/fetch.py).
+
+    Attributes:
+        notices: what a person should know; told once, by whoever empties it.
+    """
+
+    notices: list[str]
 
     def want(self, urls: Sequence[str]) -> None:
         """Asks for pictures ahead of time; returns at once."""

@@ -94,6 +94,7 @@ class Fetcher:
         self.cache = ImageCache(root, int(settings["cache_gib"] * 1024**3))
         self.counts = FetchCounts()
         self.notices: list[str] = []
+        self._told = False
         self._pending: dict[str, Future[bytes | None]] = {}
         self._loop: _Loop | None = None
         self._process = os.getpid()
@@ -174,7 +175,8 @@ class Fetcher:
         try:
             await asyncio.to_thread(self.cache.put, url, data)
         except OSError as error:  # a full disk must not end a run
-            if not self.notices:
+            if not self._told:
+                self._told = True
                 self.notices.append(f"fetched pictures cannot be kept in {self.cache.root}: {error}")
             return data
         return None

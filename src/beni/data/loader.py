@@ -22,6 +22,7 @@ from beni.data.sample import Sample, Source
 from beni.data.schedule import Schedule
 from beni.data.template import Renderer
 from beni.data.usable import Drawer, Fault, OnBad
+from beni.errors import BeniError
 from beni.nn.streams import numpy_stream
 from beni.types import Batch, ViewedImage
 
@@ -69,7 +70,11 @@ class Steps(Dataset[list[Batch]]):
             worker = get_worker_info()
             self.look_ahead.at(step, 1 if worker is None else worker.num_workers, self._urls)
         order = int.from_bytes(self.schedule.step_hash(step)[:7], "big")
-        return [self.batch(part, order) for part in parts]
+        batches = [self.batch(part, order) for part in parts]
+        if self.look_ahead is not None and self.look_ahead.fetcher.notices:
+            batches[0].notices = tuple(self.look_ahead.fetcher.notices)
+            self.look_ahead.fetcher.notices.clear()
+        return batches
 
     def batch(self, samples: Sequence[tuple[int, int]], order: int = 0) -> Batch:
         """(epoch, index) of samples -> one micro-batch."""
@@ -108,16 +113,35 @@ def item(sample: Sample, renderer: Renderer, images: list[ViewedImage]) -> Item:
     return Item(sample.id, renderer.encode(sample, [image.markup for image in images]), images, sample.source)
 
 
+@dataclass(frozen=True)
+class _Guarded(Dataset[list[Batch] | BeniError]):
+    """The steps; an error for a person comes back as a value, since ``DataLoader`` would wrap it in a traceback."""
+
+    steps: Steps
+
+    def __getitem__(self, step: int) -> list[Batch] | BeniError:
+        try:
+            return self.steps[step]
+        except BeniError as error:
+            return error
+
+
 def load(steps: Steps, first: int, last: int, workers: int, pin: bool) -> Iterator[list[Batch]]:
-    """Micro-batches of the steps ``first`` to ``last`` - 1, in order."""
-    return iter(
-        DataLoader(
-            steps,
-            batch_size=None,
-            sampler=range(first, last),
-            num_workers=workers,
-            prefetch_factor=2 if workers else None,
-            pin_memory=pin,
-            generator=Generator(),  # else every start would draw from torch's global generator
-        )
+    """Micro-batches of the steps ``first`` to ``last`` - 1, in order.
+
+    Raises:
+        BeniError: whatever drawing a step raises, where the step would come.
+    """
+    loader = DataLoader(
+        _Guarded(steps),
+        batch_size=None,
+        sampler=range(first, last),
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
+        pin_memory=pin,
+        generator=Generator(),  # else every start would draw from torch's global generator
     )
+    for drawn in loader:
+        if isinstance(drawn, BeniError):
+            raise drawn
+        yield drawn

@@ -15,6 +15,7 @@ from beni.data.images import blank_like, decode
 from beni.data.loader import Viewer
 from beni.data.sample import Sample
 from beni.data.template import Renderer
+from beni.errors import DataError
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.precision import autocast
 from beni.types import to_device
@@ -42,7 +43,10 @@ def write_gallery(
     for sample in samples:
         if not sample.images:
             continue
-        pictures = [decode(image) for image in sample.images]
+        try:
+            pictures = [decode(image) for image in sample.images]
+        except DataError:  # it was not scored either
+            continue
         files = []
         for i, picture in enumerate(pictures):
             name = f"gallery/{hashlib.sha256(sample.id.encode()).hexdigest()[:12]}-{i}.png"

@@ -15,6 +15,7 @@ from beni.data.images import Image, blank_like, decode
 from beni.data.loader import Viewer, item
 from beni.data.sample import Sample, Task
 from beni.data.template import Renderer
+from beni.errors import DataError
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.precision import autocast
 from beni.types import ViewedImage, VisualTokens, to_device
@@ -43,17 +44,19 @@ class Scorer:
     batch_size: int
 
     def score(self, samples: Sequence[Sample], variant: Variant) -> Iterator[dict[str, Any]]:
-        """One row per sample: the fields of scores.jsonl but ``step``."""
+        """One row per sample whose pictures can be read: the fields of scores.jsonl but ``step``."""
         per_sample = max((len(s.choices) for s in samples), default=1) if self.task == "choice" else 1
         for group in _groups(samples, max(1, self.batch_size // max(1, per_sample))):
             yield from self._group(group, variant)
 
     @torch.no_grad()
-    def _group(self, samples: list[Sample], variant: Variant) -> Iterator[dict[str, Any]]:
+    def _group(self, asked_for: list[Sample], variant: Variant) -> Iterator[dict[str, Any]]:
+        samples, viewed = self._readable(asked_for, variant)
+        if not samples:
+            return
         choosing = self.task == "choice"
         asked = [s.with_answer(c) for s in samples for c in s.choices] if choosing else samples
         owner = [i for i, s in enumerate(samples) for _ in (s.choices if choosing else (None,))]
-        viewed = [self._viewed(s, variant) for s in samples]
         items = [item(s, self.renderer, viewed[i]) for s, i in zip(asked, owner, strict=True)]
         loglik, correct, predicted = self._forward(items)
         for i, sample in enumerate(samples):
@@ -119,6 +122,17 @@ class Scorer:
         pixels = to_device(stack_views([view for image in different_images for view in image.pixels]), device)
         visual = self.model.encode_images(pixels, tuple(image.layout for image in different_images))
         return visual.select(torch.tensor(place, device=device))
+
+    def _readable(self, samples: Sequence[Sample], variant: Variant) -> tuple[list[Sample], list[list[ViewedImage]]]:
+        """The samples whose pictures can be decoded, and their views."""
+        kept, viewed = [], []
+        for sample in samples:
+            try:
+                viewed.append(self._viewed(sample, variant))
+            except DataError:
+                continue
+            kept.append(sample)
+        return kept, viewed
 
     def _viewed(self, sample: Sample, variant: Variant) -> list[ViewedImage]:
         look: Callable[[Image], Picture] = decode if variant == "true" else lambda image: blank_like(decode(image))

@@ -125,6 +125,8 @@ class Trainer:
             if not agree(batches[0].order, device):
                 raise RuntimeError(f"ranks drew different samples for step {step + 1}; do all see the same data files?")
             ledger.add(batch.counts for batch in batches)
+            for notice in batches[0].notices:
+                job.log.notice(notice)
             faults += [{"step": step + 1, **fault} for batch in batches for fault in batch.faults]
             torch.manual_seed(derive(self.seed, "dropout", step, job.environment.rank))
             loss, labels = forward_backward(model, batches, step, device, self.precision)

@@ -1,0 +1,151 @@
+"""Rows: records at random access, whatever they lie in. What they mean is a format's business (data/table.py).
+
+``open_rows`` picks by what a path is: JSON and JSON lines, parquet, arrow, csv, WebDataset tars, folders of pictures
+with texts beside them, sets of the Hugging Face hub. Memory stays bounded: files are mapped or read piece by piece, and
+where records begin is found once and kept in the cache.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate, product
+from pathlib import Path
+from typing import Any
+
+from beni.errors import DataError
+
+Row = dict[str, Any]
+HUB = "hf://datasets/"
+
+
+class Rows(ABC):
+    """Records by number. Can be pickled; handles are opened by the process that reads."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Records."""
+
+    @abstractmethod
+    def __getitem__(self, number: int) -> Row:
+        """Record ``number`` from 0.
+
+        Raises:
+            DataError: when it cannot be read; names its place.
+        """
+
+    @abstractmethod
+    def where(self, number: int) -> str:
+        """Its place, for errors: ``data.json, record 12``."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes when the content changes."""
+
+
+class Joined(Rows):
+    """Several, one after another."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self.parts = list(parts)
+        self._ends = list(accumulate(map(len, self.parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, number: int) -> Row:
+        part, own = self._find(number)
+        return part[own]
+
+    def where(self, number: int) -> str:
+        part, own = self._find(number)
+        return part.where(own)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(" ".join(part.fingerprint() for part in self.parts).encode()).hexdigest()[:16]
+
+    def _find(self, number: int) -> tuple[Rows, int]:
+        which = min(bisect_right(self._ends, number), len(self.parts) - 1)
+        return self.parts[which], number - (self._ends[which - 1] if which else 0)
+
+
+def open_rows(path: str | None, *, subset: str | None = None, split: str = "train", rows: int | None = None) -> Rows:
+    """Records below a path.
+
+    Args:
+        path: a file, a folder, a pattern (``*``, ``?``, ``{00..07}``, ``{a,b}``), or ``hf://datasets/owner/name``.
+        subset: of a set of the hub, where it has several.
+        split: of a set of the hub, or of a folder that ``datasets`` has saved.
+        rows: take only the first so many, without fetching the rest; None takes all.
+
+    Raises:
+        DataError: when there is nothing, or nothing that can be read; names ``data.path`` and the fix.
+    """
+    from beni.data import rows_folder, rows_json, rows_table, rows_tar
+
+    if path is None:
+        raise DataError(
+            "data.path is null\n  fix: set data.path; the head of the option's file in conf/data says what to fetch"
+        )
+    if path.startswith(HUB):
+        return rows_table.from_hub(path.removeprefix(HUB), subset, split, rows)
+    files = expand(path)
+    if not files:
+        raise DataError(f"data.path={path} does not exist\n  fix: set data.path to a file, a folder or a pattern")
+    if len(files) == 1 and files[0].is_dir():
+        folder = files[0]
+        saved = any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+        return rows_table.from_saved(folder, split) if saved else rows_folder.FolderRows(folder)
+    endings = {file.suffix.lower() for file in files}
+    if len(endings) > 1:
+        raise DataError(f"data.path={path} matches files of several kinds: {', '.join(sorted(endings))}")
+    ending = endings.pop()
+    if ending == ".tar":
+        return rows_tar.TarRows(files)
+    if ending in rows_table.BUILDERS:
+        return rows_table.from_files(files, rows)
+    if ending in (".json", ".jsonl"):
+        if rows is not None:
+            raise DataError(f"data.rows={rows}, but records of {ending} are read in place\n  fix: set data.rows=null")
+        parts = [rows_json.JsonRows(file) for file in files]
+        return parts[0] if len(parts) == 1 else Joined(parts)
+    known = ", ".join([".json", ".jsonl", *rows_table.BUILDERS, ".tar"])
+    raise DataError(f"data.path={path} is a {ending or 'file without ending'}; expected {known}, or a folder")
+
+
+def expand(path: str) -> list[Path]:
+    """The files that a path or pattern names, sorted; braces as WebDataset writes them."""
+    pieces = re.split(r"(\{[^{}]*\})", str(Path(path).expanduser()))
+    alternatives = [_brace(piece) if piece.startswith("{") else [piece] for piece in pieces]
+    found: list[Path] = []
+    for chosen in product(*alternatives):
+        name = "".join(chosen)
+        found += [Path(name)] if Path(name).exists() else [Path(one) for one in sorted(glob.glob(name, recursive=True))]
+    return list(dict.fromkeys(found))
+
+
+def _brace(piece: str) -> list[str]:
+    inner = piece[1:-1]
+    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", inner):
+        first, last = numbers.groups()
+        return [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+    return inner.split(",") if "," in inner else [piece]
+
+
+def files_fingerprint(files: Sequence[Path]) -> str:
+    """Of names, sizes, and the first and last 64 KiB of each file: changes with any change that is not made on
+    purpose to escape it, and costs no pass over terabytes.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(1 << 16))
+            stream.seek(max(0, size - (1 << 16)))
+            digest.update(stream.read())
+    return digest.hexdigest()[:16]
