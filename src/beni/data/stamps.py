@@ -19,6 +19,7 @@ from pathlib import Path
 
 from PIL import Image as PILImage
 
+from beni.config.suggest import closest
 from beni.data.images import Augment, Image
 from beni.data.sample import Message, Sample, Source
 from beni.errors import DataError
@@ -27,6 +28,7 @@ from beni.nn.streams import numpy_stream
 PACKAGE = "tuxpaint-stamps-default"
 LEFT_OUT = ("symbols", "town/roadsigns", "town/flags")
 """Folders whose captions name a sign (letters, digits, flags) and say nothing of what is to be seen."""
+ENGLISH = "en"
 ARTICLES = ("a", "an", "the", "some", "our")
 
 
@@ -49,6 +51,8 @@ class Stamps(Source):
         heldout: captions held out.
         split: number of the split; another number holds out other captions.
         choices: captions to choose from, the true one and others that are held out too.
+        language: of the captions, as the files name it (``en``, ``de``, ``ja``, ``pt_BR``); whatever it is, the same
+            pictures are held out, by their English captions. Pictures without a caption in it are left out.
         openings: first words a caption may have (others, "Gimel stands for", name nothing to be seen); empty for any.
         max_words: longest caption, in words without articles; longer ones tell more than the picture shows.
         prompts: what is said after the picture in training, one drawn each time; scoring uses the first.
@@ -71,6 +75,7 @@ class Stamps(Source):
         heldout: int,
         split: int,
         choices: int,
+        language: str,
         openings: list[str],
         max_words: int,
         prompts: list[str],
@@ -82,8 +87,9 @@ class Stamps(Source):
         self.kinds, self.kind_prompt = kinds, kind_prompt
         self.varies = len(prompts) > 1 or kinds > 0
         self.augment = Augment.from_config(augment)
-        stamps = read_stamps(Path(root).expanduser(), openings, max_words)
-        keys = sorted({stamp.key for stamp in stamps})
+        folder = Path(root).expanduser()
+        english = read_stamps(folder, openings, max_words)
+        keys = sorted({stamp.key for stamp in english})
         if not choices <= heldout < len(keys):
             raise DataError(
                 f"data.heldout={heldout} of {len(keys)} captions below {root}; "
@@ -91,14 +97,21 @@ class Stamps(Source):
             )
         drawn = numpy_stream(split, "data.heldout").permutation(len(keys))[:heldout]
         held = {keys[i] for i in drawn}
+        stamps = english if language == ENGLISH else read_stamps(folder, openings, max_words, language)
         told = {_stem(word) for key in held for word in key.split()}
+        # one picture a caption: a caption with six pictures would weigh six times
+        self._held = list({stamp.key: stamp for stamp in stamps if stamp.key in held}.values())
+        held_texts = {stamp.caption for stamp in self._held}  # two keys may have one name in another language
         self._train = [
             replace(stamp, kind=tuple(name for name in stamp.kind if not told & {_stem(w) for w in name.split()}))
             for stamp in stamps
-            if stamp.key not in held
+            if stamp.key not in held and stamp.caption not in held_texts
         ]
-        # one picture a caption: a caption with six pictures would weigh six times
-        self._held = list({stamp.key: stamp for stamp in stamps if stamp.key in held}.values())
+        if len(held_texts) < choices:
+            raise DataError(
+                f"data.language={language} has {len(self._held)} of the held-out captions, expected at least "
+                f"data.choices={choices}\n  fix: set data.choices=2 or choose another language"
+            )
 
     def __len__(self) -> int:
         return len(self._train)
@@ -115,7 +128,8 @@ class Stamps(Source):
         samples = []
         for i, stamp in enumerate(self._held):
             rng = numpy_stream(self.split, "data.choices", i)
-            others = [other.caption for other in self._held if other.key != stamp.key]
+            # of two animals with one name in some language, neither can be chosen against the other
+            others = list(dict.fromkeys(other.caption for other in self._held if other.caption != stamp.caption))
             chosen = [others[k] for k in rng.permutation(len(others))[: self.choices - 1]]
             chosen.insert(int(rng.integers(self.choices)), stamp.caption)
             sample = _sample(f"heldout/{stamp.key}", stamp.path, self.prompts[0], stamp.caption)
@@ -128,13 +142,14 @@ class Stamps(Source):
         return hashlib.sha256("\n".join([*lines, *asked]).encode()).hexdigest()[:16]
 
 
-def read_stamps(root: Path, openings: Sequence[str], max_words: int) -> list[Stamp]:
-    """All captioned pictures below ``root``, in the order of their paths.
+def read_stamps(root: Path, openings: Sequence[str], max_words: int, language: str = ENGLISH) -> list[Stamp]:
+    """All pictures below ``root`` with a caption in the language, in the order of their paths.
 
     Raises:
         DataError: when there are none.
     """
-    stamps = []
+    stamps: list[Stamp] = []
+    languages: set[str] = set()
     # one file a picture: of the 83 that come as pixels and as a drawing, the drawing (it has no pixels of its own)
     pictures = {path.with_suffix(""): path for ending in ("png", "svg") for path in root.rglob(f"*.{ending}")}
     for picture in sorted(pictures.values()):
@@ -146,8 +161,16 @@ def read_stamps(root: Path, openings: Sequence[str], max_words: int) -> list[Sta
         key = caption_key(caption)
         opening = caption.lower().split(" ")[0]
         if key and len(key.split()) <= max_words and (not openings or opening in openings):
+            said = {ENGLISH: caption} | translations(lines[1:])
+            languages.update(said)
             kind = tuple(name for name in picture.relative_to(root).parent.parts if name != "cartoon")
-            stamps.append(Stamp(picture, caption, key, kind))
+            if language in said:
+                stamps.append(Stamp(picture, said[language], key, kind))
+    if not stamps and languages:
+        raise DataError(
+            f"data.language={language}: the captions below {root} are in {', '.join(sorted(languages))}\n"
+            f"  fix: set data.language={closest(language, languages) or ENGLISH}"
+        )
     if not stamps:
         raise DataError(
             f"no captioned pictures below data.root={root}\n"
@@ -172,6 +195,17 @@ def draw(path: Path) -> PILImage.Image:
         )  # 0, the default, makes 1 pt nothing
     except ValueError as error:
         raise DataError(f"image {path}: {error}") from error
+
+
+def translations(lines: Sequence[str]) -> dict[str, str]:
+    """``de.utf8=Ein Hund.`` lines -> captions by language, without brackets and asides."""
+    found = {}
+    for line in lines:
+        name, mark, text = line.partition(".utf8=")
+        said = re.sub(r"\s*[(（][^)）]*[)）]", "", text).strip()
+        if mark and said:
+            found[name.strip()] = said
+    return found
 
 
 def clean_caption(line: str) -> str:

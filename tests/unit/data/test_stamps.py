@@ -19,7 +19,7 @@ INSTALLED = Path("/usr/share/tuxpaint/stamps")
 
 
 def stamps(root: Path, **changed) -> Stamps:
-    values = {"heldout": 4, "split": 0, "choices": 3, "openings": ["a", "an"], "max_words": 5}
+    values = {"heldout": 4, "split": 0, "choices": 3, "language": "en", "openings": ["a", "an"], "max_words": 5}
     values |= {"kinds": 0.0, "kind_prompt": "Kind:"}
     return Stamps(0, root=str(root), prompts=["A photo of"], augment={}, **(values | changed))
 
@@ -73,6 +73,7 @@ def test_the_split_depends_on_its_number_and_not_on_the_seed(folder: Path):
         values = {
             "heldout": 4,
             "choices": 3,
+            "language": "en",
             "openings": [],
             "max_words": 9,
             "prompts": ["p"],
@@ -144,3 +145,33 @@ def test_a_broken_drawing_is_an_error_that_names_the_file(folder: Path):
     (folder / "03.svg").write_text("<svg")
     with pytest.raises(DataError, match=r"03\.svg"):
         decode(Image(partial(draw, folder / "03.svg"), "key"))
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Twelve things; in German things 0 and 1 have one name, and thing 11 has none."""
+    for i in range(12):
+        PILImage.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i:02d}.png")
+        german = f"de.utf8=Ding {max(i, 1)} (männlich).\n" if i < 11 else ""
+        (tmp_path / f"{i:02d}.txt").write_text(f"A thing{i}.\nfr.utf8=\n{german}", encoding="utf-8")
+    return tmp_path
+
+
+def test_captions_come_in_another_language_with_the_same_pictures_held_out(many: Path):
+    english, german = stamps(many), stamps(many, language="de")
+    held = {s.cluster for s in german.heldout()}
+    assert held <= {s.cluster for s in english.heldout()}
+    for sample in german.heldout():
+        number = int(sample.cluster[:2])
+        assert sample.answer == f"Ding {max(number, 1)}."
+        assert len(set(sample.choices)) == 3
+    trained = {german.train(i, 0).answer for i in range(len(german))}
+    assert not trained & {s.answer for s in german.heldout()}
+    assert "11.png" not in held | {german.train(i, 0).cluster for i in range(len(german))}
+
+
+def test_a_language_that_nothing_is_in_is_told_with_those_there_are(many: Path):
+    with pytest.raises(
+        DataError, match=r"data.language=dee: the captions below .* are in de, en\n  fix: .*language=de"
+    ):
+        stamps(many, language="dee")
