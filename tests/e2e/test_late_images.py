@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -56,10 +57,28 @@ def command(tiny_values, tmp_path, server):
     return make
 
 
-def run(arguments, **environment):
-    return subprocess.run(
-        arguments, capture_output=True, text=True, timeout=500, env={**os.environ, **environment}, check=False
-    )
+def run(arguments, world=1):
+    """On so many ranks; what rank 0 said, the worst exit code of all."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        subprocess.Popen(
+            arguments,
+            env={**os.environ, **(shared | {"RANK": str(r), "LOCAL_RANK": str(r)} if world > 1 else {})},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for r in range(world)
+    ]
+    try:
+        said = [rank.communicate(timeout=500)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return subprocess.CompletedProcess(arguments, max(rank.returncode for rank in ranks), "", "\n".join(said))
 
 
 def only(tmp_path: Path) -> Path:
@@ -71,8 +90,10 @@ def rows(path: Path):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_a_run_over_bad_pictures_ends_and_tells_each(command, tmp_path, server):
-    done = run(command(120, 24, "train.steps=20", "train.batch_size=12", "train.log_every=5"))
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_run_over_bad_pictures_ends_and_tells_each(command, tmp_path, world):
+    """The loop ends a run whose ranks do not draw the same step."""
+    done = run(command(120, 24, "train.steps=20", "train.batch_size=12", "train.log_every=5"), world)
     assert done.returncode == 0, done.stderr
     folder = only(tmp_path)
     errors = rows(folder / "data_errors.jsonl")
@@ -88,6 +109,7 @@ def test_a_run_over_bad_pictures_ends_and_tells_each(command, tmp_path, server):
     last = [row for row in rows(folder / "metrics.jsonl") if "data/samples" in row][-1]
     assert last["data/samples"] == 240
     assert last["data/bad"] == len(errors)
+    assert len({(row["step"], row["sample"], row["image"], row["by"]) for row in errors}) == len(errors)
 
 
 def test_a_second_epoch_asks_for_nothing(command, tmp_path, server):

@@ -66,7 +66,7 @@ def seeing(request, tiny_run, tiny_model, steps_of):
 @torch.no_grad()
 def test_a_sample_is_predicted_alike_packed_padded_and_alone_when_it_looks_ahead(seeing):
     model, steps = seeing
-    items = [next(steps._items(0, index)) for index in range(5)]
+    items = [next(steps.items(0, index)[0]) for index in range(5)]
 
     def logits(chosen, layout):
         return model(**collate(chosen, layout, 0).model_inputs()).logits
@@ -82,7 +82,7 @@ def test_a_sample_is_predicted_alike_packed_padded_and_alone_when_it_looks_ahead
 def test_generation_continues_what_a_whole_pass_would_say(seeing):
     """The answer token by token, each from a pass over the whole sequence with the same positions looking ahead."""
     model, steps = seeing
-    item = next(one for index in range(20) for one in steps._items(0, index) if one.images)
+    item = next(one for index in range(20) for one in steps.items(0, index)[0] if one.images)
     batch = collate([item], "padded", 0)
     first = int((batch.labels[0] != -100).nonzero()[0])
     prompt, layouts = batch.input_ids[:, :first], batch.layouts
@@ -101,7 +101,7 @@ def test_generation_continues_what_a_whole_pass_would_say(seeing):
 @torch.no_grad()
 def test_rows_of_different_length_generate_as_they_do_alone(seeing):
     model, steps = seeing
-    items = [one for index in range(20) for one in steps._items(0, index) if one.images][:3]
+    items = [one for index in range(20) for one in steps.items(0, index)[0] if one.images][:3]
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     alone, rows = [], []
     for item in items:
