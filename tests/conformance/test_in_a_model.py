@@ -49,7 +49,7 @@ def scrambled(model):
 def test_a_sample_is_predicted_alike_packed_padded_and_alone(run, steps_of, option):
     model, steps = built(run, steps_of)
     scrambled(model)
-    items = [item for index in range(3) for item in steps._items(0, index)]
+    items = [item for index in range(3) for item in steps.items(0, index)[0]]
 
     def logits(chosen, layout):
         return model(**collate(chosen, layout, 0).model_inputs()).logits
@@ -68,7 +68,7 @@ def test_it_is_the_same_after_saving_and_loading_and_it_generates(run, steps_of,
     assert all(tensor.equal(again.state_dict()[name]) for name, tensor in model.state_dict().items())
     inputs = steps[0][0].model_inputs()  # a kernel may depend on where in memory a weight lies: 1e-8 apart
     torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-5)
-    item = next(steps._items(0, 0))
+    item = steps.items(0, 0)[0][0]
     asked = collate([item], "padded", 0).model_inputs()
     prompt = {key: asked[key] for key in ("input_ids", "pixels", "attention_mask", "layouts", "owners")}
     options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "pad_token_id": 0}

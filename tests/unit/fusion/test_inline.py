@@ -66,7 +66,7 @@ def seeing(request, tiny_run, tiny_model, steps_of):
 @torch.no_grad()
 def test_a_sample_is_predicted_alike_packed_padded_and_alone_when_it_looks_ahead(seeing):
     model, steps = seeing
-    items = [next(steps.items(0, index)[0]) for index in range(5)]
+    items = [steps.items(0, index)[0][0] for index in range(5)]
 
     def logits(chosen, layout):
         return model(**collate(chosen, layout, 0).model_inputs()).logits
