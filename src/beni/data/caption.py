@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from beni.data.fields import MEND, column, columns_of, pictures_of, short, text_of
 from beni.data.rows import Row, open_rows
 from beni.data.sample import Sample
-from beni.data.table import Table, column, exchange, pictures_of, text_of
+from beni.data.table import Table, exchange
 from beni.errors import DataError
 
 
@@ -32,7 +33,6 @@ class Captions(Table):
     """
 
     task = "loss"
-    varies = True
 
     def __init__(
         self,
@@ -48,20 +48,28 @@ class Captions(Table):
         heldout: int,
         augment: dict[str, Any],
     ) -> None:
-        self.columns = {"image": "image", "caption": "caption"} | columns
+        self.columns = columns_of(columns, "image", "caption")
         self.prompts = prompts
         records = open_rows(path, subset=subset, split=split, rows=rows)
         super().__init__(seed, records, heldout, augment, images, {**self.columns, "prompts": prompts, "seed": seed})
+        # where nothing is drawn, one index serves all epochs; what the first record says ``read`` holds the others to
+        self._listed = isinstance(column(self.rows[0], self.columns["caption"], self.rows.where(0)), list)
+        self.varies = self._listed or len(prompts) > 1
 
     def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:
         name = self.columns["image"]
         pictures = pictures_of(column(row, name, where), self.root, name, where)
         if not pictures:
-            raise DataError(f"{where}: {name!r} holds no picture")
+            raise DataError(f"{where}: {name!r} holds no picture, expected one\n  {MEND}")
         value = column(row, self.columns["caption"], where)
+        if isinstance(value, list) and not self._listed:
+            raise DataError(
+                f"{where}: {self.columns['caption']!r} is {short(value)}, but a text in the first record\n"
+                "  fix: write a list in every record"
+            )
         many = value if isinstance(value, list) else [value]
         if not many:
-            raise DataError(f"{where}: {self.columns['caption']!r} is an empty list, expected a caption")
+            raise DataError(f"{where}: {self.columns['caption']!r} is an empty list, expected a caption\n  {MEND}")
         caption = text_of(many[_drawn(rng, len(many))], self.columns["caption"], where)
         prompt = self.prompts[_drawn(rng, len(self.prompts))] if self.prompts else None
         return Sample("", exchange([*pictures, *([] if prompt is None else [prompt])], caption))

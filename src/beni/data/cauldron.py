@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from beni.data.fields import MEND, column, pictures_of, short, text_of
 from beni.data.rows import Row, open_rows
 from beni.data.sample import Message, Sample
-from beni.data.table import Table, column, pictures_of, text_of
+from beni.data.table import Table
 from beni.errors import DataError
 
 
@@ -54,7 +55,9 @@ class Cauldron(Table):
         pictures = pictures_of(column(row, "images", where), self.root, "images", where)
         turns = column(row, "texts", where)
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
-            raise DataError(f"{where}: 'texts' is no list of turns with 'user' and 'assistant'")
+            raise DataError(
+                f"{where}: 'texts' is {short(turns)}, expected a list of turns with 'user' and 'assistant'\n  {MEND}"
+            )
         messages: list[Message] = []
         for turn in turns:
             asked = text_of(turn.get("user"), "user", where)

@@ -7,10 +7,22 @@ from typing import Any
 
 import numpy as np
 
+from beni.data.fields import (
+    MEND,
+    column,
+    columns_of,
+    interleaved,
+    picture_of,
+    pictures_of,
+    require_used,
+    role_of,
+    short,
+    text_of,
+)
 from beni.data.images import Image
 from beni.data.rows import Row, open_rows
 from beni.data.sample import Message, Role, Sample
-from beni.data.table import Table, column, interleaved, picture_of, pictures_of, require_used, role_of
+from beni.data.table import Table
 from beni.errors import DataError
 
 ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
@@ -54,23 +66,29 @@ class Chat(Table):
         heldout: int,
         augment: dict[str, Any],
     ) -> None:
-        self.columns = {"messages": "messages", "images": "images"} | columns
+        self.columns = columns_of(columns, "messages", "images")
         records = open_rows(path, subset=subset, split=split, rows=rows)
         super().__init__(seed, records, heldout, augment, images, self.columns)
 
     def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:
         said = column(row, self.columns["messages"], where)
         if not isinstance(said, list) or not said or not all(isinstance(one, Mapping) for one in said):
-            raise DataError(f"{where}: {self.columns['messages']!r} is no list of messages")
+            raise DataError(
+                f"{where}: {self.columns['messages']!r} is {short(said)}, expected a list of messages\n"
+                "  fix: set data.columns.messages to the column that holds them"
+            )
         pictures = pictures_of(row.get(self.columns["images"]), self.root, self.columns["images"], where)
         images = iter(pictures)
         messages = []
         for one in said:
             train = one.get("train")
             if train is not None and not isinstance(train, bool):
-                raise DataError(f"{where}: 'train' is {train!r}, expected true or false")
+                raise DataError(f"{where}: 'train' is {train!r}, expected true or false\n  {MEND}")
             content = self._content(one.get("content"), images, where)
-            messages.append(Message(role_of(one.get("role"), ROLES, where), content, train))
+            message = Message(role_of(one.get("role"), ROLES, where), content, train)
+            if message.supervised:
+                text_of("".join(part for part in content if isinstance(part, str)), "content", where)
+            messages.append(message)
         require_used(images, len(pictures), where)
         return Sample("", tuple(messages))
 
@@ -78,7 +96,7 @@ class Chat(Table):
         if isinstance(content, str):
             return interleaved(content, images, where)
         if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
-            raise DataError(f"{where}: 'content' is {str(content)[:60]!r}, expected a text or a list of parts")
+            raise DataError(f"{where}: 'content' is {short(content)}, expected a text or a list of parts\n  {MEND}")
         return tuple(self._part(part, images, where) for part in content)
 
     def _part(self, part: Mapping[str, Any], images: Iterator[Image], where: str) -> str | Image:
@@ -95,9 +113,12 @@ class Chat(Table):
                 return picture_of(own, self.root, "image", where)
             found = next(images, None)
             if found is None:
-                raise DataError(f"{where}: more image parts than pictures in {self.columns['images']!r}")
+                raise DataError(
+                    f"{where}: more image parts than pictures in {self.columns['images']!r}\n"
+                    "  fix: set data.columns.images to the column that holds them, or mend the record"
+                )
             return found
         raise DataError(
             f"{where}: a part of type {kind!r} with the keys {', '.join(map(str, part))}; expected a text, image or "
-            "image_url part"
+            f"image_url part\n  {MEND}"
         )

@@ -2,7 +2,8 @@
 
 Contents lie under their own hash, ``blobs/ab/<sha256>``, and a small file for each URL says which one it gave. A file
 is written under a temporary name and renamed, so it is complete or absent; its hash is checked when it is read. Beyond
-a size the contents used least recently go.
+a size the contents used least recently go. How much there is stands in a file to which every process adds what it
+wrote; the folder is walked over only when that exceeds the cap or has not been checked for a day.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +23,10 @@ HOUR = 3600.0
 """Seconds within which another read of a file does not count as a newer use."""
 ROOM = 0.9
 """Share of the cap that is left full when contents go."""
-CHECK = 0.05
-"""Share of the cap that a process writes before it adds up sizes; by so much it may exceed the cap."""
+SHARE = 0.001
+"""Share of the cap that a process writes before it adds that to the total; each may exceed the cap by so much."""
+DAY = 86400.0
+"""Seconds for which a total is believed: what a process wrote before it was killed is not in it."""
 
 
 class ImageCache:
@@ -35,16 +39,17 @@ class ImageCache:
 
     def __init__(self, root: Path, cap: int) -> None:
         self.root, self.cap = root, cap
-        self._written = cap  # the first write adds up what is there
+        self._written = 0  # by this process, and not in the total yet
 
     def get(self, url: str) -> bytes | None:
         """The content, or None when it is not there or not what it was."""
-        entry = self._entry(url)
+        digest = self._digest(url)
+        if digest is None:
+            return None
+        blob = self._blob(digest)
         try:
-            digest = json.loads(entry.read_text())["sha256"]
-            blob = self._blob(str(digest))
             data = blob.read_bytes()
-        except (OSError, ValueError, KeyError, TypeError):
+        except OSError:
             return None
         if hashlib.sha256(data).hexdigest() != digest:
             with contextlib.suppress(OSError):
@@ -67,38 +72,65 @@ class ImageCache:
             _replace(blob, data)
             self._written += len(data)
         _replace(self._entry(url), json.dumps({"sha256": digest, "size": len(data)}).encode())
-        if self._written >= CHECK * self.cap:
-            self._written = 0
-            self._shrink()
+        if self._written >= SHARE * self.cap:
+            self._add_up()
 
     def has(self, url: str) -> bool:
         """Whether there seems to be a content; reading it may still find it damaged."""
-        return self._entry(url).is_file()
+        digest = self._digest(url)
+        return digest is not None and self._blob(digest).is_file()
 
     def size(self) -> int:
         """Bytes of all contents, by walking over them."""
         return sum(status.st_size for _, status in self._blobs())
 
-    def _shrink(self) -> None:
+    def _digest(self, url: str) -> str | None:
+        """Which content a URL gave; None where that is not known."""
+        try:
+            digest = json.loads(self._entry(url).read_text())["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        # it becomes a path, below which others who share the cache must not lead out of it
+        return digest if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) else None
+
+    def _add_up(self) -> None:
+        """Adds to the total what this process has written; makes room where that is too much."""
         lock = FileLock(self.root / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            return  # another process is at it
+            return  # another process is at it; the next write tries again
         try:
-            files = sorted(self._blobs(), key=lambda one: one[1].st_mtime)
-            excess = sum(status.st_size for _, status in files) - self.cap
-            if excess <= 0:
-                return
-            excess += int((1 - ROOM) * self.cap)
+            written, now = self._written, time.time()
+            total, walked = self._total()
+            total += written
+            if total > self.cap or not 0 <= now - walked < DAY:
+                total, walked = self._shrink(), now
+            _replace(self.root / "total", json.dumps({"bytes": total, "walked": walked}).encode())
+            self._written -= written
+        finally:
+            lock.release()
+
+    def _total(self) -> tuple[int, float]:
+        """Bytes of all contents, and when they were last walked over: never, where that is not known."""
+        try:
+            known = json.loads((self.root / "total").read_text())
+            return int(known["bytes"]), float(known["walked"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0, 0.0
+
+    def _shrink(self) -> int:
+        """Removes the contents used least recently where there are too many; returns the bytes that are left."""
+        files = sorted(self._blobs(), key=lambda one: one[1].st_mtime)
+        total = sum(status.st_size for _, status in files)
+        if total > self.cap:
             for path, status in files:
-                if excess <= 0:
+                if total <= ROOM * self.cap:
                     break
                 with contextlib.suppress(OSError):
                     path.unlink()
-                    excess -= status.st_size
-        finally:
-            lock.release()
+                    total -= status.st_size
+        return total
 
     def _blobs(self) -> Iterator[tuple[Path, os.stat_result]]:
         for path in self.root.glob("blobs/*/*"):

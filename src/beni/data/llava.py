@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from beni.data.fields import interleaved, pictures_of, require_used, role_of, text_of
 from beni.data.rows import Row, open_rows
 from beni.data.sample import Message, Role, Sample
-from beni.data.table import Table, interleaved, pictures_of, require_used, role_of
+from beni.data.table import Table
 from beni.errors import DataError
 
 ROLES: dict[str, Role] = {
@@ -29,7 +30,7 @@ class LlavaJson(Table):
 
     Args:
         seed: of the run; the split into training and held-out records does not depend on it.
-        path: the JSON (or JSON lines, or parquet) file; null is refused.
+        path: the JSON file, or whatever ``beni.data.rows.open_rows`` reads; null is refused.
         images: folder that the records' ``image`` paths are relative to; null takes the file's folder.
         heldout: records held out for the loss, the same for every seed.
         augment: see ``beni.data.images.Augment``.
@@ -59,7 +60,10 @@ class LlavaJson(Table):
         messages = []
         for turn in turns:
             role = role_of(turn.get("from"), ROLES, where)
-            messages.append(Message(role, interleaved(str(turn.get("value", "")), images, where)))
+            said = turn.get("value")
+            if role == "assistant" or not isinstance(said, str):
+                said = text_of(said, "value", where)
+            messages.append(Message(role, interleaved(said, images, where)))
         require_used(images, len(pictures), where)
         named = row.get("image") or ""
         first = named[0] if isinstance(named, list) else named

@@ -73,6 +73,25 @@ class Joined(Rows):
         return self.parts[which], number - (self._ends[which - 1] if which else 0)
 
 
+class First(Rows):
+    """The first few of others, read in place."""
+
+    def __init__(self, rows: Rows, count: int) -> None:
+        self.rows, self.count = rows, min(count, len(rows))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Row:
+        return self.rows[number]
+
+    def where(self, number: int) -> str:
+        return self.rows.where(number)
+
+    def fingerprint(self) -> str:
+        return f"{self.rows.fingerprint()}-{self.count}"
+
+
 def open_rows(path: str | None, *, subset: str | None = None, split: str = "train", rows: int | None = None) -> Rows:
     """Records below a path.
 
@@ -80,41 +99,58 @@ def open_rows(path: str | None, *, subset: str | None = None, split: str = "trai
         path: a file, a folder, a pattern (``*``, ``?``, ``{00..07}``, ``{a,b}``), or ``hf://datasets/owner/name``.
         subset: of a set of the hub, where it has several.
         split: of a set of the hub, or of a folder that ``datasets`` has saved.
-        rows: take only the first so many, without fetching the rest; None takes all.
+        rows: take only the first so many; of sets of the hub, parquet, arrow and csv the rest is neither fetched nor
+            read. None takes all.
 
     Raises:
         DataError: when there is nothing, or nothing that can be read; names ``data.path`` and the fix.
     """
-    from beni.data import rows_folder, rows_json, rows_table, rows_tar
+    from beni.data import rows_table
 
     if path is None:
         raise DataError(
             "data.path is null\n  fix: set data.path; the head of the option's file in conf/data says what to fetch"
         )
+    if rows is not None and rows < 1:
+        raise DataError(f"data.rows={rows}, expected at least 1\n  fix: set data.rows=null to take all")
     if path.startswith(HUB):
         return rows_table.from_hub(path.removeprefix(HUB), subset, split, rows)
     files = expand(path)
     if not files:
         raise DataError(f"data.path={path} does not exist\n  fix: set data.path to a file, a folder or a pattern")
+    if rows is not None and {file.suffix.lower() for file in files} <= rows_table.BUILDERS.keys():
+        return rows_table.first_of_files(files, rows)
+    opened = _in_place(path, files, split)
+    return opened if rows is None else First(opened, rows)
+
+
+def _in_place(path: str, files: Sequence[Path], split: str) -> Rows:
+    """All records of files that are there."""
+    from beni.data import rows_folder, rows_json, rows_table, rows_tar
+
     if len(files) == 1 and files[0].is_dir():
         folder = files[0]
         saved = any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
         return rows_table.from_saved(folder, split) if saved else rows_folder.FolderRows(folder)
     endings = {file.suffix.lower() for file in files}
     if len(endings) > 1:
-        raise DataError(f"data.path={path} matches files of several kinds: {', '.join(sorted(endings))}")
+        raise DataError(
+            f"data.path={path} matches files of several kinds: {', '.join(sorted(endings))}\n"
+            "  fix: set data.path to a pattern that ends as the files do, such as 'folder/*.parquet'"
+        )
     ending = endings.pop()
     if ending == ".tar":
         return rows_tar.TarRows(files)
     if ending in rows_table.BUILDERS:
-        return rows_table.from_files(files, rows)
+        return rows_table.from_files(files)
     if ending in (".json", ".jsonl"):
-        if rows is not None:
-            raise DataError(f"data.rows={rows}, but records of {ending} are read in place\n  fix: set data.rows=null")
         parts = [rows_json.JsonRows(file) for file in files]
         return parts[0] if len(parts) == 1 else Joined(parts)
     known = ", ".join([".json", ".jsonl", *rows_table.BUILDERS, ".tar"])
-    raise DataError(f"data.path={path} is a {ending or 'file without ending'}; expected {known}, or a folder")
+    raise DataError(
+        f"data.path={path} is a {ending or 'file without ending'}; expected {known}, or a folder\n"
+        "  fix: set data.path to such a file"
+    )
 
 
 def expand(path: str) -> list[Path]:

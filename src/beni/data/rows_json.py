@@ -10,7 +10,9 @@ import codecs
 import hashlib
 import json
 import os
+from array import array
 from collections.abc import Iterator
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,21 +38,23 @@ class JsonRows(Rows):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._spans, self._digest = _cached(path)
+        self._stored, self._digest = _indexed(path)
+        self._opened: tuple[np.ndarray, mmap] | None = None
+        self._count = len(np.load(self._stored, mmap_mode="r"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}  # a worker maps the files itself
 
     def __len__(self) -> int:
-        return len(self._spans)
+        return self._count
 
     def __getitem__(self, number: int) -> Row:
-        start, end = map(int, self._spans[number])
-        with self.path.open("rb") as file:
-            file.seek(start)
-            data = file.read(end - start)
+        spans, content = self._open()
+        start, end = map(int, spans[number])
         try:
-            row = json.loads(data)
+            return json.loads(content[start:end])
         except ValueError as error:
             raise DataError(f"{self.where(number)} (byte {start}) is not valid JSON: {error}") from error
-        return row
 
     def where(self, number: int) -> str:
         return f"{self.path}, record {number}"
@@ -58,24 +62,33 @@ class JsonRows(Rows):
     def fingerprint(self) -> str:
         return self._digest
 
+    def _open(self) -> tuple[np.ndarray, mmap]:
+        if self._opened is None:
+            with self.path.open("rb") as file:
+                content = mmap(file.fileno(), 0, access=ACCESS_READ)
+            self._opened = np.load(self._stored, mmap_mode="r"), content
+        return self._opened
 
-def _cached(path: Path) -> tuple[np.ndarray, str]:
-    """(start, end) in bytes of each record, mapped from the cache, and the hash of the content."""
+
+def _indexed(path: Path) -> tuple[Path, str]:
+    """The file in the cache that holds (start, end) in bytes of each record, and the hash of the content."""
     status = path.stat()
     key = hashlib.sha256(f"1 {path.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:20]
     stored, told = cache_dir() / "rows" / f"{key}.npy", cache_dir() / "rows" / f"{key}.txt"
     if not (stored.is_file() and told.is_file()):
-        spans = np.array(list(_spans(path)), dtype=np.int64).reshape(-1, 2)
+        spans = array("q")  # 16 bytes a record; a list of tuples takes ten times as much
+        for span in _spans(path):
+            spans.extend(span)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         stored.parent.mkdir(parents=True, exist_ok=True)
         partial = stored.with_suffix(f".{os.getpid()}.npy")
-        np.save(partial, spans)
+        np.save(partial, np.frombuffer(spans, dtype=np.int64).reshape(-1, 2))
         os.replace(partial, stored)
         written = told.with_suffix(f".{os.getpid()}.txt")
         written.write_text(digest)
         os.replace(written, told)
-    return np.load(stored, mmap_mode="r"), told.read_text()
+    return stored, told.read_text()
 
 
 def _spans(path: Path) -> Iterator[tuple[int, int]]:
@@ -110,7 +123,10 @@ def _elements(path: Path) -> Iterator[tuple[int, int]]:
         if not text.skip():
             raise DataError(f"{path} is not valid JSON: it is empty")
         if text.peek() != "[":
-            raise DataError(f"{path} holds a {type(text.decode(0)).__name__}, expected a list of records")
+            raise DataError(
+                f"{path} holds a {type(text.decode(0)).__name__}, expected a list of records\n"
+                "  fix: write the records as one list, or one a line into a .jsonl file"
+            )
         text.advance(1)
         number = 0
         while text.skip() and text.peek() != "]":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 from filelock import FileLock
 
 from beni import hub
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}
-CHUNK = 512
-"""Rows written at once when a stream is kept."""
+CHUNK = 64
+"""Rows held in memory when a stream is kept; with pictures in them some 10 MB."""
+LOOK = "fix: see whether data.path, data.subset and data.split are right, and whether the files are whole"
 
 
 class TableRows(Rows):
@@ -47,20 +49,31 @@ class TableRows(Rows):
         return self._fingerprint
 
 
-def from_files(files: Sequence[Path], rows: int | None) -> Rows:
+def from_files(files: Sequence[Path]) -> Rows:
     """Files of one kind.
 
     Raises:
         DataError: when they cannot be read.
     """
-    fingerprint = files_fingerprint(files)
-    builder = BUILDERS[files[0].suffix.lower()]
+    name, where = _names(files)
+    return TableRows(_loaded(name, **where), name, files_fingerprint(files))
+
+
+def first_of_files(files: Sequence[Path], rows: int) -> Rows:
+    """The first rows of files of one kind, streamed and kept.
+
+    Raises:
+        DataError: when they cannot be read.
+    """
+    name, where = _names(files)
+    return _kept(_loaded(name, **where, streaming=True), rows, name, f"{files_fingerprint(files)}-{rows}")
+
+
+def _names(files: Sequence[Path]) -> tuple[str, dict[str, Any]]:
+    """What errors call the files, and what ``datasets`` must know of them."""
     names = [str(file) for file in files]
-    name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-    if rows is not None:
-        stream = _loaded(name, builder, data_files=names, split="train", streaming=True)
-        return _kept(stream, rows, name, f"{fingerprint}-{rows}")
-    return TableRows(_loaded(name, builder, data_files=names, split="train"), name, fingerprint)
+    where = {"path": BUILDERS[files[0].suffix.lower()], "data_files": names, "split": "train"}
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", where
 
 
 def from_saved(folder: Path, split: str) -> Rows:
@@ -74,7 +87,9 @@ def from_saved(folder: Path, split: str) -> Rows:
     table = load_from_disk(str(folder))
     if isinstance(table, DatasetDict):
         if split not in table:
-            raise DataError(f"data.split={split}: {folder} has {', '.join(map(str, table))}")
+            raise DataError(
+                f"data.split={split}: {folder} has {', '.join(map(str, table))}\n  fix: set data.split to one of them"
+            )
         table, folder = table[split], folder / split
     return TableRows(table, str(folder), files_fingerprint(sorted(folder.glob("data-*.arrow"))))
 
@@ -109,9 +124,10 @@ def from_hub(name: str, subset: str | None, split: str, rows: int | None) -> Row
             f"data.path={HUB}{name} is not in the cache, and "
             + ("HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{host} cannot be reached")
             + "\n  fix: run once where there is a network, or set data.path to a local copy "
-            f"(hf download {name} --repo-type dataset --local-dir ...)"
+            f"(hf download {name} --repo-type dataset --local-dir copy, then data.path='copy/**/*.parquet')"
         ) from error
-    return TableRows(table, shown, str(table._fingerprint))
+    files = [Path(part["filename"]) for part in table.cache_files]
+    return TableRows(table, shown, files_fingerprint(files))  # its own hash changes with the files' dates
 
 
 def _loaded(shown: str, *arguments: Any, **options: Any) -> Any:
@@ -121,43 +137,49 @@ def _loaded(shown: str, *arguments: Any, **options: Any) -> Any:
         return load_dataset(*arguments, **options)
     except Exception as error:  # the builders raise anything
         said = str(error).strip().splitlines() or [""]
-        raise DataError(f"data.path: {shown} cannot be read: {type(error).__name__}: {said[0]}") from error
+        raise DataError(f"data.path: {shown} cannot be read: {type(error).__name__}: {said[0]}\n  {LOOK}") from error
 
 
 def _spool(key: str) -> Path:
-    return cache_dir() / "spool" / f"{key}.parquet"
+    return cache_dir() / "spool" / f"{key}.arrow"
 
 
 def _kept(stream: IterableDataset, rows: int, shown: str, key: str) -> Rows:
     """The first rows of a stream, written to the cache once for all processes."""
-    import pyarrow.parquet as parquet
-
     path = _spool(key)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
             partial = path.with_suffix(f".{os.getpid()}.partial")
-            writer = None
-            for table in _tables(stream, rows):
-                if writer is None:
-                    writer = parquet.ParquetWriter(partial, table.schema)
-                writer.write_table(table.cast(writer.schema))
-            if writer is None:
-                raise DataError(f"data.path: {shown} has no rows")
-            writer.close()
-            os.replace(partial, path)
+            try:
+                _write(stream, rows, partial)
+                os.replace(partial, path)
+            except Exception as error:  # readers of files and networks raise anything
+                raise DataError(
+                    f"data.path: {shown} cannot be read: {type(error).__name__}: {error}\n  {LOOK}"
+                ) from error
+            finally:
+                partial.unlink(missing_ok=True)
     return _from_spool(path, shown, key)
 
 
-def _tables(stream: IterableDataset, rows: int) -> Iterator[Any]:
-    left = rows
-    for table in stream.with_format("arrow").iter(batch_size=CHUNK):
-        yield table.slice(0, left)
-        left -= len(table)
-        if left <= 0:
-            return
+def _write(stream: IterableDataset, rows: int, path: Path) -> None:
+    # what the set says of its columns: a first chunk without a value would say that they have no type
+    schema = stream.features.arrow_schema if stream.features else None
+    writer: pa.RecordBatchStreamWriter | None = None
+    try:
+        for table in stream.take(rows).with_format("arrow").iter(batch_size=CHUNK):
+            schema = schema or table.schema
+            writer = writer or pa.ipc.new_stream(path, schema)
+            writer.write_table(table.select(schema.names).cast(schema))
+    finally:
+        if writer is not None:
+            writer.close()
+    if writer is None:
+        raise ValueError("it has no rows")
 
 
 def _from_spool(path: Path, shown: str, key: str) -> Rows:
-    table = _loaded(shown, "parquet", data_files=[str(path)], split="train")
-    return TableRows(table, shown, hashlib.sha256(key.encode()).hexdigest()[:16])
+    from datasets import Dataset
+
+    return TableRows(Dataset.from_file(str(path)), shown, hashlib.sha256(key.encode()).hexdigest()[:16])

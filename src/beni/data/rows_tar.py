@@ -6,6 +6,7 @@ kept in the cache; a record is then read without unpacking anything.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tarfile
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.feather as feather
 
 from beni.data.rows import Row, Rows, files_fingerprint
 from beni.errors import DataError
@@ -22,6 +22,15 @@ from beni.paths import cache_dir
 
 TEXTS = ("txt", "text", "caption", "transcript")
 NUMBERS = ("cls", "index")
+SCHEMA = pa.schema(
+    {
+        "file": pa.int32(),
+        "key": pa.string(),
+        "endings": pa.list_(pa.string()),
+        "offsets": pa.list_(pa.int64()),
+        "sizes": pa.list_(pa.int64()),
+    }
+)
 
 
 class TarRows(Rows):
@@ -34,11 +43,15 @@ class TarRows(Rows):
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = list(files)
         self._digest = files_fingerprint(files)
-        self._stored = cache_dir() / "rows" / f"{self._digest}-tar.arrow"
+        dates = " ".join(str(file.stat().st_mtime_ns) for file in files)
+        key = hashlib.sha256(f"{self._digest} {dates}".encode()).hexdigest()[:20]
+        self._stored = cache_dir() / "rows" / f"{key}-tar.arrow"
         if not self._stored.is_file():
             self._write()
         self._table: pa.Table | None = None
         self._count = len(self._open())
+        if self._count == 0:
+            raise DataError(f"data.path: {files[0]} holds no member\n  fix: set data.path to other tar files")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_table": None}
@@ -72,22 +85,27 @@ class TarRows(Rows):
             if last in NUMBERS:
                 return int(data)
         except ValueError as error:
-            raise DataError(f"{self.where(number)}.{ending}: {error}") from error
+            raise DataError(
+                f"{self.where(number)}.{ending}: {error}\n  fix: mend the member, or leave its record out of the tar"
+            ) from error
         return data
 
     def _open(self) -> pa.Table:
         if self._table is None:
-            self._table = feather.read_table(str(self._stored), memory_map=True)
+            with pa.memory_map(str(self._stored)) as file:
+                self._table = pa.ipc.open_file(file).read_all()
         return self._table
 
     def _write(self) -> None:
-        rows = [row for number, file in enumerate(self.files) for row in _members(number, file)]
-        if not rows:
-            raise DataError(f"data.path: {self.files[0]} holds no member")
         self._stored.parent.mkdir(parents=True, exist_ok=True)
         partial = self._stored.with_suffix(f".{os.getpid()}.partial")
-        feather.write_feather(pa.Table.from_pylist(rows), str(partial), compression="uncompressed")
-        os.replace(partial, self._stored)
+        try:
+            with pa.ipc.new_file(str(partial), SCHEMA) as writer:
+                for number, file in enumerate(self.files):  # one at a time: a million records are a gigabyte as objects
+                    writer.write_table(pa.Table.from_pylist(list(_members(number, file)), SCHEMA))
+            os.replace(partial, self._stored)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _members(number: int, path: Path) -> Iterator[dict[str, Any]]:
@@ -115,6 +133,8 @@ def _members(number: int, path: Path) -> Iterator[dict[str, Any]]:
                 current["offsets"].append(member.offset_data)
                 current["sizes"].append(member.size)
     except tarfile.TarError as error:
-        raise DataError(f"{path} is no uncompressed tar file: {error}") from error
+        raise DataError(
+            f"{path} is no uncompressed tar file: {error}\n  fix: gunzip it, as records are read at random"
+        ) from error
     if current is not None:
         yield current

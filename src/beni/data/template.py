@@ -9,6 +9,7 @@ up to where the last span begins, so what is asked at evaluation is what was see
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -28,7 +29,19 @@ from beni.types import Markup
 # noncharacters: Unicode keeps them out of texts that are exchanged, no template strips them
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 GUARD = "\ufdd2"  # stands inside a text's "</s>" while it is tokenised, so that it stays the four characters it is
+FORBIDDEN = re.compile("[\ufdd0-\ufdd2\ud800-\udfff]")  # the marks above, and halves of characters
 IGNORE = -100
+
+# Llama-3.2 and Granite-3.1 write today's date. What a model sees must not depend on the day it is trained, so they are
+# told the one that Llama's template has for want of a clock; a macro, since transformers hands templates no function.
+DAY = datetime.date(2024, 7, 26)
+TODAY = (
+    "{% macro strftime_now(form) %}{{ form"
+    + "".join(f" | replace('%{code}', '{DAY.strftime('%' + code)}')" for code in "aAbBdHIjmMpSyY")
+    + " }}{% endmacro +%}"
+)
+# cut otherwise by almost any two tokenizers: spaces, digits, lines, accents, forms of one character, a special token
+TELLTALE = f"Is  it's 20345\n\n\tcafe\u0301 caf\u00e9 \ufb01 赤い星 <a/>   ...{IMAGE}and\r\n "
 
 
 @dataclass(frozen=True)
@@ -57,8 +70,8 @@ class Renderer:
     Raises:
         DataError: when there is no chat template, or it loses, changes or never ends an assistant's text.
 
-    A message's text that spells the bos, pad or end token is tokenised as ordinary text; other added tokens in it
-    (``<loc0001>``, ``<|box_start|>``) keep their meaning.
+    A message's text that spells the bos, pad, unk or end token is tokenised as ordinary text; other added tokens in it
+    (``<loc0001>``, ``<|box_start|>``) keep their meaning. A template that asks for today's date is told ``DAY``.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], visual_tokens: int = 1) -> None:
@@ -72,15 +85,21 @@ class Renderer:
                 f"template={settings['name']}: the llm's tokenizer has no chat template\n"
                 "  fix: set template=chatml (for conversations) or template=plain (for captions)"
             )
-        self._know_ends(token for token in added_tokens(tokenizer) if token != IMAGE)
+        # Gemma's line breaks are added tokens as well, but a blank line ends no answer
+        self._know_ends(token for token in added_tokens(tokenizer) if token != IMAGE and not token.isspace())
         end = self._probe()
         self.tokens = replace(self.tokens, eos=tuple(dict.fromkeys((*self.tokens.eos, end))))
         self._know_ends(cast(list[str], tokenizer.convert_ids_to_tokens(list(self.tokens.eos))))
 
     def hash(self) -> str:
-        """Changes with anything that changes what the model sees: template, system message, tokenizer."""
+        """Changes with anything that changes what the model sees: template, system message, tokenizer.
+
+        Tokenizers of one vocabulary differ by how they cut a telltale text; their description as JSON would differ
+        between versions of the library as well.
+        """
         vocabulary = sorted(self.tokenizer.get_vocab().items())
-        parts = [self.jinja, str(self.settings["system"]), str(vocabulary), str(self.tokens)]
+        cut = self._text_ids(TELLTALE).tolist()
+        parts = [self.jinja, str(self.settings["system"]), str(vocabulary), str(self.tokens), str(cut)]
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:12]
 
     def encode(self, sample: Sample, markups: Sequence[Markup] | None = None, fit: bool = True) -> Encoded:
@@ -94,7 +113,8 @@ class Renderer:
             DataError: nothing supervised, placeholders and images that disagree, too long, or a message that the
                 template refuses, loses or changes; names the sample.
         """
-        text, spans = self._render(sample)
+        text, spans, heard = self._render(sample)
+        self._check_heard(text, heard, sample)
         ids, labels = self._tokenise(text, spans, sample)
         ids, labels = self._expand(ids, labels, sample, markups)
         encoded = self._fit(ids, labels, sample) if fit else Encoded(ids, labels)
@@ -109,12 +129,14 @@ class Renderer:
         """The conversation up to where its last assistant message begins (all of it if it has none), unsupervised.
 
         Its ids are the first ids of ``encode``, except where the answer's first character changes how the tokenizer
-        cuts what stands before it (never behind a special token). A letter stands in for the answer meanwhile: many a
-        tokenizer cuts two line breaks otherwise when nothing follows them.
+        cuts what stands before it (never behind a special token), or the template writes an answer otherwise once it
+        is followed by a question (Qwen3's, which then leaves its block of thoughts out). A letter stands in for the
+        answer meanwhile: many a tokenizer cuts two line breaks otherwise when nothing follows them.
         """
         last = max((i for i, m in enumerate(sample.messages) if m.role == "assistant"), default=len(sample.messages))
         asked = replace(sample, messages=(*sample.messages[:last], Message("assistant", ("a",), train=True)))
-        text, spans = self._render(asked)
+        text, spans, heard = self._render(asked)
+        self._check_heard(text, heard, asked)
         given = None if markups is None else markups[: len(asked.images)]
         ids, labels = self._expand(*self._tokenise(text, spans[-1:], asked), asked, given)
         begin = int((labels != IGNORE).argmax())
@@ -133,8 +155,8 @@ class Renderer:
         """Tokens of a text that stands beside an image's placeholders."""
         return len(self._text_ids(text))
 
-    def _render(self, sample: Sample) -> tuple[str, list[tuple[int, int]]]:
-        """The conversation as text, and the character spans to supervise: spaces before and end token included."""
+    def _render(self, sample: Sample) -> tuple[str, list[tuple[int, int]], list[dict[str, str]]]:
+        """-> text, character spans to supervise (spaces before and end token included), turns not supervised."""
         turns, supervised = [], []
         if self.settings["system"] and not any(m.role == "system" for m in sample.messages):
             turns.append({"role": "system", "content": self.settings["system"]})
@@ -145,8 +167,9 @@ class Renderer:
                 content = f"{OPEN}{content}{CLOSE}"
             turns.append({"role": message.role, "content": content})
         name = self.settings["name"]
+        jinja = TODAY + self.jinja if "strftime_now" in self.jinja else self.jinja
         try:
-            fenced = cast(str, self.tokenizer.apply_chat_template(turns, chat_template=self.jinja, tokenize=False))
+            fenced = cast(str, self.tokenizer.apply_chat_template(turns, chat_template=jinja, tokenize=False))
         except TemplateError as error:
             roles = ", ".join(turn["role"] for turn in turns)
             fix = "template.system=null" if self.settings["system"] else "template=chatml"
@@ -166,17 +189,30 @@ class Renderer:
             text += said + after
             close = self._end.match(text, end)
             spans.append((start, close.end() if close else end))
-        return text, spans
+        heard = [turn for turn in turns if OPEN not in turn["content"]]
+        return text, spans, heard
 
     def _content(self, message: Message, sample: Sample) -> str:
         said = "".join(part for part in message.content if isinstance(part, str))
-        if any(mark in said for mark in (OPEN, CLOSE, GUARD)):
-            raise DataError(f"{sample}: the text holds one of the noncharacters U+FDD0 to U+FDD2; remove it")
-        parts = (
-            IMAGE if isinstance(part, Image) else self._control.sub(lambda m: m[0][0] + GUARD + m[0][1:], part)
-            for part in message.content
-        )
-        return "".join(parts).strip()
+        if not said.isascii() and (odd := FORBIDDEN.search(said)):
+            raise DataError(
+                f"{sample}: the text holds U+{ord(odd[0]):04X}; expected no surrogate and none of the noncharacters "
+                "U+FDD0 to U+FDD2\n  fix: remove it from the text"
+            )
+        # guarded as a whole: neighbouring parts may spell a token together
+        whole = "".join(IMAGE if isinstance(part, Image) else part for part in message.content)
+        return self._control.sub(lambda m: m[0][0] + GUARD + m[0][1:], whole).strip()
+
+    def _check_heard(self, text: str, heard: list[dict[str, str]], sample: Sample) -> None:
+        """Turns that are not supervised must be there as well: some templates drop a system message without a word."""
+        for turn in heard:
+            content = turn["content"].strip()
+            if any(piece not in text for piece in content.split(IMAGE)):
+                raise DataError(
+                    f"{sample}: template={self.settings['name']} loses or changes the {turn['role']} message "
+                    f"{content[:40]!r}\n  fix: use template=chatml, or say it in the user's message instead "
+                    "(and set template.system=null)"
+                )
 
     def _tokenise(self, text: str, spans: list[tuple[int, int]], sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -184,7 +220,8 @@ class Renderer:
         offsets = np.array(coded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
         labels = np.full_like(ids, IGNORE)
         for a, b in spans:
-            inside = (offsets[:, 1] > a) & (offsets[:, 0] < b) & (offsets[:, 1] > offsets[:, 0])
+            # a token may be empty: GPT-NeoX's post-processor takes the spaces out of the offsets
+            inside = ((offsets[:, 1] > a) | (offsets[:, 0] >= a)) & (offsets[:, 0] < b)
             labels[inside] = ids[inside]
         if GUARD in text:
             pieces = [text[a:b] for a, b in offsets]
@@ -244,7 +281,8 @@ class Renderer:
         answer = "beni probe answer"
         sample = Sample("probe", (Message("user", ("question",)), Message("assistant", (answer,))))
         name = self.settings["name"]
-        text, spans = self._render(sample)
+        text, spans, heard = self._render(sample)
+        self._check_heard(text, heard[:-1], sample)  # the system message of the settings; a question may be left out
         _, labels = self._tokenise(text, spans, sample)
         kept = labels[labels != IGNORE]
         end = int(kept[-1])
@@ -262,7 +300,7 @@ class Renderer:
         """Makes the patterns of what may end a turn, and of what a text must not be mistaken for."""
         ends = list(tokens)
         self._end = _any_of(ends, r"\s*")
-        controls = (self.tokenizer.bos_token, self.tokenizer.pad_token, *ends)
+        controls = (self.tokenizer.bos_token, self.tokenizer.pad_token, self.tokenizer.unk_token, *ends)
         self._control = _any_of(token for token in controls if isinstance(token, str))
 
 

@@ -27,19 +27,22 @@ class Text(Source):
 
     def __init__(self, seed: int, *, path: str | None, piece: int, heldout: float) -> None:
         if path is None:
-            raise DataError("data.path is null; set data.path to a text file")
+            raise DataError("data.path is null\n  fix: set data.path to a text file")
         self.path = Path(path).expanduser()
         if not self.path.is_file():
-            raise DataError(f"data.path={path} does not exist")
+            raise DataError(f"data.path={path} does not exist\n  fix: set data.path to a text file")
         try:
             text = self.path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(f"data.path={path} is not UTF-8 text: {error}") from error
+            raise DataError(f"data.path={path} is not UTF-8 text: {error}\n  fix: iconv -t UTF-8") from error
         pieces = [text[i : i + piece] for i in range(0, len(text), piece)]
         held = max(1, round(heldout * len(pieces)))
         self._pieces, self._held = pieces[:-held], pieces[-held:]
         if not self._pieces:
-            raise DataError(f"{path} has {len(text)} characters, too few for pieces of data.piece={piece}")
+            raise DataError(
+                f"{path} has {len(text)} characters, too few for pieces of data.piece={piece}\n"
+                f"  fix: set data.piece={max(1, len(text) // 10)}, or data.path to a longer text"
+            )
         self._digest = hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:

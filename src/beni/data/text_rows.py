@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from beni.data.fields import column, text_of
 from beni.data.rows import Row, open_rows
 from beni.data.sample import Message, Sample
-from beni.data.table import Table, column, text_of
+from beni.data.table import Table
 
 
 class TextRows(Table):

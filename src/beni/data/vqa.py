@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from beni.data.fields import MEND, column, columns_of, pictures_of, short, text_of
 from beni.data.rows import Row, open_rows
 from beni.data.sample import Sample
-from beni.data.table import Table, column, exchange, pictures_of, text_of
+from beni.data.table import Table, exchange
 from beni.errors import DataError
 
 
@@ -22,8 +23,9 @@ class Vqa(Table):
         subset: of a set of the hub.
         split: of a set of the hub.
         rows: take only the first so many.
-        columns: names of the columns ``image``, ``question``, ``answer`` and, where there are any, ``choices``. An
-            answer may be a list of what several people said: the most frequent counts, of equals the first.
+        columns: names of the columns ``image``, ``question``, ``answer`` and, where there are any, ``choices`` (else
+            null). An answer may be a list of what several people said: the most frequent counts, of equals the first.
+            Where there are choices it may be the number of one, from 0.
         suffix: put behind every question, on a line of its own; LLaVA-1.5 asks for "a single word or phrase" there.
         images: folder that relative paths are meant to; null for the working directory.
         heldout: records held out.
@@ -41,15 +43,15 @@ class Vqa(Table):
         subset: str | None,
         split: str,
         rows: int | None,
-        columns: dict[str, str],
+        columns: dict[str, str | None],
         suffix: str,
         images: str | None,
         heldout: int,
         augment: dict[str, Any],
     ) -> None:
-        self.columns = {"image": "image", "question": "question", "answer": "answer"} | columns
+        self.columns = columns_of(columns, "image", "question", "answer", optional=("choices",))
         self.suffix = suffix
-        self.task = "choice" if "choices" in columns else "answer"
+        self.task = "choice" if "choices" in self.columns else "answer"
         records = open_rows(path, subset=subset, split=split, rows=rows)
         super().__init__(seed, records, heldout, augment, images, {**self.columns, "suffix": suffix})
 
@@ -57,28 +59,31 @@ class Vqa(Table):
         name = self.columns["image"]
         pictures = pictures_of(column(row, name, where), self.root, name, where)
         question = text_of(column(row, self.columns["question"], where), self.columns["question"], where)
-        answer = self._answer(column(row, self.columns["answer"], where), where)
-        choices = self._choices(row, answer, where)
+        choices = self._choices(row, where)
+        answer = self._answer(column(row, self.columns["answer"], where), choices, where)
         asked = f"{question}\n{self.suffix}" if self.suffix else question
         return Sample("", exchange([*pictures, asked], answer), choices=choices)
 
-    def _answer(self, value: Any, where: str) -> str:
+    def _answer(self, value: Any, choices: tuple[str, ...], where: str) -> str:
         name = self.columns["answer"]
+        if isinstance(value, int) and value in range(len(choices)):
+            return choices[value]
         if isinstance(value, list):
             said = [text_of(one, name, where).strip() for one in value]
             if not said:
-                raise DataError(f"{where}: {name!r} is an empty list, expected an answer")
-            return Counter(said).most_common(1)[0][0]
-        return text_of(value, name, where).strip()
+                raise DataError(f"{where}: {name!r} is an empty list, expected an answer\n  {MEND}")
+            answer = Counter(said).most_common(1)[0][0]
+        else:
+            answer = text_of(value, name, where).strip()
+        if choices and answer not in choices:
+            raise DataError(f"{where}: the answer {answer!r} is none of the choices {', '.join(choices)}\n  {MEND}")
+        return answer
 
-    def _choices(self, row: Row, answer: str, where: str) -> tuple[str, ...]:
+    def _choices(self, row: Row, where: str) -> tuple[str, ...]:
         if "choices" not in self.columns:
             return ()
         name = self.columns["choices"]
         value = column(row, name, where)
         if not isinstance(value, list) or len(value) < 2:
-            raise DataError(f"{where}: {name!r} is {str(value)[:60]!r}, expected a list of at least two choices")
-        choices = tuple(text_of(one, name, where).strip() for one in value)
-        if answer not in choices:
-            raise DataError(f"{where}: the answer {answer!r} is none of the choices {', '.join(choices)}")
-        return choices
+            raise DataError(f"{where}: {name!r} is {short(value)}, expected a list of at least two choices\n  {MEND}")
+        return tuple(text_of(one, name, where).strip() for one in value)

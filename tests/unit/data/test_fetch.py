@@ -1,17 +1,25 @@
 """The fetcher against a hostile server: what is a picture arrives bit by bit, what is none has a reason."""
 
 import ipaddress
+import multiprocessing
 import os
 import pickle
+import socket
+import subprocess
+import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 from PIL import Image as PILImage
+from torch.utils.data import DataLoader
 
-import beni.data.fetch as fetch_module
 from beni.config.compose import compose
-from beni.data.fetch import Fetcher, is_public
+from beni.data.fetch import Fetcher
+from beni.data.fetch_address import is_public
+from beni.data.fetch_hub import hub_headers, hub_url
+from beni.data.fetch_loop import retry_after
 from beni.data.fetched import Fetched
 from beni.data.images import BadImage, Image, decode, public_name
 from beni.data.sample import Message, Sample, Source
@@ -35,7 +43,7 @@ def server():
 @pytest.fixture
 def fetcher(tmp_path, monkeypatch):
     """fetcher(**settings) -> Fetcher that may connect to this machine; closed at the end."""
-    monkeypatch.setattr(fetch_module, "BACKOFF", 0.01)
+    monkeypatch.setattr("beni.data.fetch_loop.BACKOFF", 0.01)
     made = []
 
     def make(verdicts=None, allows=loopback, **changes):
@@ -46,7 +54,7 @@ def fetcher(tmp_path, monkeypatch):
     yield make
     for one in made:
         one.close()
-    assert not [thread.name for thread in threading.enumerate() if thread.name == "beni-fetch"]
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("beni-")]
 
 
 @pytest.fixture(scope="module")
@@ -133,13 +141,19 @@ def test_retries_are_as_many_as_asked_for(fetcher, server):
     "address",
     [
         *("127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "100.64.0.1", "255.255.255.255"),
-        *("::1", "fe80::1", "fc00::1", "224.0.0.1", "::ffff:127.0.0.1", "::ffff:10.1.2.3"),
+        *("::1", "fe80::1", "fc00::1", "224.0.0.1", "::ffff:127.0.0.1", "::ffff:10.1.2.3", "::", "fec0::1", "ff0e::1"),
+        *("::127.0.0.1", "::ffff:0:10.0.0.1", "64:ff9b::169.254.169.254", "64:ff9b:1::1", "2002:a9fe:a9fe::1"),
     ],
 )
-def test_private_addresses_are_told_from_public_ones(address):
+def test_private_addresses_are_refused_however_they_are_written(address):
     assert not is_public(ipaddress.ip_address(address))
-    assert is_public(ipaddress.ip_address("93.184.216.34"))
-    assert is_public(ipaddress.ip_address("2606:2800:220:1:248:1893:25c8:1946"))
+
+
+@pytest.mark.parametrize(
+    "address", ["93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34", "64:ff9b::93.184.216.34"]
+)
+def test_public_addresses_are_allowed(address):
+    assert is_public(ipaddress.ip_address(address))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]"])
@@ -170,14 +184,145 @@ def test_a_url_that_is_none_is_refused(fetcher):
             fetcher(retries=0).get(url)
 
 
-def test_a_hub_reference_is_served_by_the_hub_and_its_token_goes_nowhere_else(monkeypatch):
+class Answers(BaseHTTPRequestHandler):
+    """path -> (status, headers, body) as the server's table says; keeps what each request of a path authorised."""
+
+    def do_GET(self):
+        host = self.headers["Host"].partition(":")[0]
+        self.server.authorised.append((host, self.path, self.headers["Authorization"]))
+        status, headers, body = self.server.table[self.path]
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        """Says nothing."""
+
+
+@pytest.fixture
+def answers():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as running:
+        running.table, running.authorised = {}, []
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def test_a_hub_reference_is_served_by_the_hub(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.example")
+    resolved = hub_url("hf://datasets/owner/name/images/a.png")
+    assert resolved == "https://hub.example/datasets/owner/name/resolve/main/images/a.png"
+    assert hub_url("hf://owner/name/a.png") == "https://hub.example/owner/name/resolve/main/a.png"
+    assert hub_url("https://a.b/c.png") == "https://a.b/c.png"
+
+
+@pytest.mark.parametrize(
+    "hop",
+    ["https://storage.example/a", "http://hub.example/a", "https://hub.example:8443/a", "https://a.hub.example/a"],
+)
+def test_the_token_of_the_hub_goes_nowhere_else(monkeypatch, hop):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.example")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "secret")
-    resolved = fetch_module._resolved("hf://datasets/owner/name/images/a.png")
-    assert resolved == "https://hub.example/datasets/owner/name/resolve/main/images/a.png"
-    assert fetch_module._resolved("hf://owner/name/a.png") == "https://hub.example/owner/name/resolve/main/a.png"
-    assert fetch_module._token("hub.example") == {"Authorization": "Bearer secret"}
-    assert fetch_module._token(None) == {}
+    assert hub_headers("hf://owner/name/a.png", "https://hub.example/b") == {"Authorization": "Bearer secret"}
+    assert hub_headers("hf://owner/name/a.png", hop) == {}
+    assert hub_headers("https://hub.example/a.png", "https://hub.example/a.png") == {}
+
+
+def test_the_token_is_left_behind_where_the_hub_redirects_to_its_storage(fetcher, answers, monkeypatch):
+    port = answers.server_address[1]
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "secret")
+    first = "/datasets/owner/name/resolve/main/a.png"
+    answers.table[first] = (302, {"Location": f"http://localhost:{port}/stored"}, b"")
+    answers.table["/stored"] = (200, {}, encoded(noise(31)))
+    assert fetcher().get("hf://datasets/owner/name/a.png") == encoded(noise(31))
+    assert answers.authorised == [("127.0.0.1", first, "Bearer secret"), ("localhost", "/stored", None)]
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        *((None, None), ("", None), ("5", 5.0), (" 7 ", 7.0), ("soon", None), ("\u00b2", None), ("9" * 5000, None)),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("Mon, 01 Jan 0001 00:00:00 -0000", 0.0),
+    ],
+)
+def test_a_server_may_say_in_two_ways_when_to_come_again_and_also_nonsense(value, seconds):
+    assert retry_after(value) == seconds
+
+
+def test_nonsense_about_when_to_come_again_makes_no_picture_bad(fetcher, answers):
+    answers.table["/a.png"] = (503, {"Retry-After": "\u00b2"}, b"")
+    with pytest.raises(BadImage, match="http 503"):
+        fetcher(retries=1).get(f"http://127.0.0.1:{answers.server_address[1]}/a.png")
+    assert len(answers.authorised) == 2
+
+
+def test_a_format_that_runs_another_program_is_refused_at_once(fetcher, answers):
+    answers.table["/a.jpg"] = (200, {}, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n%%EOF\n")
+    with pytest.raises(BadImage, match="not an image"):
+        fetcher(retries=3).get(f"http://127.0.0.1:{answers.server_address[1]}/a.jpg")
+    assert len(answers.authorised) == 1
+
+
+def test_a_host_that_hangs_does_not_hold_up_another(fetcher, server):
+    made = fetcher(concurrency=4, per_host=2, timeout=30.0, idle_timeout=30.0)
+    asked = server.requests["hang.jpg"]
+    hanging = [made._ask(server.url(f"hang.jpg?{i}")) for i in range(8)]
+    assert made.get(f"http://localhost:{server.port}/n40.png") == encoded(noise(40))
+    assert not any(one.done() for one in hanging)
+    assert server.requests["hang.jpg"] - asked == 2
+
+
+@pytest.fixture
+def dead_names(monkeypatch):
+    """A name server that does not answer for .invalid: (a count of what it was asked, the names it has given up)."""
+    resolve, end = socket.getaddrinfo, threading.Event()
+    asked, given_up = threading.Semaphore(0), []
+
+    def slow(host, *args, **kwargs):
+        if not str(host).endswith(".invalid"):
+            return resolve(host, *args, **kwargs)
+        asked.release()
+        end.wait(60)
+        given_up.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    yield asked, given_up
+    end.set()
+
+
+def test_names_that_nobody_resolves_do_not_hold_up_another_name(fetcher, dead_names, server):
+    asked, given_up = dead_names
+    made = fetcher(timeout=30.0)
+    made.want([f"http://name{i}.invalid/a.png" for i in range(40)])
+    for _ in range(40):  # more at once than an event loop has threads by default
+        assert asked.acquire(timeout=30)
+    assert made.get(f"http://localhost:{server.port}/n41.png") == encoded(noise(41))
+    assert given_up == []
+
+
+def test_names_that_nobody_resolves_do_not_hold_up_the_check_of_a_picture(fetcher, dead_names, server):
+    _, given_up = dead_names
+    made = fetcher(concurrency=2, retries=0)
+    for i in range(2):
+        with pytest.raises(BadImage, match="timeout"):  # who waits has gone, the thread that asks has not
+            made.get(f"http://name{i}.invalid/a.png")
+    assert made.get(server.url("n42.png")) == encoded(noise(42))
+    assert given_up == []
+
+
+def test_a_cache_too_small_for_what_was_asked_for_makes_no_picture_bad(fetcher, server):
+    made = fetcher(cache_gib=1e-6)
+    numbers = range(300, 330)
+    made.want([server.url(f"n{i}.png") for i in numbers])
+    assert [made.get(server.url(f"n{i}.png")) == encoded(noise(i)) for i in numbers] == [True] * 30
+    assert made.counts.bad == 0
 
 
 def test_closing_with_requests_under_way_leaves_no_thread(fetcher, server):
@@ -248,6 +393,58 @@ def test_a_fetcher_can_be_handed_to_another_process(fetcher, server):
     assert os.read(read, 1) == b"1"
     os.waitpid(child, 0)
     assert made.get(server.url("n7.png")) == encoded(noise(7))
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_a_fetcher_works_in_the_workers_of_a_loader(fetcher, server, start):
+    made = fetcher(allows=None, private_addresses=True, timeout=20.0)
+    made.get(server.url("n3.png"))  # the thread runs when the workers start
+    offset = {"fork": 400, "spawn": 500}[start]
+    urls = [server.url(f"n{offset + i}.png") for i in range(8)]
+    loader = DataLoader(urls, batch_size=None, collate_fn=made.get, num_workers=2, multiprocessing_context=start)
+    assert list(loader) == [encoded(noise(offset + i)) for i in range(8)]
+    assert made.get(server.url("n7.png")) == encoded(noise(7))
+
+
+def fetch_all(fetcher, urls, meet, sends):
+    meet.wait(30)
+    fetcher.want(urls)
+    sends.send([fetcher.get(url) for url in urls])
+    fetcher.close()
+
+
+def test_processes_that_ask_at_once_share_a_cache(fetcher, server):
+    made = fetcher(allows=None, private_addresses=True, timeout=20.0)
+    urls = [server.url(f"n{i}.png") for i in range(600, 620)]
+    context = multiprocessing.get_context("fork")
+    meet = context.Barrier(2)
+    pipes = [context.Pipe(duplex=False) for _ in range(2)]
+    processes = [context.Process(target=fetch_all, args=(made, urls, meet, sends)) for _, sends in pipes]
+    for process in processes:
+        process.start()
+    expected = [encoded(noise(i)) for i in range(600, 620)]
+    assert [receives.recv() == expected for receives, _ in pipes] == [True, True]
+    for process in processes:
+        process.join(30)
+    asked = sum(server.requests[f"n{i}.png"] for i in range(600, 620))
+    assert [made.get(url) for url in urls] == expected
+    assert sum(server.requests[f"n{i}.png"] for i in range(600, 620)) == asked
+    assert [path for path in made.cache.root.rglob(".*") if path.name != ".lock"] == []
+
+
+def test_a_process_that_ends_with_requests_under_way_ends_them_and_says_nothing(server, tmp_path):
+    program = f"""
+import atexit, threading
+atexit.register(lambda: print([thread.name for thread in threading.enumerate() if thread.name.startswith("beni-")]))
+from beni.config.compose import compose
+from beni.data.fetch import Fetcher
+fetcher = Fetcher(compose([])["images"] | {{"private_addresses": True, "cache": {str(tmp_path)!r}}})
+fetcher.want(["{server.url("hang.jpg?exit")}"])
+fetcher.get("{server.url("n9.png")}")
+"""
+    arguments = [sys.executable, "-W", "error::ResourceWarning", "-c", program]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
 def test_a_picture_opened_through_a_fetcher_can_still_be_damaged(fetcher, server, tmp_path):

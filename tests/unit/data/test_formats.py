@@ -152,6 +152,40 @@ def test_vqa_with_choices_is_scored_by_choosing(source):
     assert made.train(0, 0).choices == ("blue", "red")
 
 
+def test_a_choice_may_be_named_by_its_number(source):
+    records = [{"image": "0.png", "question": "a?", "answer": n, "choices": ["blue", "red"]} for n in (1, 0, 2)]
+    made = source(Vqa, records, columns={"choices": "choices"})
+    assert [made.train(i, 0).answer for i in range(2)] == ["red", "blue"]
+    with pytest.raises(DataError, match="'answer' is 2, expected a text"):
+        made.train(2, 0)
+
+
+def test_a_column_may_be_a_field_of_each_element_of_a_list(source):
+    answers = [{"answer": said, "confidence": "yes"} for said in ("cat", "dog", "dog")]
+    record = {"image": "0.png", "question": "a?", "answers": answers}
+    assert source(Vqa, [record], columns={"answer": "answers.answer"}).train(0, 0).answer == "dog"
+
+
+@pytest.mark.parametrize("form", [Chat, Vqa, Captions])
+def test_a_column_that_the_format_does_not_know_is_told_with_the_one_that_was_meant(source, form):
+    right = "images" if form is Chat else "image"
+    with pytest.raises(DataError, match=rf"data\.columns\.imagse=x: (?s:.*)did you mean data\.columns\.{right}\?"):
+        source(form, [{}], columns={"imagse": "x"})
+
+
+def test_captions_of_which_none_is_drawn_are_the_same_in_every_epoch(source):
+    made = source(Captions, [{"image": "0.png", "caption": f"{i}"} for i in range(3)], prompts=["Look:"])
+    assert not made.varies
+    assert [shape(made.train(2, epoch)) for epoch in range(9)] == [[("user", 0, "Look:"), ("assistant", "2")]] * 9
+    assert source(Captions, [{"image": "0.png", "caption": "a"}], prompts=["Look:", "See:"]).varies
+
+
+def test_a_list_of_captions_where_the_first_record_has_a_text_is_an_error(source):
+    records = [{"image": "0.png", "caption": "a"}, {"image": "1.png", "caption": ["b", "c"]}]
+    with pytest.raises(DataError, match=r"record 1: 'caption' is .*but a text in the first record"):
+        source(Captions, records).train(1, 0)
+
+
 def test_captions_draw_prompt_and_caption_anew_in_each_epoch(source):
     record = {"image": "0.png", "caption": [f"caption {i}" for i in range(5)]}
     made = source(Captions, [record] * 4, prompts=["Look:", "See:"])
@@ -194,7 +228,7 @@ def test_training_and_held_out_rows_are_disjoint_and_the_same_for_every_seed(sou
 BAD = {
     "chat: no messages": (Chat, {"conversations": []}, "no column 'messages'; there are 'conversations'"),
     "chat: near miss": (Chat, {"mesages": []}, "perhaps to mesages"),
-    "chat: empty": (Chat, {"messages": []}, "'messages' is no list of messages"),
+    "chat: empty": (Chat, {"messages": []}, "'messages' is [], expected a list of messages"),
     "chat: tool": (
         Chat,
         {"messages": [{"role": "tool", "content": "x"}]},
@@ -216,7 +250,8 @@ BAD = {
         "more image parts than pictures",
     ),
     "chat: audio": (Chat, {"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "a part of type 'audio'"),
-    "chat: a number": (Chat, {"messages": [{"role": "user", "content": 7}]}, "'content' is '7'"),
+    "chat: a number": (Chat, {"messages": [{"role": "user", "content": 7}]}, "'content' is 7, expected a text"),
+    "chat: nothing to learn": (Chat, {"messages": [say("user", "x"), say("assistant", " ")]}, "'content' is empty"),
     "chat: train": (Chat, {"messages": [{"role": "user", "content": "x", "train": 1}]}, "'train' is 1"),
     "chat: data URL": (
         Chat,
@@ -226,6 +261,7 @@ BAD = {
     "cauldron: no texts": (Cauldron, {"images": []}, "no column 'texts'"),
     "cauldron: no answer": (Cauldron, {"images": [], "texts": [{"user": "a"}]}, "'assistant' is None, expected a text"),
     "cauldron: empty answer": (Cauldron, {"images": [], "texts": [{"user": "a", "assistant": " "}]}, "is empty"),
+    "cauldron: no turns": (Cauldron, {"images": [], "texts": "a"}, "'texts' is 'a', expected a list of turns"),
     "vqa: no answers": (Vqa, {"image": "0.png", "question": "a", "answer": []}, "'answer' is an empty list"),
     "vqa: a number": (Vqa, {"image": "0.png", "question": 3, "answer": "b"}, "'question' is 3, expected a text"),
     "captions: no picture": (Captions, {"image": None, "caption": "a"}, "'image' holds no picture"),
@@ -239,10 +275,10 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_a_row_that_means_nothing_is_told_with_file_record_and_what_is_wrong(source, kind):
     form, bad, says = BAD[kind]
-    made = source(form, [bad])
     with pytest.raises(DataError) as raised:
-        made.train(0, 0)
+        source(form, [bad]).train(0, 0)
     assert "rows.jsonl, record 0" in str(raised.value)
+    assert "fix: " in str(raised.value)
     assert says in str(raised.value)
 
 

@@ -80,6 +80,14 @@ def test_pictures_lie_beside_the_json_file_or_in_the_folder_asked_for(source, tm
     assert decode(apart).getpixel((0, 0)) == (0, 255, 0)
 
 
+def test_a_picture_may_lie_on_a_network_or_anywhere_on_the_disk(source):
+    names = ["https://example.org/a.png?key=secret", "/elsewhere/b.png"]
+    remote, local = only([record(0, images=2, image=names)], source).images
+    assert remote.url == names[0]
+    assert "secret" not in remote.key
+    assert (local.url, local.key) == (None, names[1])
+
+
 def test_json_lines_are_read_as_the_same_records_even_with_unusual_line_separators_in_a_text(source):
     records = [record(i, text=f"<image>a\u2028b\x85c {i}") for i in range(3)]
     lines = "\n".join(json.dumps(r, ensure_ascii=False) for r in records) + "\n\n"
@@ -106,6 +114,9 @@ BAD_RECORDS = {
         "unknown role 'bot', expected one of human",
     ),
     "no role": (record(1, images=0, conversations=[{"value": "a"}]), "unknown role None"),
+    "a text that is a number": (record(1, images=0, text=5), "'value' is 5, expected a text"),
+    "no text": (record(1, images=0, conversations=[{"from": "human"}]), "'value' is None, expected a text"),
+    "no answer": (record(1, images=0, conversations=[{"from": "gpt", "value": ""}]), "'value' is empty"),
     "too few images": (record(1, images=1, text="<image><image>"), "more <image> in the text than images"),
     "no image at all": (record(1, images=0, text="<image>"), "more <image> in the text than images"),
     "too many images": (record(1, images=3, text="<image>"), "3 images but fewer <image>"),
