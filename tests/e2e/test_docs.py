@@ -43,10 +43,20 @@ def test_the_pages_show_commands_and_code_at_all():
 @pytest.mark.parametrize(("page", "command"), _commands("beni.train"))
 def test_every_training_command_of_the_pages_composes(page: str, command: str):
     words = [word for word in shlex.split(command)[3:] if not word.startswith("-") and word != "job"]
+    sweeps = " -m " in command.partition("beni.train")[2]
     for word in words:  # the values of a sweep one by one
         key, _, values = word.partition("=")
-        for value in values.split(",") if "-m " in command else [values]:
-            compose([f"{key}={value}", *(other for other in words if other != word and "," not in other)])
+        for value in values.split(",") if sweeps else [values]:
+            compose([f"{key}={value}", *(other for other in words if other != word and not (sweeps and "," in other))])
+
+
+@pytest.mark.parametrize(("page", "command"), _commands("beni.look"))
+def test_every_command_of_the_pages_that_looks_at_data_runs(page: str, command: str, tmp_path: Path, monkeypatch):
+    from beni.look import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(command)[3:]) == 0
+    assert (tmp_path / "runs" / "look.html").is_file() or "--terminal" in command
 
 
 @pytest.mark.parametrize(("page", "code"), _blocks("python"))
