@@ -166,6 +166,8 @@ class Renderer:
                 supervised.append(content)
                 content = f"{OPEN}{content}{CLOSE}"
             turns.append({"role": message.role, "content": content})
+        if not turns:
+            raise DataError(f"{sample}: it has no message; expected a conversation\n  fix: remove it from the data")
         name = self.settings["name"]
         jinja = TODAY + self.jinja if "strftime_now" in self.jinja else self.jinja
         try:
@@ -220,8 +222,10 @@ class Renderer:
         offsets = np.array(coded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
         labels = np.full_like(ids, IGNORE)
         for a, b in spans:
-            # a token may be empty: GPT-NeoX's post-processor takes the spaces out of the offsets
-            inside = ((offsets[:, 1] > a) | (offsets[:, 0] >= a)) & (offsets[:, 0] < b)
+            # a token may be empty: GPT-NeoX's post-processor takes the spaces out of the offsets; or reach into the
+            # spaces from in front of them: Phi-4's markers swallow those beside them
+            said = a + len(text[a:b]) - len(text[a:b].lstrip(" "))
+            inside = ((offsets[:, 1] > said) | (offsets[:, 0] >= a)) & (offsets[:, 0] < b)
             labels[inside] = ids[inside]
         if GUARD in text:
             pieces = [text[a:b] for a, b in offsets]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,8 +60,14 @@ def spaced(text: str) -> str:
     return text.replace("▁", " ")
 
 
+def swallowing(*tokens: str) -> Callable[[str], str]:
+    """What SentencePiece keeps where these added tokens swallow the white space beside them."""
+    swallowed = re.compile(rf"\s*({'|'.join(map(re.escape, tokens))})\s*")
+    return lambda text: swallowed.sub(r"\1", spaced(text))
+
+
 def airless(text: str) -> str:
-    """What is kept where added tokens swallow the white space beside them."""
+    """The text without white space."""
     return "".join(spaced(text).split())
 
 
@@ -362,19 +369,24 @@ def mistral3() -> PreTrainedTokenizerBase:
     return wrap(tokenizer, [], "<s>", **names)
 
 
+PHI3_MARKERS = ("<|assistant|>", "<|end|>", "<|system|>", "<|user|>")
+
+
 def phi3(template: str) -> PreTrainedTokenizerBase:
     tokenizer = sentencepiece(["<unk>", "<s>"])
     tokenizer.normalizer = legacy_prefix()
-    greedy = [token(f"<|{name}|>", rstrip=True) for name in ("assistant", "end", "system", "user")]
+    greedy = [token(text, rstrip=True) for text in PHI3_MARKERS]
     tokens = [token("</s>", special=False, rstrip=True), "<|endoftext|>", *greedy]
     names = {"bos_token": "<s>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "unk_token": "<unk>"}
     return wrap(tokenizer, tokens, chat_template=template, **names)
 
 
+PHI4_MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|dummy_85|>")
+
+
 def phi4() -> PreTrainedTokenizerBase:
     tokenizer = byte_level(CL100K_WORDS)
-    names = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|dummy_85|>")
-    greedy = [token(text, lstrip=True, rstrip=True) for text in names]
+    greedy = [token(text, lstrip=True, rstrip=True) for text in PHI4_MARKERS]
     return wrap(
         tokenizer,
         greedy,
@@ -561,7 +573,7 @@ FAMILIES: dict[str, Family] = {
     "phi3": Family(
         lambda: phi3(PHI3),
         end="<|end|>",
-        keeps=airless,
+        keeps=swallowing("</s>", *PHI3_MARKERS),
         shown="<|system|>\ns<|end|>\n<|user|>\nq<|end|>\n<|assistant|>\na<|end|>\n<|user|>\nr<|end|>\n"
         "<|assistant|>\nb<|end|>\n<|endoftext|>",
     ),
@@ -569,10 +581,15 @@ FAMILIES: dict[str, Family] = {
         lambda: phi3(PHI3_MEDIUM),
         end="<|end|>",
         system="lost",
-        keeps=airless,
+        keeps=swallowing("</s>", *PHI3_MARKERS),
         shown="<|user|>\nq<|end|>\n<|assistant|>\na<|end|>\n<|user|>\nr<|end|>\n<|assistant|>\nb<|end|>\n",
     ),
-    "phi4": Family(phi4, end="<|im_end|>", keeps=airless, shown=chat("<|im_start|>{role}<|im_sep|>{said}<|im_end|>")),
+    "phi4": Family(
+        phi4,
+        end="<|im_end|>",
+        keeps=swallowing(*PHI4_MARKERS),
+        shown=chat("<|im_start|>{role}<|im_sep|>{said}<|im_end|>"),
+    ),
     "gpt2": Family(gpt2, **GPT2_FAMILY),
     "gpt2_class": Family(gpt2_class, **GPT2_FAMILY),
     "gpt2_plain": Family(gpt2, end="<|endoftext|>", template="plain", shown="s q a r b<|endoftext|>"),

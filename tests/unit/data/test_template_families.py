@@ -382,3 +382,20 @@ def test_a_text_that_spells_the_unknown_token_stays_text(settings_of, talk):
 def test_half_a_character_is_an_error_with_the_samples_name(name, settings_of, talk):
     with pytest.raises(DataError, match=r"(?s)sample half: .*U\+D83D.*fix: "):
         known_as(name, settings_of).renderer.encode(talk("half", "what? \ud83d", "a star"))
+
+
+def test_a_marker_that_swallows_the_space_before_an_answer_is_not_supervised(settings_of, talk):
+    jinja = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '<|im_sep|> ' + m.content + '<|im_end|>' }}{% endfor %}"
+    )
+    known = known_as("phi4", settings_of, jinja=jinja)
+    sample = talk("s", "q", "a word", "r", "")
+    encoded = known.renderer.encode(sample)
+    assert [known.read(encoded.labels[run]) for run in runs(encoded.labels)] == ["a word<|im_end|>", "<|im_end|>"]
+    assert known.read(known.renderer.prompt(sample).ids).endswith("<|im_end|><|im_start|>assistant<|im_sep|>")
+
+
+@pytest.mark.parametrize("name", ["llama2", "qwen3", "gpt2_plain"])
+def test_a_sample_without_messages_is_an_error_with_its_name_and_the_fix(name, settings_of):
+    with pytest.raises(DataError, match=r"(?s)sample empty: it has no message.*fix: "):
+        known_as(name, settings_of).renderer.encode(Sample("empty", ()))
