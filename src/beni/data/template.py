@@ -121,7 +121,8 @@ class Renderer:
         if not (encoded.labels[1:] != IGNORE).any():
             raise DataError(
                 f"{sample}: no token is supervised; expected a non-empty assistant message "
-                f"(roles: {', '.join(m.role for m in sample.messages)})"
+                f"(roles: {', '.join(m.role for m in sample.messages)})\n"
+                "  fix: give the record an answer, let a message say 'train', or leave the record out"
             )
         return encoded
 
@@ -247,7 +248,8 @@ class Renderer:
         if places.sum() != len(images):
             raise DataError(
                 f"{sample}: the text has {int(places.sum())} {IMAGE} placeholders for {len(images)} images; "
-                "expected one each"
+                "expected one each\n"
+                f"  fix: remove {IMAGE} from texts where no picture belongs"
             )
         if markups is None:
             markups = [(self.visual_tokens,)] * len(images)
