@@ -51,5 +51,8 @@ class Verdicts:
             whole = new[: new.rfind(b"\n") + 1]  # another process may be in the middle of a line
             self._read[name] = done + len(whole)
             for line in whole.splitlines():
-                row: dict[str, Any] = json.loads(line)
+                try:
+                    row: dict[str, Any] = json.loads(line)
+                except ValueError:
+                    continue  # torn when its process was killed; nobody has acted on it
                 self._known.setdefault(row["url"], row["reason"])

@@ -128,6 +128,13 @@ def test_a_process_sees_the_verdicts_that_another_has_just_given(tmp_path):
     assert mine.reason("http://a/c") == "http 404"
 
 
+def test_a_line_torn_by_a_kill_is_passed_over(tmp_path):
+    (tmp_path / "rank0-1.jsonl").write_text('{"url": "http://a/b", "rea{"url": "http://a/c", "reason": "timeout"}\n')
+    with (tmp_path / "rank0-1.jsonl").open("a") as file:
+        file.write('{"url": "http://a/d", "reason": "timeout"}\n')
+    assert Verdicts(tmp_path, 0).reason("http://a/d") == "timeout"
+
+
 def test_retries_are_as_many_as_asked_for(fetcher, server):
     with pytest.raises(BadImage, match="http 500"):
         fetcher(retries=3).get(server.url("500.png?retries"))
