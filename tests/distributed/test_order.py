@@ -19,7 +19,6 @@ pytestmark = pytest.mark.slow
 PROGRAM = Path(__file__).with_name("drawing.py")
 STEPS = 40
 KINDS = {
-    "packs": ("schedule=packs", "schedule.tokens=300", "schedule.images=4", "train.batch_size=8"),
     "modalities": (
         *("schedule=packs", "schedule.tokens=300", "schedule.modality=grouped", "schedule.cycle=[image,text]"),
         *("train.batch_size=16", "data.text_share=0.5"),
@@ -73,7 +72,7 @@ def draw(tiny_values, tmp_path_factory):
     return start
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=KINDS)  # other schedules: tests/unit/data/test_schedule.py
 def kind(request):
     return request.param
 
