@@ -292,7 +292,8 @@ class HostileServer:
         assert request.transport is not None
         request.transport.write(data)
         await asyncio.sleep(0.05)
-        request.transport.close()
+        if request.transport is not None:  # the other side may have been faster
+            request.transport.close()
         return web.Response()
 
     async def _chunked(self, request: web.Request, chunks: list[bytes], pause: float = 0.0) -> web.StreamResponse:
