@@ -113,7 +113,8 @@ def main() -> None:
         ["", "records found", "lengths counted", "epoch packed", "memory of all processes"],
         rows,
         [
-            f"{arguments.workers} processes count lengths; fill of the packs {fill:.4f}",
+            f"{arguments.workers} processes count lengths; fill of the packs {fill:.4f}: 64 pictures are reached "
+            "before 8192 tokens",
             "memory is what the processes do not share, at its peak, the libraries included "
             f"(this process alone: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2:.2f} GiB)",
         ],

@@ -2,6 +2,8 @@
 
 A URL comes from whoever wrote the data set. Without this it could make a run read from the services of the machine or
 of its network (server-side request forgery), by a name that resolves to them or by an address in an odd spelling.
+Literal addresses are refused before a request and names when they are resolved; whatever slips past both, by a spelling
+that this file reads in another way than the client does, meets ``open_socket``.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import socket
 from collections.abc import Callable
 
 import aiohttp
+from aiohttp import AddrInfoType
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -54,6 +57,19 @@ def literal_address(host: str) -> Address | None:
         return ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return None
+
+
+def open_socket(allows: Allows, info: AddrInfoType) -> socket.socket:
+    """The socket that is about to be connected.
+
+    Raises:
+        PrivateAddress: when its address is not allowed, or is in a form that only the system could read.
+    """
+    family, kind, protocol, _, where = info
+    address = literal_address(str(where[0]))
+    if address is None or not allows(address):
+        raise PrivateAddress("the address is private")
+    return socket.socket(family, kind, protocol)
 
 
 class CheckedResolver(AbstractResolver):

@@ -15,13 +15,15 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 from weakref import WeakValueDictionary
 
 import aiohttp
+from yarl import URL
 
-from beni.data.fetch_address import Allows, CheckedResolver, PrivateAddress, literal_address
+from beni.data.fetch_address import Allows, CheckedResolver, PrivateAddress, literal_address, open_socket
 from beni.data.fetch_check import Again, check_picture
 from beni.data.fetch_hub import hub_headers, hub_url
 from beni.data.images import BadImage, public_name
@@ -129,10 +131,11 @@ class FetchLoop:
         """One request with its redirects, each checked as the first one is."""
         hop = hub_url(url)
         for _ in range(self.settings["redirects"] + 1):
-            self._require_allowed(name, hop)
-            async with self._open().get(hop, headers=hub_headers(url, hop), allow_redirects=False) as answer:
+            target = self._allowed(name, hop)
+            headers = hub_headers(url, str(target))
+            async with self._open().get(target, headers=headers, allow_redirects=False) as answer:
                 if answer.status in REDIRECTS and "Location" in answer.headers:
-                    hop = urljoin(hop, answer.headers["Location"])
+                    hop = urljoin(str(target), answer.headers["Location"])
                     continue
                 if answer.status in LATER or answer.status >= 500:
                     raise Again(f"http {answer.status}", retry_after(answer.headers.get("Retry-After")))
@@ -160,14 +163,15 @@ class FetchLoop:
                 raise BadImage(name, "too large")
         return data
 
-    def _require_allowed(self, name: str, hop: str) -> None:
-        """A literal address never meets the resolver."""
-        parts = urlsplit(hop)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+    def _allowed(self, name: str, hop: str) -> URL:
+        """As the client will read it; a literal address never meets the resolver."""
+        target = URL(hop)  # another parser would see a name where this one sees 127.0.0.1 in full-width digits
+        if target.scheme not in ("http", "https") or not target.raw_host:
             raise BadImage(name, "not http")
-        address = literal_address(parts.hostname)
+        address = literal_address(target.raw_host)
         if address is not None and not self.allows(address):
             raise BadImage(name, "private address")
+        return target
 
     def _host(self, host: str) -> asyncio.Semaphore:
         return self._hosts.setdefault(host, asyncio.Semaphore(self.settings["per_host"]))
@@ -176,7 +180,10 @@ class FetchLoop:
         if self._session is None:
             limits = aiohttp.ClientTimeout(total=self.settings["timeout"], sock_read=self.settings["idle_timeout"])
             connector = aiohttp.TCPConnector(
-                resolver=CheckedResolver(self.allows), limit=self.settings["concurrency"], ttl_dns_cache=60
+                resolver=CheckedResolver(self.allows),
+                socket_factory=partial(open_socket, self.allows),
+                limit=self.settings["concurrency"],
+                ttl_dns_cache=60,
             )
             self._session = aiohttp.ClientSession(
                 connector=connector,

@@ -13,11 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 from PIL import Image as PILImage
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from beni.config.compose import compose
 from beni.data.fetch import Fetcher
-from beni.data.fetch_address import is_public
+from beni.data.fetch_address import PrivateAddress, is_public, open_socket
 from beni.data.fetch_hub import hub_headers, hub_url
 from beni.data.fetch_loop import retry_after
 from beni.data.fetched import Fetched
@@ -163,12 +163,38 @@ def test_public_addresses_are_allowed(address):
     assert is_public(ipaddress.ip_address(address))
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::127.0.0.1]", "[::1%25lo]"),
+        *("2130706433", "0x7f.1", "0x7f000001", "0177.0.0.1", "127.1", "0", "127.0.0.1.", "127.0.0.1..", "a@127.0.0.1"),
+        *("\u2460\u2461\u2466.0.0.1", "127\u30020\u30020\u30021"),  # other digits and dots, which clients make plain
+    ],
+)
 def test_by_default_no_spelling_of_this_machine_is_connected_to(fetcher, server, host):
     asked = server.requests["n1.png"]
     with pytest.raises(BadImage, match=r"private address|not a URL"):
         fetcher(allows=None, retries=0).get(f"http://{host}:{server.port}/n1.png")
     assert server.requests["n1.png"] == asked
+
+
+def test_a_private_address_is_not_connected_to_even_where_every_earlier_check_has_missed_it(
+    fetcher, server, monkeypatch
+):
+    async def missed(self, host, port=0, family=socket.AF_INET):
+        return [{"hostname": host, "host": "127.0.0.1", "port": port, "family": socket.AF_INET, "proto": 0, "flags": 0}]
+
+    monkeypatch.setattr("beni.data.fetch_address.CheckedResolver.resolve", missed)
+    asked = server.requests["n1.png"]
+    with pytest.raises(BadImage, match="private address"):
+        fetcher(allows=None, retries=0).get(f"http://name.example:{server.port}/n1.png")
+    assert server.requests["n1.png"] == asked
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "2130706433", "127.1", "localhost", "fe80::1%lo"])
+def test_no_socket_is_made_for_what_is_private_or_left_for_the_system_to_read(host):
+    with pytest.raises(PrivateAddress):
+        open_socket(is_public, (socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, 80)))
 
 
 def test_private_addresses_can_be_allowed(fetcher, server):
@@ -204,7 +230,7 @@ class Answers(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_):
+    def log_request(self, code="-", size="-"):
         """Says nothing."""
 
 
@@ -402,13 +428,28 @@ def test_a_fetcher_can_be_handed_to_another_process(fetcher, server):
     assert made.get(server.url("n7.png")) == encoded(noise(7))
 
 
+class Listed(Dataset):
+    """A list as what a loader reads from."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_a_fetcher_works_in_the_workers_of_a_loader(fetcher, server, start):
     made = fetcher(allows=None, private_addresses=True, timeout=20.0)
     made.get(server.url("n3.png"))  # the thread runs when the workers start
     offset = {"fork": 400, "spawn": 500}[start]
     urls = [server.url(f"n{offset + i}.png") for i in range(8)]
-    loader = DataLoader(urls, batch_size=None, collate_fn=made.get, num_workers=2, multiprocessing_context=start)
+    loader = DataLoader(
+        Listed(urls), batch_size=None, collate_fn=made.get, num_workers=2, multiprocessing_context=start
+    )
     assert list(loader) == [encoded(noise(offset + i)) for i in range(8)]
     assert made.get(server.url("n7.png")) == encoded(noise(7))
 
