@@ -46,7 +46,7 @@ def command(tiny_values, tmp_path, server):
     def make(count, bad, *overrides):
         kept = [value for value in tiny_values if not value.startswith("data.")]
         records = write_set(tmp_path, server, count, bad)
-        images = {"timeout": 0.8, "idle_timeout": 0.4, "retries": 1, "max_mib": 2.0, "private_addresses": "true"}
+        images = {"timeout": 4.0, "idle_timeout": 3.0, "retries": 1, "max_mib": 2.0, "private_addresses": "true"}
         return [
             *(sys.executable, "-m", "beni.train", *kept, "data=llava_instruct", f"data.path={records}"),
             *("data.heldout=8", "template=chatml", "images.max_bad=0.5", f"images.cache={tmp_path}/cache"),
