@@ -60,7 +60,7 @@ def fetcher(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def outcomes(server, tmp_path_factory):
     """name -> what became of it; all asked for at once, as a run does."""
-    settings = {"timeout": 1.5, "idle_timeout": 0.5, "max_mib": 2.0, "retries": 1, "cache": None}
+    settings = {"timeout": 3.0, "idle_timeout": 1.5, "max_mib": 2.0, "retries": 1, "cache": None}
     settings["cache"] = str(tmp_path_factory.mktemp("cache"))
     fetcher = Fetcher(SETTINGS | settings, allows=loopback)
     names = [*GOOD, *BAD]
