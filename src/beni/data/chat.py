@@ -84,8 +84,9 @@ class Chat(Table):
             train = one.get("train")
             if train is not None and not isinstance(train, bool):
                 raise DataError(f"{where}: 'train' is {train!r}, expected true or false\n  {MEND}")
+            role = role_of(one.get("role"), ROLES, where)  # first: what a tool says may have no content
             content = self._content(one.get("content"), images, where)
-            message = Message(role_of(one.get("role"), ROLES, where), content, train)
+            message = Message(role, content, train)
             if message.supervised:
                 text_of("".join(part for part in content if isinstance(part, str)), "content", where)
             messages.append(message)

@@ -27,6 +27,8 @@ PIECE = 1 << 24
 LONGEST = 1 << 28
 """Characters of a record beyond which a file is taken to be damaged."""
 SPACE = " \t\r\n"
+BYTE_ORDER_MARK = "\ufeff"
+"""Some editors begin a file with it."""
 
 
 class JsonRows(Rows):
@@ -120,6 +122,8 @@ def _elements(path: Path) -> Iterator[tuple[int, int]]:
     """Of the elements of an array."""
     with path.open("rb") as file:
         text = _Text(path, file)
+        if text.skip() and text.peek() == BYTE_ORDER_MARK:
+            text.advance(1)
         if not text.skip():
             raise DataError(f"{path} is not valid JSON: it is empty")
         if text.peek() != "[":

@@ -231,7 +231,7 @@ BAD = {
     "chat: empty": (Chat, {"messages": []}, "'messages' is [], expected a list of messages"),
     "chat: tool": (
         Chat,
-        {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": [{"role": "tool", "content": None}]},
         "unknown role 'tool', expected one of system",
     ),
     "chat: a picture too few": (

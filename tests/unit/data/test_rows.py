@@ -60,6 +60,13 @@ def test_json_records_are_found_whatever_the_pieces_it_is_read_in(tmp_path, monk
     assert rows[2] == RECORDS[2]
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_byte_order_mark_is_passed_over(tmp_path, name):
+    path = write(tmp_path / name)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read(JsonRows(path)) == RECORDS
+
+
 def test_where_records_begin_is_found_once(tmp_path, monkeypatch):
     path = write(tmp_path / "a.json")
     first = JsonRows(path)
@@ -103,6 +110,7 @@ def test_a_large_file_needs_little_memory_and_a_worker_none_of_it(tmp_path, monk
     ("content", "says"),
     [
         ("", "it is empty"),
+        ("\ufeff ", "it is empty"),
         ('[{"a": 1}', "record 1 .* does not end|record 1 .*comma"),
         ('[{"a": 1} {"b": 2}]', "record 1 .*byte 10.*comma"),
         ('[{"a": 1}, {"b" 2}]', "record 1 .byte 11.: Expecting ':'"),
@@ -216,7 +224,15 @@ def test_values_of_tar_members_are_what_their_endings_say(tmp_path):
     assert row == {"__key__": "1", "json": {"a": 1}, "cls": 7, "seg.png": b"x", "jpg": b"y"}
 
 
-def test_a_tar_file_whose_middle_has_changed_is_read_again(tmp_path):
+def test_a_change_in_the_middle_of_a_file_is_seen(tmp_path):
+    records = [{"text": f"text {i}", "n": "x" * 300} for i in range(1000)]
+    before = open_rows(str(write(tmp_path / "a.csv", records))).fingerprint()
+    records[500]["text"] = "TEXT 500"
+    assert open_rows(str(write(tmp_path / "a.csv", records))).fingerprint() != before
+
+
+def test_a_tar_file_whose_middle_has_changed_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("beni.data.rows.WHOLE", 0)  # as if it were larger
     path = tmp_path / "a.tar"
     padding = {"0.txt": b"x" * (1 << 17), "9.txt": b"x" * (1 << 17)}
     write_tar(path, {"0.txt": padding["0.txt"], "1.txt": b"one", "1.cls": b"1", "9.txt": padding["9.txt"]})
