@@ -18,7 +18,8 @@ from beni.stage import TokenSpec
 from beni.types import VisualTokens
 from beni.vision import feature_bank
 from beni.vision.base import VisionEncoder
-from beni.vision.feature_bank import FeatureBank, describe, fingerprint, leaves
+from beni.vision.feature_bank import FeatureBank, describe, fingerprint
+from beni.vision.feature_shards import leaves
 
 SIDE = 4
 
