@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +39,9 @@ class Fetched(Source):
 
     def siblings(self, index: int, epoch: int) -> range:
         return self.inner.siblings(index, epoch)
+
+    def measure(self, mean_tokens: Callable[[Source], float]) -> None:
+        self.inner.measure(mean_tokens)
 
     def shares(self) -> dict[str, float]:
         return self.inner.shares()

@@ -99,7 +99,7 @@ def decode(image: Image, background: tuple[int, int, int] = (255, 255, 255)) -> 
     """Any mode, with its EXIF rotation applied and transparency laid over ``background``, as RGB.
 
     Raises:
-        DataError: when the content cannot be decoded; names the picture.
+        BadImage: when the content cannot be decoded.
     """
     try:
         with image.load() as opened:
@@ -111,27 +111,35 @@ def decode(image: Image, background: tuple[int, int, int] = (255, 255, 255)) -> 
             canvas = PILImage.new("RGBA", picture.size, (*background, 255))
             picture = PILImage.alpha_composite(canvas, picture)
         return picture.convert("RGB")
-    except BadImage:
+    except DataError:  # bad for a reason of its own, or nothing that the picture can help
         raise
     except Exception as error:  # broken files make Pillow raise anything: struct.error, TypeError, EOFError ...
-        raise DataError(f"image {image.key}: {type(error).__name__}: {error}") from error
+        raise BadImage(image.key, f"{type(error).__name__}: {error}") from error
 
 
 def size_of(image: Image) -> tuple[int, int]:
     """(height, width) in pixels after the EXIF rotation, read from the header where the format allows it.
 
     Raises:
-        DataError: when the content cannot be opened; names the picture.
+        BadImage: when the content cannot be opened.
     """
     try:
         with image.load() as opened:
             width, height = opened.size
             turned = opened.getexif().get(0x0112, 1) >= 5  # orientations that swap the sides
-    except BadImage:
+    except DataError:  # see decode
         raise
     except Exception as error:  # see decode
-        raise DataError(f"image {image.key}: {type(error).__name__}: {error}") from error
+        raise BadImage(image.key, f"{type(error).__name__}: {error}") from error
     return (width, height) if turned else (height, width)
+
+
+def size_if_any(image: Image) -> tuple[int, int]:
+    """As ``size_of``; (0, 0) for a bad picture, whose fate is decided when it is its turn."""
+    try:
+        return size_of(image)
+    except BadImage:
+        return 0, 0
 
 
 def as_triple(values: Sequence[float]) -> tuple[float, float, float]:

@@ -21,7 +21,7 @@ from filelock import FileLock
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset
 
-from beni.data.images import Image, size_of
+from beni.data.images import size_if_any
 from beni.data.sample import Source
 from beni.data.template import IGNORE, Renderer
 from beni.errors import DataError
@@ -198,7 +198,7 @@ class _Shards(Dataset[tuple[Columns | None, list[str]]]):
                 digest.update(image.key.encode(errors="surrogatepass"))
             labels = int((encoded.labels[1:] != IGNORE).sum())
             rows.append((len(encoded.ids), labels, len(images), int.from_bytes(digest.digest(), "little")))
-            sizes += [_size(image) for image in images] if self.sized else []
+            sizes += [size_if_any(image) for image in images] if self.sized else []
         if faults:
             return None, faults
         table = np.array(rows, dtype=np.uint64).reshape(-1, 4)
@@ -206,14 +206,6 @@ class _Shards(Dataset[tuple[Columns | None, list[str]]]):
         counts = images if self.sized else np.zeros_like(images)
         starts = np.concatenate([[0], np.cumsum(counts)])
         return Columns(text, labels, images, table[:, 3], starts, np.array(sizes, dtype=np.int64).reshape(-1, 2)), []
-
-
-def _size(image: Image) -> tuple[int, int]:
-    """(0, 0) where it cannot be opened: what becomes of such a picture is decided when it is its turn."""
-    try:
-        return size_of(image)
-    except DataError:
-        return 0, 0
 
 
 def _write(columns: Columns, path: Path) -> None:

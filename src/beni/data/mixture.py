@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -89,7 +89,6 @@ class Mixture(Source):
             self._counts = self._apportion()
 
     def measure(self, mean_tokens: Callable[[Source], float]) -> None:
-        """Tells how long the samples of each source are, where shares are of tokens; run.py does, with the index."""
         if self.by == "tokens":
             self._text = {name: mean_tokens(source) for name, source in self.sources.items()}
             self._counts = self._apportion()
@@ -168,7 +167,7 @@ class Mixture(Source):
         return epoch, int(self._order(name, epoch)[place])
 
     def _order(self, name: str, epoch: int) -> np.ndarray:
-        return _source_order(derive(self.seed, "data.mixture", name), epoch, len(self.sources[name]))
+        return epoch_order(derive(self.seed, "data.mixture", name), epoch, len(self.sources[name]))
 
     def _apportion(self) -> dict[str, int]:
         """Samples of each source in an epoch: shares of the whole, whole numbers by largest remainder."""
@@ -219,12 +218,6 @@ class _Joined(Sequence[Sample]):
             return [self[i] for i in range(*at.indices(len(self)))]
         (name, source, samples), i = self.places[at]
         return self.named(name, source, samples[i])
-
-
-@lru_cache(maxsize=64)
-def _source_order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """A source's own order; kept for more sources than ``epoch_order`` keeps."""
-    return epoch_order.__wrapped__(seed, epoch, size)
 
 
 def _capped(share: Mapping[str, float], most: Mapping[str, float], total: float) -> dict[str, float]:

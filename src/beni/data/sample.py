@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -122,6 +122,11 @@ class Source(ABC):
     def siblings(self, index: int, epoch: int) -> range:
         """Which samples of the epoch come from the same source as ``index``: any of them may stand in for it."""
         return range(len(self))
+
+    def measure(self, mean_tokens: Callable[[Source], float]) -> None:  # noqa: B027  most sources need not know
+        """Told how long the samples of a source are, before anything else is asked: a mixture may have shares of
+        tokens. ``mean_tokens`` builds an index, so only who needs it calls it.
+        """
 
     def shares(self) -> dict[str, float]:
         """Share of an epoch's samples that each source gives; empty where it is one source."""

@@ -46,7 +46,7 @@ class Lengths(Protocol):
         ...
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)  # a mixture has one for each source
 def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
     """Permutation of the ``size`` samples in this epoch, read-only."""
     order = numpy_stream(seed, "data.order", epoch).permutation(size)
@@ -157,6 +157,12 @@ class Schedule:
         plans = [(self.loads(e), self._plan(e, m)) for e in range(epochs) for m in self._streams()]
         held = sum(int(loads.tokens[plan.samples].sum()) for loads, plan in plans)
         return held / (self.settings["tokens"] * sum(len(plan) for _, plan in plans))
+
+    def samples(self, steps: int) -> int:
+        """Of so many steps."""
+        if self.settings["unit"] == "sample":
+            return steps * self.batch_size
+        return sum(len(samples) for step in range(steps) for _, samples in self.step(step))
 
     def hash(self, steps: int) -> str:
         """Of the data order of so many steps: which sample of which epoch stands where."""

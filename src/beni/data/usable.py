@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL.Image import Image as Picture
 
-from beni.data.images import Image
+from beni.data.images import BadImage, Image
 from beni.data.sample import Sample, Source
 from beni.data.schedule import Schedule
 from beni.errors import DataError
@@ -86,11 +86,10 @@ class Drawer:
             pictures, bad = self._pictures(sample, epoch, candidate)
             if not bad:
                 return Drawn(sample, pictures, tuple(replace(fault, by=sample.id) for fault in faults))
-            reasons = {image.key: str(error) for image, error in bad}
+            reasons = {image.key: error.reason for image, error in bad}
             if self.on_bad == "fail":
                 raise DataError(
-                    f"{sample}: {next(iter(reasons.values()))}\n"
-                    "  fix: set images.on_bad=replace or skip_image, or mend the data"
+                    f"{sample}: {bad[0][1]}\n  fix: set images.on_bad=replace or skip_image, or mend the data"
                 )
             faults += [
                 Fault(epoch, candidate, sample.id, sample.where, sample.source, key, reason, "replaced")
@@ -102,19 +101,20 @@ class Drawer:
         wanted = self.source.train(index, epoch)
         if tried > HOPELESS:
             raise DataError(
-                f"{wanted}: {faults[0].reason}\nand {tried - 1} samples drawn in its place have bad pictures as well\n"
+                f"{wanted}: image {faults[0].image}: {faults[0].reason}\n"
+                f"and {tried - 1} samples drawn in its place have bad pictures as well\n"
                 "  fix: see whether data.path, data.images, the network and the section images are right"
             )
         return self._without(wanted, epoch, index, faults)
 
-    def _pictures(self, sample: Sample, epoch: int, index: int) -> tuple[list[Picture], list[tuple[Image, DataError]]]:
+    def _pictures(self, sample: Sample, epoch: int, index: int) -> tuple[list[Picture], list[tuple[Image, BadImage]]]:
         rng = numpy_stream(self.schedule.seed, "augment", epoch, index)
         augment = self.source.augment_of(index)
         pictures, bad = [], []
         for image in sample.images:
             try:
                 pictures.append(augment(image, rng))
-            except DataError as error:
+            except BadImage as error:
                 bad.append((image, error))
         return pictures, bad
 

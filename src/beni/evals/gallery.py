@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from beni.data.collate import stack_views
-from beni.data.images import blank_like, decode
+from beni.data.images import BadImage, blank_like, decode
 from beni.data.loader import Viewer
 from beni.data.sample import Sample
 from beni.data.template import Renderer
-from beni.errors import DataError
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.precision import autocast
 from beni.types import to_device
@@ -45,7 +44,7 @@ def write_gallery(
             continue
         try:
             pictures = [decode(image) for image in sample.images]
-        except DataError:  # it was not scored either
+        except BadImage:  # it was not scored either
             continue
         files = []
         for i, picture in enumerate(pictures):

@@ -11,11 +11,10 @@ import torch
 from PIL.Image import Image as Picture
 
 from beni.data.collate import Item, collate, stack_views
-from beni.data.images import Image, blank_like, decode
+from beni.data.images import BadImage, Image, blank_like, decode
 from beni.data.loader import Viewer, item
 from beni.data.sample import Sample, Task
 from beni.data.template import Renderer
-from beni.errors import DataError
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.precision import autocast
 from beni.types import ViewedImage, VisualTokens, to_device
@@ -129,7 +128,7 @@ class Scorer:
         for sample in samples:
             try:
                 viewed.append(self._viewed(sample, variant))
-            except DataError:
+            except BadImage:
                 continue
             kept.append(sample)
         return kept, viewed

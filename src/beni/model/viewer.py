@@ -49,11 +49,15 @@ class Viewer:
         """Whether what becomes of a picture depends on its size."""
         return len({replace(layout, size=(0, 0)) for layout in self.views.extremes()}) > 1
 
+    def plan(self, size: tuple[int, int]) -> ImageLayout:
+        """How a picture of (height, width) is cut; (0, 0) stands for a usual one."""
+        return self.views.plan(size if min(size) > 0 else USUAL_SIZE)
+
     def seen(self, size: tuple[int, int]) -> list[ImageLayout]:
         """The layouts at which training sees a picture of (height, width), one after another; the longest of those it
-        draws from. (0, 0) stands for a usual picture.
+        draws from.
         """
-        layout = self.views.plan(size if min(size) > 0 else USUAL_SIZE)
+        layout = self.plan(size)
         if self.nested is None:
             return [layout]
         scaled = [replace(layout, scale=scale) for scale in range(1, self.nested.drawn + 1)]

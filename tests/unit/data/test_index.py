@@ -5,8 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
+import beni.data.images as images_module
 import beni.data.index as index_module
-from beni.data.images import Image
+from beni.data.images import BadImage, Image
 from beni.data.index import Columns, Index
 from beni.data.lengths import RunLengths
 from beni.data.sample import Message, Sample, Source
@@ -129,7 +130,7 @@ def test_faulty_samples_are_all_counted_and_the_first_named_with_their_place(ind
 
 
 def test_sizes_stand_with_their_sample(index, monkeypatch):
-    monkeypatch.setattr(index_module, "size_of", lambda image: (len(image.key), int(image.key[1:].split(".")[0])))
+    monkeypatch.setattr(index_module, "size_if_any", lambda image: (len(image.key), int(image.key[1:].split(".")[0])))
     columns = index(Words(), sized=True).columns(0)
     for i in (0, 1, 2, 29):
         rows = columns.sizes[columns.starts[i] : columns.starts[i + 1]]
@@ -142,14 +143,14 @@ def test_sizes_stand_with_their_sample(index, monkeypatch):
 
 def test_a_picture_that_cannot_be_opened_has_no_size(index, monkeypatch):
     def broken(image):
-        raise DataError("broken")
+        raise BadImage(image.key, "broken")
 
-    monkeypatch.setattr(index_module, "size_of", broken)
+    monkeypatch.setattr(images_module, "size_of", broken)
     assert index(Words(4), sized=True).columns(0).sizes.tolist() == [[0, 0]] * 3
 
 
 def test_loads_count_text_placeholders_and_the_texts_between(index, monkeypatch):
-    monkeypatch.setattr(index_module, "size_of", lambda image: (10, 4))
+    monkeypatch.setattr(index_module, "size_if_any", lambda image: (10, 4))
     made = index(Words(), sized=True)
     template = {"max_length": 1000, "overlong": "error"}
     loads = RunLengths(made, Tall(), template).loads(0)

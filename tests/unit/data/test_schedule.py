@@ -211,6 +211,12 @@ def test_the_cached_order_cannot_be_changed_by_who_reads_it():
         epoch_order(0, 0, 10)[0] = 5
 
 
+def test_the_samples_of_steps_are_counted():
+    packs = Schedule(0, 50, 3, PACKS | CAPACITY, Drawn(0, 50))
+    assert packs.samples(4) == sum(len(pairs(packs, step)) for step in range(4))
+    assert simple(0, 50, 8).samples(4) == 32
+
+
 def test_the_order_hash_differs_with_seed_length_and_batch_size():
     hashes = [simple(0, 20, 4).hash(5), simple(1, 20, 4).hash(5), simple(0, 20, 4).hash(6), simple(0, 20, 3).hash(5)]
     assert len(set(hashes)) == 4

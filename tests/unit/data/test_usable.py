@@ -15,6 +15,7 @@ class Album(Source):
     """Sample i shows two pictures; those in ``bad`` cannot be decoded."""
 
     task = "loss"
+    error: Exception = OSError("truncated")
 
     def __init__(self, bad=(), size=40):
         self.bad, self.size = set(bad), size
@@ -29,7 +30,7 @@ class Album(Source):
 
     def _open(self, key):
         if key in self.bad:
-            raise OSError("truncated")
+            raise self.error
         return PILImage.new("RGB", (4, 4), (int(float(key)), 0, 0))
 
     def heldout(self):
@@ -124,4 +125,11 @@ def test_failing_names_the_place_the_reason_and_the_fix(draw):
 def test_where_every_picture_is_bad_the_run_ends(draw):
     source = Album(bad=[f"{i}.{k}" for i in range(40) for k in range(2)])
     with pytest.raises(DataError, match=rf"(?s)truncated.*and {HOPELESS}.* samples drawn in its place|and \d+ samples"):
+        draw(source, 5)
+
+
+def test_what_is_not_the_pictures_fault_ends_the_run_with_its_fix(draw):
+    source = Album(bad=("5.0",))
+    source.error = DataError("drawings need a package\n  fix: pip install it")
+    with pytest.raises(DataError, match="drawings need a package"):
         draw(source, 5)
