@@ -13,6 +13,7 @@ from beni.data.fetch import Fetcher
 from beni.data.images import BadImage
 from beni.data.loader import Viewer
 from beni.data.sample import Sample, Source
+from beni.data.schedule import Schedule
 from beni.data.template import Renderer
 from beni.distributed.collectives import gather_objects
 from beni.distributed.environment import Environment
@@ -35,6 +36,7 @@ class Reporter:
         folder: RunFolder,
         run: Mapping[str, Any],
         source: Source,
+        schedule: Schedule,
         renderer: Renderer,
         viewer: Viewer,
         model: BeniForConditionalGeneration,
@@ -43,7 +45,7 @@ class Reporter:
         fetcher: Fetcher,
     ) -> None:
         self.folder, self.run, self.source, self.environment = folder, run, source, environment
-        self.fetcher = fetcher
+        self.schedule, self.fetcher = schedule, fetcher
         settings = run["train"]
         self.scorer = Scorer(
             model, renderer, viewer, source.task, layout, settings["precision"], run["eval"]["batch_size"]
@@ -130,7 +132,7 @@ class Reporter:
     def _heldout(self) -> Sequence[Sample]:
         samples, limit = self.source.heldout(), self.run["eval"]["examples"]
         if limit == "auto":
-            limit = self.run["train"]["steps"] * self.run["train"]["batch_size"]
+            limit = self.schedule.samples(self.run["train"]["steps"])
         return self._reachable(samples[:limit] if limit else samples)
 
     def _reachable(self, samples: Sequence[Sample]) -> Sequence[Sample]:

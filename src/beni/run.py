@@ -21,11 +21,10 @@ from beni.config.check import check
 from beni.data.ahead import LookAhead
 from beni.data.fetch import Fetcher
 from beni.data.fetched import Fetched
-from beni.data.images import Image, size_of
+from beni.data.images import size_if_any
 from beni.data.index import Index
 from beni.data.lengths import RunLengths
 from beni.data.loader import Steps, first_pictures
-from beni.data.mixture import Mixture
 from beni.data.sample import Source
 from beni.data.schedule import Schedule, needs_lengths
 from beni.data.template import IGNORE, Renderer
@@ -33,14 +32,14 @@ from beni.data.verdicts import Verdicts
 from beni.distributed.collectives import barrier
 from beni.distributed.environment import Environment, process_group, read_environment
 from beni.distributed.fsdp import shard
-from beni.errors import CompositionError, DataError
+from beni.errors import CompositionError
 from beni.llm.hf import isolates_segments
 from beni.llm.tokenizer import load_tokenizer
 from beni.measure import memory
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters
 from beni.model.spec import SpecTable, estimate_memory, propagate, spec_table
-from beni.model.viewer import USUAL_SIZE, Viewer
+from beni.model.viewer import Viewer
 from beni.nn.precision import autocast
 from beni.nn.streams import numpy_stream
 from beni.reporter import Reporter
@@ -105,7 +104,8 @@ def train(run: Mapping[str, Any]) -> Path:
         barrier()  # no rank looks into the folder before rank 0 has prepared it
         model = _build(run, renderer)
         apply_plan(model, settings["plan"])
-        _write_identity(folder, run, source, schedule, renderer, model, table)
+        if environment.is_main:
+            _write_identity(folder, run, source, schedule, renderer, model, table)
         layout = _layout(model, settings["layout"], folder)
         if settings["precision"] == "bf16":
             store_frozen_in_bf16(model, settings["plan"])
@@ -130,7 +130,7 @@ def train(run: Mapping[str, Any]) -> Path:
             shard(model, model.sharding_units(), environment, settings["precision"])
 
         with (
-            Reporter(folder, run, source, renderer, viewer, model, layout, environment, fetcher) as report,
+            Reporter(folder, run, source, schedule, renderer, viewer, model, layout, environment, fetcher) as report,
             _feature_bank(model, settings, report),
         ):
             trainer: Trainer = build(run["train"])
@@ -171,18 +171,14 @@ def make_schedule(
         DataError: when samples cannot be used, or do not fit into a pack.
     """
     settings, train = run["schedule"], run["train"]
-    mixture = source.inner if isinstance(source, Fetched) else source
-    by_tokens = isinstance(mixture, Mixture) and mixture.by == "tokens"
     lengths = None
-    if needs_lengths(settings) or by_tokens:
-        with index_progress(progress) as told:
-            index = Index(source, renderer, viewer.sized, train["workers"] or 1, told)
-            if isinstance(mixture, Mixture):
-                mixture.measure(index.mean_tokens)
-            if needs_lengths(settings):
-                each = settings["tokens_per_image"]
-                lengths = RunLengths(index, viewer, run["template"], None if each == "auto" else each)
-                lengths.loads(0)
+    with index_progress(progress) as told:
+        index = Index(source, renderer, viewer.sized, train["workers"] or 1, told)
+        source.measure(index.mean_tokens)
+        if needs_lengths(settings):
+            each = settings["tokens_per_image"]
+            lengths = RunLengths(index, viewer, run["template"], None if each == "auto" else each)
+            lengths.loads(0)
     return Schedule(train["seed"], len(source), train["batch_size"], settings, lengths)
 
 
@@ -243,7 +239,7 @@ class Probe:
         label_rows: supervised positions.
         image: layout of the image with the most views among them; of a usual picture where no sample has one.
         views: views, mean.
-        remote: whether any picture has to be fetched.
+        remote: whether a picture of theirs has to be fetched.
     """
 
     length: int
@@ -257,12 +253,12 @@ def probe_samples(source: Source, renderer: Renderer, viewer: Viewer) -> Probe:
     """Encodes a few training samples."""
     chosen = numpy_stream(0, "plan.probe").choice(len(source), min(PROBE_SAMPLES, len(source)), replace=False)
     samples = [source.train(int(index), 0) for index in chosen]
-    layouts = [[viewer.views.plan(_size(image)) for image in sample.images] for sample in samples]
+    layouts = [[viewer.plan(size_if_any(image)) for image in sample.images] for sample in samples]
     encoded = [
         renderer.encode(sample, [viewer.markup(one) for one in layout])
         for sample, layout in zip(samples, layouts, strict=True)
     ]
-    images = [one for layout in layouts for one in layout] or [viewer.views.plan(USUAL_SIZE)]
+    images = [one for layout in layouts for one in layout] or [viewer.plan((0, 0))]
     return Probe(
         length=round(sum(len(e.ids) for e in encoded) / len(encoded)),
         label_rows=max(1, round(sum(int((e.labels != IGNORE).sum()) for e in encoded) / len(encoded))),
@@ -270,14 +266,6 @@ def probe_samples(source: Source, renderer: Renderer, viewer: Viewer) -> Probe:
         views=sum(len(one.views) for layout in layouts for one in layout) / len(samples),
         remote=any(image.url is not None for sample in samples for image in sample.images),
     )
-
-
-def _size(image: Image) -> tuple[int, int]:
-    """A usual one for a picture that cannot be opened: what becomes of it is decided when it is its turn."""
-    try:
-        return size_of(image)
-    except DataError:
-        return USUAL_SIZE
 
 
 def _write_identity(

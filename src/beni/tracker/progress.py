@@ -32,17 +32,21 @@ def index_progress(shown: bool) -> Iterator[Callable[[int, int], None] | None]:
     if not shown:
         yield None
         return
-    with Bar(
+    bar = Bar(
         TextColumn("reading lengths"), BarColumn(bar_width=10), MofNCompleteColumn(), console=Console(stderr=True)
-    ) as bar:
-        tasks: list[TaskID] = []
+    )
 
-        def told(done: int, whole: int) -> None:
-            if not tasks:
-                tasks.append(bar.add_task("", total=whole))
-            bar.update(tasks[0], completed=done, total=whole)
+    def told(done: int, whole: int) -> None:
+        if not bar.tasks:
+            bar.add_task("")
+            bar.start()
+        bar.update(bar.tasks[0].id, completed=done, total=whole)
 
+    try:
         yield told
+    finally:
+        if bar.tasks:
+            bar.stop()
 
 
 class Progress:

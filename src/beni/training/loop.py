@@ -140,19 +140,21 @@ class Trainer:
             if check is not None and due:
                 check.after_first_step(model)
                 check = None
-            ranks = job.environment.world
-            window.step_done(sum(len(b.ids) for b in batches) * ranks, sum(b.num_tokens for b in batches) * ranks)
+            window.step_done(sum(len(b.ids) for b in batches), sum(b.num_tokens for b in batches))
 
             finished = step + 1
             last = finished == self.steps
-            if finished % self.log_every == 0 or last or finished == 1:
-                values = {"loss": loss, "lr": rate, "grad_norm": norm, "label_tokens": labels, **window.rates()}
+            logs = finished % self.log_every == 0 or last or finished == 1
+            saves = last or (job.checkpoint["every"] and finished % job.checkpoint["every"] == 0)
+            if logs:
+                values = {"loss": loss, "lr": rate, "grad_norm": norm, "label_tokens": labels, **window.rates(device)}
                 job.log.train(finished, values)
-                self._report_data(job, finished, ledger, faults)
-                faults = []
                 window = Window(model.feature_bank)
-            if last or (job.checkpoint["every"] and finished % job.checkpoint["every"] == 0):
-                self._save(job, optimizer, finished, ledger)
+            if logs or saves:  # what a checkpoint leaves behind is told before it: a run that goes on there cannot
+                totals = self._report_data(job, finished, ledger, faults)
+                faults = []
+                if saves:
+                    self._save(job, optimizer, finished, totals)
             if last or (job.eval_every and finished % job.eval_every == 0):
                 job.evaluate(finished)
                 set_modes(model, self.plan)
@@ -161,8 +163,12 @@ class Trainer:
         if done == self.steps:
             job.evaluate(done)
 
-    def _report_data(self, job: Job, step: int, ledger: Ledger, faults: list[dict[str, Any]]) -> None:
-        """Tells the log, and ends the run where too many pictures are bad: all ranks alike, by the sums over them."""
+    def _report_data(self, job: Job, step: int, ledger: Ledger, faults: list[dict[str, Any]]) -> dict[str, Counts]:
+        """Tells the log, and ends the run where too many pictures are bad: all ranks alike, by the sums over them.
+
+        Returns:
+            The ledger's totals.
+        """
         totals = ledger.totals(partial(sum_counts, device=job.environment.device))
         new = gather_objects(faults) if sum_counts([len(faults)], job.environment.device)[0] else []
         job.log.data(step, Ledger.metrics(totals), new)
@@ -174,6 +180,7 @@ class Trainer:
                 f"{bad} of {wanted} pictures are bad, images.max_bad={job.max_bad} allows fewer{first}\n"
                 "  fix: see data_errors.jsonl in the run folder; mend the data, or raise images.max_bad"
             )
+        return totals
 
     def _resume(self, job: Job, optimizer: torch.optim.Optimizer) -> tuple[int, Ledger]:
         skipped: list[str] = []
@@ -193,9 +200,8 @@ class Trainer:
         before = {name: Counts(**counts) for name, counts in found.values["ledger"].items()}
         return found.step, Ledger(job.steps.source.names, before if job.environment.is_main else {})
 
-    def _save(self, job: Job, optimizer: torch.optim.Optimizer, step: int, ledger: Ledger) -> None:
+    def _save(self, job: Job, optimizer: torch.optim.Optimizer, step: int, totals: Mapping[str, Counts]) -> None:
         tensors = gather(job.model, optimizer)
-        totals = ledger.totals(partial(sum_counts, device=job.environment.device))
         if job.environment.is_main:
             values = {"signature": job.signature, "ledger": {name: asdict(counts) for name, counts in totals.items()}}
             checkpoint.save(job.checkpoints, step, tensors, values, job.checkpoint["keep"])
@@ -220,16 +226,17 @@ class Window:
         self.waiting += time.perf_counter() - self.mark
 
     def step_done(self, samples: int, tokens: int) -> None:
-        """A step has been taken on so many samples and positions (of all ranks)."""
+        """A step has been taken on so many samples and positions of this rank."""
         self.samples, self.tokens = self.samples + samples, self.tokens + tokens
         self.mark = time.perf_counter()
 
-    def rates(self) -> dict[str, float]:
-        """Per second, as a share of wall time and, with a feature bank, of this rank's views that were in it."""
+    def rates(self, device: torch.device) -> dict[str, float]:
+        """Of all ranks per second, as a share of wall time and, with a feature bank, of this rank's views in it."""
         seconds = max(time.perf_counter() - self.start, 1e-9)
+        samples, tokens = sum_counts([self.samples, self.tokens], device)
         rates = {
-            "samples_per_s": self.samples / seconds,
-            "tokens_per_s": self.tokens / seconds,
+            "samples_per_s": samples / seconds,
+            "tokens_per_s": tokens / seconds,
             "data_wait": self.waiting / seconds,
         }
         if self.bank is not None:

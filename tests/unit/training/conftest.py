@@ -55,7 +55,7 @@ def fit(steps_of):
             checkpoint=run["checkpoint"],
             checkpoints=folder,
             signature=signature,
-            max_bad=0.05,
+            max_bad=run["images"]["max_bad"],
             eval_every=run["eval"]["every"],
             evaluate=evaluate,
             log=log,

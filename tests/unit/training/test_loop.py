@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from PIL import Image as PILImage
 
-from beni.errors import ResumeError
+from beni.errors import DataError, ResumeError
 
 PERCEIVER = ("resampler=perceiver", "resampler.num_latents=3", "resampler.num_heads=2", "resampler.head_dim=8")
 SIX = ("train.steps=6", "checkpoint.every=3", "optim.lr=1e-2", "connector.dropout=0.2", *PERCEIVER)
@@ -88,3 +91,54 @@ def test_a_finished_run_trains_no_further_step(tiny_run, fit, tmp_path):
 def test_a_run_trains_its_loss_down(tiny_run, fit, tmp_path):
     _, log = fit(tiny_run("train.steps=12", "optim.lr=1e-2", "train.batch_size=4", "data.size=4"), tmp_path)
     assert log.losses[12] < log.losses[1] - 1
+
+
+@pytest.fixture
+def album(tiny_values, tmp_path):
+    """album(bad, *overrides) -> a run on 24 records; the pictures of the first ``bad`` are no longer there."""
+    from beni.config.compose import compose
+
+    def make(bad, *overrides):
+        records = []
+        for i in range(24):
+            if i >= bad:
+                PILImage.new("RGB", (24, 24), (10 * i, 0, 0)).save(tmp_path / f"{i}.png")
+            turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": f"number {i}"}]
+            records.append({"id": str(i), "image": f"{i}.png", "conversations": turns})
+        (tmp_path / "album.json").write_text(json.dumps(records))
+        kept = [value for value in tiny_values if not value.startswith("data.")]
+        data = ("data=llava_instruct", f"data.path={tmp_path}/album.json", "data.heldout=0", "template=chatml")
+        return compose([*kept, *data, "train.steps=6", *overrides])
+
+    return make
+
+
+def told(log):
+    """What data_errors.jsonl would say."""
+    return [(row["step"], row["sample"], row["by"]) for row in log.faults]
+
+
+def test_a_resumed_run_counts_and_tells_what_an_uninterrupted_one_does(album, fit, tmp_path):
+    run = album(6, "checkpoint.every=3", "train.log_every=4", "images.max_bad=1")
+    _, expected = fit(run, tmp_path / "whole")
+    _, before = fit(run, tmp_path / "cut", stop=4)  # steps 2 and 3 were told with the checkpoint, not by a log line
+    _, after = fit(run, tmp_path / "cut")
+    assert after.began == 3
+    assert told(before) + told(after) == told(expected)
+    assert {step for step, *_ in told(expected)} == set(range(1, 7))
+    assert after.counts[6] == expected.counts[6]
+    assert expected.counts[6]["data/bad"] == len(expected.faults) > 6
+    assert expected.counts[6]["data/samples"] == 48
+
+
+def test_too_large_a_share_of_bad_pictures_ends_the_run(album, fit, tmp_path):
+    with pytest.raises(DataError, match=r"(?s)\d+ of \d+ pictures are bad, images.max_bad=0.05 .*No such file.*fix:"):
+        fit(album(12, "train.log_every=2"), tmp_path)
+
+
+def test_what_trains_is_checked_in_the_first_step_with_a_picture(tiny_run, fit, tmp_path):
+    run = tiny_run("train.batch_size=1", "data.text_share=0.8", "data.pictures_share=0", "train.steps=12")
+    _, log = fit(run, tmp_path)
+    images = [log.counts[step]["data/images"] for step in range(1, 13)]
+    assert images[0] == 0 < images[-1]
+    assert len(log.losses) == 12
