@@ -126,8 +126,7 @@ def train(run: Mapping[str, Any]) -> Path:
         if model.fusion.calibrates and settings["init_from"] is None:
             with autocast(environment.device, settings["precision"]):
                 model.eval().calibrate(first_pictures(steps).to(environment.device))
-        if run["fsdp"]["mode"] == "full":
-            shard(model, model.sharding_units(), environment, settings["precision"])
+        shard(model, model.sharding_units(), environment, run["fsdp"], settings["precision"])
 
         with (
             Reporter(folder, run, source, schedule, renderer, viewer, model, layout, environment, fetcher) as report,

@@ -60,8 +60,7 @@ def main(settings) -> None:
     environment = read_environment("cpu")
     with process_group(environment):
         model = build_model(run)
-        if run["fsdp"]["mode"] == "full":
-            shard(model, model.sharding_units(), environment, train["precision"])
+        shard(model, model.sharding_units(), environment, run["fsdp"], train["precision"])
         renderer = Renderer(load_tokenizer(run["llm"]), run["template"])
         source = build(run["data"], train["seed"])
         viewer = model.viewer

@@ -263,6 +263,17 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
             f"train.feature_bank={bank} keeps the features of a frozen encoder, but train.plan.vision={vision}\n"
             "  fix: set train.plan.vision=frozen or train.feature_bank=null"
         )
+    if bank is not None and run["fsdp"]["frozen"] == "shard":
+        yield (
+            "fsdp.frozen=shard has all processes encode together, but train.feature_bank lets each leave out what it "
+            "has\n  fix: set fsdp.frozen=replicate or train.feature_bank=null"
+        )
+    size = run["fsdp"]["shard_size"]
+    if size is not None and (size < 1 or run["fsdp"]["mode"] != "hybrid"):
+        yield (
+            f"fsdp.shard_size={size} with fsdp.mode={run['fsdp']['mode']}, expected null, or under hybrid at least 1\n"
+            "  fix: set fsdp.shard_size=null, or choose fsdp=hybrid"
+        )
     lora = [c for c, mode in train["plan"].items() if mode == "lora"]
     if lora and run["adapter"]["_target_"] == "beni.adapter.none.NoAdapter":
         yield f"train.plan.{lora[0]}=lora needs an adapter\n  fix: set adapter=lora"

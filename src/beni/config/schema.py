@@ -154,13 +154,24 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Fsdp:
-    """Sharding (distributed/fsdp.py).
+    """How processes share a model (distributed/fsdp.py).
 
     Attributes:
-        mode: ``none`` (one process, or plain replicas averaged by hand) or ``full`` (FSDP2).
+        mode: ``none`` (whole replicas, gradients summed after the backward pass), ``ddp`` (the same, summed while it
+            runs), ``full`` (FSDP2: each process keeps a part of what trains) or ``hybrid`` (so within a machine, and
+            replicas of that on every machine).
+        shard_size: processes that share one copy under ``hybrid``; null takes those of one machine.
+        frozen: ``replicate`` frozen weights or ``shard`` them too.
+        reshard_after_forward: give the whole weights of a unit back after its forward pass, which saves memory and
+            costs a second gathering.
+        offload: keep what trains, its gradients and the optimizer's state in the CPU's memory; GPUs only.
     """
 
-    mode: Literal["none", "full"]
+    mode: Literal["none", "ddp", "full", "hybrid"]
+    shard_size: int | None
+    frozen: Literal["replicate", "shard"]
+    reshard_after_forward: bool
+    offload: bool
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ def estimate(
     frozen: int,
     trained: int,
     shards: int = 1,
+    frozen_shards: int = 1,
     precision: str,
     positions: int,
     layers: int,
@@ -58,7 +59,8 @@ def estimate(
     """Args:
     frozen: parameters that do not train.
     trained: parameters that do.
-    shards: processes that share what trains (frozen weights are whole on each).
+    shards: processes that share what trains.
+    frozen_shards: processes that share what does not.
     positions: llm positions of one micro-batch.
     layers: of the llm, whose activations the gradient needs.
     width: of the llm.
@@ -67,7 +69,7 @@ def estimate(
     """
     element = 2 if precision == "bf16" else 4
     return Memory(
-        weights=frozen * element + trained * 4 // shards,
+        weights=frozen * element // frozen_shards + trained * 4 // shards,
         loading=(frozen + trained) * 4,
         optimizer=trained * 12 // shards,
         activations=positions * layers * (14 * width + 4 * intermediate) * element + label_rows * vocabulary * 12,

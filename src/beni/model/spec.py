@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from beni.config.schema import COMPONENTS
+from beni.distributed.fsdp import shards
 from beni.measure import memory
 from beni.model.build import build_model
 from beni.model.modeling import BeniForConditionalGeneration
@@ -156,7 +157,8 @@ def estimate_memory(
     return memory.estimate(
         frozen=sum(c["frozen"] for c in counts.values()),
         trained=sum(c["trained"] for c in counts.values()),
-        shards=world if run["fsdp"]["mode"] == "full" else 1,
+        shards=shards(run["fsdp"], world, world),
+        frozen_shards=shards(run["fsdp"], world, world) if run["fsdp"]["frozen"] == "shard" else 1,
         precision=run["train"]["precision"],
         positions=samples * length,
         layers=len(model.llm.layers()),
