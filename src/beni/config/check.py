@@ -255,6 +255,16 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
             yield f"images.{name}={images[name]}, expected a number above 0\n  fix: set images.{name}=10"
     if images["max_bad"] > 1:
         yield f"images.max_bad={images['max_bad']}, expected a share of all pictures\n  fix: set images.max_bad=0.05"
+    if not 0 <= train["memory_budget"] <= 1:
+        yield (
+            f"train.memory_budget={train['memory_budget']}, expected a share in [0, 1]\n"
+            "  fix: set train.memory_budget=0.5"
+        )
+    if train["activation_checkpointing"] == "memory_budget" and not train["compile"]:
+        yield (
+            "train.activation_checkpointing=memory_budget is the compiler's choice, but train.compile=false\n"
+            "  fix: set train.compile=true or train.activation_checkpointing=selective"
+        )
     bank, vision = train["feature_bank"], train["plan"]["vision"]
     if bank is not None and not bank.strip():
         yield "train.feature_bank is empty, expected a folder or null\n  fix: set train.feature_bank=null"

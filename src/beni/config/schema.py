@@ -47,6 +47,11 @@ class Train:
         workers: loader processes.
         log_every: steps between lines of metrics.jsonl.
         init_from: run folder or ``save_pretrained`` folder whose weights this run starts from, else null.
+        activation_checkpointing: what the layers give up and compute again: ``none``, ``full`` (all but their inputs),
+            ``selective`` (all but attention and every second matrix product) or ``memory_budget`` (the compiler's
+            choice).
+        memory_budget: share of the memory of all activations that ``memory_budget`` may keep, in [0, 1].
+        compile: compile each layer of the llm, and of a vision encoder that trains.
         feature_bank: folder that keeps the features of a frozen vision encoder for later epochs and runs, else null.
         plan: which components train.
     """
@@ -63,6 +68,9 @@ class Train:
     workers: int
     log_every: int
     init_from: str | None
+    activation_checkpointing: Literal["none", "full", "selective", "memory_budget"]
+    memory_budget: float
+    compile: bool
     feature_bank: str | None
     plan: Plan
 

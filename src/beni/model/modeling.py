@@ -283,6 +283,12 @@ class BeniForConditionalGeneration(PreTrainedModel):
         """The modules that FSDP shards one by one, bottom-up."""
         return [*self.llm.layers(), *self.vision.blocks(), self.resampler]
 
+    def layers_with_gradient(self) -> list[nn.Module]:
+        """The repeated layers whose activations the backward pass wants: of the llm, and of a vision encoder that
+        trains.
+        """
+        return [*self.llm.layers(), *(self.vision.blocks() if self._trains_vision() else ())]
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the widest parameter: transformers loads a saved model in it, and frozen bf16 parts must not round all."""

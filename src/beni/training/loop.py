@@ -96,6 +96,9 @@ class Trainer:
         workers: int,
         log_every: int,
         init_from: str | None,
+        activation_checkpointing: str,
+        memory_budget: float,
+        compile: bool,
         feature_bank: str | None,
         plan: dict[str, str],
     ) -> None:
