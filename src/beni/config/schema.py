@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from beni.config.optim import Optim
+
 PlanMode = Literal["frozen", "full", "lora"]
 
 PART_GROUPS = ("vision", "views", "selector", "resampler", "connector", "fusion", "llm", "adapter", "data", "tracker")
@@ -29,6 +31,19 @@ class Plan:
     connector: PlanMode
     fusion: PlanMode
     llm: Literal["auto", "frozen", "full", "lora"]
+
+
+@dataclass(frozen=True)
+class Thaw:
+    """Share of the steps, in [0, 1), for which a component that trains stays frozen at first (training/thaw.py)."""
+
+    vision: float
+    views: float
+    selector: float
+    resampler: float
+    connector: float
+    fusion: float
+    llm: float
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,9 @@ class Train:
         memory_budget: share of the memory of all activations that ``memory_budget`` may keep, in [0, 1].
         compile: compile each layer of the llm, and of a vision encoder that trains.
         feature_bank: folder that keeps the features of a frozen vision encoder for later epochs and runs, else null.
+        ema: decay of an average of the weights that train, in (0, 1), which is then scored and exported; 0 keeps none.
         plan: which components train.
+        thaw: when.
     """
 
     _target_: str
@@ -72,45 +89,9 @@ class Train:
     memory_budget: float
     compile: bool
     feature_bank: str | None
+    ema: float
     plan: Plan
-
-
-@dataclass(frozen=True)
-class LrScale:
-    """Learning rate of each component as a multiple of ``optim.lr`` (training/optim.py)."""
-
-    vision: float
-    views: float
-    selector: float
-    resampler: float
-    connector: float
-    fusion: float
-    llm: float
-
-
-@dataclass(frozen=True)
-class Optim:
-    """AdamW and its schedule (training/optim.py).
-
-    Attributes:
-        lr: peak learning rate.
-        lr_scale: what the rate of each component is multiplied by; adapters belong to their component.
-        min_lr: learning rate at the last step.
-        warmup_ratio: share of the steps that warm up linearly, in [0, 1).
-        weight_decay: decoupled, on matrices only (no norms, biases or embeddings).
-        betas: decay rates of the moments.
-        eps: term in the denominator.
-        clip: largest global gradient norm; 0 switches clipping off.
-    """
-
-    lr: float
-    lr_scale: LrScale
-    min_lr: float
-    warmup_ratio: float
-    weight_decay: float
-    betas: list[float]
-    eps: float
-    clip: float
+    thaw: Thaw
 
 
 @dataclass(frozen=True)

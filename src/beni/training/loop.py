@@ -24,10 +24,13 @@ from beni.errors import DataError, ResumeError
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.streams import derive
 from beni.training import checkpoint
-from beni.training.optim import build_optimizer, learning_rate
-from beni.training.state import gather, scatter
+from beni.training.ema import Average
+from beni.training.optim import build_optimizer
+from beni.training.schedule import learning_rate
+from beni.training.state import named_tensors, scatter, whole
 from beni.training.step import clip_and_update, forward_backward
-from beni.training.trainable import TrainabilityCheck, set_modes
+from beni.training.thaw import Thaw
+from beni.training.trainable import TrainabilityCheck
 from beni.types import Batch
 from beni.vision.feature_bank import FeatureBank
 
@@ -100,10 +103,13 @@ class Trainer:
         memory_budget: float,
         compile: bool,
         feature_bank: str | None,
+        ema: float,
         plan: dict[str, str],
+        thaw: dict[str, float],
     ) -> None:
         self.steps, self.seed, self.precision = steps, seed, precision
         self.workers, self.log_every, self.plan = workers, log_every, plan
+        self.ema, self.thaw = ema, thaw
 
     def fit(self, job: Job) -> None:
         """Trains from the newest checkpoint, or from the start, to the last step.
@@ -115,10 +121,11 @@ class Trainer:
         """
         model, device = job.model, job.environment.device
         optimizer = build_optimizer(model, job.optim)
-        done, ledger = self._resume(job, optimizer)
+        average = Average(model, self.ema)
+        done, ledger = self._resume(job, optimizer, average)
         faults: list[dict[str, Any]] = []
+        thaw = Thaw(model, self.plan, self.thaw, self.steps, done)
         check = TrainabilityCheck.before_first_step(model) if done == 0 else None
-        set_modes(model, self.plan)
         window = Window(model.feature_bank)
 
         for step, batches in enumerate(
@@ -131,6 +138,9 @@ class Trainer:
             for notice in batches[0].notices:
                 job.log.notice(notice)
             faults += [{"step": step + 1, **fault} for batch in batches for fault in batch.faults]
+            for component in thaw.due(step):
+                job.log.notice(f"{component} trains from step {step + 1} on (train.thaw)")
+                check = TrainabilityCheck.before_first_step(model)
             torch.manual_seed(derive(self.seed, "dropout", step, job.environment.rank))
             loss, labels = forward_backward(model, batches, step, device, self.precision)
             # a gradient reaches the vision encoder in a step with a picture, and the first need not have one
@@ -140,6 +150,7 @@ class Trainer:
                     job.log.notice(f"{name} never receives a gradient in this run and is frozen")
             rate = learning_rate(step, self.steps, job.optim)
             norm = clip_and_update(model, optimizer, rate, job.optim["clip"])
+            average.update()
             if check is not None and due:
                 check.after_first_step(model)
                 check = None
@@ -157,12 +168,14 @@ class Trainer:
                 totals = self._report_data(job, finished, ledger, faults)
                 faults = []
                 if saves:
-                    self._save(job, optimizer, finished, totals)
+                    self._save(job, optimizer, average, finished, totals)
             if last or (job.eval_every and finished % job.eval_every == 0):
-                job.evaluate(finished)
-                set_modes(model, self.plan)
+                with average.in_place_of_weights(model):
+                    job.evaluate(finished)
+                thaw.set_modes()
                 window = Window(model.feature_bank)
 
+        average.swap(model)  # what is exported and shown after this
         if done == self.steps:
             job.evaluate(done)
 
@@ -185,7 +198,7 @@ class Trainer:
             )
         return totals
 
-    def _resume(self, job: Job, optimizer: torch.optim.Optimizer) -> tuple[int, Ledger]:
+    def _resume(self, job: Job, optimizer: torch.optim.Optimizer, average: Average) -> tuple[int, Ledger]:
         skipped: list[str] = []
         found = checkpoint.newest(job.checkpoints, skipped)
         for reason in skipped:
@@ -198,13 +211,20 @@ class Trainer:
                 f"{found.path} belongs to run {found.values['signature']}, this is {job.signature}\n"
                 "  fix: set checkpoint.resume=never to start over (the old folder is kept)"
             )
-        scatter(found.tensors, job.model, optimizer)
+        scatter(found.tensors, job.model, optimizer, average)
         job.log.begin(found.step)
         before = {name: Counts(**counts) for name, counts in found.values["ledger"].items()}
         return found.step, Ledger(job.steps.source.names, before if job.environment.is_main else {})
 
-    def _save(self, job: Job, optimizer: torch.optim.Optimizer, step: int, totals: Mapping[str, Counts]) -> None:
-        tensors = gather(job.model, optimizer)
+    def _save(
+        self,
+        job: Job,
+        optimizer: torch.optim.Optimizer,
+        average: Average,
+        step: int,
+        totals: Mapping[str, Counts],
+    ) -> None:
+        tensors = whole(named_tensors(job.model, optimizer, average))
         if job.environment.is_main:
             values = {"signature": job.signature, "ledger": {name: asdict(counts) for name, counts in totals.items()}}
             checkpoint.save(job.checkpoints, step, tensors, values, job.checkpoint["keep"])
