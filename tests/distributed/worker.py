@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from beni.config.build import build
 from beni.data.loader import Steps
@@ -51,6 +52,12 @@ class Watched(Steps):
 
 
 PICTURED: list[bool] = []
+DTYPES: set[str] = set()
+
+
+def note_dtypes(optimizer, *_) -> None:
+    """Of the gradients that an update is made of."""
+    DTYPES.update(str(p.grad.dtype) for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
 
 
 def main(settings) -> None:
@@ -58,6 +65,7 @@ def main(settings) -> None:
     run = settings["run"]
     train = run["train"]
     environment = read_environment("cpu")
+    register_optimizer_step_pre_hook(note_dtypes)
     with process_group(environment):
         model = build_model(run)
         shard(model, model.sharding_units(), environment, run["fsdp"], train["precision"])
@@ -94,12 +102,12 @@ def main(settings) -> None:
             checkpoints=Path(settings["folder"]),
             signature="same",
             max_bad=0.05,
-            eval_every=0,
+            eval_every=run["eval"]["every"],
             evaluate=evaluate,
             log=log,
         )
         build(train).fit(job)
-        seen = vars(log) | {"pictured": PICTURED}
+        seen = vars(log) | {"pictured": PICTURED, "dtypes": sorted(DTYPES)}
         Path(f"{settings['out']}.{environment.rank}").write_text(json.dumps(seen))
 
 
