@@ -63,14 +63,17 @@ def build_optimizer(model: BeniForConditionalGeneration, settings: Mapping[str, 
 
 
 def hidden_matrices(model: BeniForConditionalGeneration) -> set[int]:
-    """``id`` of each matrix that maps hidden states to hidden states: no embedding, head, latents, norm or bias."""
+    """``id`` of each matrix that maps hidden states to hidden states: no embedding, head, latents, norm or bias.
+
+    A matrix of one row or column is a vector and has nothing to orthogonalise.
+    """
     head = model.llm.model.get_output_embeddings()
     weights = {
         id(module): module._parameters.get("weight")
         for module in model.modules()
         if not isinstance(module, nn.Embedding)
     }
-    return {id(w) for of, w in weights.items() if w is not None and w.ndim == 2 and of != id(head)}
+    return {id(w) for of, w in weights.items() if w is not None and w.ndim == 2 and min(w.shape) > 1 and of != id(head)}
 
 
 def _groups(model: BeniForConditionalGeneration, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -140,7 +143,7 @@ def _whole_gradients(optimizer: Optimizer, *_: Any) -> None:
     """Every rank gets the whole gradient of a sharded matrix, and so keeps the whole moment.
 
     Newton-Schulz needs the whole matrix. Left to DTensor it takes several collectives an iteration (measured: 10 to 60
-    times slower on two processes), rounds otherwise than one process does, and fails on a matrix of one row.
+    times slower on two processes) and rounds otherwise than one process does.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:

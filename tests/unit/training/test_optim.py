@@ -10,7 +10,7 @@ import torch
 
 from beni.config.schema import COMPONENTS
 from beni.hub import OPTIMIZER_PACKAGES
-from beni.training.optim import build_optimizer
+from beni.training.optim import build_optimizer, hidden_matrices
 from beni.training.step import clip_and_update
 
 SETTINGS = {
@@ -162,6 +162,14 @@ def test_muon_takes_hidden_matrices_and_adamw_the_embeddings_head_latents_norms_
     for name in ("llm.model.lm_head.weight", "llm.model.model.embed_tokens.weight", VECTOR):
         assert "exp_avg_sq" in optimizer.state[dict(full.named_parameters())[name]], name
     assert "momentum_buffer" in optimizer.state[dict(full.named_parameters())[MATRIX]]
+
+
+def test_a_matrix_of_one_row_or_column_is_left_to_adamw(tiny_model):
+    model = tiny_model("train.plan.llm=lora", "adapter=lora", "adapter.r=1")
+    chosen = hidden_matrices(model)
+    adapters = [p for n, p in model.named_parameters() if "lora_" in n]
+    assert adapters
+    assert not any(id(p) in chosen for p in adapters)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-5])  # the second's mean square lies below fp32's machine epsilon
