@@ -1,8 +1,8 @@
 """What a run will need in memory, estimated before anything is allocated, and what the machine has.
 
 An estimate: weights, gradients, AdamW moments and averages are exact; activations follow from widths and depths (about
-14 widths and 4 intermediate widths a position and layer, as in a Llama layer without checkpointing) and are right within
-some 30 %.
+14 widths and 4 intermediate widths a position and layer, as in a Llama layer without checkpointing) and are right
+within some 30 %.
 """
 
 from __future__ import annotations
