@@ -1,8 +1,8 @@
 """What trains, while it trains: modes, storage, and the check after the first step that the plan came true.
 
 "What is actually training?" is a question that peers' users ask for years. Here the plan is written per component, the
-table is printed before step 1, and after it every planned tensor must have received a gradient and no other changed. So it
-is again when a component begins to train later (training/thaw.py).
+table is printed before step 1, and after it every planned tensor must have received a gradient and no other changed. So
+it is again when a component begins to train later (training/thaw.py).
 """
 
 from __future__ import annotations
