@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights that train (arXiv 1806.05594 and, for its use here, 2403.10853).
+"""An exponential moving average of the weights that train (arXiv 1703.01780; studied in 2411.18704).
 
 After each step ``average = decay * average + (1 - decay) * weight``, beginning with the initial weights. The average is
 what is scored and exported; training goes on with the weights themselves.
