@@ -27,8 +27,8 @@ def launch(tiny_values, tmp_path_factory):
     """launch(world, folder, mode) -> what each rank saw; the processes are killed after ``SECONDS``."""
     root = tmp_path_factory.mktemp("distributed")
 
-    def start(world, folder, mode):
-        run = compose([*tiny_values, *SETTINGS, *PERCEIVER, f"fsdp={mode}"])
+    def start(world, folder, mode, *overrides):
+        run = compose([*tiny_values, *SETTINGS, *PERCEIVER, f"fsdp={mode}", *overrides])
         out = root / f"seen-{len(list(root.glob('settings-*')))}"
         return run_ranks(WORKER, {"run": run, "folder": str(root / folder)}, out, world, SECONDS)
 
@@ -72,11 +72,13 @@ def test_two_replicas_equal_one_process(launch, one):
     agree(ranks[0], one)
 
 
-@pytest.mark.parametrize(("saved_by", "world"), [("one", 2), ("two", 1)])
+@pytest.mark.parametrize(("saved_by", "world"), [("one", 2), ("two", 1), ("two", 4)])
 def test_a_checkpoint_of_one_world_size_resumes_at_another(launch, one, sharded, saved_by, world):
-    shutil.copytree(launch.root / saved_by, launch.root / f"{saved_by}-cut")
-    shutil.rmtree(launch.root / f"{saved_by}-cut" / "step_00000003")  # as if killed before it was written
-    ranks = launch(world, f"{saved_by}-cut", "full")
+    cut = launch.root / f"{saved_by}-cut-{world}"
+    shutil.copytree(launch.root / saved_by, cut)
+    shutil.rmtree(cut / "step_00000003")  # as if killed before it was written
+    assert len(list((cut / "step_00000002").glob("*.safetensors"))) == (1 if saved_by == "one" else 2)
+    ranks = launch(world, cut.name, "full", *(("train.accumulation=1",) if world == 4 else ()))
     assert [rank["began"] for rank in ranks] == [2] * world
     assert ranks[0]["losses"].keys() == {"3"}
     agree(ranks[0], one)

@@ -249,6 +249,17 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
         )
     if len(optim["betas"]) != 2 or not all(0 <= beta < 1 for beta in optim["betas"]):
         yield f"optim.betas={optim['betas']}, expected two numbers in [0, 1)\n  fix: set 'optim.betas=[0.9,0.95]'"
+    best = run["checkpoint"]["keep_best"]
+    if best is not None and not best.startswith("eval/"):
+        yield (
+            f"checkpoint.keep_best={best}, expected a metric of the evaluation\n"
+            "  fix: set checkpoint.keep_best=eval/accuracy, eval/loss or null"
+        )
+    elif best is not None and not run["eval"]["every"]:
+        yield (
+            f"checkpoint.keep_best={best} compares evaluations, but eval.every=0 makes only the last\n"
+            "  fix: set eval.every, or checkpoint.keep_best=null"
+        )
     images = run["images"]
     for name in ("timeout", "idle_timeout", "max_mib", "cache_gib"):
         if not 0 < images[name] < float("inf"):

@@ -165,17 +165,21 @@ class Fsdp:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Saving and resuming (training/checkpoint.py).
+    """Saving and resuming (training/saver.py).
 
     Attributes:
         every: steps between checkpoints; 0 saves none but the last.
         keep: newest checkpoints kept.
+        keep_best: metric of the evaluation, for instance ``eval/accuracy``; the checkpoint of the best one is kept too.
+        on_error: when a checkpoint cannot be written: ``continue`` (say so, train on) or ``halt``.
         resume: ``auto`` (the newest complete one of this run folder) or ``never`` (start over; the old folder is kept).
         export: write a ``save_pretrained`` folder at the end.
     """
 
     every: int
     keep: int
+    keep_best: str | None
+    on_error: Literal["continue", "halt"]
     resume: Literal["auto", "never"]
     export: bool
 

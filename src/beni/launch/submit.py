@@ -89,7 +89,7 @@ def settle_arm(folder: Path, error: BaseException | None = None) -> str | None:
     status = read_status(folder)
     if status.get("state") == "finished":
         return None
-    if status.get("state") != "failed" or not status.get("error"):
+    if status.get("state") not in ("failed", "preempted") or not status.get("error"):
         status |= {"state": "failed", "error": failure(error or ArmFailed("the job ended before the run did"))}
         write_status(folder, **status)
     return first_line(status)

@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from beni.config.identity import difference, now, provenance, relevant, run_folder
-from beni.errors import ResumeError
+from beni.errors import Preempted, ResumeError
 
 
 class RunFolder:
@@ -98,12 +98,13 @@ class RunFolder:
     def _failed(self, error: BaseException) -> None:
         if not self.path.exists():
             return
-        interrupted = isinstance(error, KeyboardInterrupt)
+        interrupted = isinstance(error, KeyboardInterrupt | Preempted)
         self.update(
             state="preempted" if interrupted else "failed",
             error={
                 "type": type(error).__name__,
                 "message": str(error),
-                "traceback": "".join(traceback.format_exception(error)),
+                # where a signal met the run says nothing
+                "traceback": "" if interrupted else "".join(traceback.format_exception(error)),
             },
         )

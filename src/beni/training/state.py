@@ -1,4 +1,4 @@
-"""Trained parameters and optimizer moments as plain named tensors, whole on every rank, whatever the sharding.
+"""Trained parameters and optimizer moments as named tensors, and a whole model on rank 0, whatever the sharding.
 
 Frozen weights are not in a checkpoint: they are pretrained, or drawn again from their named stream.
 """
@@ -7,56 +7,57 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from beni.errors import ResumeError
+from beni.training.shards import SavedTensors
 from beni.training.trainable import named_trainable
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def gather(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """``model/<name>`` and ``optimizer/<name>/<moment>`` tensors on the CPU. Collective under sharding."""
+def named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """``model/<name>`` and ``optimizer/<name>/<moment>`` tensors as training holds them; sharded ones are DTensors."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in named_trainable(model):
         state = optimizer.state.get(parameter)
         if state:  # without one no gradient ever reached it: it is as it was built
-            tensors[f"model/{name}"] = _whole(parameter)
-            tensors |= {f"optimizer/{name}/{moment}": _whole(state[moment]) for moment in MOMENTS}
+            tensors[f"model/{name}"] = parameter
+            tensors |= {f"optimizer/{name}/{moment}": state[moment] for moment in MOMENTS}
     return tensors
 
 
-def scatter(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """The inverse of ``gather``, in place.
+def scatter(saved: SavedTensors, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts what ``named_tensors`` named in its place; each rank reads no more than its own part.
 
     Raises:
         ResumeError: when a tensor has no place in this model, or another shape there.
     """
     ours = dict(named_trainable(model))
-    theirs = {key.removeprefix("model/") for key in tensors if key.startswith("model/")}
-    foreign = [n for n in sorted(theirs) if n not in ours or ours[n].shape != tensors[f"model/{n}"].shape]
+    theirs = [key.removeprefix("model/") for key in saved if key.startswith("model/")]
+    foreign = [n for n in sorted(theirs) if n not in ours or tuple(ours[n].shape) != saved.shape(f"model/{n}")]
     if foreign:
         raise ResumeError(f"the checkpoint is of another model: no such tensors here as {', '.join(foreign[:3])}")
     with torch.no_grad():
-        for name in sorted(theirs):  # a set's order differs between processes
+        for name in theirs:
             parameter = ours[name]
-            parameter.copy_(_like(tensors[f"model/{name}"], parameter))
+            parameter.copy_(saved.like(f"model/{name}", parameter))
             counter = parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")
             optimizer.state[parameter] = {
-                moment: saved.to(counter, copy=True) if moment == "step" else _like(saved, parameter).clone()
+                moment: saved[key].to(counter, copy=True) if moment == "step" else saved.like(key, parameter)
                 for moment in MOMENTS
-                for saved in (tensors[f"optimizer/{name}/{moment}"],)
+                for key in (f"optimizer/{name}/{moment}",)
             }
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole.detach().to("cpu", copy=True).contiguous()
+def whole_on_main(model: nn.Module, main: bool) -> dict[str, Tensor]:
+    """The model's state dict with every sharded tensor gathered, one after another, on the CPU of rank 0.
 
-
-def _like(whole: Tensor, parameter: Tensor) -> Tensor:
-    whole = whole.to(parameter.device, parameter.dtype)
-    if isinstance(parameter, DTensor):
-        # every rank holds the whole tensor and takes its own shard: nothing is sent
-        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return whole
+    Called by all ranks. On the others it is empty: none ever holds more than one whole tensor.
+    """
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if main:
+            state[name] = whole.detach().to("cpu", copy=True)
+    return state
