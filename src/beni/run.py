@@ -32,6 +32,7 @@ from beni.data.verdicts import Verdicts
 from beni.distributed.collectives import agree, barrier
 from beni.distributed.environment import Environment, process_group, read_environment
 from beni.distributed.fsdp import shard
+from beni.distributed.watchdog import Watchdog
 from beni.errors import CompositionError, Preempted
 from beni.llm.hf import isolates_segments
 from beni.llm.tokenizer import load_tokenizer
@@ -101,7 +102,13 @@ def train(run: Mapping[str, Any]) -> Path:
             Console().print(f"already finished: {folder.path} (checkpoint.resume=never runs it again)")
             Console().print(run_table(collect_run(folder.path)))
         return folder.path
-    with Preemption() as preemption, process_group(environment), folder.opened(), closing(fetcher):
+    with (
+        Preemption() as preemption,
+        process_group(environment),
+        folder.opened(),
+        closing(fetcher),
+        Watchdog(settings["watchdog_s"], environment.rank, environment.world, folder.hung) as watchdog,
+    ):
         # from here on what is bad stays bad, for every rank and for who resumes
         fetcher.verdicts = Verdicts(folder.path / "bad_images", environment.rank)
         barrier()  # no rank looks into the folder before rank 0 has prepared it
@@ -133,7 +140,8 @@ def train(run: Mapping[str, Any]) -> Path:
             shard(model, model.sharding_units(), environment, settings["precision"])
 
         def between() -> None:
-            """Between two batches of an evaluation: whether any rank has been asked to end."""
+            """Between two batches of an evaluation: the run moves, and may have been asked to end."""
+            watchdog.beat()
             if agree(0, [preemption.asked], environment.device)[1][0]:
                 raise Preempted(preemption.name)
 
@@ -159,8 +167,10 @@ def train(run: Mapping[str, Any]) -> Path:
                     evaluate=report.evaluate,
                     log=report,
                     preemption=preemption,
+                    watchdog=watchdog,
                 )
             )
+            watchdog.beat("end", settings["steps"])
             if run["checkpoint"]["export"]:
                 whole = whole_on_main(model, environment.is_main)
                 if environment.is_main:

@@ -48,6 +48,7 @@ class Train:
         log_every: steps between lines of metrics.jsonl.
         init_from: run folder or ``save_pretrained`` folder whose weights this run starts from, else null.
         feature_bank: folder that keeps the features of a frozen vision encoder for later epochs and runs, else null.
+        watchdog_s: seconds after which a rank that does not move has hung, and the run ends; 0 waits for ever.
         plan: which components train.
     """
 
@@ -64,6 +65,7 @@ class Train:
     log_every: int
     init_from: str | None
     feature_bank: str | None
+    watchdog_s: float
     plan: Plan
 
 

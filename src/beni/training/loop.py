@@ -21,6 +21,7 @@ from beni.data.ledger import Counts, Ledger
 from beni.data.loader import Steps, load
 from beni.distributed.collectives import agree, gather_objects, sum_counts
 from beni.distributed.environment import Environment
+from beni.distributed.watchdog import Watchdog
 from beni.errors import DataError, Preempted
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.streams import derive
@@ -63,6 +64,7 @@ class Job:
         max_bad: share of all pictures that may be bad before the run ends.
         evaluate: called with the number of finished steps; returns the scores. Raises ``Preempted`` when asked to end.
         preemption: the signals that end the run early.
+        watchdog: is told how far this rank has come.
     """
 
     model: BeniForConditionalGeneration
@@ -77,6 +79,7 @@ class Job:
     evaluate: Callable[[int], Mapping[str, float]]
     log: Log
     preemption: Preemption = field(default_factory=Preemption)
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
 
 
 class Trainer:
@@ -97,6 +100,7 @@ class Trainer:
         log_every: int,
         init_from: str | None,
         feature_bank: str | None,
+        watchdog_s: float,
         plan: dict[str, str],
     ) -> None:
         self.steps, self.seed, self.precision = steps, seed, precision
@@ -117,20 +121,23 @@ class Trainer:
             self._fit(job, optimizer, saver)
 
     def _fit(self, job: Job, optimizer: torch.optim.Optimizer, saver: Saver) -> None:
-        model, device = job.model, job.environment.device
+        model, device, beat = job.model, job.environment.device, job.watchdog.beat
         done, before = saver.resume()
         ledger = self._begin(job, done, before)
         if 0 < done < self.steps and self._evaluates(job, done):  # it may have ended between saving and scoring
+            beat("evaluate", done - 1)
             self._evaluate(job, saver, done, self._totals(job, ledger))
         faults: list[dict[str, Any]] = []
         check = TrainabilityCheck.before_first_step(model) if done == 0 else None
         set_modes(model, self.plan)
         window = Window(model.feature_bank)
 
+        beat("data", done)
         loaded = load(job.steps, done, self.steps, self.workers, pin=device.type == "cuda")
         with job.preemption.deferred(), closing(loaded):
             for step, batches in enumerate(loaded, start=done):
                 window.data_arrived()
+                beat("step", step)
                 same, (stop, settled) = agree(batches[0].order, [job.preemption.asked, saver.settled], device)
                 if not same:
                     raise RuntimeError(f"ranks drew different samples for step {step + 1}; do they see the same files?")
@@ -174,11 +181,15 @@ class Trainer:
                     totals = self._report_data(job, finished, ledger, faults)
                     faults = []
                     if saves:
+                        beat("save", step)
                         saver.save(finished, totals)
                     if evaluates and not last:
+                        beat("evaluate", step)
                         self._evaluate(job, saver, finished, totals)
                         set_modes(model, self.plan)
                         window = Window(model.feature_bank)
+                beat("data", finished)
+            beat("evaluate", self.steps)
             self._evaluate(job, saver, self.steps, self._totals(job, ledger))
             saver.settle(self.steps)
 
@@ -191,6 +202,7 @@ class Trainer:
             scores = job.evaluate(step)
         except Preempted:
             self._stop(job, saver, step, totals)
+        job.watchdog.beat()
         if saver.improves(scores, job.environment.device):
             if saver.saved != step:
                 saver.save(step, totals)
@@ -202,6 +214,7 @@ class Trainer:
         Raises:
             Preempted: always.
         """
+        job.watchdog.beat("save")
         if saver.saved != step and step > 0:
             saver.save(step, totals)
         saver.settle(step)
