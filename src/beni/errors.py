@@ -9,6 +9,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+PREEMPTED = 75
+"""Exit code of a run that a signal has ended (EX_TEMPFAIL of sysexits.h): the same command goes on."""
+HUNG = 70
+"""Exit code of a run that its watchdog has ended (EX_SOFTWARE of sysexits.h)."""
+
 
 class BeniError(Exception):
     """Base class of every error that a change of configuration, data or machine can fix."""
@@ -57,3 +62,7 @@ class ResumeError(BeniError):
 
 class TrainabilityError(BeniError):
     """What actually trains differs from the plan of the run."""
+
+
+class Preempted(Exception):
+    """A signal has ended the run; the same command goes on where it was. No error, so no ``BeniError``."""

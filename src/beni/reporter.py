@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from beni.analysis.render import render_report
@@ -17,7 +17,7 @@ from beni.data.schedule import Schedule
 from beni.data.template import Renderer
 from beni.distributed.collectives import gather_objects
 from beni.distributed.environment import Environment
-from beni.errors import DataError
+from beni.errors import DataError, Preempted
 from beni.evals.gallery import write_gallery
 from beni.evals.scores import Scorer, summarise
 from beni.measure import memory
@@ -43,12 +43,13 @@ class Reporter:
         layout: str,
         environment: Environment,
         fetcher: Fetcher,
+        between: Callable[[], None],
     ) -> None:
         self.folder, self.run, self.source, self.environment = folder, run, source, environment
         self.schedule, self.fetcher = schedule, fetcher
         settings = run["train"]
         self.scorer = Scorer(
-            model, renderer, viewer, source.task, layout, settings["precision"], run["eval"]["batch_size"]
+            model, renderer, viewer, source.task, layout, settings["precision"], run["eval"]["batch_size"], between
         )
         self.heldout: Sequence[Sample] = ()
         self.start, self.step = time.perf_counter(), 0
@@ -70,7 +71,8 @@ class Reporter:
             self.progress.__exit__(kind, error, trace)
             self.metrics.close()
             self.faults.close()
-            self.tracker.finish("finished" if kind is None else "failed")
+            stopped = kind is not None and issubclass(kind, KeyboardInterrupt | Preempted)
+            self.tracker.finish("finished" if kind is None else "preempted" if stopped else "failed")
 
     def train(self, step: int, values: Mapping[str, float]) -> None:
         self.step = step
@@ -98,7 +100,15 @@ class Reporter:
         if self.active:
             self.progress.console.print(text, highlight=False)
 
-    def evaluate(self, step: int) -> None:
+    def saved(self, step: int, values: Mapping[str, float]) -> None:
+        if self.active:
+            self._log(step, values)
+
+    def best(self, step: int, metric: str, value: float) -> None:
+        path = f"checkpoints/step_{step:08d}"
+        self.folder.update(best={"step": step, "metric": metric, "value": value, "checkpoint": path})
+
+    def evaluate(self, step: int) -> Mapping[str, float]:
         """Scores the held-out examples with the true and with a blank image."""
         samples = self.heldout = self._heldout()
         self.scorer.model.eval()
@@ -117,6 +127,7 @@ class Reporter:
             self._log(step, values)
             self.folder.update(step=step, **{k: v for k, v in values.items() if k.count("/") == 1})
             self.rows = rows
+        return values
 
     def end(self) -> None:
         """The gallery, the final status and report.html."""

@@ -29,10 +29,11 @@ from beni.data.sample import Source
 from beni.data.schedule import Schedule, needs_lengths
 from beni.data.template import IGNORE, Renderer
 from beni.data.verdicts import Verdicts
-from beni.distributed.collectives import barrier
+from beni.distributed.collectives import agree, barrier
 from beni.distributed.environment import Environment, process_group, read_environment
 from beni.distributed.fsdp import shard
-from beni.errors import CompositionError
+from beni.distributed.watchdog import Watchdog
+from beni.errors import CompositionError, Preempted
 from beni.llm.hf import isolates_segments
 from beni.llm.tokenizer import load_tokenizer
 from beni.measure import memory
@@ -48,6 +49,8 @@ from beni.tracker.progress import index_progress
 from beni.training.blocks import compile_blocks, recompute
 from beni.training.initial import load_initial
 from beni.training.loop import Job, Trainer
+from beni.training.preempt import Preemption
+from beni.training.state import whole_on_main
 from beni.training.trainable import store_frozen_in_bf16
 from beni.types import ImageLayout
 from beni.vision.feature_bank import FeatureBank, describe
@@ -74,6 +77,7 @@ def train(run: Mapping[str, Any]) -> Path:
 
     Raises:
         BeniError: everything that a change of configuration, data or machine can fix, before anything is written.
+        Preempted: a signal has ended the run; the same call goes on.
     """
     planned = plan(run)
     settings = run["train"]
@@ -99,7 +103,13 @@ def train(run: Mapping[str, Any]) -> Path:
             Console().print(f"already finished: {folder.path} (checkpoint.resume=never runs it again)")
             Console().print(run_table(collect_run(folder.path)))
         return folder.path
-    with process_group(environment), folder.opened(), closing(fetcher):
+    with (
+        Preemption() as preemption,
+        process_group(environment),
+        folder.opened(),
+        closing(fetcher),
+        Watchdog(settings["watchdog_s"], environment.rank, environment.world, folder.hung) as watchdog,
+    ):
         # from here on what is bad stays bad, for every rank and for who resumes
         fetcher.verdicts = Verdicts(folder.path / "bad_images", environment.rank)
         barrier()  # no rank looks into the folder before rank 0 has prepared it
@@ -130,8 +140,17 @@ def train(run: Mapping[str, Any]) -> Path:
         _prepare_layers(model, settings)
         shard(model, model.sharding_units(), environment, run["fsdp"], settings["precision"])
 
+        def between() -> None:
+            """Between two batches of an evaluation: the run moves, and may have been asked to end."""
+            watchdog.beat()
+            if agree(0, [preemption.asked], environment.device)[1][0]:
+                raise Preempted(preemption.name)
+
+        reporter = Reporter(
+            folder, run, source, schedule, renderer, viewer, model, layout, environment, fetcher, between
+        )
         with (
-            Reporter(folder, run, source, schedule, renderer, viewer, model, layout, environment, fetcher) as report,
+            reporter as report,
             _feature_bank(model, settings, report),
         ):
             trainer: Trainer = build(run["train"])
@@ -148,11 +167,16 @@ def train(run: Mapping[str, Any]) -> Path:
                     eval_every=run["eval"]["every"],
                     evaluate=report.evaluate,
                     log=report,
+                    preemption=preemption,
+                    watchdog=watchdog,
                 )
             )
-            if run["checkpoint"]["export"] and run["fsdp"]["mode"] == "none" and environment.is_main:
-                model.save_pretrained(folder.path / "model")
-                tokenizer.save_pretrained(folder.path / "model")
+            watchdog.beat("end", settings["steps"])
+            if run["checkpoint"]["export"]:
+                whole = whole_on_main(model, environment.is_main)
+                if environment.is_main:
+                    model.save_pretrained(folder.path / "model", state_dict=whole)
+                    tokenizer.save_pretrained(folder.path / "model")
             report.end()
         barrier()
     if environment.is_main:

@@ -96,11 +96,13 @@ def test_sharded_frozen_weights_equal_one_process(launch, reshard):
         agree(rank, alone)
 
 
-@pytest.mark.parametrize(("saved_by", "world"), [("one", 2), ("two", 1)])
+@pytest.mark.parametrize(("saved_by", "world"), [("one", 2), ("two", 1), ("two", 4)])
 def test_a_checkpoint_of_one_world_size_resumes_at_another(launch, one, sharded, saved_by, world):
-    shutil.copytree(launch.root / saved_by, launch.root / f"{saved_by}-cut")
-    shutil.rmtree(launch.root / f"{saved_by}-cut" / "step_00000003")  # as if killed before it was written
-    ranks = launch(world, f"{saved_by}-cut", "full")
+    cut = launch.root / f"{saved_by}-cut-{world}"
+    shutil.copytree(launch.root / saved_by, cut)
+    shutil.rmtree(cut / "step_00000003")  # as if killed before it was written
+    assert len(list((cut / "step_00000002").glob("*.safetensors"))) == (1 if saved_by == "one" else 2)
+    ranks = launch(world, cut.name, "full", *(("train.accumulation=1",) if world == 4 else ()))
     assert [rank["began"] for rank in ranks] == [2] * world
     assert ranks[0]["losses"].keys() == {"3"}
     agree(ranks[0], one)

@@ -38,6 +38,12 @@ class Log:
         self.counts[step] = values
         self.faults += faults
 
+    def saved(self, step, values):
+        assert not values["checkpoint/failed"]
+
+    def best(self, step, metric, value):
+        self.kept = [step, metric, value]
+
     def notice(self, text):
         print(text, file=sys.stderr)
 

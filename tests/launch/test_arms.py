@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from beni.config.identity import run_folder
-from beni.errors import BeniError, CompositionError, ConfigError, ResumeError
+from beni.errors import BeniError, CompositionError, ConfigError, Preempted, ResumeError
 from beni.launch import submit
 from beni.launch.job import load_frozen
 from beni.launch.status import read_status, write_status
@@ -64,19 +64,48 @@ def test_an_arm_killed_by_a_signal_says_so_and_the_next_one_runs(
         folder.mkdir()
         write_status(folder, state="running", step=0)
 
-    def job(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        if command[-1].endswith("b"):
-            write_status(folders[1], state="finished", step=2)
-            return subprocess.CompletedProcess(command, 0)
-        return subprocess.CompletedProcess(command, -signal.SIGKILL)
+    def job(folder: Path) -> tuple[int, list[signal.Signals]]:
+        if folder == folders[1]:
+            write_status(folder, state="finished", step=2)
+            return 0, []
+        return -signal.SIGKILL, []
 
-    monkeypatch.setattr(submit.subprocess, "run", job)
+    monkeypatch.setattr(submit, "_run_job", job)
     said: list[str] = []
     reasons = run_arms(folders, said.append)
     assert reasons == ["the process ended before the run did (killed by signal 9)", None]
     assert read_status(folders[0])["state"] == "failed"
     assert read_status(folders[0])["error"]["message"] == reasons[0]
     assert [line[:7] for line in said] == ["arm 1/2", "arm 1/2", "arm 2/2"]
+
+
+def test_a_signal_is_passed_on_to_the_arm_that_runs_and_ends_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        write_status(folder, state="queued", step=0)
+    status = json.dumps({"state": "preempted", "error": {"type": "Preempted", "message": "SIGTERM after step 3"}})
+    arm = f"""
+import os, pathlib, signal, sys, time
+def stop(number, frame):
+    pathlib.Path(sys.argv[1], "status.json").write_text({status!r})
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(60)
+"""
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        submit.subprocess, "Popen", lambda command, **o: popen([sys.executable, "-c", arm, command[-1]])
+    )
+    before, said = signal.getsignal(signal.SIGTERM), []
+    with pytest.raises(Preempted, match="SIGTERM in arm 1 of 2"):
+        run_arms(folders, said.append)
+    assert said[-1] == "arm 1/2 preempted: SIGTERM after step 3"
+    assert [read_status(folder)["state"] for folder in folders] == ["preempted", "queued"]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_reason_a_run_noted_itself_is_kept(tmp_path: Path) -> None:

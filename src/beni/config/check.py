@@ -195,6 +195,7 @@ AT_LEAST = {
     "train.seed": 0,
     "train.threads": 0,
     "train.workers": 0,
+    "train.watchdog_s": 0,
     "optim.min_lr": 0,
     "optim.weight_decay": 0,
     "optim.clip": 0,
@@ -248,6 +249,19 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
             "  fix: set schedule.group=none or schedule.unit=sample"
         )
     yield from optim_ranges(run)
+    best = run["checkpoint"]["keep_best"]
+    if best is not None and not best.startswith("eval/"):
+        yield (
+            f"checkpoint.keep_best={best}, expected a metric of the evaluation\n"
+            "  fix: set checkpoint.keep_best=eval/accuracy, eval/loss or null"
+        )
+    elif best is not None and not run["eval"]["every"]:
+        yield (
+            f"checkpoint.keep_best={best} compares evaluations, but eval.every=0 makes only the last\n"
+            "  fix: set eval.every, or checkpoint.keep_best=null"
+        )
+    if train["watchdog_s"] == float("inf"):
+        yield "train.watchdog_s=inf, expected a number of seconds\n  fix: set train.watchdog_s=0 to wait for ever"
     images = run["images"]
     for name in ("timeout", "idle_timeout", "max_mib", "cache_gib"):
         if not 0 < images[name] < float("inf"):

@@ -1,4 +1,7 @@
-"""Running a Hydra command: user errors on one screen with exit code 2, bugs with their traceback and exit code 1."""
+"""Running a Hydra command: user errors on one screen with exit code 2, bugs with their traceback and exit code 1.
+
+A run that a signal has ended is neither: one line and exit code 75.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from beni.config.explain import explained
-from beni.errors import BeniError
+from beni.errors import PREEMPTED, BeniError, Preempted
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -28,6 +31,9 @@ def run_command(main: Callable[[], None]) -> None:
     except BeniError as error:
         report(error)
         sys.exit(2)
+    except Preempted as error:
+        report(error)
+        sys.exit(PREEMPTED)
 
 
 def one_screen(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -40,15 +46,15 @@ def one_screen(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]
     def guarded(composed: DictConfig) -> Any:
         try:
             return task(composed)
-        except BeniError as error:
+        except (BeniError, Preempted) as error:
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise
             report(error)
-            sys.exit(2)
+            sys.exit(PREEMPTED if isinstance(error, Preempted) else 2)
 
     return guarded
 
 
-def report(error: BeniError) -> None:
-    """One screen on stderr: what was wrong and what to set."""
+def report(error: BeniError | Preempted) -> None:
+    """One screen on stderr: what was wrong and what to set, or how the run goes on."""
     print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -31,6 +31,7 @@ IRRELEVANT = (
     "eval.batch_size",
     "train.feature_bank",
     "train.log_every",
+    "train.watchdog_s",
     "train.workers",
 )
 """Keys that cannot change what is learned or how it is scored, and so are no part of a run's signature."""

@@ -69,6 +69,7 @@ class Train:
         compile: compile each layer of the llm, and of a vision encoder that trains.
         feature_bank: folder that keeps the features of a frozen vision encoder for later epochs and runs, else null.
         ema: decay of an average of the weights that train, in (0, 1), which is then scored and exported; 0 keeps none.
+        watchdog_s: seconds after which a rank that does not move has hung, and the run ends; 0 waits for ever.
         plan: which components train.
         thaw: when.
     """
@@ -90,6 +91,7 @@ class Train:
     compile: bool
     feature_bank: str | None
     ema: float
+    watchdog_s: float
     plan: Plan
     thaw: Thaw
 
@@ -165,17 +167,21 @@ class Fsdp:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Saving and resuming (training/checkpoint.py).
+    """Saving and resuming (training/saver.py).
 
     Attributes:
         every: steps between checkpoints; 0 saves none but the last.
         keep: newest checkpoints kept.
+        keep_best: metric of the evaluation, for instance ``eval/accuracy``; the checkpoint of the best one is kept too.
+        on_error: when a checkpoint cannot be written: ``continue`` (say so, train on) or ``halt``.
         resume: ``auto`` (the newest complete one of this run folder) or ``never`` (start over; the old folder is kept).
         export: write a ``save_pretrained`` folder at the end.
     """
 
     every: int
     keep: int
+    keep_best: str | None
+    on_error: Literal["continue", "halt"]
     resume: Literal["auto", "never"]
     export: bool
 

@@ -6,14 +6,18 @@ means starting at another number.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import ctypes
+import multiprocessing
+import signal
+import sys
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
 import numpy as np
+import torch
 from PIL.Image import Image as Picture
-from torch import Generator
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from beni.data.ahead import LookAhead
@@ -25,6 +29,9 @@ from beni.data.usable import Drawer, Fault, OnBad
 from beni.errors import BeniError
 from beni.nn.streams import numpy_stream
 from beni.types import Batch, ViewedImage
+
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that a process gets when its parent dies."""
 
 
 class Viewer(Protocol):
@@ -126,8 +133,8 @@ class _Guarded(Dataset[list[Batch] | BeniError]):
             return error
 
 
-def load(steps: Steps, first: int, last: int, workers: int, pin: bool) -> Iterator[list[Batch]]:
-    """Micro-batches of the steps ``first`` to ``last`` - 1, in order.
+def load(steps: Steps, first: int, last: int, workers: int, pin: bool) -> Generator[list[Batch], None, None]:
+    """Micro-batches of the steps ``first`` to ``last`` - 1, in order. Closing it ends its processes.
 
     Raises:
         BeniError: whatever drawing a step raises, where the step would come.
@@ -139,9 +146,29 @@ def load(steps: Steps, first: int, last: int, workers: int, pin: bool) -> Iterat
         num_workers=workers,
         prefetch_factor=2 if workers else None,
         pin_memory=pin,
-        generator=Generator(),  # else every start would draw from torch's global generator
+        worker_init_fn=_outlive_signals if workers else None,
+        generator=torch.Generator(),  # else every start would draw from torch's global generator
     )
-    for drawn in loader:
-        if isinstance(drawn, BeniError):
-            raise drawn
-        yield drawn
+    others = multiprocessing.active_children()
+    drawing = iter(loader)
+    mine = [process for process in multiprocessing.active_children() if process not in others]
+    try:
+        for drawn in drawing:
+            if isinstance(drawn, BeniError):
+                raise drawn
+            yield drawn
+    finally:
+        del drawing  # asks its processes to end, and waits a few seconds for each
+        for process in mine:
+            process.kill()  # one that hangs would be waited for when Python ends, without end
+
+
+def _outlive_signals(worker: int) -> None:
+    """A signal to all processes of a job is for the one that trains, which needs its loaders to finish the step.
+
+    They go when it does: it stops them; where it was killed, the kernel does (Linux), also those that hang.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+Value = TypeVar("Value")
 
 
 def world_size() -> int:
@@ -34,12 +36,12 @@ def sum_counts(values: Sequence[int], device: torch.device) -> list[int]:
     return tensor.tolist()
 
 
-def agree(value: int, device: torch.device) -> bool:
-    """Whether all ranks hold the same number (below 2^63)."""
+def agree(value: int, wishes: Sequence[bool], device: torch.device) -> tuple[bool, list[bool]]:
+    """Whether all ranks hold the same number (below 2^63), and which wishes any rank has; in one collective."""
     if world_size() == 1:
-        return True
-    highest, negated_lowest = max_over_ranks([value, -value], device)
-    return highest == -negated_lowest
+        return True, list(wishes)
+    highest, negated_lowest, *wished = max_over_ranks([value, -value, *map(int, wishes)], device)
+    return highest == -negated_lowest, [bool(wish) for wish in wished]
 
 
 def gather_objects(values: list[Any]) -> list[Any]:
@@ -80,3 +82,31 @@ def barrier() -> None:
     """Waits for all ranks."""
     if world_size() > 1:
         dist.barrier()
+
+
+class Peers:
+    """The ranks, over a group of their own: two threads on one group would mix up each other's collectives.
+
+    Made by all ranks at once. What is sent are plain values.
+    """
+
+    def __init__(self) -> None:
+        self.world = world_size()
+        self.rank = dist.get_rank() if self.world > 1 else 0
+        self._group: Any = dist.new_group(backend="gloo") if self.world > 1 else None
+
+    def gather(self, value: Value) -> list[Value]:
+        """What each rank gave, in their order."""
+        if self._group is None:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def from_main(self, make: Callable[[], Value]) -> Value:
+        """What ``make`` returns on rank 0, where alone it is called."""
+        if self._group is None:
+            return make()
+        value: list[Any] = [make() if self.rank == 0 else None]
+        dist.broadcast_object_list(value, src=0, group=self._group)
+        return value[0]

@@ -32,6 +32,7 @@ class Scorer:
             among the sample's choices; ``loss``: only the loss.
         precision: ``bf16`` or ``fp32``, as in training.
         batch_size: sequences of one forward pass.
+        between: called before every forward pass, by all ranks alike; may raise to end the evaluation.
     """
 
     model: BeniForConditionalGeneration
@@ -41,11 +42,13 @@ class Scorer:
     layout: str
     precision: str
     batch_size: int
+    between: Callable[[], None] = lambda: None
 
     def score(self, samples: Sequence[Sample], variant: Variant) -> Iterator[dict[str, Any]]:
         """One row per sample whose pictures can be read: the fields of scores.jsonl but ``step``."""
         per_sample = max((len(s.choices) for s in samples), default=1) if self.task == "choice" else 1
         for group in _groups(samples, max(1, self.batch_size // max(1, per_sample))):
+            self.between()
             yield from self._group(group, variant)
 
     @torch.no_grad()

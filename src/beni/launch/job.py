@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from beni.config.command import report
-from beni.errors import BeniError, ResumeError
+from beni.errors import PREEMPTED, BeniError, Preempted, ResumeError
 from beni.launch.status import failure, read_status, write_status
 
 
@@ -33,7 +33,7 @@ def load_frozen(folder: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code 0 when the run is finished, 2 for a user error, 1 for a bug (with its traceback)."""
+    """Exit code 0 when the run is finished, 2 for a user error, 75 after a signal, 1 for a bug (with its traceback)."""
     if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
         print(__doc__, file=sys.stderr)
         return 2
@@ -49,6 +49,9 @@ def main(arguments: list[str]) -> int:
         report(error)
         _note(folder, error)
         return 2
+    except Preempted as error:
+        report(error)
+        return PREEMPTED
     except Exception as error:
         _note(folder, error)
         raise

@@ -6,6 +6,7 @@ Each arm is a process of its own, so one that dies (also by signal, or for lack 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -15,8 +16,9 @@ from typing import Any
 import yaml
 
 from beni.config.identity import run_folder
-from beni.errors import BeniError
+from beni.errors import BeniError, Preempted
 from beni.launch.status import failure, first_line, read_status, write_status
+from beni.training.preempt import SIGNALS
 
 
 class ImpossibleArm(BeniError):
@@ -65,18 +67,39 @@ def run_arms(folders: Sequence[Path], say: Callable[[str], None]) -> list[str | 
 
     Returns:
         None for each arm that finished, or the reason why it did not; the reason is in its status.json as well.
+
+    Raises:
+        Preempted: when a signal has ended the sweep, and with it the arm that was running; the others wait.
     """
     reasons: list[str | None] = []
     for number, folder in enumerate(folders, start=1):
         say(f"arm {number}/{len(folders)}: {folder.name}")
-        done = subprocess.run([sys.executable, "-m", "beni.launch.job", str(folder)], stdin=subprocess.DEVNULL)
-        code = done.returncode
+        code, signals = _run_job(folder)
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         reason = settle_arm(folder, ArmFailed(f"the process ended before the run did ({how})"))
         if reason is not None:
-            say(f"arm {number}/{len(folders)} failed: {reason}")
+            say(f"arm {number}/{len(folders)} {read_status(folder)['state']}: {reason}")
+        if signals:
+            raise Preempted(f"{signals[0].name} in arm {number} of {len(folders)}; the same command goes on")
         reasons.append(reason)
     return reasons
+
+
+def _run_job(folder: Path) -> tuple[int, list[signal.Signals]]:
+    """The exit code of the arm's process, and the signals that came meanwhile: they are passed on, and waited out."""
+    received: list[signal.Signals] = []
+    job = subprocess.Popen([sys.executable, "-m", "beni.launch.job", str(folder)], stdin=subprocess.DEVNULL)
+
+    def pass_on(number: int, frame: object) -> None:
+        received.append(signal.Signals(number))
+        job.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        return job.wait(), received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def settle_arm(folder: Path, error: BaseException | None = None) -> str | None:
@@ -89,7 +112,7 @@ def settle_arm(folder: Path, error: BaseException | None = None) -> str | None:
     status = read_status(folder)
     if status.get("state") == "finished":
         return None
-    if status.get("state") != "failed" or not status.get("error"):
+    if status.get("state") not in ("failed", "preempted") or not status.get("error"):
         status |= {"state": "failed", "error": failure(error or ArmFailed("the job ended before the run did"))}
         write_status(folder, **status)
     return first_line(status)

@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from beni.config.identity import difference, now, provenance, relevant, run_folder
-from beni.errors import ResumeError
+from beni.errors import Preempted, ResumeError
 
 
 class RunFolder:
@@ -62,6 +62,17 @@ class RunFolder:
             self.status |= values | {"updated": now()}
             self.write_json("status.json", self.status)
 
+    def hung(self, message: str, stack: str) -> None:
+        """Notes that the run hangs. Any rank may call it, from any thread: rank 0 may be the one that hangs."""
+        try:
+            status = json.loads((self.path / "status.json").read_text())
+        except (OSError, ValueError):
+            status = self.status
+        error = {"type": "Hang", "message": message, "traceback": stack}
+        partial = self.path / f".status.json.{os.getpid()}.partial"
+        partial.write_text(json.dumps(status | {"state": "failed", "error": error, "updated": now()}, indent=1))
+        os.replace(partial, self.path / "status.json")
+
     def write_json(self, name: str, value: Any) -> None:
         """Replaces a JSON file of the folder in one piece."""
         if self.writes:
@@ -98,12 +109,13 @@ class RunFolder:
     def _failed(self, error: BaseException) -> None:
         if not self.path.exists():
             return
-        interrupted = isinstance(error, KeyboardInterrupt)
+        interrupted = isinstance(error, KeyboardInterrupt | Preempted)
         self.update(
             state="preempted" if interrupted else "failed",
             error={
                 "type": type(error).__name__,
                 "message": str(error),
-                "traceback": "".join(traceback.format_exception(error)),
+                # where a signal met the run says nothing
+                "traceback": "" if interrupted else "".join(traceback.format_exception(error)),
             },
         )

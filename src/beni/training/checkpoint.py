@@ -1,8 +1,9 @@
-"""Checkpoints that are complete or absent, and the search for the newest good one.
+"""Checkpoints that are complete or absent, written beside training, and the search for the newest good one.
 
-A checkpoint is written into a hidden folder, flushed to disk, given a marker with the checksum of every file, and
-renamed. Loading trusts nothing without a marker whose checksums fit; a damaged one is passed over for the one before
-it.
+Each rank copies its part of every tensor to the CPU and goes on training; a thread writes the copy into a hidden folder
+and flushes it to disk. When the files of all ranks are there, rank 0 adds a marker with the checksum of every file and
+renames the folder. Loading trusts nothing without a marker whose checksums fit; a damaged checkpoint is passed over for
+the one before it.
 """
 
 from __future__ import annotations
@@ -10,81 +11,260 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+import time
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from beni.distributed.collectives import Peers
+from beni.training import shards
+from beni.training.shards import Piece, SavedTensors
+
 MARKER = "complete.json"
-TENSORS = "state.safetensors"
 VALUES = "state.json"
+BEST = "best.json"
+HIDDEN = ".partial_"
 
 
 @dataclass(frozen=True)
 class Found:
-    """A complete checkpoint: its tensors and the plain values beside them."""
+    """A complete checkpoint: its tensors, which are read when asked for, and the plain values beside them."""
 
     path: Path
     step: int
-    tensors: dict[str, Tensor]
+    tensors: SavedTensors
     values: dict[str, Any]
 
 
-def save(root: Path, step: int, tensors: dict[str, Tensor], values: dict[str, Any], keep: int) -> Path:
-    """Writes ``root/step_<step>`` and removes all but the newest ``keep``."""
-    root.mkdir(parents=True, exist_ok=True)
-    final, partial = root / f"step_{step:08d}", root / f".partial_{step:08d}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    save_file(tensors, partial / TENSORS)
-    (partial / VALUES).write_text(json.dumps({"step": step, **values}))
-    marker = {name: _checksum(partial / name) for name in (TENSORS, VALUES)}
-    (partial / MARKER).write_text(json.dumps(marker))
-    for name in (TENSORS, VALUES, MARKER):
-        _flush(partial / name)
-    _flush(partial)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
-    _flush(root)
-    # a folder of a later step is one that was passed over as damaged: left there, it would push out a good one
-    folders = _folders(root)
-    mine = folders.index(final) + 1
-    for old in (*folders[: max(0, mine - keep)], *folders[mine:]):
-        shutil.rmtree(old)
-    return final
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a checkpoint; the same on every rank but for the times.
+
+    Attributes:
+        problem: why there is none, else null.
+        stalled: seconds that training waited.
+        seconds: from the copy to the rename.
+    """
+
+    step: int
+    problem: str | None
+    stalled: float
+    seconds: float
 
 
-def newest(root: Path, skipped: list[str]) -> Found | None:
-    """The newest complete checkpoint below ``root``; reasons for passing others over are appended to ``skipped``."""
-    for partial in root.glob(".partial_*"):
-        shutil.rmtree(partial, ignore_errors=True)  # another rank may be removing it too
-    for folder in reversed(_folders(root)):
-        problem = _problem(folder)
+class Checkpoints:
+    """The checkpoints of one run. Every method but ``settled`` is called by all ranks, in the same order.
+
+    Args:
+        root: their folder, on a disk that all ranks see.
+        peers: the ranks, over a group that nobody else uses: their threads talk while training goes on.
+        keep: newest ones kept, at least 1; the best one stays as well.
+    """
+
+    def __init__(self, root: Path, peers: Peers, keep: int) -> None:
+        self.root, self.peers, self.keep = root, peers, keep
+        self._thread: threading.Thread | None = None
+        self._ended = threading.Event()
+        self._result: Outcome | BaseException | None = None
+
+    def newest(self, skipped: list[str]) -> Found | None:
+        """The newest complete checkpoint; reasons for passing others over are appended to ``skipped``."""
+        for name in self.peers.from_main(lambda: _tidy(self.root)):
+            folder = self.root / name
+            files, problem = self.peers.from_main(lambda folder=folder: _marked(folder))
+            mine = sorted(files.items())[self.peers.rank :: self.peers.world]
+            problems = self.peers.gather(_damage(folder, mine))
+            problem = problem or next((found for found in problems if found), None)
+            if problem is None:
+                values = json.loads((folder / VALUES).read_text())
+                tensors = SavedTensors([folder / file for file in sorted(files) if file != VALUES])
+                return Found(folder, values["step"], tensors, values)
+            skipped.append(f"{folder.name}: {problem}")
+        return None
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Begins to write ``root/step_<step>``; returns when training may change the tensors.
+
+        The one before it must have been waited for.
+        """
+        assert self._thread is None, "the checkpoint before has not been waited for"
+        begun = time.perf_counter()
+        pieces = shards.staged(shards.own_pieces(tensors, self.peers.rank, self.peers.world))
+        copied = torch.cuda.current_stream().record_event() if _on_gpu(tensors) else None
+
+        def work() -> None:
+            try:
+                if copied is not None:
+                    copied.synchronize()
+                problem = self._write(step, pieces, values)
+                self._result = Outcome(step, problem, stalled, time.perf_counter() - begun)
+            except BaseException as error:  # is raised where the main thread waits
+                self._result = error
+            self._ended.set()
+
+        self._ended.clear()
+        stalled = time.perf_counter() - begun
+        # a daemon: a thread that waits for a rank that is gone must not keep this process alive
+        self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint has been begun that ``wait`` has not told about."""
+        return self._thread is not None
+
+    @property
+    def settled(self) -> bool:
+        """Whether this rank has written what was last saved, and ``wait`` has not told yet."""
+        return self._thread is not None and self._ended.is_set()
+
+    def wait(self) -> Outcome | None:
+        """What became of the checkpoint that is being written, once it is; None when there is none."""
+        if self._thread is None:
+            return None
+        begun = time.perf_counter()
+        self._ended.wait()
+        self._thread, result = None, self._result
+        if isinstance(result, BaseException):
+            raise result
+        assert result is not None
+        waited = time.perf_counter() - begun
+        return Outcome(result.step, result.problem, result.stalled + waited, result.seconds)
+
+    def finish(self, seconds: float) -> None:
+        """Gives a checkpoint that is being written some time, whatever becomes of it. Any rank may call it alone."""
+        if self._thread is not None:
+            self._ended.wait(seconds)
+
+    def best(self) -> dict[str, Any] | None:
+        """``step``, ``metric`` and ``value`` of the best evaluation whose checkpoint is kept, else None."""
+        return self.peers.from_main(lambda: _best(self.root))
+
+    def keep_best(self, step: int, metric: str, value: float) -> None:
+        """From now on the checkpoint of ``step`` is the best, and stays."""
+        if self.peers.rank == 0:
+            partial = self.root / f"{HIDDEN}{BEST}"
+            partial.write_text(json.dumps({"step": step, "metric": metric, "value": value}))
+            os.replace(partial, self.root / BEST)
+
+    def _write(self, step: int, pieces: Mapping[str, Piece], values: Mapping[str, Any]) -> str | None:
+        """This rank's file; then, on rank 0, the whole. None, or why there is no checkpoint: the same on every rank."""
+        partial = self.root / f"{HIDDEN}{step:08d}"
+        name = f"shard-{self.peers.rank + 1:05d}-of-{self.peers.world:05d}.safetensors"
+        files, problem = {}, None
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            if pieces:
+                shards.write(partial / name, pieces)
+                _flush(partial / name)
+                files[name] = _checksum(partial / name)
+        except (OSError, SafetensorError) as error:
+            problem = f"rank {self.peers.rank}: {error}"
+        reports = self.peers.gather((files, problem))
+        return self.peers.from_main(lambda: self._complete(step, partial, reports, values))
+
+    def _complete(
+        self,
+        step: int,
+        partial: Path,
+        reports: Sequence[tuple[dict[str, int], str | None]],
+        values: Mapping[str, Any],
+    ) -> str | None:
+        problem = next((problem for _, problem in reports if problem), None)
+        files = {name: checksum for written, _ in reports for name, checksum in written.items()}
         if problem is None:
-            values = json.loads((folder / VALUES).read_text())
-            return Found(folder, values["step"], load_file(folder / TENSORS), values)
-        skipped.append(f"{folder.name}: {problem}")
-    return None
+            problem = next((_unseen(name) for name in files if not (partial / name).is_file()), None)
+        try:
+            if problem is None:
+                self._commit(step, partial, files, values)
+                return None
+        except OSError as error:
+            problem = str(error)
+        shutil.rmtree(partial, ignore_errors=True)
+        return problem
+
+    def _commit(self, step: int, partial: Path, files: dict[str, int], values: Mapping[str, Any]) -> None:
+        (partial / VALUES).write_text(json.dumps({"step": step, **values}))
+        marker = {"files": files | {VALUES: _checksum(partial / VALUES)}}
+        (partial / MARKER).write_text(json.dumps(marker))
+        for path in (partial / VALUES, partial / MARKER, partial):
+            _flush(path)
+        final = self.root / f"step_{step:08d}"
+        _discard(final)  # one that was passed over as damaged, else the run would not come by this step again
+        os.replace(partial, final)
+        _flush(self.root)
+        folders = _folders(self.root)
+        mine = folders.index(final) + 1
+        best = _best(self.root)
+        for old in folders[: max(0, mine - self.keep)]:
+            if best is None or old.name != f"step_{best['step']:08d}":
+                _discard(old)
+        for damaged in folders[mine:]:  # of later steps, passed over: left there, they would push out good ones
+            _discard(damaged)
 
 
-def _problem(folder: Path) -> str | None:
+def _tidy(root: Path) -> list[str]:
+    """Removes what was left half-written; names of the checkpoints, newest first."""
+    for partial in root.glob(f"{HIDDEN}*"):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.unlink(missing_ok=True) if partial.is_file() else None
+    return [folder.name for folder in reversed(_folders(root))]
+
+
+def _marked(folder: Path) -> tuple[dict[str, int], str | None]:
+    """File names with their checksums, and what is wrong with the marker."""
     try:
-        marker = json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError):
-        return "no completion marker"
-    for name in (TENSORS, VALUES):
+        files = json.loads((folder / MARKER).read_text())["files"]
+    except KeyError:
+        return {}, f"{MARKER} lists no files; this is no checkpoint of this version of beni"
+    except (OSError, ValueError, TypeError):
+        return {}, "no completion marker"
+    return files, None if VALUES in files else f"{MARKER} does not list {VALUES}"
+
+
+def _damage(folder: Path, files: Sequence[tuple[str, int]]) -> str | None:
+    for name, checksum in files:
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if _checksum(folder / name) != marker.get(name):
+        if _checksum(folder / name) != checksum:
             return f"{name} does not have the checksum it was saved with"
     return None
 
 
+def _unseen(name: str) -> str:
+    return f"rank 0 does not see {name}, which another rank has written; paths.runs must lie on a disk that all share"
+
+
+def _best(root: Path) -> dict[str, Any] | None:
+    try:
+        best = json.loads((root / BEST).read_text())
+        return best if (root / f"step_{best['step']:08d}").is_dir() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _discard(folder: Path) -> None:
+    """Removes a checkpoint; killed in between, what is left does not look like one."""
+    if folder.is_dir():
+        hidden = folder.with_name(f"{HIDDEN}old_{folder.name}")
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.replace(folder, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
 def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.glob("step_*") if path.is_dir())
+
+
+def _on_gpu(tensors: Mapping[str, Tensor]) -> bool:
+    return any(tensor.is_cuda for tensor in tensors.values())
 
 
 def _checksum(path: Path) -> int:

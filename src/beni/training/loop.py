@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 
@@ -20,14 +21,15 @@ from beni.data.ledger import Counts, Ledger
 from beni.data.loader import Steps, load
 from beni.distributed.collectives import agree, gather_objects, sum_counts
 from beni.distributed.environment import Environment
-from beni.errors import DataError, ResumeError
+from beni.distributed.watchdog import Watchdog
+from beni.errors import DataError, Preempted
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.streams import derive
-from beni.training import checkpoint
 from beni.training.ema import Average
 from beni.training.optim import build_optimizer
+from beni.training.preempt import Preemption
+from beni.training.saver import Saver, SaverLog
 from beni.training.schedule import learning_rate
-from beni.training.state import named_tensors, scatter, whole
 from beni.training.step import clip_and_update, forward_backward
 from beni.training.thaw import Thaw
 from beni.training.trainable import TrainabilityCheck
@@ -41,7 +43,7 @@ FEW_BAD = 10
 
 
 @runtime_checkable
-class Log(Protocol):
+class Log(SaverLog, Protocol):
     """Where the loop reports to; run.py connects it to metrics.jsonl, status.json, the trackers and the terminal."""
 
     def train(self, step: int, values: Mapping[str, float]) -> None:
@@ -53,9 +55,6 @@ class Log(Protocol):
     def data(self, step: int, values: Mapping[str, float], faults: Sequence[Mapping[str, Any]]) -> None:
         """What the run has been shown until now, on log steps, and the bad pictures since the last one."""
 
-    def notice(self, text: str) -> None:
-        """Something a reader of the run should know."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -66,7 +65,9 @@ class Job:
         checkpoints: folder of the run's checkpoints.
         signature: of the run; a checkpoint of another one is refused.
         max_bad: share of all pictures that may be bad before the run ends.
-        evaluate: called with the number of finished steps.
+        evaluate: called with the number of finished steps; returns the scores. Raises ``Preempted`` when asked to end.
+        preemption: the signals that end the run early.
+        watchdog: is told how far this rank has come.
     """
 
     model: BeniForConditionalGeneration
@@ -78,8 +79,10 @@ class Job:
     signature: str
     max_bad: float
     eval_every: int
-    evaluate: Callable[[int], None]
+    evaluate: Callable[[int], Mapping[str, float]]
     log: Log
+    preemption: Preemption = field(default_factory=Preemption)
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
 
 
 class Trainer:
@@ -104,6 +107,7 @@ class Trainer:
         compile: bool,
         feature_bank: str | None,
         ema: float,
+        watchdog_s: float,
         plan: dict[str, str],
         thaw: dict[str, float],
     ) -> None:
@@ -116,68 +120,131 @@ class Trainer:
 
         Raises:
             ResumeError: when the checkpoints belong to another run.
+            Preempted: when a signal has ended the run; it is saved then.
+            ResourceError: when a checkpoint cannot be saved and ``checkpoint.on_error=halt``.
             TrainabilityError: when what trains differs from the plan.
             FloatingPointError: when the loss is not finite.
         """
-        model, device = job.model, job.environment.device
-        optimizer = build_optimizer(model, job.optim)
-        average = Average(model, self.ema)
-        done, ledger = self._resume(job, optimizer, average)
+        optimizer, average = build_optimizer(job.model, job.optim), Average(job.model, self.ema)
+        with Saver(job.model, optimizer, average, job.checkpoint, job.checkpoints, job.signature, job.log) as saver:
+            self._fit(job, optimizer, average, saver)
+        average.swap(job.model)  # what is exported and shown after this
+
+    def _fit(self, job: Job, optimizer: torch.optim.Optimizer, average: Average, saver: Saver) -> None:
+        model, device, beat = job.model, job.environment.device, job.watchdog.beat
+        done, before = saver.resume()
+        ledger = self._begin(job, done, before)
+        if 0 < done < self.steps and self._evaluates(job, done):  # it may have ended between saving and scoring
+            beat("evaluate", done - 1)
+            self._evaluate(job, average, saver, done, self._totals(job, ledger))
         faults: list[dict[str, Any]] = []
         thaw = Thaw(model, self.plan, self.thaw, self.steps, done)
         check = TrainabilityCheck.before_first_step(model) if done == 0 else None
         window = Window(model.feature_bank)
 
-        for step, batches in enumerate(
-            load(job.steps, done, self.steps, self.workers, pin=device.type == "cuda"), start=done
-        ):
-            window.data_arrived()
-            if not agree(batches[0].order, device):
-                raise RuntimeError(f"ranks drew different samples for step {step + 1}; do all see the same data files?")
-            ledger.add(batch.counts for batch in batches)
-            for notice in batches[0].notices:
-                job.log.notice(notice)
-            faults += [{"step": step + 1, **fault} for batch in batches for fault in batch.faults]
-            for component in thaw.due(step):
-                job.log.notice(f"{component} trains from step {step + 1} on (train.thaw)")
-                check = TrainabilityCheck.before_first_step(model)
-            torch.manual_seed(derive(self.seed, "dropout", step, job.environment.rank))
-            loss, labels = forward_backward(model, batches, step, device, self.precision)
-            # a gradient reaches the vision encoder in a step with a picture, and the first need not have one
-            due = check is not None and (step + 1 in (self.steps, LATEST_CHECK) or _pictured(batches, device))
-            if check is not None and due:
-                for name in check.gradients(model):
-                    job.log.notice(f"{name} never receives a gradient in this run and is frozen")
-            rate = learning_rate(step, self.steps, job.optim)
-            norm = clip_and_update(model, optimizer, rate, job.optim["clip"])
-            average.update()
-            if check is not None and due:
-                check.after_first_step(model)
-                check = None
-            window.step_done(sum(len(b.ids) for b in batches), sum(b.num_tokens for b in batches))
+        beat("data", done)
+        loaded = load(job.steps, done, self.steps, self.workers, pin=device.type == "cuda")
+        with job.preemption.deferred(), closing(loaded):
+            for step, batches in enumerate(loaded, start=done):
+                window.data_arrived()
+                beat("step", step)
+                same, (stop, settled) = agree(batches[0].order, [job.preemption.asked, saver.settled], device)
+                if not same:
+                    raise RuntimeError(f"ranks drew different samples for step {step + 1}; do they see the same files?")
+                if settled:
+                    saver.settle(step)
+                if stop:
+                    told = saver.saved == step
+                    totals = self._totals(job, ledger) if told else self._report_data(job, step, ledger, faults)
+                    self._stop(job, saver, step, totals)
+                ledger.add(batch.counts for batch in batches)
+                for notice in batches[0].notices:
+                    job.log.notice(notice)
+                faults += [{"step": step + 1, **fault} for batch in batches for fault in batch.faults]
+                for component in thaw.due(step):
+                    job.log.notice(f"{component} trains from step {step + 1} on (train.thaw)")
+                    check = TrainabilityCheck.before_first_step(model)
+                torch.manual_seed(derive(self.seed, "dropout", step, job.environment.rank))
+                loss, labels = forward_backward(model, batches, step, device, self.precision)
+                # a gradient reaches the vision encoder in a step with a picture, and the first need not have one
+                due = check is not None and (step + 1 in (self.steps, LATEST_CHECK) or _pictured(batches, device))
+                if check is not None and due:
+                    for name in check.gradients(model):
+                        job.log.notice(f"{name} never receives a gradient in this run and is frozen")
+                rate = learning_rate(step, self.steps, job.optim)
+                norm = clip_and_update(model, optimizer, rate, job.optim["clip"])
+                average.update()
+                if check is not None and due:
+                    check.after_first_step(model)
+                    check = None
+                window.step_done(sum(len(b.ids) for b in batches), sum(b.num_tokens for b in batches))
 
-            finished = step + 1
-            last = finished == self.steps
-            logs = finished % self.log_every == 0 or last or finished == 1
-            saves = last or (job.checkpoint["every"] and finished % job.checkpoint["every"] == 0)
-            if logs:
-                values = {"loss": loss, "lr": rate, "grad_norm": norm, "label_tokens": labels, **window.rates(device)}
-                job.log.train(finished, values)
-                window = Window(model.feature_bank)
-            if logs or saves:  # what a checkpoint leaves behind is told before it: a run that goes on there cannot
-                totals = self._report_data(job, finished, ledger, faults)
-                faults = []
-                if saves:
-                    self._save(job, optimizer, average, finished, totals)
-            if last or (job.eval_every and finished % job.eval_every == 0):
-                with average.in_place_of_weights(model):
-                    job.evaluate(finished)
-                thaw.set_modes()
-                window = Window(model.feature_bank)
+                finished = step + 1
+                last = finished == self.steps
+                logs = finished % self.log_every == 0 or last or finished == 1
+                saves = last or (job.checkpoint["every"] and finished % job.checkpoint["every"] == 0)
+                if logs:
+                    rates = window.rates(device)
+                    job.log.train(
+                        finished, {"loss": loss, "lr": rate, "grad_norm": norm, "label_tokens": labels, **rates}
+                    )
+                    window = Window(model.feature_bank)
+                evaluates = self._evaluates(job, finished)
+                # what a checkpoint leaves behind is told before it: a run that goes on there cannot
+                if logs or saves or evaluates:
+                    totals = self._report_data(job, finished, ledger, faults)
+                    faults = []
+                    if saves:
+                        beat("save", step)
+                        saver.save(finished, totals)
+                    if evaluates and not last:
+                        beat("evaluate", step)
+                        self._evaluate(job, average, saver, finished, totals)
+                        thaw.set_modes()
+                        window = Window(model.feature_bank)
+                beat("data", finished)
+            beat("evaluate", self.steps)
+            self._evaluate(job, average, saver, self.steps, self._totals(job, ledger))
+            saver.settle(self.steps)
 
-        average.swap(model)  # what is exported and shown after this
-        if done == self.steps:
-            job.evaluate(done)
+    def _evaluates(self, job: Job, finished: int) -> bool:
+        return finished == self.steps or (job.eval_every > 0 and finished % job.eval_every == 0)
+
+    def _evaluate(self, job: Job, average: Average, saver: Saver, step: int, totals: Mapping[str, Counts]) -> None:
+        """Scores the average, where there is one, and keeps the checkpoint of the best score; a signal ends the run
+        between two of its batches.
+        """
+        try:
+            with average.in_place_of_weights(job.model):
+                scores = job.evaluate(step)
+        except Preempted:
+            self._stop(job, saver, step, totals)
+        job.watchdog.beat()
+        if saver.improves(scores, job.environment.device):
+            if saver.saved != step:
+                saver.save(step, totals)
+            saver.keep_best(step, scores)
+
+    def _stop(self, job: Job, saver: Saver, step: int, totals: Mapping[str, Counts]) -> NoReturn:
+        """Saves what is not saved yet, and ends the run.
+
+        Raises:
+            Preempted: always.
+        """
+        job.watchdog.beat("save")
+        if saver.saved != step and step > 0:
+            saver.save(step, totals)
+        saver.settle(step)
+        kept = "its checkpoint is saved, the same command goes on from there" if saver.saved == step else "not saved"
+        raise Preempted(f"{job.preemption.name} after step {step}: {kept}")
+
+    def _begin(self, job: Job, done: int, before: Mapping[str, Any]) -> Ledger:
+        job.log.begin(done)
+        counted = {name: Counts(**counts) for name, counts in before["ledger"].items()} if before else {}
+        return Ledger(job.steps.source.names, counted if job.environment.is_main else {})
+
+    def _totals(self, job: Job, ledger: Ledger) -> dict[str, Counts]:
+        return ledger.totals(partial(sum_counts, device=job.environment.device))
 
     def _report_data(self, job: Job, step: int, ledger: Ledger, faults: list[dict[str, Any]]) -> dict[str, Counts]:
         """Tells the log, and ends the run where too many pictures are bad: all ranks alike, by the sums over them.
@@ -185,7 +252,7 @@ class Trainer:
         Returns:
             The ledger's totals.
         """
-        totals = ledger.totals(partial(sum_counts, device=job.environment.device))
+        totals = self._totals(job, ledger)
         new = gather_objects(faults) if sum_counts([len(faults)], job.environment.device)[0] else []
         job.log.data(step, Ledger.metrics(totals), new)
         bad = sum(counts.bad for counts in totals.values())
@@ -197,37 +264,6 @@ class Trainer:
                 "  fix: see data_errors.jsonl in the run folder; mend the data, or raise images.max_bad"
             )
         return totals
-
-    def _resume(self, job: Job, optimizer: torch.optim.Optimizer, average: Average) -> tuple[int, Ledger]:
-        skipped: list[str] = []
-        found = checkpoint.newest(job.checkpoints, skipped)
-        for reason in skipped:
-            job.log.notice(f"checkpoint passed over: {reason}")
-        if found is None:
-            job.log.begin(0)
-            return 0, Ledger(job.steps.source.names)
-        if found.values["signature"] != job.signature:
-            raise ResumeError(
-                f"{found.path} belongs to run {found.values['signature']}, this is {job.signature}\n"
-                "  fix: set checkpoint.resume=never to start over (the old folder is kept)"
-            )
-        scatter(found.tensors, job.model, optimizer, average)
-        job.log.begin(found.step)
-        before = {name: Counts(**counts) for name, counts in found.values["ledger"].items()}
-        return found.step, Ledger(job.steps.source.names, before if job.environment.is_main else {})
-
-    def _save(
-        self,
-        job: Job,
-        optimizer: torch.optim.Optimizer,
-        average: Average,
-        step: int,
-        totals: Mapping[str, Counts],
-    ) -> None:
-        tensors = whole(named_tensors(job.model, optimizer, average))
-        if job.environment.is_main:
-            values = {"signature": job.signature, "ledger": {name: asdict(counts) for name, counts in totals.items()}}
-            checkpoint.save(job.checkpoints, step, tensors, values, job.checkpoint["keep"])
 
 
 def _pictured(batches: Sequence[Batch], device: torch.device) -> bool:

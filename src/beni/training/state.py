@@ -1,20 +1,20 @@
 """What a checkpoint holds, as named tensors: trained weights, their average, and whatever the optimizer keeps for them.
 
-``named_tensors`` names the live tensors and leaves them sharded as they are; ``whole`` makes them whole copies on the
-CPU, the same at every number of processes. Frozen weights are not in a checkpoint: they are pretrained, or drawn again
-from their named stream. Nor are those that wait for ``train.thaw``.
+Sharded ones stay so: each rank writes and reads its own part (training/shards.py). Frozen weights are not in a
+checkpoint: they are pretrained, or drawn again from their named stream. Nor are those that wait for ``train.thaw``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from beni.errors import ResumeError
 from beni.training.ema import Average
+from beni.training.shards import SavedTensors
 from beni.training.trainable import named_trainable
 
 
@@ -37,14 +37,6 @@ def named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, average: A
     return tensors
 
 
-def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole copies on the CPU. Collective under sharding."""
-    return {
-        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).to("cpu", copy=True).contiguous()
-        for name, tensor in tensors.items()
-    }
-
-
 def prepare(names: Iterable[str], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Gives the parameters of these names an optimizer state of the right kind, shape, device and sharding.
 
@@ -59,28 +51,26 @@ def prepare(names: Iterable[str], model: nn.Module, optimizer: torch.optim.Optim
     optimizer.zero_grad(set_to_none=True)
 
 
-def scatter(
-    tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, average: Average
-) -> None:
-    """Takes on what ``whole(named_tensors(...))`` gave, in place.
+def scatter(saved: SavedTensors, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average) -> None:
+    """Puts what ``named_tensors`` named in its place; each rank reads no more than its own part.
 
     Raises:
         ResumeError: when a tensor has no place in this model or optimizer, or another shape there.
     """
     ours = dict(named_trainable(model))
-    theirs = [key.removeprefix("model/") for key in sorted(tensors) if key.startswith("model/")]
-    _refuse("model", [n for n in theirs if n not in ours or ours[n].shape != tensors[f"model/{n}"].shape])
+    theirs = [key.removeprefix("model/") for key in sorted(saved) if key.startswith("model/")]
+    _refuse("model", [n for n in theirs if n not in ours or tuple(ours[n].shape) != saved.shape(f"model/{n}")])
     prepare(theirs, model, optimizer)
     live = named_tensors(model, optimizer, average)
-    differs = [n for n in live.keys() & tensors.keys() if live[n].shape != tensors[n].shape]
-    _refuse("optimizer", sorted(live.keys() ^ tensors.keys()) + sorted(differs))
+    differs = [n for n in live.keys() & saved.keys() if tuple(live[n].shape) != saved.shape(n)]
+    _refuse("optimizer", sorted(live.keys() ^ saved.keys()) + sorted(differs))
     with torch.no_grad():
         for name, tensor in live.items():
-            tensor.copy_(_like(tensors[name], tensor))
+            tensor.copy_(saved.like(name, tensor))
     for name in theirs:
         state = optimizer.state[ours[name]]
         plain = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
-        state.update({k: type(value)(tensors[f"optimizer/{name}/{k}"].item()) for k, value in plain.items()})
+        state.update({k: type(value)(saved[f"optimizer/{name}/{k}"].item()) for k, value in plain.items()})
 
 
 def _refuse(kind: str, names: list[str]) -> None:
@@ -88,9 +78,14 @@ def _refuse(kind: str, names: list[str]) -> None:
         raise ResumeError(f"the checkpoint is of another {kind}: no such tensors here as {', '.join(names[:3])}")
 
 
-def _like(saved: Tensor, live: Tensor) -> Tensor:
-    saved = saved.to(live.device, live.dtype)
-    if isinstance(live, DTensor):
-        # every rank holds the whole tensor and takes its own shard: nothing is sent
-        return distribute_tensor(saved, live.device_mesh, live.placements, src_data_rank=None)
-    return saved
+def whole_on_main(model: nn.Module, main: bool) -> dict[str, Tensor]:
+    """The model's state dict with every sharded tensor gathered, one after another, on the CPU of rank 0.
+
+    Called by all ranks. On the others it is empty: none ever holds more than one whole tensor.
+    """
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if main:
+            state[name] = whole.detach().to("cpu", copy=True)
+    return state

@@ -14,16 +14,18 @@ class Interrupted(Exception):
 
 
 class MemoryLog:
-    """Keeps what the loop says; raises ``Interrupted`` when a step has been taken."""
+    """Keeps what the loop says; raises ``Interrupted`` when a step has been taken, or calls ``at[step]``."""
 
-    def __init__(self, stop: int | None) -> None:
+    def __init__(self, stop: int | None = None) -> None:
+        self.at = {}
         self.stop, self.losses, self.notices, self.began = stop, {}, [], None
-        self.counts, self.faults = {}, []
+        self.counts, self.faults, self.saves, self.bests = {}, [], [], []
 
     def train(self, step: int, values: Mapping[str, float]) -> None:
         self.losses[step] = values["loss"]
         if step == self.stop:
             raise Interrupted
+        self.at.get(step, int)()
 
     def begin(self, step: int) -> None:
         self.began = step
@@ -32,21 +34,36 @@ class MemoryLog:
         self.counts[step] = values
         self.faults += faults
 
+    def saved(self, step: int, values: Mapping[str, float]) -> None:
+        self.saves.append((step, values["checkpoint/failed"]))
+
+    def best(self, step: int, metric: str, value: float) -> None:
+        self.bests.append((step, metric, value))
+
     def notice(self, text: str) -> None:
         self.notices.append(text)
 
 
 @pytest.fixture
 def fit(steps_of):
-    """fit(run, folder, stop=None) -> (model, log), stopped after ``stop`` steps when given."""
+    """fit(run, folder, stop=None) -> (model, log), stopped after ``stop`` steps when given; ``fit.log()`` is a log."""
     from beni.config.build import build as build_node
     from beni.distributed.environment import Environment
     from beni.model.build import build
     from beni.training.loop import Job
 
-    def run_it(run, folder: Path, stop: int | None = None, model=None, signature="same", evaluate=lambda step: None):
+    def run_it(
+        run,
+        folder: Path,
+        stop: int | None = None,
+        model=None,
+        signature="same",
+        evaluate=lambda step: {},
+        log=None,
+        **fields,
+    ):
         model = build(run) if model is None else model
-        log = MemoryLog(stop)
+        log = MemoryLog(stop) if log is None else log
         job = Job(
             model=model,
             steps=steps_of(run, model),
@@ -59,6 +76,7 @@ def fit(steps_of):
             eval_every=run["eval"]["every"],
             evaluate=evaluate,
             log=log,
+            **fields,
         )
         try:
             build_node(run["train"]).fit(job)
@@ -66,4 +84,5 @@ def fit(steps_of):
             assert log.stop is not None
         return model, log
 
+    run_it.log = MemoryLog
     return run_it

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from beni.errors import ResumeError
+from beni.training import shards
 from beni.training.ema import Average
 from beni.training.optim import build_optimizer
-from beni.training.state import named_tensors, scatter, whole
+from beni.training.state import named_tensors, scatter
 from unit.training.test_optim import OWN, require
 
 FOUR = ("train.steps=4", "checkpoint.every=2", "connector.dropout=0.2", "llm.architecture.intermediate_size=128")
@@ -50,6 +51,18 @@ def trained(tiny_model, name):
     return model, optimizer, average
 
 
+@pytest.fixture
+def saved(tmp_path):
+    """saved(tensors) -> the same, written and opened again."""
+
+    def write(tensors):
+        path = tmp_path / "state.safetensors"
+        shards.write(path, shards.staged(shards.own_pieces(tensors, 0, 1)))
+        return shards.SavedTensors([path])
+
+    return write
+
+
 def test_what_no_gradient_reached_is_not_in_a_checkpoint(tiny_model):
     model, optimizer, average = trained(tiny_model, "adamw")
     name, parameter = next((n, p) for n, p in model.named_parameters() if p.requires_grad)
@@ -57,10 +70,10 @@ def test_what_no_gradient_reached_is_not_in_a_checkpoint(tiny_model):
     assert not [key for key in named_tensors(model, optimizer, average) if f"/{name}" in key]
 
 
-def test_the_named_tensors_are_the_live_ones_and_the_whole_ones_copies(tiny_model):
+def test_the_named_tensors_are_the_live_ones_and_the_staged_ones_copies(tiny_model):
     model, optimizer, average = trained(tiny_model, "muon")
     live = named_tensors(model, optimizer, average)
-    copies = whole(live)
+    copies = {key: piece.tensor for key, piece in shards.staged(shards.own_pieces(live, 0, 1)).items()}
     name = "llm.model.model.layers.0.mlp.up_proj.weight"
     live[f"model/{name}"].zero_()
     live[f"average/{name}"].zero_()
@@ -72,28 +85,28 @@ def test_the_named_tensors_are_the_live_ones_and_the_whole_ones_copies(tiny_mode
     assert all(copies[key].any() for key in copies if name in key)
 
 
-def test_plain_numbers_of_a_state_come_back_as_they_were(tiny_model):
+def test_plain_numbers_of_a_state_come_back_as_they_were(tiny_model, saved):
     model, optimizer, average = trained(tiny_model, "adafactor")
     parameter = next(iter(optimizer.state))
-    saved = whole(named_tensors(model, optimizer, average))
+    tensors = named_tensors(model, optimizer, average)
     optimizer.state[parameter]["count"] = 7
-    key = next(k for k in saved if k.startswith("optimizer/"))
-    counted = saved | {key.rpartition("/")[0] + "/count": torch.tensor(9)}
+    key = next(k for k in tensors if k.startswith("optimizer/"))
+    counted = tensors | {key.rpartition("/")[0] + "/count": torch.tensor(9)}
     # the step that prepares a state would not make such an entry; it is there already here
-    scatter(counted, model, optimizer, average)
+    scatter(saved(counted), model, optimizer, average)
     assert optimizer.state[parameter]["count"] == 9
     assert isinstance(optimizer.state[parameter]["count"], int)
 
 
-def test_a_checkpoint_of_another_optimizer_is_refused(tiny_model):
-    saved = whole(named_tensors(*trained(tiny_model, "adamw")))
+def test_a_checkpoint_of_another_optimizer_is_refused(tiny_model, saved):
+    theirs = saved(named_tensors(*trained(tiny_model, "adamw")))
     model, optimizer, average = trained(tiny_model, "adafactor")
     with pytest.raises(ResumeError, match=r"of another optimizer: no such tensors here as optimizer/"):
-        scatter(saved, model, optimizer, average)
+        scatter(theirs, model, optimizer, average)
 
 
-def test_a_checkpoint_with_an_average_is_refused_by_a_run_without(tiny_model):
+def test_a_checkpoint_with_an_average_is_refused_by_a_run_without(tiny_model, saved):
     model, optimizer, average = trained(tiny_model, "adamw")
-    saved = whole(named_tensors(model, optimizer, average))
+    theirs = saved(named_tensors(model, optimizer, average))
     with pytest.raises(ResumeError, match="average/"):
-        scatter(saved, model, optimizer, Average(model, 0.0))
+        scatter(theirs, model, optimizer, Average(model, 0.0))

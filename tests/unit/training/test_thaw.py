@@ -47,10 +47,11 @@ def test_nothing_changes_before_the_thaw_and_everything_trains_after_it(weights)
 
 
 def test_moments_begin_at_the_thaw(weights, tmp_path):
-    from beni.training.checkpoint import newest
+    from beni.distributed.collectives import Peers
+    from beni.training.checkpoint import Checkpoints
 
     weights("train.thaw.llm=0.5")
-    saved = newest(tmp_path, []).tensors
+    saved = Checkpoints(tmp_path, Peers(), 1).newest([]).tensors
     assert float(saved["optimizer/llm.model.model.norm.weight/step"]) == 3
     assert float(saved["optimizer/connector.layers.0.weight/step"]) == 6
 

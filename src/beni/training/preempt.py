@@ -1,0 +1,82 @@
+"""Signals that end a run early and gently: finish the step, save, say so, and let the same command go on.
+
+SIGTERM (a scheduler, ``kill``), SIGUSR1 and SIGUSR2 (SLURM's ``--signal``) and SIGINT (Ctrl-C) on any rank are noted
+while steps are taken, and the ranks agree on them in a collective that every step has anyway. Before and after the
+steps there is nothing to save, so there they end the run where it is. Ctrl-C again means at once.
+
+When the run has ended, whoever handled the signal before is told: submitit asks SLURM to queue the job again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+from beni.errors import Preempted
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+AGAIN = 1.0
+"""Seconds after which Ctrl-C counts as another one. torchrun repeats what the terminal has sent to every rank."""
+
+
+class Preemption:
+    """Context manager that notes signals. Outside the main thread, where Python allows no handlers, it notes none."""
+
+    def __init__(self) -> None:
+        self.received: list[signal.Signals] = []
+        self._first = 0.0
+        self._deferred = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def asked(self) -> bool:
+        """Whether this rank has been asked to end."""
+        return bool(self.received)
+
+    @property
+    def name(self) -> str:
+        """Of the signal that came first; on a rank that got none, that another one did."""
+        return self.received[0].name if self.received else "a signal to another process"
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside the block a signal is noted and nothing else; who takes the steps asks for it."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def __enter__(self) -> Preemption:
+        self._process = os.getpid()
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if kind is not None and issubclass(kind, Preempted):
+            for number in dict.fromkeys(self.received):
+                handler = self._before.get(number)
+                if callable(handler) and handler is not signal.default_int_handler:
+                    handler(number, None)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a loader process that was forked with this handler: its parent ends it
+        now, first = time.monotonic(), not self.received
+        if number == signal.SIGINT and not first and now - self._first > AGAIN:
+            raise KeyboardInterrupt
+        self._first = now if first else self._first
+        self.received.append(signal.Signals(number))
+        if first and not self._deferred:
+            raise Preempted(f"{self.name} before the first or after the last step; the same command goes on")

@@ -1,0 +1,128 @@
+"""A signal ends a run after the step, saved; the same command has the digits of a run that nobody touched."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from beni.errors import Preempted
+from beni.training import preempt
+from beni.training.preempt import Preemption
+
+SIX = ("train.steps=6", "checkpoint.every=4", "optim.lr=1e-2", "connector.dropout=0.2")
+EACH = pytest.mark.parametrize("number", preempt.SIGNALS, ids=lambda number: number.name)
+
+
+@pytest.fixture(autouse=True)
+def before():
+    """Other handlers than the ones of pytest are seen, and put back."""
+    handlers = {number: signal.getsignal(number) for number in preempt.SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@EACH
+def test_a_signal_is_noted_while_steps_are_taken(number):
+    with Preemption() as preemption, preemption.deferred():
+        assert not preemption.asked
+        os.kill(os.getpid(), number)
+        assert preemption.asked
+        assert preemption.name == number.name
+
+
+@EACH
+def test_a_signal_before_the_first_step_ends_the_run(number):
+    with pytest.raises(Preempted, match=number.name), Preemption():
+        os.kill(os.getpid(), number)
+
+
+def test_further_signals_change_nothing():
+    with Preemption() as preemption, preemption.deferred():
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert preemption.name == "SIGTERM"
+
+
+def test_another_ctrl_c_means_at_once(monkeypatch):
+    monkeypatch.setattr(preempt, "AGAIN", 0.0)
+    with pytest.raises(KeyboardInterrupt), Preemption() as preemption, preemption.deferred():  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_ctrl_c_that_torchrun_repeats_is_one(monkeypatch):
+    monkeypatch.setattr(preempt, "AGAIN", 60.0)
+    with Preemption() as preemption, preemption.deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.name == "SIGINT"
+
+
+def test_handlers_are_put_back_and_told_afterwards():
+    told = []
+    signal.signal(signal.SIGUSR2, lambda number, frame: told.append(number))
+    before = {number: signal.getsignal(number) for number in preempt.SIGNALS}
+    with pytest.raises(Preempted), Preemption() as preemption, preemption.deferred():  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGUSR2)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert told == []
+        raise Preempted
+    assert told == [signal.SIGUSR2]
+    assert {number: signal.getsignal(number) for number in preempt.SIGNALS} == before
+
+
+def test_a_run_that_ends_well_tells_nobody():
+    told = []
+    signal.signal(signal.SIGUSR2, lambda number, frame: told.append(number))
+    with Preemption() as preemption, preemption.deferred():
+        os.kill(os.getpid(), signal.SIGUSR2)
+    assert told == []
+
+
+def test_outside_the_main_thread_no_handler_is_set():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def elsewhere():
+        with Preemption() as preemption:
+            seen.append((preemption.asked, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]
+
+
+@pytest.mark.parametrize("at", [1, 3, 4])
+def test_a_run_is_saved_after_the_step_and_goes_on_with_the_same_digits(tiny_run, fit, tmp_path, at):
+    run = tiny_run(*SIX)
+    _, expected = fit(run, tmp_path / "whole")
+    with Preemption() as preemption:
+        log = fit.log()
+        log.at = {at: lambda: os.kill(os.getpid(), signal.SIGTERM)}
+        with pytest.raises(Preempted, match=rf"SIGTERM after step {at}: its checkpoint is saved"):
+            fit(run, tmp_path / "cut", log=log, preemption=preemption)
+    assert max(log.losses) == at
+    _, after = fit(run, tmp_path / "cut")
+    assert after.began == at
+    assert log.losses | after.losses == expected.losses
+
+
+def test_a_signal_during_an_evaluation_saves_the_step_before_it(tiny_run, fit, tmp_path):
+    run, seen = tiny_run(*SIX, "eval.every=3"), []
+
+    def evaluate(step):
+        seen.append(step)
+        if seen == [3]:
+            raise Preempted("SIGTERM")
+        return {}
+
+    with pytest.raises(Preempted, match="after step 3: its checkpoint is saved"):
+        fit(run, tmp_path, evaluate=evaluate)
+    _, log = fit(run, tmp_path, evaluate=evaluate)
+    assert log.began == 3
+    assert seen == [3, 3, 6]
