@@ -1,7 +1,8 @@
-"""One rank that sees a picture in every other step, when the other rank sees none: ``modalities.py SETTINGS.json``.
+"""One rank of a step whose micro-batches differ in whether they have a picture: ``modalities.py SETTINGS.json``.
 
-SETTINGS: run (a composed run), steps, out (where each rank writes its losses; the gradients of each step stand beside
-it as ``<out>.<rank>.npy``, one row a step). A single process takes the samples of both ranks.
+SETTINGS: run (a composed run), steps, turns (for each micro-batch, whether each of two ranks has a picture in an even
+step), alternate (it is the other way round in odd steps), out (where each rank writes its losses; the gradients of each
+step stand beside it as ``<out>.<rank>.npy``, one row a step). A single process takes the samples of both ranks.
 """
 
 from __future__ import annotations
@@ -53,11 +54,14 @@ def main(settings) -> None:
             kinds[bool(source.train(index, 0).images)].append(index)
         losses, rows = [], []
         for step in range(settings["steps"]):
-            both = [kinds[wanted][step % len(kinds[wanted])] for wanted in (step % 2 == 0, step % 2 == 1)]
-            mine = both if environment.world == 1 else [both[environment.rank]]
-            batch = steps.batch([(0, index) for index in mine])
-            assert environment.world == 1 or (batch.pixels is not None) == (step % 2 == environment.rank)
-            losses.append(forward_backward(model, [batch], step, environment.device, "fp32")[0])
+            batches = []
+            for turn, pictured in enumerate(settings["turns"]):
+                wanted = [has != (settings["alternate"] and step % 2 == 1) for has in pictured]
+                both = [kinds[has][(step + turn) % len(kinds[has])] for has in wanted]
+                mine = both if environment.world == 1 else [both[environment.rank]]
+                batches.append(steps.batch([(0, index) for index in mine]))
+                assert environment.world == 1 or (batches[-1].pixels is not None) == wanted[environment.rank]
+            losses.append(forward_backward(model, batches, step, environment.device, "fp32")[0])
             rows.append(gradients(model))
             model.zero_grad(set_to_none=True)
     np.save(f"{settings['out']}.{environment.rank}.npy", np.stack(rows))

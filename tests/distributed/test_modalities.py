@@ -22,18 +22,47 @@ PLANS = {
 }
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_opposite_modalities(tiny_values, tmp_path, plan):
-    values = (*tiny_values, "data.text_share=0.5", *PLANS[plan])
-    seen = {}
-    for world, mode in ((1, "none"), (2, "full")):
-        run = compose([*values, f"fsdp={mode}"])
-        out = tmp_path / f"seen-{world}"
-        seen[world] = run_ranks(PROGRAM, {"run": run, "steps": STEPS}, out, world, 300), np.load(f"{out}.0.npy")
-    (alone, expected), (ranks, found) = seen[1], seen[2]
-    assert len(expected) == len(found) == STEPS
-    for rank in ranks:
-        np.testing.assert_allclose(rank["losses"], alone[0]["losses"], rtol=1e-6)
+PERCEIVER = ("resampler=perceiver", "resampler.num_latents=3", "resampler.num_heads=2", "resampler.head_dim=8")
+
+
+@pytest.fixture
+def gradients(tiny_values, tmp_path):
+    """gradients(values, **settings) -> (losses, gradient of each step) of one process, and of two."""
+
+    def run(values, **settings):
+        seen = []
+        for world, mode in ((1, "none"), (2, "full")):
+            composed = compose([*tiny_values, "data.text_share=0.5", *values, f"fsdp={mode}"])
+            out = tmp_path / f"seen-{world}"
+            ranks = run_ranks(PROGRAM, {"run": composed, **settings}, out, world, 300)
+            assert all(rank["losses"] == ranks[0]["losses"] for rank in ranks)
+            seen.append((ranks[0]["losses"], np.load(f"{out}.0.npy")))
+        return seen
+
+    return run
+
+
+def agree(alone, shared, steps):
+    (losses, expected), (theirs, found) = alone, shared
+    assert len(expected) == len(found) == steps
+    np.testing.assert_allclose(theirs, losses, rtol=1e-6)
     size = np.linalg.norm(expected, axis=1)
     assert size.min() > 0
     assert (np.linalg.norm(found - expected, axis=1) / size).max() <= 1e-6
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_opposite_modalities(gradients, plan):
+    seen = gradients(PLANS[plan], steps=STEPS, turns=[[True, False]], alternate=True)
+    agree(*seen, STEPS)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [PERCEIVER, (*PERCEIVER, "train.plan.vision=frozen", "train.plan.llm=frozen")],
+    ids=["all train", "llm and encoder frozen"],
+)
+def test_the_last_micro_batch_has_no_picture(gradients, values):
+    """What a picture alone has a gradient for is summed over ranks in the same step all the same."""
+    seen = gradients(values, steps=6, turns=[[True, True], [False, False]], alternate=False)
+    agree(*seen, 6)

@@ -41,7 +41,8 @@ def forward_backward(
             model.set_requires_gradient_sync(i == len(batches) - 1)
         with autocast(device, precision):
             loss = model(**batch.to(device).model_inputs(), num_items=count, step=step, calls=calls[i]).loss
-        loss.backward()
+        if loss.requires_grad:  # a text alone has nothing to tell a connector when all else is frozen
+            loss.backward()
         total += loss.detach()
     sum_gradients((p for p in model.parameters() if p.requires_grad), device)
     mean = sum_over_ranks(float(total), device)
@@ -52,11 +53,16 @@ def forward_backward(
 
 def _calls_of_all_ranks(
     model: BeniForConditionalGeneration, batches: Sequence[Batch], device: torch.device
-) -> list[Calls | None]:
-    """For each micro-batch the most calls that any rank makes."""
+) -> list[Calls]:
+    """For each micro-batch the most calls that any rank makes; for the last one as many as any of the step.
+
+    Gradients are summed over ranks in the backward pass of the last one, so it must reach whatever an earlier one has.
+    """
     own = [model.calls_of(batch.layouts) for batch in batches]
-    most = iter(max_over_ranks([number for one in own for number in (one.encoder, one.stages)], device))
-    return [Calls(next(most), next(most)) for _ in batches]
+    most = max_over_ranks([number for one in own for number in (one.encoder, one.stages)], device)
+    encoder, stages = most[::2], most[1::2]
+    encoder[-1], stages[-1] = max(encoder), max(stages)
+    return [Calls(*numbers) for numbers in zip(encoder, stages, strict=True)]
 
 
 def clip_and_update(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip: float) -> float:
