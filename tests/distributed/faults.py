@@ -226,7 +226,10 @@ def whole_checkpoints(folder: Path) -> list[int]:
     """Steps whose checkpoint is whole: this program's own reading of the files."""
     steps = []
     for marker in folder.glob("runs/*/*/checkpoints/step_*/complete.json"):
-        files = json.loads(marker.read_text())["files"]
+        try:
+            files = json.loads(marker.read_text())["files"]
+        except ValueError:
+            continue
         if all((p := marker.with_name(n)).is_file() and zlib.crc32(p.read_bytes()) == c for n, c in files.items()):
             steps.append(int(marker.parent.name.removeprefix("step_")))
     return sorted(steps)
@@ -292,7 +295,7 @@ class Campaign:
         assert losses(life) == self.reference(world)
         status = json.loads(next(folder.glob("runs/*/*/status.json")).read_text())
         assert (status["state"], status["step"], status["error"]) == ("finished", STEPS, None)
-        assert list(folder.glob("runs/*/*/model/*.safetensors"))
+        same_weights(next(folder.glob("runs/*/*/model")), next(folder.glob(f"runs/*/*/checkpoints/step_{STEPS:08d}")))
         shutil.rmtree(folder)
 
     def goes_on(self, folder: Path, kind: str, world: int, rng: random.Random) -> None:
@@ -316,6 +319,20 @@ class Campaign:
         if not started and life.step() < 0:
             return  # it came to no step
         assert started == whole[-1:], f"began at {started}, whole are {whole}\n{life.said()}"
+
+
+def same_weights(exported: Path, checkpoint: Path) -> None:
+    """Whether the model that is saved at the end has the weights of the last checkpoint."""
+    from safetensors.torch import load_file
+
+    from beni.training.shards import SavedTensors
+
+    model = load_file(exported / "model.safetensors")
+    saved = SavedTensors(sorted(checkpoint.glob("*.safetensors")))
+    trained = [name for name in saved if name.startswith("model/")]
+    assert len(trained) > 20
+    for name in trained:
+        assert model[name.removeprefix("model/")].equal(saved[name]), name
 
 
 def losses(life: Life) -> dict[int, str]:
