@@ -17,9 +17,9 @@ KINDS = {1: ("kill_anywhere", "disk_full", "ask_term"), 2: ("kill_in_save", "tru
 
 @pytest.mark.parametrize("world", KINDS)
 def test_a_run_that_is_broken_again_and_again_ends_as_if_untouched(world):
+    options = ("--fork", "--seed", "3", "--kills", "3", "--world", str(world), "--kinds", *KINDS[world])
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), "--fork", "--seed", "3", "--kills", "3"]
-        + ["--world", str(world), "--kinds", *KINDS[world]],
+        [sys.executable, str(PROGRAM), *options],
         capture_output=True,
         text=True,
         timeout=540,
