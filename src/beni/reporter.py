@@ -118,6 +118,8 @@ class Reporter:
         if not rows:
             raise DataError("no held-out sample has pictures that can be read\n  fix: see data_errors.jsonl")
         values = summarise(rows, "true") | summarise(rows, "blank")
+        if decay := self.run["train"]["ema"]:
+            values["eval/ema"] = decay  # these are scores of the averaged weights
         if self.active:
             (self.folder.path / "scores.jsonl").write_text(
                 "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -46,6 +46,7 @@ from beni.nn.streams import numpy_stream
 from beni.reporter import Reporter
 from beni.tracker.folder import RunFolder
 from beni.tracker.progress import index_progress
+from beni.training.blocks import compile_blocks, recompute
 from beni.training.initial import load_initial
 from beni.training.loop import Job, Trainer
 from beni.training.preempt import Preemption
@@ -136,8 +137,8 @@ def train(run: Mapping[str, Any]) -> Path:
         if model.fusion.calibrates and settings["init_from"] is None:
             with autocast(environment.device, settings["precision"]):
                 model.eval().calibrate(first_pictures(steps).to(environment.device))
-        if run["fsdp"]["mode"] == "full":
-            shard(model, model.sharding_units(), environment, settings["precision"])
+        _prepare_layers(model, settings)
+        shard(model, model.sharding_units(), environment, run["fsdp"], settings["precision"])
 
         def between() -> None:
             """Between two batches of an evaluation: the run moves, and may have been asked to end."""
@@ -204,6 +205,14 @@ def make_schedule(
             lengths = RunLengths(index, viewer, run["template"], None if each == "auto" else each)
             lengths.loads(0)
     return Schedule(train["seed"], len(source), train["batch_size"], settings, lengths)
+
+
+def _prepare_layers(model: BeniForConditionalGeneration, settings: Mapping[str, Any]) -> None:
+    """Recomputation and compilation of the layers that the gradient passes; before sharding, whose hooks go around."""
+    layers = model.layers_with_gradient()
+    recompute(layers, settings["activation_checkpointing"], settings["memory_budget"])
+    if settings["compile"]:
+        compile_blocks(layers)
 
 
 def _build(run: Mapping[str, Any], renderer: Renderer) -> BeniForConditionalGeneration:

@@ -11,6 +11,7 @@ import yaml
 
 from beni.config import schema
 from beni.config.compose import compose
+from beni.config.optim import OPTIMIZERS
 from beni.config.signature import keys_of
 from beni.paths import PACKAGE, conf_dir
 
@@ -129,6 +130,16 @@ def test_a_setting_names_the_file_that_reads_it(option: str) -> None:
     assert named, f"the header of conf/{option}.yaml lacks 'Read by <file>.'"
     plugins = [Path(path).parent for path in importlib.import_module("hydra_plugins").__path__]
     assert any((root / named[1]).exists() for root in (PACKAGE, *plugins)), f"{named[1]} does not exist"
+
+
+@pytest.mark.parametrize("option", options("optim"))
+def test_an_optimizers_file_is_named_after_it_and_holds_the_values_it_reads(option: str) -> None:
+    assert content(option)["optimizer"] == option.partition("/")[2]
+    assert set(content(option)) == set(OPTIMIZERS[content(option)["optimizer"]].__dataclass_fields__)
+
+
+def test_every_optimizer_has_a_file() -> None:
+    assert {f"optim/{name}" for name in OPTIMIZERS} == set(options("optim"))
 
 
 @pytest.mark.parametrize("option", PARTS)

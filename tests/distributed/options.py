@@ -29,7 +29,7 @@ def losses_of(run, environment) -> list[float]:
     train = run["train"]
     model = build_model(run)
     if environment.world > 1:
-        shard(model, model.sharding_units(), environment, "fp32")
+        shard(model, model.sharding_units(), environment, run["fsdp"] | {"mode": "full"}, "fp32")
     renderer, source = Renderer(load_tokenizer(run["llm"]), run["template"]), build(run["data"], train["seed"])
     schedule = make_schedule(run, source, renderer, model.viewer)
     steps = Steps(source, renderer, model.viewer, schedule, 1, "packed", environment.rank, environment.world)

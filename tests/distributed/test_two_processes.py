@@ -24,7 +24,7 @@ SECONDS = 300
 
 @pytest.fixture(scope="module")
 def launch(tiny_values, tmp_path_factory):
-    """launch(world, folder, mode) -> what each rank saw; the processes are killed after ``SECONDS``."""
+    """launch(world, folder, mode, *overrides) -> what each rank saw; the processes are killed after ``SECONDS``."""
     root = tmp_path_factory.mktemp("distributed")
 
     def start(world, folder, mode, *overrides):
@@ -70,6 +70,30 @@ def test_two_replicas_equal_one_process(launch, one):
     ranks = launch(2, "replicas", "none")
     assert ranks[0]["losses"].keys() == one["losses"].keys()
     agree(ranks[0], one)
+
+
+@pytest.mark.parametrize(
+    ("mode", "world", "overrides"),
+    [
+        ("ddp", 2, ()),
+        ("hybrid", 4, ("fsdp.shard_size=2", "train.accumulation=1")),
+        ("hybrid", 2, ("fsdp.shard_size=2",)),
+    ],
+)
+def test_every_mode_equals_one_process(launch, one, mode, world, overrides):
+    ranks = launch(world, f"{mode}-{world}", mode, *overrides)
+    assert len(ranks) == world
+    for rank in ranks:
+        agree(rank, one)
+
+
+@pytest.mark.parametrize("reshard", ["true", "false"])
+def test_sharded_frozen_weights_equal_one_process(launch, reshard):
+    plan = ("train.plan.vision=frozen", "train.plan.llm=lora", "adapter=lora", f"fsdp.reshard_after_forward={reshard}")
+    (alone,) = launch(1, f"frozen-{reshard}", "none", *plan)
+    ranks = launch(2, f"frozen-two-{reshard}", "full", "fsdp.frozen=shard", *plan)
+    for rank in ranks:
+        agree(rank, alone)
 
 
 @pytest.mark.parametrize(("saved_by", "world"), [("one", 2), ("two", 1), ("two", 4)])

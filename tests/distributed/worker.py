@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from beni.config.build import build
 from beni.data.loader import Steps
@@ -57,6 +58,12 @@ class Watched(Steps):
 
 
 PICTURED: list[bool] = []
+DTYPES: set[str] = set()
+
+
+def note_dtypes(optimizer, *_) -> None:
+    """Of the gradients that an update is made of."""
+    DTYPES.update(str(p.grad.dtype) for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
 
 
 def main(settings) -> None:
@@ -64,10 +71,10 @@ def main(settings) -> None:
     run = settings["run"]
     train = run["train"]
     environment = read_environment("cpu")
+    register_optimizer_step_pre_hook(note_dtypes)
     with process_group(environment):
         model = build_model(run)
-        if run["fsdp"]["mode"] == "full":
-            shard(model, model.sharding_units(), environment, train["precision"])
+        shard(model, model.sharding_units(), environment, run["fsdp"], train["precision"])
         renderer = Renderer(load_tokenizer(run["llm"]), run["template"])
         source = build(run["data"], train["seed"])
         viewer = model.viewer
@@ -101,12 +108,12 @@ def main(settings) -> None:
             checkpoints=Path(settings["folder"]),
             signature="same",
             max_bad=0.05,
-            eval_every=0,
+            eval_every=run["eval"]["every"],
             evaluate=evaluate,
             log=log,
         )
         build(train).fit(job)
-        seen = vars(log) | {"pictured": PICTURED}
+        seen = vars(log) | {"pictured": PICTURED, "dtypes": sorted(DTYPES)}
         Path(f"{settings['out']}.{environment.rank}").write_text(json.dumps(seen))
 
 

@@ -64,6 +64,11 @@ class Run:
         return int(match["seed"]) if match else None
 
     @property
+    def ema(self) -> float | None:
+        """``train.ema``, the decay of the averaged weights that were scored; None where the weights themselves were."""
+        return number(_mapping(self.config.get("train")).get("ema")) or None
+
+    @property
     def state(self) -> str:
         """``running | finished | failed | preempted``, or ``unknown`` without a readable status.json."""
         return str(self.status.get("state") or "unknown")

@@ -34,6 +34,7 @@ def run_table(run: Run) -> Table:
         ("accuracy with a blank one", formats.score(blank)),
         ("chance", formats.score(chance)),
         ("held-out loss", formats.score(metric_value(run, "eval/loss"))),
+        ("scored weights", formats.MISSING if run.ema is None else f"their average (train.ema={run.ema:g})"),
         ("trained parameters", formats.count(run.trained_parameters())),
         ("time", formats.duration(number(status.get("seconds")))),
         ("samples/s", formats.count(run.samples_per_s())),

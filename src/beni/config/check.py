@@ -7,12 +7,14 @@ Each problem names the key, the value, what was expected and, for a misspelling,
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args, get_type_hints
 
 from beni.config import schema
+from beni.config.optim import OPTIMIZERS, Optim, optim_ranges
 from beni.config.signature import Key, keys_of
 from beni.config.suggest import unknown_key
 from beni.config.types import example, expectation, fits
@@ -46,7 +48,9 @@ def check(run: dict[str, Any]) -> None:
         if group in run:
             problems += _check_part(group, run[group], run.get("choices", {}))
     for name, section in schema.SECTIONS.items():
-        if name in run:
+        if name == "optim" and name in run:
+            problems += _check_optim(run[name], run.get("choices", {}).get("optim"))
+        elif name in run:
             problems += _check_section(name, run[name], section)
     if not problems:
         problems = list(_ranges(run))
@@ -167,6 +171,18 @@ def _check_section(path: str, node: Any, section: type[Any]) -> list[str]:
     return problems
 
 
+def _check_optim(node: Any, choice: str | None) -> list[str]:
+    """Which keys there are depends on the optimizer."""
+    if not isinstance(node, dict):
+        return _check_section("optim", node, Optim)
+    name, annotation = node.get("optimizer"), _fields(Optim)["optimizer"]
+    if not fits(name, annotation):
+        return [_wrong_type("optim.optimizer", name, annotation)]
+    if choice in OPTIMIZERS and name != choice:
+        return [f"optim.optimizer={name}, but optim={choice} has another one's values\n  fix: set optim={name}"]
+    return _check_section("optim", node, OPTIMIZERS[str(name)])
+
+
 def _fields(section: type[Any]) -> dict[str, str]:
     return {field.name: str(field.type).replace("PlanMode", PLAN_MODE) for field in dataclasses.fields(section)}
 
@@ -213,13 +229,14 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
         value = run[section][name]
         if value != "auto" and not value >= least:  # not "<": nan must be refused as well
             yield f"{path}={value}, expected at least {least}\n  fix: set {path}={least} or more"
-    train, optim = run["train"], run["optim"]
+    train = run["train"]
     if train["accumulation"] > train["batch_size"]:
         yield (
             f"train.accumulation={train['accumulation']} micro-batches cannot share "
             f"train.batch_size={train['batch_size']} samples\n"
             f"  fix: set train.accumulation={train['batch_size']} or less"
         )
+    yield from _phase_ranges(train)
     schedule = run["schedule"]
     if schedule["cycle"] and schedule["modality"] != "grouped":
         yield (
@@ -231,25 +248,7 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
             "schedule.group=length sorts single samples, but schedule.unit=pack\n"
             "  fix: set schedule.group=none or schedule.unit=sample"
         )
-    if not 0 < optim["lr"] < float("inf"):
-        yield f"optim.lr={optim['lr']}, expected a number above 0\n  fix: set optim.lr=1e-4"
-    elif optim["min_lr"] > optim["lr"]:
-        yield f"optim.min_lr={optim['min_lr']} exceeds optim.lr={optim['lr']}\n  fix: set optim.min_lr below it"
-    for component, scale in optim["lr_scale"].items():
-        if not 0 < scale < float("inf"):
-            yield (
-                f"optim.lr_scale.{component}={scale}, expected a number above 0\n"
-                f"  fix: set train.plan.{component}=frozen where a component is not to train"
-            )
-    if not 0 < optim["eps"] < 1:
-        yield f"optim.eps={optim['eps']}, expected a number between 0 and 1\n  fix: set optim.eps=1e-8"
-    if not 0 <= optim["warmup_ratio"] < 1:
-        yield (
-            f"optim.warmup_ratio={optim['warmup_ratio']}, expected a share of the steps in [0, 1)"
-            "\n  fix: set optim.warmup_ratio=0.03"
-        )
-    if len(optim["betas"]) != 2 or not all(0 <= beta < 1 for beta in optim["betas"]):
-        yield f"optim.betas={optim['betas']}, expected two numbers in [0, 1)\n  fix: set 'optim.betas=[0.9,0.95]'"
+    yield from optim_ranges(run)
     best = run["checkpoint"]["keep_best"]
     if best is not None and not best.startswith("eval/"):
         yield (
@@ -269,6 +268,16 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
             yield f"images.{name}={images[name]}, expected a number above 0\n  fix: set images.{name}=10"
     if images["max_bad"] > 1:
         yield f"images.max_bad={images['max_bad']}, expected a share of all pictures\n  fix: set images.max_bad=0.05"
+    if not 0 <= train["memory_budget"] <= 1:
+        yield (
+            f"train.memory_budget={train['memory_budget']}, expected a share in [0, 1]\n"
+            "  fix: set train.memory_budget=0.5"
+        )
+    if train["activation_checkpointing"] == "memory_budget" and not train["compile"]:
+        yield (
+            "train.activation_checkpointing=memory_budget is the compiler's choice, but train.compile=false\n"
+            "  fix: set train.compile=true or train.activation_checkpointing=selective"
+        )
     bank, vision = train["feature_bank"], train["plan"]["vision"]
     if bank is not None and not bank.strip():
         yield "train.feature_bank is empty, expected a folder or null\n  fix: set train.feature_bank=null"
@@ -276,6 +285,17 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
         yield (
             f"train.feature_bank={bank} keeps the features of a frozen encoder, but train.plan.vision={vision}\n"
             "  fix: set train.plan.vision=frozen or train.feature_bank=null"
+        )
+    if bank is not None and run["fsdp"]["frozen"] == "shard":
+        yield (
+            "fsdp.frozen=shard has all processes encode together, but train.feature_bank lets each leave out what it "
+            "has\n  fix: set fsdp.frozen=replicate or train.feature_bank=null"
+        )
+    size = run["fsdp"]["shard_size"]
+    if size is not None and (size < 1 or run["fsdp"]["mode"] != "hybrid"):
+        yield (
+            f"fsdp.shard_size={size} with fsdp.mode={run['fsdp']['mode']}, expected null, or under hybrid at least 1\n"
+            "  fix: set fsdp.shard_size=null, or choose fsdp=hybrid"
         )
     lora = [c for c, mode in train["plan"].items() if mode == "lora"]
     if lora and run["adapter"]["_target_"] == "beni.adapter.none.NoAdapter":
@@ -285,3 +305,23 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
         yield f"study.name={name}, expected the name of a folder below paths.runs\n  fix: set study.name=default"
     if not run["paths"]["runs"].strip():
         yield "paths.runs is empty, expected a folder\n  fix: set paths.runs=runs"
+
+
+def _phase_ranges(train: Mapping[str, Any]) -> Iterable[str]:
+    """Of the average of the weights, and of when components begin to train."""
+    if not 0 <= train["ema"] < 1:
+        yield f"train.ema={train['ema']}, expected a decay in [0, 1)\n  fix: set train.ema=0.999, or 0 for none"
+    for component, share in train["thaw"].items():
+        key = f"train.thaw.{component}={share}"
+        if not 0 <= share < 1:
+            yield f"{key}, expected a share of the steps in [0, 1)\n  fix: set train.thaw.{component}=0.1"
+        elif share and train["plan"][component] == "frozen":
+            yield (
+                f"{key}, but train.plan.{component}=frozen never trains\n"
+                f"  fix: set train.plan.{component}=full or train.thaw.{component}=0"
+            )
+        elif share and math.ceil(share * train["steps"]) >= train["steps"]:
+            yield (
+                f"{key} leaves {component} no step of train.steps={train['steps']}\n"
+                f"  fix: set train.thaw.{component} lower, or train.plan.{component}=frozen"
+            )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from beni.config.optim import Optim
+
 PlanMode = Literal["frozen", "full", "lora"]
 
 PART_GROUPS = ("vision", "views", "selector", "resampler", "connector", "fusion", "llm", "adapter", "data", "tracker")
@@ -32,6 +34,19 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Thaw:
+    """Share of the steps, in [0, 1), for which a component that trains stays frozen at first (training/thaw.py)."""
+
+    vision: float
+    views: float
+    selector: float
+    resampler: float
+    connector: float
+    fusion: float
+    llm: float
+
+
+@dataclass(frozen=True)
 class Train:
     """The training loop (run.py, training/loop.py).
 
@@ -47,9 +62,16 @@ class Train:
         workers: loader processes.
         log_every: steps between lines of metrics.jsonl.
         init_from: run folder or ``save_pretrained`` folder whose weights this run starts from, else null.
+        activation_checkpointing: what the layers give up and compute again: ``none``, ``full`` (all but their inputs),
+            ``selective`` (all but attention and every second matrix product) or ``memory_budget`` (the compiler's
+            choice).
+        memory_budget: share of the memory of all activations that ``memory_budget`` may keep, in [0, 1].
+        compile: compile each layer of the llm, and of a vision encoder that trains.
         feature_bank: folder that keeps the features of a frozen vision encoder for later epochs and runs, else null.
+        ema: decay of an average of the weights that train, in (0, 1), which is then scored and exported; 0 keeps none.
         watchdog_s: seconds after which a rank that does not move has hung, and the run ends; 0 waits for ever.
         plan: which components train.
+        thaw: when.
     """
 
     _target_: str
@@ -64,47 +86,14 @@ class Train:
     workers: int
     log_every: int
     init_from: str | None
+    activation_checkpointing: Literal["none", "full", "selective", "memory_budget"]
+    memory_budget: float
+    compile: bool
     feature_bank: str | None
+    ema: float
     watchdog_s: float
     plan: Plan
-
-
-@dataclass(frozen=True)
-class LrScale:
-    """Learning rate of each component as a multiple of ``optim.lr`` (training/optim.py)."""
-
-    vision: float
-    views: float
-    selector: float
-    resampler: float
-    connector: float
-    fusion: float
-    llm: float
-
-
-@dataclass(frozen=True)
-class Optim:
-    """AdamW and its schedule (training/optim.py).
-
-    Attributes:
-        lr: peak learning rate.
-        lr_scale: what the rate of each component is multiplied by; adapters belong to their component.
-        min_lr: learning rate at the last step.
-        warmup_ratio: share of the steps that warm up linearly, in [0, 1).
-        weight_decay: decoupled, on matrices only (no norms, biases or embeddings).
-        betas: decay rates of the moments.
-        eps: term in the denominator.
-        clip: largest global gradient norm; 0 switches clipping off.
-    """
-
-    lr: float
-    lr_scale: LrScale
-    min_lr: float
-    warmup_ratio: float
-    weight_decay: float
-    betas: list[float]
-    eps: float
-    clip: float
+    thaw: Thaw
 
 
 @dataclass(frozen=True)
@@ -156,13 +145,24 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Fsdp:
-    """Sharding (distributed/fsdp.py).
+    """How processes share a model (distributed/fsdp.py).
 
     Attributes:
-        mode: ``none`` (one process, or plain replicas averaged by hand) or ``full`` (FSDP2).
+        mode: ``none`` (whole replicas, gradients summed after the backward pass), ``ddp`` (the same, summed while it
+            runs), ``full`` (FSDP2: each process keeps a part of what trains) or ``hybrid`` (so within a machine, and
+            replicas of that on every machine).
+        shard_size: processes that share one copy under ``hybrid``; null takes those of one machine.
+        frozen: ``replicate`` frozen weights or ``shard`` them too.
+        reshard_after_forward: give the whole weights of a unit back after its forward pass, which saves memory and
+            costs a second gathering.
+        offload: keep what trains, its gradients and the optimizer's state in the CPU's memory; GPUs only.
     """
 
-    mode: Literal["none", "full"]
+    mode: Literal["none", "ddp", "full", "hybrid"]
+    shard_size: int | None
+    frozen: Literal["replicate", "shard"]
+    reshard_after_forward: bool
+    offload: bool
 
 
 @dataclass(frozen=True)

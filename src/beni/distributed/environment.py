@@ -26,12 +26,14 @@ class Environment:
     world: number of processes.
     local_rank: of this process on its machine; chooses the GPU.
     device: where this process computes.
+    local_world: processes on its machine; None where that is not known.
     """
 
     rank: int
     world: int
     local_rank: int
     device: torch.device
+    local_world: int | None = None
 
     @property
     def is_main(self) -> bool:
@@ -59,7 +61,8 @@ def read_environment(device: str, variables: Mapping[str, str] | None = None) ->
         rank, world, local = int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env["SLURM_LOCALID"])
     else:
         rank, world, local = 0, 1, 0
-    return Environment(rank, world, local, _device(device, local))
+    here = env.get("LOCAL_WORLD_SIZE") or env.get("SLURM_NTASKS_PER_NODE")
+    return Environment(rank, world, local, _device(device, local), int(here) if here else None)
 
 
 @contextmanager
@@ -73,7 +76,8 @@ def process_group(environment: Environment) -> Iterator[None]:
 
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
     cuda = environment.device.type == "cuda"
-    dist.init_process_group("nccl" if cuda else "gloo", device_id=environment.device if cuda else None)
+    # gloo beside nccl: offloaded weights, checkpoints and the agreement on them live on the CPU
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=environment.device if cuda else None)
     try:
         yield
     finally:

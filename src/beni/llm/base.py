@@ -47,7 +47,7 @@ class Llm(nn.Module, ABC):
         """New token ids for left-padded prompts.
 
         Args:
-            blocks: as in ``SegmentPlan.build``.
+            blocks: as in ``SegmentPlan``.
             options: those of ``transformers`` ``generate``.
         """
 

@@ -115,7 +115,7 @@ class HFLlm(Llm):
                 position_ids=torch.arange(length, device=prompt.device)[None],
                 past_key_values=cache,
                 use_cache=True,
-                segments=SegmentPlan.build(borders, own[real]),
+                segments=SegmentPlan.build(borders, length, own[real]),
                 logits_to_keep=1,
             )
             cache.crop(-1)  # generate() wants to see the last position itself; it sees all others already
@@ -205,7 +205,7 @@ def isolates_segments(llm: Llm) -> bool:
     training = llm.training
     llm.eval()  # dropout would make any two passes differ
     try:
-        packed = llm(embeds, positions, segments=SegmentPlan.build(torch.tensor([0, 7, 12], device=device)))
+        packed = llm(embeds, positions, segments=SegmentPlan.build(torch.tensor([0, 7, 12], device=device), 12))
         alone = [
             llm(embeds[:, a:b], positions[:, a:b], torch.ones(1, b - a, dtype=torch.long, device=device))
             for a, b in ((0, 7), (7, 12))

@@ -2,7 +2,9 @@
 
 transformers isolates packed samples only when no mask is given *and* no cache is used, by building a dense (t, t) mask;
 unknown attention names skip mask building, so here the borders travel as a ``SegmentPlan`` in the keyword arguments.
-Segments of similar length are gathered into rectangles ``(segments, length)``: right padding under a causal mask can
+
+In half precision on a GPU torch's variable-length flash attention takes the borders as they are. Everywhere else
+segments of similar length are gathered into rectangles ``(segments, length)``: right padding under a causal mask can
 reach no real query, so each rectangle is one plain causal attention without a mask. On two CPU cores that replaces a
 (7000, 7000) mask by a few hundred short squares. CPU bf16 runs in fp32: the bf16 backward of torch's CPU kernel is five
 times slower (484 against 95 ms, training.md section 5).
@@ -10,18 +12,26 @@ times slower (484 against 95 ms, training.md section 5).
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 NAME = "beni_segments"
 WASTE = 1.25  # a rectangle may hold this many times the positions of its longest-to-shortest run of segments
+
+
+HALF = (torch.float16, torch.bfloat16)
+GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else None
+"""What tells ``varlen_attn`` that keys have fewer heads than queries; torch 2.11 wants them repeated."""
 
 
 @dataclass(frozen=True)
@@ -30,47 +40,69 @@ class Rectangle:
 
     Attributes:
         index: position in the row of each cell; padding cells repeat a real position.
-        real: False at padding cells; None when there are none.
+        real: False at padding cells.
         sees: the later positions that each position may attend to beside the earlier ones; None for none.
     """
 
     index: Int[Tensor, "s length"]
-    real: Bool[Tensor, "s length"] | None
+    real: Bool[Tensor, "s length"]
     sees: Bool[Tensor, "s length length"] | None = None
 
 
 @dataclass(frozen=True)
-class SegmentPlan:
-    """How one packed row is cut into rectangles; built once a micro-batch and used by every layer.
+class Cells:
+    """The cells of all rectangles of a row, one after another.
 
     Attributes:
-        rectangles: cover every position of the row exactly once.
-        order: for each position of the row, its place among the real cells of all rectangles in turn.
+        index: position in the row of each cell.
+        padding: cells that repeat a position.
+        place: the real cell of each position.
     """
 
-    rectangles: tuple[Rectangle, ...]
-    order: Int[Tensor, "t"]
+    index: Int[Tensor, "c"]
+    padding: Int[Tensor, "p"]
+    place: Int[Tensor, "t"]
+
+
+@dataclass(frozen=True)
+class SegmentPlan:
+    """How one packed row is cut; built once a micro-batch and used by every layer.
+
+    Attributes:
+        cu_seqlens: borders (0, ..., t) of the segments.
+        blocks: positions of one segment with the same number from 0 on see each other both ways; -1 for the others.
+        length: of the row; no segment is longer.
+    """
+
+    cu_seqlens: Int[Tensor, "s_plus_1"]
+    blocks: Int[Tensor, "t"] | None
+    length: int
 
     @staticmethod
-    def build(cu_seqlens: Int[Tensor, "s_plus_1"], blocks: Int[Tensor, "t"] | None = None) -> SegmentPlan:
-        """Borders (0, ..., t) of the segments -> plan, on the device of ``cu_seqlens``.
+    def build(cu_seqlens: Int[Tensor, "s_plus_1"], length: int, blocks: Int[Tensor, "t"] | None = None) -> SegmentPlan:
+        """Borders of the segments of a row of ``length`` positions -> plan, on the device of ``cu_seqlens``."""
+        return SegmentPlan(cu_seqlens.int(), blocks, length)
 
-        Args:
-            blocks: positions of one segment with the same number from 0 on see each other both ways; -1 for the others.
-        """
-        device = cu_seqlens.device
-        borders = cu_seqlens.tolist()
+    @cached_property
+    def rectangles(self) -> tuple[Rectangle, ...]:
+        """Cover every position of the row exactly once. Reads the borders, which a GPU is waited for."""
+        borders = self.cu_seqlens.tolist()
         segments = sorted(((b - a, a) for a, b in pairwise(borders)), reverse=True)
         groups: list[list[tuple[int, int]]] = []
         for length, start in segments:
             if not groups or groups[-1][0][0] > WASTE * length:
                 groups.append([])
             groups[-1].append((length, start))
-        rectangles = tuple(_rectangle(group, device, blocks) for group in groups)
-        cells = torch.cat([r.index.flatten() if r.real is None else r.index[r.real] for r in rectangles])
-        order = torch.empty_like(cells)
-        order[cells] = torch.arange(len(cells), device=device)
-        return SegmentPlan(rectangles, order)
+        return tuple(_rectangle(group, self.cu_seqlens.device, self.blocks) for group in groups)
+
+    @cached_property
+    def cells(self) -> Cells:
+        """Of the rectangles."""
+        index = torch.cat([rectangle.index.flatten() for rectangle in self.rectangles])
+        real = torch.cat([rectangle.real.flatten() for rectangle in self.rectangles])
+        place = torch.empty(self.length, dtype=torch.long, device=index.device)
+        place[index[real]] = real.nonzero()[:, 0]
+        return Cells(index, (~real).nonzero()[:, 0], place)
 
 
 def _rectangle(group: list[tuple[int, int]], device: torch.device, blocks: Tensor | None) -> Rectangle:
@@ -84,7 +116,34 @@ def _rectangle(group: list[tuple[int, int]], device: torch.device, blocks: Tenso
         own = blocks[index].masked_fill(~real, -1)
         both = (own[:, :, None] == own[:, None, :]) & (own[:, :, None] >= 0)
         sees = both.triu(1) if bool(both.triu(1).any()) else None
-    return Rectangle(index, None if bool(real.all()) else real, sees)
+    return Rectangle(index, real, sees)
+
+
+class _ToCells(torch.autograd.Function):
+    """``(t, ...) -> (c, ...)``. No gradient comes back to padding cells, so its backward only gathers."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cells: Cells) -> Tensor:
+        ctx.cells = cells
+        return x.index_select(0, cells.index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].index_select(0, ctx.cells.place), None
+
+
+class _FromCells(torch.autograd.Function):
+    """``(c, ...) -> (t, ...)``, the inverse; padding cells are left behind."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cells: Cells) -> Tensor:
+        ctx.cells = cells
+        return x.index_select(0, cells.place)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        gradient = gradients[0].index_select(0, ctx.cells.index)
+        return gradient.index_fill_(0, ctx.cells.padding, 0.0), None
 
 
 def segment_attention(
@@ -103,15 +162,62 @@ def segment_attention(
     """``(1, h, t, dh)`` queries and ``(1, kv heads, t, dh)`` keys and values -> ``(1, t, h, dh)``."""
     if segments is None or query.shape[0] != 1:
         raise ValueError(f"{NAME} attention needs one packed row and its segments; the model did not pass them on")
-    dtype = query.dtype
-    if query.device.type == "cpu" and dtype == torch.bfloat16:
-        query, key, value = query.float(), key.float(), value.float()
-    outputs = []
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (t, heads, dh)
+    if q.is_cuda:
+        if torch.is_autocast_enabled("cuda"):  # as torch's own attention does
+            q, k, v = (x.to(torch.get_autocast_dtype("cuda")) for x in (q, k, v))
+        if q.dtype in HALF and segments.blocks is None and softcap is None and dropout == 0:
+            return flash(q, k, v, segments, scaling, sliding_window)[None].to(query.dtype), None
+    return in_rectangles(q, k, v, segments, scaling, dropout, sliding_window, softcap)[None], None
+
+
+def flash(
+    q: Float[Tensor, "t h dh"],
+    k: Float[Tensor, "t kv dh"],
+    v: Float[Tensor, "t kv dh"],
+    segments: SegmentPlan,
+    scaling: float | None,
+    window: int | None,
+) -> Float[Tensor, "t h dh"]:
+    """Torch's variable-length flash attention: CUDA, half precision. Nothing here depends on the borders' values."""
+    options: dict[str, Any] = {}
+    if q.shape[1] != k.shape[1]:
+        if GROUPED is None:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        else:
+            options = GROUPED
+    back = -1 if window is None else window - 1  # beside itself
+    borders, longest = segments.cu_seqlens, segments.length
+    out = varlen_attn(q, k, v, borders, borders, longest, longest, scale=scaling, window_size=(back, 0), **options)
+    assert isinstance(out, Tensor)
+    return out
+
+
+@torch.compiler.disable  # every row has other rectangles, and each would be compiled anew
+def in_rectangles(
+    q: Float[Tensor, "t h dh"],
+    k: Float[Tensor, "t kv dh"],
+    v: Float[Tensor, "t kv dh"],
+    segments: SegmentPlan,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+) -> Float[Tensor, "t h dh"]:
+    """Any device and precision."""
+    dtype = q.dtype
+    if q.device.type == "cpu" and dtype == torch.bfloat16:
+        q, k, v = q.float(), k.float(), v.float()
+    cells, outputs, start = segments.cells, [], 0
+    q, k, v = (_ToCells.apply(x, cells) for x in (q, k, v))
     for rectangle in segments.rectangles:
-        q, k, v = (x[0][:, rectangle.index].transpose(0, 1) for x in (query, key, value))  # (s, heads, length, dh)
-        out = causal(q, k, v, scaling, dropout, sliding_window, softcap, rectangle.sees).transpose(1, 2)
-        outputs.append(out.flatten(0, 1) if rectangle.real is None else out[rectangle.real])
-    return torch.cat(outputs)[segments.order][None].to(dtype), None
+        shape, end = rectangle.index.shape, start + rectangle.index.numel()
+        rows = (x[start:end].unflatten(0, shape).transpose(1, 2) for x in (q, k, v))  # (s, heads, length, dh)
+        out = causal(*rows, scaling, dropout, window, softcap, rectangle.sees)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+        start = end
+    together = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return _FromCells.apply(together, cells).to(dtype)
 
 
 def causal(

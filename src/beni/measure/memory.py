@@ -1,8 +1,8 @@
 """What a run will need in memory, estimated before anything is allocated, and what the machine has.
 
-An estimate: weights, gradients and AdamW moments are exact; activations follow from widths and depths (about 14 widths
-and 4 intermediate widths a position and layer, as in a Llama layer without checkpointing) and are right within some 30
-%.
+An estimate: weights, gradients, AdamW moments and averages are exact; activations follow from widths and depths (about
+14 widths and 4 intermediate widths a position and layer, as in a Llama layer without checkpointing) and are right
+within some 30 %.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from beni.errors import ResourceError
 
 GIB = 1024**3
 
+MOMENTS = {"adamw": 8, "adamw_8bit": 2, "muon": 4, "lion": 4, "adafactor": 0}
+"""``optim.optimizer`` -> bytes of moments for each value of a matrix."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -24,7 +27,7 @@ class Memory:
     Attributes:
         weights: frozen and trained parameters as stored while training.
         loading: the most that is held at once while building (random weights are drawn in fp32).
-        optimizer: gradients and two moments of what trains.
+        optimizer: gradients, moments and the average of what trains.
         activations: of one micro-batch.
     """
 
@@ -47,6 +50,8 @@ def estimate(
     frozen: int,
     trained: int,
     shards: int = 1,
+    frozen_shards: int = 1,
+    kept: int = 8,
     precision: str,
     positions: int,
     layers: int,
@@ -58,8 +63,10 @@ def estimate(
     """Args:
     frozen: parameters that do not train.
     trained: parameters that do.
-    shards: processes that share what trains (frozen weights are whole on each).
+    shards: processes that share what trains.
+    frozen_shards: processes that share what does not.
     positions: llm positions of one micro-batch.
+    kept: bytes of moments and averages for each parameter that trains.
     layers: of the llm, whose activations the gradient needs.
     width: of the llm.
     intermediate: width of its feed-forward layers.
@@ -67,9 +74,9 @@ def estimate(
     """
     element = 2 if precision == "bf16" else 4
     return Memory(
-        weights=frozen * element + trained * 4 // shards,
+        weights=frozen * element // frozen_shards + trained * 4 // shards,
         loading=(frozen + trained) * 4,
-        optimizer=trained * 12 // shards,
+        optimizer=trained * (4 + kept) // shards,
         activations=positions * layers * (14 * width + 4 * intermediate) * element + label_rows * vocabulary * 12,
     )
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from PIL import Image as PILImage
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
@@ -282,6 +283,12 @@ class BeniForConditionalGeneration(PreTrainedModel):
         """The modules that FSDP shards one by one, bottom-up."""
         return [*self.llm.layers(), *self.vision.blocks(), self.resampler]
 
+    def layers_with_gradient(self) -> list[nn.Module]:
+        """The repeated layers whose activations the backward pass wants: of the llm, and of a vision encoder that
+        trains.
+        """
+        return [*self.llm.layers(), *(self.vision.blocks() if self._trains_vision() else ())]
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the widest parameter: transformers loads a saved model in it, and frozen bf16 parts must not round all."""
@@ -305,7 +312,8 @@ class BeniForConditionalGeneration(PreTrainedModel):
             return Calls()
         rows = {row.grid for layout in layouts for row in self.row_specs(layout)["views"]}
         sizes = {size for layout in layouts for size in layout.views}
-        return Calls(len(sizes) if self._trains_vision() else 0, len(rows))
+        shared = self._trains_vision() or any(isinstance(p, DTensor) for p in self.vision.parameters())
+        return Calls(len(sizes) if shared else 0, len(rows))
 
     def _trains_vision(self) -> bool:
         return any(p.requires_grad for p in self.vision.parameters())

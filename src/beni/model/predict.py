@@ -45,7 +45,7 @@ def predict(llm: Llm, fusion: Fusion, sequences: Sequences, places: Places | Non
         if fusion.sees_ahead:
             asked = before_answers(sequences)
             blocks = fusion.blocks(sequences.is_image[0], asked, sequences.cu_seqlens)
-        segments = SegmentPlan.build(sequences.cu_seqlens, blocks)
+        segments = SegmentPlan.build(sequences.cu_seqlens, embeds.shape[1], blocks)
     if places is None:
         return llm(embeds, position_ids, mask, segments)
     rows, columns = places

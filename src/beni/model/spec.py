@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from beni.config.schema import COMPONENTS
+from beni.distributed.fsdp import shards
 from beni.measure import memory
 from beni.model.build import build_model
 from beni.model.modeling import BeniForConditionalGeneration
@@ -152,11 +153,15 @@ def estimate_memory(
         length, label_rows = full, label_rows * full // length
     elif model.nested and model.nested.every:
         samples *= model.nested.drawn
+    optimizer, share = run["optim"]["optimizer"], shards(run["fsdp"], world, world)
+    moments = memory.MOMENTS[optimizer] * (share if optimizer == "muon" else 1)  # muon's are whole on every process
     config = model.llm.config.get_text_config().to_dict()
     return memory.estimate(
         frozen=sum(c["frozen"] for c in counts.values()),
         trained=sum(c["trained"] for c in counts.values()),
-        shards=world if run["fsdp"]["mode"] == "full" else 1,
+        shards=share,
+        frozen_shards=share if run["fsdp"]["frozen"] == "shard" else 1,
+        kept=moments + (4 if run["train"]["ema"] else 0),
         precision=run["train"]["precision"],
         positions=samples * length,
         layers=len(model.llm.layers()),

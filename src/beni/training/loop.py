@@ -25,11 +25,14 @@ from beni.distributed.watchdog import Watchdog
 from beni.errors import DataError, Preempted
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.streams import derive
-from beni.training.optim import build_optimizer, learning_rate
+from beni.training.ema import Average
+from beni.training.optim import build_optimizer
 from beni.training.preempt import Preemption
 from beni.training.saver import Saver, SaverLog
+from beni.training.schedule import learning_rate
 from beni.training.step import clip_and_update, forward_backward
-from beni.training.trainable import TrainabilityCheck, set_modes
+from beni.training.thaw import Thaw
+from beni.training.trainable import TrainabilityCheck
 from beni.types import Batch
 from beni.vision.feature_bank import FeatureBank
 
@@ -99,12 +102,18 @@ class Trainer:
         workers: int,
         log_every: int,
         init_from: str | None,
+        activation_checkpointing: str,
+        memory_budget: float,
+        compile: bool,
         feature_bank: str | None,
+        ema: float,
         watchdog_s: float,
         plan: dict[str, str],
+        thaw: dict[str, float],
     ) -> None:
         self.steps, self.seed, self.precision = steps, seed, precision
         self.workers, self.log_every, self.plan = workers, log_every, plan
+        self.ema, self.thaw = ema, thaw
 
     def fit(self, job: Job) -> None:
         """Trains from the newest checkpoint, or from the start, to the last step.
@@ -116,20 +125,21 @@ class Trainer:
             TrainabilityError: when what trains differs from the plan.
             FloatingPointError: when the loss is not finite.
         """
-        optimizer = build_optimizer(job.model, job.optim)
-        with Saver(job.model, optimizer, job.checkpoint, job.checkpoints, job.signature, job.log) as saver:
-            self._fit(job, optimizer, saver)
+        optimizer, average = build_optimizer(job.model, job.optim), Average(job.model, self.ema)
+        with Saver(job.model, optimizer, average, job.checkpoint, job.checkpoints, job.signature, job.log) as saver:
+            self._fit(job, optimizer, average, saver)
+        average.swap(job.model)  # what is exported and shown after this
 
-    def _fit(self, job: Job, optimizer: torch.optim.Optimizer, saver: Saver) -> None:
+    def _fit(self, job: Job, optimizer: torch.optim.Optimizer, average: Average, saver: Saver) -> None:
         model, device, beat = job.model, job.environment.device, job.watchdog.beat
         done, before = saver.resume()
         ledger = self._begin(job, done, before)
         if 0 < done < self.steps and self._evaluates(job, done):  # it may have ended between saving and scoring
             beat("evaluate", done - 1)
-            self._evaluate(job, saver, done, self._totals(job, ledger))
+            self._evaluate(job, average, saver, done, self._totals(job, ledger))
         faults: list[dict[str, Any]] = []
+        thaw = Thaw(model, self.plan, self.thaw, self.steps, done)
         check = TrainabilityCheck.before_first_step(model) if done == 0 else None
-        set_modes(model, self.plan)
         window = Window(model.feature_bank)
 
         beat("data", done)
@@ -151,6 +161,9 @@ class Trainer:
                 for notice in batches[0].notices:
                     job.log.notice(notice)
                 faults += [{"step": step + 1, **fault} for batch in batches for fault in batch.faults]
+                for component in thaw.due(step):
+                    job.log.notice(f"{component} trains from step {step + 1} on (train.thaw)")
+                    check = TrainabilityCheck.before_first_step(model)
                 torch.manual_seed(derive(self.seed, "dropout", step, job.environment.rank))
                 loss, labels = forward_backward(model, batches, step, device, self.precision)
                 # a gradient reaches the vision encoder in a step with a picture, and the first need not have one
@@ -160,6 +173,7 @@ class Trainer:
                         job.log.notice(f"{name} never receives a gradient in this run and is frozen")
                 rate = learning_rate(step, self.steps, job.optim)
                 norm = clip_and_update(model, optimizer, rate, job.optim["clip"])
+                average.update()
                 if check is not None and due:
                     check.after_first_step(model)
                     check = None
@@ -185,21 +199,24 @@ class Trainer:
                         saver.save(finished, totals)
                     if evaluates and not last:
                         beat("evaluate", step)
-                        self._evaluate(job, saver, finished, totals)
-                        set_modes(model, self.plan)
+                        self._evaluate(job, average, saver, finished, totals)
+                        thaw.set_modes()
                         window = Window(model.feature_bank)
                 beat("data", finished)
             beat("evaluate", self.steps)
-            self._evaluate(job, saver, self.steps, self._totals(job, ledger))
+            self._evaluate(job, average, saver, self.steps, self._totals(job, ledger))
             saver.settle(self.steps)
 
     def _evaluates(self, job: Job, finished: int) -> bool:
         return finished == self.steps or (job.eval_every > 0 and finished % job.eval_every == 0)
 
-    def _evaluate(self, job: Job, saver: Saver, step: int, totals: Mapping[str, Counts]) -> None:
-        """Scores, and keeps the checkpoint of the best score; a signal ends the run between two of its batches."""
+    def _evaluate(self, job: Job, average: Average, saver: Saver, step: int, totals: Mapping[str, Counts]) -> None:
+        """Scores the average, where there is one, and keeps the checkpoint of the best score; a signal ends the run
+        between two of its batches.
+        """
         try:
-            scores = job.evaluate(step)
+            with average.in_place_of_weights(job.model):
+                scores = job.evaluate(step)
         except Preempted:
             self._stop(job, saver, step, totals)
         job.watchdog.beat()

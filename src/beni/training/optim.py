@@ -1,50 +1,166 @@
-"""AdamW (arXiv 1711.05101) with linear warm-up and cosine decay; the rate is a pure function of the step."""
+"""The optimizers, over groups of parameters that differ in rate and weight decay.
+
+- AdamW (arXiv 1711.05101), Muon (arXiv 2502.16982) and Adafactor (arXiv 1804.04235) are torch's.
+- Lion (arXiv 2302.06675) is lion-pytorch's, AdamW with 8-bit moments (arXiv 2110.02861) bitsandbytes'.
+- Muon and the 8-bit AdamW take the matrices only; plain AdamW takes the rest, and both look like one (``Together``).
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
+from torch.optim import Optimizer
+
+from beni.model.modeling import BeniForConditionalGeneration
+from beni.training.layers import layer_factors
+
+Groups = Sequence[dict[str, Any]]
+
+ADAFACTOR_EPS = 1e-15
+"""Its square, 1e-30, is the paper's. torch would take the machine epsilon, a floor under the mean square as well: a
+tensor whose gradients are below 3e-4 would get updates of full size, however small they have become."""
 
 
-def build_optimizer(model: nn.Module, settings: Mapping[str, Any]) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; weight decay on matrices, not on norms, biases and embeddings.
+class Together(Optimizer):
+    """Several optimizers, each over parameters of its own, as one: one list of groups, one state, one step."""
 
-    Each component has groups of its own, whose ``lr_scale`` multiplies the rate of every step.
+    def __init__(self, *parts: Optimizer) -> None:
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = parts
+        for part in parts:
+            part.state = self.state
+
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for part in self.parts:
+            part.step()
+
+
+def build_optimizer(model: BeniForConditionalGeneration, settings: Mapping[str, Any]) -> Optimizer:
+    """Over the trainable parameters; weight decay on matrices, not on norms, biases and embeddings.
+
+    Each group has an ``lr_scale``, of its component and layer, which multiplies the rate of every step.
     """
+    groups = _groups(model, settings)
+    match settings["optimizer"]:
+        case "adamw":
+            return _adamw(groups, settings)
+        case "adamw_8bit":
+            decayed = {id(p) for group in groups if group["matrices"] for p in group["params"]}
+            return _divided(groups, decayed, _adamw_8bit, settings)
+        case "muon":
+            return _divided(groups, hidden_matrices(model), _muon, settings)
+        case "lion":
+            return _lion(groups, settings)
+        case "adafactor":
+            return _adafactor(groups, settings)
+        case unknown:
+            raise ValueError(f"no optimizer {unknown}")  # config/check.py has refused it
+
+
+def hidden_matrices(model: BeniForConditionalGeneration) -> set[int]:
+    """``id`` of each matrix that maps hidden states to hidden states: no embedding, head, latents, norm or bias.
+
+    A matrix of one row or column is a vector and has nothing to orthogonalise.
+    """
+    head = model.llm.model.get_output_embeddings()
+    weights = {
+        id(module): module._parameters.get("weight")
+        for module in model.modules()
+        if not isinstance(module, nn.Embedding)
+    }
+    return {id(w) for of, w in weights.items() if w is not None and w.ndim == 2 and min(w.shape) > 1 and of != id(head)}
+
+
+def _groups(model: BeniForConditionalGeneration, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of what trains, by component, by whether it decays, and by layer where layers differ."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     groups: list[dict[str, Any]] = []
     for name, component in model.named_children():
-        decayed, plain = [], []
+        factors = layer_factors(component, settings["layer_decay"].get(name, 1.0))
+        alike: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for parameter in component.parameters():
             if parameter.requires_grad:
                 matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
-                (decayed if matrix else plain).append(parameter)
-        scale = settings["lr_scale"][name]
+                alike.setdefault((matrix, factors.get(id(parameter), 1.0)), []).append(parameter)
         groups += [
-            {"params": parameters, "weight_decay": decay, "lr_scale": scale}
-            for parameters, decay in ((decayed, settings["weight_decay"]), (plain, 0.0))
-            if parameters
+            {
+                "params": parameters,
+                "weight_decay": settings["weight_decay"] if matrix else 0.0,
+                "lr_scale": settings["lr_scale"][name] * factor,
+                "matrices": matrix,
+            }
+            for (matrix, factor), parameters in alike.items()
         ]
+    return groups
+
+
+def _divided(
+    groups: Groups,
+    chosen: Collection[int],
+    make: Callable[[Groups, Mapping[str, Any]], Optimizer],
+    settings: Mapping[str, Any],
+) -> Optimizer:
+    """``make`` over the ``chosen`` parameters, AdamW over the others."""
+
+    def those(wanted: bool) -> Groups:
+        kept = [{**g, "params": [p for p in g["params"] if (id(p) in chosen) == wanted]} for g in groups]
+        return [group for group in kept if group["params"]]
+
+    return Together(*(build(some, settings) for build, some in ((make, those(True)), (_adamw, those(False))) if some))
+
+
+def _adamw(groups: Groups, settings: Mapping[str, Any]) -> Optimizer:
     sharded = any(isinstance(p, DTensor) for group in groups for p in group["params"])
     return torch.optim.AdamW(
-        groups,
-        lr=settings["lr"],
-        betas=tuple(settings["betas"]),
-        eps=settings["eps"],
-        fused=not sharded,
+        groups, lr=settings["lr"], betas=tuple(settings["betas"]), eps=settings["eps"], fused=not sharded
     )
 
 
-def learning_rate(step: int, steps: int, settings: Mapping[str, Any]) -> float:
-    """Rate of optimizer step ``step`` (from 0) of ``steps``: linear to ``lr``, then cosine to ``min_lr``."""
-    peak, floor = settings["lr"], settings["min_lr"]
-    warmup = round(settings["warmup_ratio"] * steps)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - 1 - warmup)
-    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+def _adamw_8bit(groups: Groups, settings: Mapping[str, Any]) -> Optimizer:
+    # torchao's compiles a kernel for each shape (24 s for two on a CPU) or, uncompiled, takes 0.1 s a tensor
+    library = import_module("bitsandbytes.optim")
+    return library.AdamW8bit(groups, lr=settings["lr"], betas=tuple(settings["betas"]), eps=settings["eps"])
+
+
+def _muon(groups: Groups, settings: Mapping[str, Any]) -> Optimizer:
+    optimizer = torch.optim.Muon(
+        groups,
+        lr=settings["lr"],
+        momentum=settings["momentum"],
+        ns_steps=settings["ns_steps"],
+        adjust_lr_fn="match_rms_adamw",  # an update has AdamW's size, so that both take one rate
+    )
+    optimizer.register_step_pre_hook(_whole_gradients)
+    return optimizer
+
+
+def _whole_gradients(optimizer: Optimizer, *_: Any) -> None:
+    """Every rank gets the whole gradient of a sharded matrix, and so keeps the whole moment.
+
+    Newton-Schulz needs the whole matrix. Left to DTensor it takes several collectives an iteration (measured: 10 to 60
+    times slower on two processes) and rounds otherwise than one process does.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if isinstance(parameter.grad, DTensor):
+                whole = [Replicate()] * parameter.grad.device_mesh.ndim
+                parameter.grad = parameter.grad.redistribute(placements=whole)
+
+
+def _lion(groups: Groups, settings: Mapping[str, Any]) -> Optimizer:
+    return import_module("lion_pytorch").Lion(groups, lr=settings["lr"], betas=tuple(settings["betas"]))
+
+
+def _adafactor(groups: Groups, settings: Mapping[str, Any]) -> Optimizer:
+    return torch.optim.Adafactor(
+        groups,
+        lr=settings["lr"],
+        beta2_decay=settings["beta2_decay"],
+        eps=(ADAFACTOR_EPS, settings["min_scale"]),
+        d=settings["clip_threshold"],
+    )

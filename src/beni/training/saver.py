@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,6 +15,7 @@ from beni.data.ledger import Counts
 from beni.distributed.collectives import Peers, max_over_ranks
 from beni.errors import ConfigError, ResourceError, ResumeError
 from beni.training.checkpoint import Checkpoints, Outcome
+from beni.training.ema import Average
 from beni.training.state import named_tensors, scatter
 
 LAST_WORDS = 60.0
@@ -47,12 +49,13 @@ class Saver:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        average: Average,
         settings: Mapping[str, Any],
         folder: Path,
         signature: str,
         log: SaverLog,
     ) -> None:
-        self.model, self.optimizer, self.settings = model, optimizer, settings
+        self.model, self.optimizer, self.average, self.settings = model, optimizer, average, settings
         self.signature, self.log = signature, log
         self.checkpoints = Checkpoints(folder, Peers(), settings["keep"])
         self.saved: int | None = None
@@ -66,6 +69,10 @@ class Saver:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         if kind is not None and not issubclass(kind, KeyboardInterrupt):
             self.checkpoints.finish(LAST_WORDS)  # what is being written was good before the run failed
+            with suppress(Exception):  # the error that ends the run is the one to be seen
+                outcome = self.checkpoints.wait() if self.checkpoints.settled else None
+                if outcome is not None and outcome.problem is None:
+                    self._mark(self._candidate)
 
     def resume(self) -> tuple[int, dict[str, Any]]:
         """Takes the newest good checkpoint.
@@ -87,7 +94,7 @@ class Saver:
                 f"{found.path} belongs to run {found.values['signature']}, this is {self.signature}\n"
                 "  fix: set checkpoint.resume=never to start over (the old folder is kept)"
             )
-        scatter(found.tensors, self.model, self.optimizer)
+        scatter(found.tensors, self.model, self.optimizer, self.average)
         best = self.checkpoints.best()
         if best is not None and best["metric"] == self.settings["keep_best"] and best["step"] <= found.step:
             self._best = best
@@ -98,7 +105,7 @@ class Saver:
         """Begins to write a checkpoint; the one before is waited for, if need be."""
         self.settle(step)
         values = {"signature": self.signature, "ledger": {name: asdict(counts) for name, counts in totals.items()}}
-        self.checkpoints.save(step, named_tensors(self.model, self.optimizer), values)
+        self.checkpoints.save(step, named_tensors(self.model, self.optimizer, self.average), values)
         self.saved = step
 
     @property

@@ -1,53 +1,81 @@
-"""Trained parameters and optimizer moments as named tensors, and a whole model on rank 0, whatever the sharding.
+"""What a checkpoint holds, as named tensors: trained weights, their average, and whatever the optimizer keeps for them.
 
-Frozen weights are not in a checkpoint: they are pretrained, or drawn again from their named stream.
+Sharded ones stay so: each rank writes and reads its own part (training/shards.py). Frozen weights are not in a
+checkpoint: they are pretrained, or drawn again from their named stream. Nor are those that wait for ``train.thaw``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from beni.errors import ResumeError
+from beni.training.ema import Average
 from beni.training.shards import SavedTensors
 from beni.training.trainable import named_trainable
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
+def named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, average: Average) -> dict[str, Tensor]:
+    """``model/<name>``, ``average/<name>`` and ``optimizer/<name>/<key>``, of every parameter that has been updated.
 
-def named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """``model/<name>`` and ``optimizer/<name>/<moment>`` tensors as training holds them; sharded ones are DTensors."""
+    Tensors are the live ones; a plain number of an optimizer's state is a tensor made of it.
+    """
     tensors: dict[str, Tensor] = {}
     for name, parameter in named_trainable(model):
         state = optimizer.state.get(parameter)
         if state:  # without one no gradient ever reached it: it is as it was built
-            tensors[f"model/{name}"] = parameter
-            tensors |= {f"optimizer/{name}/{moment}": state[moment] for moment in MOMENTS}
+            tensors[f"model/{name}"] = parameter.detach()
+            if name in average.tensors:
+                tensors[f"average/{name}"] = average.tensors[name]
+            tensors |= {
+                f"optimizer/{name}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+                for key, value in state.items()
+            }
     return tensors
 
 
-def scatter(saved: SavedTensors, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def prepare(names: Iterable[str], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Gives the parameters of these names an optimizer state of the right kind, shape, device and sharding.
+
+    Only the optimizer knows what that is, so it takes a step with a gradient of 0 at a rate of 0.
+    """
+    ours = dict(named_trainable(model))
+    for name in names:
+        ours[name].grad = torch.zeros_like(ours[name])
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def scatter(saved: SavedTensors, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average) -> None:
     """Puts what ``named_tensors`` named in its place; each rank reads no more than its own part.
 
     Raises:
-        ResumeError: when a tensor has no place in this model, or another shape there.
+        ResumeError: when a tensor has no place in this model or optimizer, or another shape there.
     """
     ours = dict(named_trainable(model))
-    theirs = [key.removeprefix("model/") for key in saved if key.startswith("model/")]
-    foreign = [n for n in sorted(theirs) if n not in ours or tuple(ours[n].shape) != saved.shape(f"model/{n}")]
-    if foreign:
-        raise ResumeError(f"the checkpoint is of another model: no such tensors here as {', '.join(foreign[:3])}")
+    theirs = [key.removeprefix("model/") for key in sorted(saved) if key.startswith("model/")]
+    _refuse("model", [n for n in theirs if n not in ours or tuple(ours[n].shape) != saved.shape(f"model/{n}")])
+    prepare(theirs, model, optimizer)
+    live = named_tensors(model, optimizer, average)
+    differs = [n for n in live.keys() & saved.keys() if tuple(live[n].shape) != saved.shape(n)]
+    _refuse("optimizer", sorted(live.keys() ^ saved.keys()) + sorted(differs))
     with torch.no_grad():
-        for name in theirs:
-            parameter = ours[name]
-            parameter.copy_(saved.like(f"model/{name}", parameter))
-            counter = parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")
-            optimizer.state[parameter] = {
-                moment: saved[key].to(counter, copy=True) if moment == "step" else saved.like(key, parameter)
-                for moment in MOMENTS
-                for key in (f"optimizer/{name}/{moment}",)
-            }
+        for name, tensor in live.items():
+            tensor.copy_(saved.like(name, tensor))
+    for name in theirs:
+        state = optimizer.state[ours[name]]
+        plain = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+        state.update({k: type(value)(saved[f"optimizer/{name}/{k}"].item()) for k, value in plain.items()})
+
+
+def _refuse(kind: str, names: list[str]) -> None:
+    if names:
+        raise ResumeError(f"the checkpoint is of another {kind}: no such tensors here as {', '.join(names[:3])}")
 
 
 def whole_on_main(model: nn.Module, main: bool) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """What trains, while it trains: modes, storage, and the check after the first step that the plan came true.
 
 "What is actually training?" is a question that peers' users ask for years. Here the plan is written per component, the
-table is printed before step 1, and after it every planned tensor must have received a gradient and no other changed.
+table is printed before step 1, and after it every planned tensor must have received a gradient and no other changed. So
+it is again when a component begins to train later (training/thaw.py).
 """
 
 from __future__ import annotations
@@ -71,10 +72,10 @@ class TrainabilityCheck:
         return silent
 
     def after_first_step(self, model: nn.Module) -> None:
-        """Raises TrainabilityError when a frozen tensor changed."""
+        """Raises TrainabilityError when a tensor that was frozen in that step changed."""
         changed = [n for n, p in model.named_parameters() if n in self.frozen and not _mark(p).equal(self.frozen[n])]
         if changed:
-            raise TrainabilityError(f"frozen tensors changed in step 1: {_some(changed)}")
+            raise TrainabilityError(f"frozen tensors changed in a step: {_some(changed)}")
 
 
 def named_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -23,6 +23,11 @@ def test_a_finished_run_shows_scores_picture_config_and_command(make_run):
         assert expected in html
 
 
+def test_scores_of_averaged_weights_are_said_to_be_that(make_run):
+    assert "averaged weights" not in render_report(make_run(train__ema=0.0)).read_text()
+    assert "averaged weights (train.ema=0.999)" in render_report(make_run(train__ema=0.999)).read_text()
+
+
 def test_nothing_is_loaded_from_outside_and_no_script_runs(make_run):
     html = render_report(make_run()).read_text()
     assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:)?//""", html)

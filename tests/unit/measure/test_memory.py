@@ -29,6 +29,23 @@ def test_weights_gradients_and_moments_are_counted_exactly():
     assert half.activations < full.activations
 
 
+def test_moments_and_averages_are_counted_by_optimizer(tiny_run, tiny_model):
+    from beni.model.plan import count_parameters
+    from beni.model.spec import estimate_memory
+
+    model = tiny_model()
+    trained = sum(count["trained"] for count in count_parameters(model).values())
+
+    def each(*overrides, world=1):
+        return estimate_memory(model, tiny_run(*overrides), world, 64, 8).optimizer / trained
+
+    assert each() == 4 + 8
+    assert each("optim=lion") == 4 + 4
+    assert each("optim=adafactor", "train.ema=0.9") == 4 + 4
+    assert each("fsdp=full", world=4) == 3
+    assert each("optim=muon", "fsdp=full", world=4) == 1 + 4  # every process keeps the whole moment
+
+
 def test_lacking_memory_is_an_error_with_the_figures_and_the_settings(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda device: 2 * memory.GIB)
     need = memory.Memory(weights=3 * memory.GIB, loading=0, optimizer=memory.GIB, activations=memory.GIB)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+import beni.llm.segment_attention as module
 from beni.errors import ConfigError
 from beni.llm.hf import HFLlm, isolates_segments
-from beni.llm.segment_attention import NAME, SegmentPlan, segment_attention
+from beni.llm.segment_attention import NAME, SegmentPlan, flash, in_rectangles, segment_attention
 
 SMALL = {
     "hidden_size": 32,
@@ -58,7 +59,7 @@ def packed(llm, samples):
     borders = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
     positions = torch.cat([torch.arange(n) for n in lengths.tolist()])
     embeds = llm.embed(torch.cat(samples)[None])
-    out = llm(embeds, positions[None], segments=SegmentPlan.build(borders))
+    out = llm(embeds, positions[None], segments=SegmentPlan.build(borders, embeds.shape[1]))
     return out[0].split(lengths.tolist())
 
 
@@ -111,7 +112,7 @@ def test_the_probe_finds_a_model_that_mixes_neighbours(monkeypatch):
     llm = make("llama").eval()
 
     def leaky(module, query, key, value, mask, segments=None, **kwargs):
-        whole = SegmentPlan.build(torch.tensor([0, query.shape[2]]))
+        whole = SegmentPlan.build(torch.tensor([0, query.shape[2]]), query.shape[2])
         return segment_attention(module, query, key, value, mask, segments=whole, **kwargs)
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, NAME, leaky)
@@ -141,9 +142,56 @@ def test_an_attention_that_a_model_lacks_is_an_error_with_the_fix():
 @pytest.mark.parametrize("lengths", [(3,), (1, 1, 1), (9, 1, 8, 7, 2), (5, 4, 4, 4)])
 def test_a_segment_plan_covers_every_position_exactly_once(lengths):
     borders = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
-    plan = SegmentPlan.build(borders)
-    cells = torch.cat([r.index.flatten() if r.real is None else r.index[r.real] for r in plan.rectangles])
-    assert cells[plan.order].equal(torch.arange(sum(lengths)))
+    cells = SegmentPlan.build(borders, sum(lengths)).cells
+    assert cells.index[cells.place].equal(torch.arange(sum(lengths)))
+    real = set(range(len(cells.index))) - set(cells.padding.tolist())
+    assert real == set(cells.place.tolist())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_and_separate_samples_have_equal_gradients(family):
+    llm = make(family).eval().double()
+    samples = sample_ids(llm)
+    weights = [torch.randn(len(ids), llm.vocab_size, dtype=torch.float64) for ids in samples]
+    gradients = []
+    for layout in (packed, alone):
+        llm.zero_grad()
+        sum((out * w).sum() for out, w in zip(layout(llm, samples), weights, strict=True)).backward()
+        gradients.append({name: p.grad.clone() for name, p in llm.named_parameters() if p.grad is not None})
+    tolerance = 1e-4 if family == "gemma2" else 1e-6  # as above
+    for name, gradient in gradients[0].items():
+        scale = gradients[1][name].abs().max().clamp(min=1e-9)  # a key's bias has none
+        assert (gradient - gradients[1][name]).abs().max() <= tolerance * scale, name
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+@pytest.mark.parametrize("window", [None, 3])
+def test_flash_attention_is_asked_for_what_the_rectangles_compute(monkeypatch, heads, window):
+    """The kernel runs on GPUs only; here a plain one with its interface stands in."""
+
+    def plain(q, k, v, borders, same, longest, also, *, scale, window_size, enable_gqa=False):
+        assert borders is same
+        assert longest == also == len(q)
+        assert enable_gqa == (q.shape[1] != k.shape[1])
+        left, right = window_size
+        outs = []
+        for a, b in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
+            rows, groups = torch.arange(b - a), q.shape[1] // k.shape[1]
+            ahead = rows[None] - rows[:, None]
+            seen = (ahead <= right) & ((ahead >= -left) | (left < 0))
+            keys, values = (x[a:b].repeat_interleave(groups, 1) for x in (k, v))
+            logits = torch.einsum("qhd,khd->hqk", q[a:b], keys) * scale
+            weights = logits.masked_fill(~seen, float("-inf")).softmax(-1)
+            outs.append(torch.einsum("hqk,khd->qhd", weights, values))
+        return torch.cat(outs)
+
+    monkeypatch.setattr(module, "varlen_attn", plain)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(sum(LENGTHS), n, 8) for n in (heads[0], heads[1], heads[1]))
+    borders = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()])
+    plan = SegmentPlan.build(borders, len(q))
+    expected = in_rectangles(q, k, v, plan, 0.3, 0.0, window, None)
+    torch.testing.assert_close(flash(q, k, v, plan, 0.3, window), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_whole_model_packed_equals_padded_in_loss_and_gradient(tiny_run, tiny_model, steps_of):

@@ -1,0 +1,230 @@
+"""One arm of a training benchmark in a process of its own: ``python -m harness.arms NAME SETTINGS.json RESULT.json``.
+
+A process each, so that the peak memory is the arm's and no arm inherits another's caches.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset as HFDataset
+from torch import Tensor
+from torch.utils.data import Dataset, SequentialSampler
+
+from beni.config.build import build
+from beni.distributed.environment import Environment
+from beni.measure.memory import peak_gib
+from beni.model.spec import propagate
+from beni.training.loop import Job
+from beni.training.trainable import store_frozen_in_bf16
+from beni.types import Batch
+from harness import llava
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Record:
+    """What an arm saw: seconds at the end of each step, the loss of each, the samples in the order they were drawn."""
+
+    stamps: list[float]
+    losses: list[float]
+    order: list[int]
+    parameters: int = 0
+
+    def write(self, path: Path, warmup: int) -> None:
+        """``seconds`` are those of the steps after ``warmup``."""
+        values = {
+            "seconds": self.stamps[-1] - self.stamps[warmup - 1],
+            "losses": self.losses,
+            "order": self.order,
+            "trained": self.parameters,
+            "peak_gib": peak_gib(CPU),
+        }
+        path.write_text(json.dumps(values))
+
+
+class KeptInMemory:
+    """The log of beni's loop: a time and a loss a step."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+
+    def train(self, step: int, values: Mapping[str, float]) -> None:
+        self.record.losses.append(values["loss"])
+        self.record.stamps.append(time.perf_counter())
+
+    def begin(self, step: int) -> None: ...
+
+    def data(self, step: int, values: Mapping[str, float], faults: Any) -> None: ...
+
+    def notice(self, text: str) -> None:
+        print(text, file=sys.stderr)
+
+
+class Ordered(Dataset[list[Batch]]):
+    """beni's micro-batches of given samples; drawn, decoded and rendered when asked for."""
+
+    def __init__(self, samples: llava.Samples, order: list[list[int]]) -> None:
+        self.steps, self.order, self.source = samples.steps, order, samples.steps.source
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        return [self.steps.batch([(0, index) for index in self.order[step]])]
+
+
+def beni(settings: Mapping[str, Any], record: Record) -> None:
+    """beni's own loop; rendering and decoding of samples is part of it."""
+    run = settings["run"]
+    torch.set_num_threads(settings["threads"])
+    samples = llava.Samples(run, propagate(run).viewer)
+    model = llava.ours(run, samples.renderer.tokens.image)
+    record.parameters = llava.trained(model)
+    if run["train"]["precision"] == "bf16":
+        store_frozen_in_bf16(model, run["train"]["plan"])
+    record.order = [index for step in settings["order"] for index in step]
+    job = Job(
+        model=model,
+        steps=Ordered(samples, settings["order"]),  # pyright: ignore[reportArgumentType]
+        environment=Environment(0, 1, 0, CPU),
+        optim=run["optim"],
+        checkpoint=run["checkpoint"] | {"every": 0},
+        checkpoints=Path(settings["folder"]) / "checkpoints",
+        signature="benchmark",
+        max_bad=0.0,
+        eval_every=0,
+        evaluate=lambda step: None,
+        log=KeptInMemory(record),
+    )
+    build(run["train"]).fit(job)
+
+
+@dataclass
+class Theirs:
+    """Hugging Face's model, and samples that are ready before the clock starts; remembers in which order they came."""
+
+    model: Any
+    data: HFDataset
+    kept: dict[int, dict[str, Any]]
+    tokenizer: Any
+    record: Record
+
+    def collate(self, rows: list[dict[str, int]]) -> dict[str, Tensor]:
+        """Rows of ``data`` to a padded batch."""
+        self.record.order += [row["index"] for row in rows]
+        return llava.pad([self.kept[row["index"]] for row in rows], self.tokenizer.pad_token_id)
+
+
+def _theirs(settings: Mapping[str, Any], record: Record) -> Theirs:
+    run = settings["run"]
+    torch.set_num_threads(settings["threads"])
+    samples = llava.Samples(run, propagate(run).viewer)
+    model = llava.theirs(run)
+    record.parameters = llava.trained(model)
+    order = [index for step in settings["order"] for index in step]
+    kept = {index: samples.encoded(index) for index in set(order)}
+    lengths = [len(kept[index]["input_ids"]) for index in order]
+    data = HFDataset.from_dict({"index": order, "length": lengths})
+    return Theirs(model, data, kept, samples.renderer.tokenizer, record)
+
+
+def _arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    run = settings["run"]
+    train, optim = run["train"], run["optim"]
+    return {
+        "output_dir": settings["folder"],
+        "per_device_train_batch_size": train["batch_size"],
+        "max_steps": train["steps"],
+        "learning_rate": optim["lr"],
+        "lr_scheduler_type": "constant",
+        "weight_decay": optim["weight_decay"],
+        "adam_beta1": optim["betas"][0],
+        "adam_beta2": optim["betas"][1],
+        "adam_epsilon": optim["eps"],
+        "max_grad_norm": optim["clip"],
+        "bf16": train["precision"] == "bf16",
+        "use_cpu": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "seed": train["seed"],
+    }
+
+
+def _fit(trainer_class: Any, arguments: Any, settings: Mapping[str, Any], record: Record, in_order: bool) -> None:
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            record.stamps.append(time.perf_counter())
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                record.losses.append(float(logs["loss"]))
+
+    theirs = _theirs(settings, record)
+
+    class Ours(trainer_class):
+        def _get_train_sampler(self, *given: Any, **known: Any) -> Any:
+            return SequentialSampler(theirs.data) if in_order else super()._get_train_sampler(*given, **known)
+
+    trainer = Ours(
+        model=theirs.model,
+        args=arguments,
+        train_dataset=theirs.data,
+        data_collator=theirs.collate,
+        processing_class=theirs.tokenizer,
+        callbacks=[Clock()],
+    )
+    trainer.train()
+
+
+def hf(settings: Mapping[str, Any], record: Record) -> None:
+    """transformers.Trainer as it comes: padded batches in random order (beni's, so that losses can be compared)."""
+    from transformers import Trainer, TrainingArguments
+
+    _fit(Trainer, TrainingArguments(**_arguments(settings)), settings, record, in_order=True)
+
+
+def hf_grouped(settings: Mapping[str, Any], record: Record) -> None:
+    """transformers.Trainer at its best here: batches of like length."""
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(**_arguments(settings), train_sampling_strategy="group_by_length")
+    _fit(Trainer, arguments, settings, record, in_order=False)
+
+
+def trl(settings: Mapping[str, Any], record: Record) -> None:
+    """TRL's SFTTrainer, given ready samples."""
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    arguments = SFTConfig(**_arguments(settings), dataset_kwargs={"skip_prepare_dataset": True}, max_length=None)
+    _fit(SFTTrainer, arguments, settings, record, in_order=True)
+
+
+ARMS: dict[str, Callable[[Mapping[str, Any], Record], None]] = {
+    "beni": beni,
+    "hf": hf,
+    "hf_grouped": hf_grouped,
+    "trl": trl,
+}
+
+
+def main() -> None:
+    name, settings, result = sys.argv[1:]
+    given, record = json.loads(Path(settings).read_text()), Record([], [], [])
+    ARMS[name](given, record)
+    record.write(Path(result), given["warmup"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""beni against transformers.Trainer: samples a second at equal weights, data, precision and loss."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from harness import write_result
+from harness.compared import COLUMNS, Comparison, arguments, loss_difference, notes, row
+
+
+def main() -> None:
+    options = arguments(__doc__).parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        comparison = Comparison(Path(name), options)
+        about = comparison.about()
+        arms = comparison.arms(("beni", "hf", "hf_grouped"), options.rounds)
+        # the length-grouped arm draws other batches: beni's losses on those
+        (same,) = comparison.arms(("beni",), 1, arms["hf_grouped"].order).values()
+    beni, padded, grouped = arms["beni"], arms["hf"], arms["hf_grouped"]
+    samples = comparison.samples
+    apart = {"hf": loss_difference(beni, padded), "hf_grouped": loss_difference(same, grouped)}
+    ratios = {name: beni.rate(samples) / arms[name].rate(samples) for name in apart}
+    write_result(
+        "vs_hf_trainer",
+        f"beni is {ratios['hf']:.1f}x as fast as transformers.Trainer as it comes, and {ratios['hf_grouped']:.1f}x as "
+        "fast as with batches of like length.",
+        COLUMNS,
+        [
+            row("transformers.Trainer, padded", padded, samples, padded, f"{apart['hf']:.0e}"),
+            row("transformers.Trainer, grouped by length", grouped, samples, padded, f"{apart['hf_grouped']:.0e}"),
+            row("beni, packed", beni, samples, padded, ""),
+        ],
+        [*notes(about, comparison, beni), "losses are compared step by step with beni's on the same samples, relative"],
+        ratios=ratios,
+        loss_differences=apart,
+        data=about,
+        losses={name: arm.losses for name, arm in arms.items()},
+    )
+
+
+if __name__ == "__main__":
+    main()

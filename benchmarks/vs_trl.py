@@ -1,0 +1,39 @@
+"""beni against TRL's SFTTrainer: samples a second at equal weights, data, precision and loss."""
+
+from __future__ import annotations
+
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from harness import write_result
+from harness.compared import COLUMNS, Comparison, arguments, loss_difference, notes, row
+
+
+def main() -> None:
+    options = arguments(__doc__).parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        comparison = Comparison(Path(name), options)
+        about = comparison.about()
+        arms = comparison.arms(("beni", "trl"), options.rounds)
+    beni, trl = arms["beni"], arms["trl"]
+    samples, apart = comparison.samples, loss_difference(beni, trl)
+    ratio = beni.rate(samples) / trl.rate(samples)
+    write_result(
+        "vs_trl",
+        f"beni is {ratio:.1f}x as fast as TRL's SFTTrainer.",
+        COLUMNS,
+        [
+            row(f"SFTTrainer, trl {version('trl')}", trl, samples, trl, f"{apart:.0e}"),
+            row("beni, packed", beni, samples, trl, ""),
+        ],
+        [*notes(about, comparison, beni), "losses are compared step by step, relative"],
+        ratio=ratio,
+        loss_difference=apart,
+        data=about,
+        losses={name: arm.losses for name, arm in arms.items()},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""The ``optim`` section: what every optimizer reads, what each reads besides, and the rules between the values.
+
+A value that the chosen optimizer does not read is an unknown key, so each has a class and an option file of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class LrScale:
+    """Learning rate of each component as a multiple of ``optim.lr`` (training/optim.py)."""
+
+    vision: float
+    views: float
+    selector: float
+    resampler: float
+    connector: float
+    fusion: float
+    llm: float
+
+
+@dataclass(frozen=True)
+class LayerDecay:
+    """Rate of each layer as a multiple of that of the layer above it (training/layers.py). 1 is none."""
+
+    vision: float
+    llm: float
+
+
+@dataclass(frozen=True)
+class Optim:
+    """What every optimizer reads (training/optim.py, training/schedule.py).
+
+    Attributes:
+        optimizer: which one; its own values stand in the class below that is named after it.
+        lr: peak learning rate.
+        lr_scale: what the rate of each component is multiplied by; adapters belong to their component.
+        layer_decay: what the rate of a layer is multiplied by for each layer above it, in (0, 1].
+        schedule: how the rate falls after warming up: ``cosine`` or ``linear`` to the last step, ``wsd`` stays and
+            falls linearly in the last ``decay_ratio`` of the steps, ``constant`` stays.
+        decay_ratio: share of the steps in which ``wsd`` falls, in (0, 1]; null under every other schedule.
+        min_lr: learning rate at the last step; ``constant`` does not fall.
+        warmup_ratio: share of the steps that warm up linearly, in [0, 1).
+        weight_decay: decoupled, on matrices only (no norms, biases or embeddings).
+        clip: largest global gradient norm; 0 switches clipping off.
+    """
+
+    optimizer: Literal["adamw", "adamw_8bit", "muon", "lion", "adafactor"]
+    lr: float
+    lr_scale: LrScale
+    layer_decay: LayerDecay
+    schedule: Literal["cosine", "linear", "wsd", "constant"]
+    decay_ratio: float | None
+    min_lr: float
+    warmup_ratio: float
+    weight_decay: float
+    clip: float
+
+
+@dataclass(frozen=True)
+class AdamW(Optim):
+    """AdamW, its moments in 32 or 8 bits.
+
+    Attributes:
+        betas: decay rates of the moments.
+        eps: term in the denominator.
+    """
+
+    betas: list[float]
+    eps: float
+
+
+@dataclass(frozen=True)
+class Muon(AdamW):
+    """Muon for hidden matrices, AdamW for the rest.
+
+    Attributes:
+        momentum: decay rate of Muon's one moment.
+        ns_steps: Newton-Schulz iterations of each update.
+    """
+
+    momentum: float
+    ns_steps: int
+
+
+@dataclass(frozen=True)
+class Lion(Optim):
+    """Lion.
+
+    Attributes:
+        betas: shares of the moment in the update, and of the old moment in the new one.
+    """
+
+    betas: list[float]
+
+
+@dataclass(frozen=True)
+class Adafactor(Optim):
+    """Adafactor.
+
+    Attributes:
+        beta2_decay: exponent of the step by which the second moment's decay rate nears 1, at most 0.
+        min_scale: least scale of a tensor; its rate is ``lr`` times its root mean square, or times this.
+        clip_threshold: largest root mean square of an update before its rate, at least 1.
+    """
+
+    beta2_decay: float
+    min_scale: float
+    clip_threshold: float
+
+
+OPTIMIZERS: dict[str, type[Optim]] = {
+    "adamw": AdamW,
+    "adamw_8bit": AdamW,
+    "muon": Muon,
+    "lion": Lion,
+    "adafactor": Adafactor,
+}
+"""``optim.optimizer`` -> the values that it reads."""
+
+
+UNSHARDED = {
+    "adamw_8bit": "quantizes its moments by blocks of a whole tensor",
+    "adafactor": "factors the second moment of a whole matrix",
+}
+"""Optimizers that cannot run under ``fsdp=full``, and why."""
+
+
+def optim_ranges(run: Mapping[str, Any]) -> Iterator[str]:
+    """Rules for ``optim`` that no type expresses, as problems with their fixes."""
+    optim = run["optim"]
+    if not 0 < optim["lr"] < math.inf:
+        yield f"optim.lr={optim['lr']}, expected a number above 0\n  fix: set optim.lr=1e-4"
+    elif optim["min_lr"] > optim["lr"]:
+        yield f"optim.min_lr={optim['min_lr']} exceeds optim.lr={optim['lr']}\n  fix: set optim.min_lr below it"
+    for component, scale in optim["lr_scale"].items():
+        if not 0 < scale < math.inf:
+            yield (
+                f"optim.lr_scale.{component}={scale}, expected a number above 0\n"
+                f"  fix: set train.plan.{component}=frozen where a component is not to train"
+            )
+    for component, decay in optim["layer_decay"].items():
+        if not 0 < decay <= 1:
+            yield (
+                f"optim.layer_decay.{component}={decay}, expected a number in (0, 1]\n"
+                f"  fix: set optim.layer_decay.{component}=0.75, or 1.0 for none"
+            )
+    yield from _own_ranges(optim)
+    yield from _schedule_ranges(optim)
+    name = optim["optimizer"]
+    if name in UNSHARDED and run["fsdp"]["mode"] == "full":
+        yield (
+            f"optim={name} {UNSHARDED[name]}, but fsdp.mode=full cuts it into shards\n"
+            "  fix: set optim=adamw, optim=lion or optim=muon, or fsdp=none"
+        )
+
+
+def _own_ranges(optim: Mapping[str, Any]) -> Iterator[str]:
+    """Of what not every optimizer has."""
+    if not 0 < optim.get("eps", 0.5) < 1:
+        yield f"optim.eps={optim['eps']}, expected a number between 0 and 1\n  fix: set optim.eps=1e-8"
+    betas = optim.get("betas", [0.0, 0.0])
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        yield f"optim.betas={betas}, expected two numbers in [0, 1)\n  fix: set 'optim.betas=[0.9,0.95]'"
+    if not 0 <= optim.get("momentum", 0) < 1:
+        yield f"optim.momentum={optim['momentum']}, expected a number in [0, 1)\n  fix: set optim.momentum=0.95"
+    if not 1 <= optim.get("ns_steps", 1) < 100:
+        yield f"optim.ns_steps={optim['ns_steps']}, expected a number from 1 to 99\n  fix: set optim.ns_steps=5"
+    if not -math.inf < optim.get("beta2_decay", 0) <= 0:
+        yield f"optim.beta2_decay={optim['beta2_decay']}, expected at most 0\n  fix: set optim.beta2_decay=-0.8"
+    if not 0 <= optim.get("min_scale", 0) < math.inf:
+        yield f"optim.min_scale={optim['min_scale']}, expected at least 0\n  fix: set optim.min_scale=1e-3"
+    if not 1 <= optim.get("clip_threshold", 1) < math.inf:
+        yield (
+            f"optim.clip_threshold={optim['clip_threshold']}, expected at least 1\n  fix: set optim.clip_threshold=1.0"
+        )
+
+
+def _schedule_ranges(optim: Mapping[str, Any]) -> Iterator[str]:
+    warmup, decay, schedule = optim["warmup_ratio"], optim["decay_ratio"], optim["schedule"]
+    if not 0 <= warmup < 1:
+        yield (
+            f"optim.warmup_ratio={warmup}, expected a share of the steps in [0, 1)\n  fix: set optim.warmup_ratio=0.03"
+        )
+    if schedule != "wsd" and decay is not None:
+        yield (
+            f"optim.decay_ratio={decay} is read by optim.schedule=wsd only, and it is {schedule}\n"
+            "  fix: set optim.schedule=wsd or optim.decay_ratio=null"
+        )
+    elif schedule == "wsd" and (decay is None or not 0 < decay <= 1):
+        shown = "null" if decay is None else decay
+        yield (
+            f"optim.decay_ratio={shown}, but optim.schedule=wsd falls in a share of the steps in (0, 1]\n"
+            "  fix: set optim.decay_ratio=0.2"
+        )
+    elif schedule == "wsd" and warmup + decay > 1:
+        yield (
+            f"optim.warmup_ratio={warmup} and optim.decay_ratio={decay} are more than all steps\n"
+            f"  fix: set optim.decay_ratio={1 - warmup:g} or less"
+        )

@@ -1,0 +1,78 @@
+"""The repeated layers while they train: which activations are kept for the backward pass, and compilation.
+
+Recomputing is done inside a layer's ``forward``, so that FSDP's hooks, which run around it, gather weights once for the
+backward pass and not again for the recomputation. Non-reentrant checkpoints keep frozen encoders out of the graph.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.attention.varlen  # registers its operation
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+Mode = Literal["none", "full", "selective", "memory_budget"]
+
+PRODUCTS = tuple(getattr(torch.ops.aten, name).default for name in ("mm", "addmm"))
+ATTENTION = (
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.torch_attn._varlen_attn.default,
+)
+
+
+def recompute(blocks: Sequence[nn.Module], mode: Mode, budget: float) -> None:
+    """Makes ``blocks`` give up activations and compute them again in the backward pass.
+
+    Args:
+        mode: ``none`` keeps all; ``full`` keeps a block's inputs only; ``selective`` keeps the results of attention and
+            of every second matrix product (torchtitan's rule); ``memory_budget`` lets the compiler choose what to keep
+            within ``budget`` (needs ``train.compile=true``).
+        budget: share in [0, 1] of the memory that keeping all would take.
+    """
+    if mode == "memory_budget":
+        import torch._functorch.config as settings
+
+        settings.activation_memory_budget = budget
+    elif mode != "none":
+        for block in blocks:
+            block.forward = _recomputed(block.forward, _contexts if mode == "selective" else None)
+
+
+def compile_blocks(blocks: Sequence[nn.Module]) -> None:
+    """Compiles each block by itself, in place: equal blocks share one compilation, and names stay as they are."""
+    for block in blocks:
+        block.compile()
+
+
+def _recomputed(forward: Callable[..., Any], contexts: Callable[[], Any] | None) -> Callable[..., Any]:
+    options: dict[str, Any] = {} if contexts is None else {"context_fn": contexts}
+
+    @functools.wraps(forward)
+    def run(*arguments: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*arguments, **named)
+        return checkpoint(forward, *arguments, use_reentrant=False, **options, **named)
+
+    return run
+
+
+def _contexts() -> Any:
+    """A policy of its own for each call: it counts the products of one pass."""
+    seen = {False: 0, True: 0}
+
+    def choose(context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+        if operation in ATTENTION:
+            return CheckpointPolicy.MUST_SAVE
+        if operation in PRODUCTS:
+            seen[context.is_recompute] += 1
+            return CheckpointPolicy.MUST_SAVE if seen[context.is_recompute] % 2 else CheckpointPolicy.PREFER_RECOMPUTE
+        return CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(choose)
