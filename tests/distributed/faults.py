@@ -282,8 +282,8 @@ class Campaign:
         for kind, rng in faults:
             if max(whole_checkpoints(folder), default=0) > STEPS - 5:  # little is left to be broken
                 self.finish(folder, world)
-            self.goes_on(folder, kind, world, rng)
-            self.counts[f"{kind} x{world}"] += 1
+            struck = self.goes_on(folder, kind, world, rng)
+            self.counts[f"{kind} x{world}" + ("" if struck else ", missed: the run ended before")] += 1
         self.finish(folder, world)
 
     def finish(self, folder: Path, world: int) -> None:
@@ -298,8 +298,8 @@ class Campaign:
         same_weights(next(folder.glob("runs/*/*/model")), next(folder.glob(f"runs/*/*/checkpoints/step_{STEPS:08d}")))
         shutil.rmtree(folder)
 
-    def goes_on(self, folder: Path, kind: str, world: int, rng: random.Random) -> None:
-        """One life that meets one fault."""
+    def goes_on(self, folder: Path, kind: str, world: int, rng: random.Random) -> bool:
+        """One life that meets one fault; False when it came to its end before."""
         whole = whole_checkpoints(folder)
         began = max(whole, default=0)
         life = FAULTS[kind](self, folder, world, rng, began)
@@ -307,6 +307,7 @@ class Campaign:
             self.resumed_from(life, whole)
             expected = self.reference(world)
             assert all(expected[step] == digits for step, digits in losses(life).items())
+            return kind == "disk_full" or any(rank.poll() for rank in life.ranks)  # a full disk ends no run
         except AssertionError as error:
             raise AssertionError(f"{kind} on {world} ranks: {error}\n{life.said()}") from error
         finally:
