@@ -46,6 +46,11 @@ MISTAKES = {
     "optim.betas=[0.9,high]": ("optim.betas", "list[float]"),
     # ranges
     "train.steps=0": ("train.steps=0", "set train.steps=1 or more"),
+    "train.watchdog_s=-1": ("train.watchdog_s=-1", "set train.watchdog_s=0 or more"),
+    "train.watchdog_s=inf": ("train.watchdog_s=inf", "set train.watchdog_s=0"),
+    "checkpoint.keep_best=accuracy": ("checkpoint.keep_best=accuracy", "set checkpoint.keep_best=eval/accuracy"),
+    "checkpoint.keep_best=eval/loss": ("eval.every=0 makes only the last", "set eval.every"),
+    "checkpoint.on_error=stop": ("checkpoint.on_error=stop", "set checkpoint.on_error="),
     "train.seed=-1": ("train.seed=-1", "set train.seed=0 or more"),
     "train.accumulation=65": ("train.batch_size=32", "set train.accumulation=32 or less"),
     "optim.lr=0": ("optim.lr=0", "set optim.lr="),

@@ -226,7 +226,10 @@ def whole_checkpoints(folder: Path) -> list[int]:
     """Steps whose checkpoint is whole: this program's own reading of the files."""
     steps = []
     for marker in folder.glob("runs/*/*/checkpoints/step_*/complete.json"):
-        files = json.loads(marker.read_text())["files"]
+        try:
+            files = json.loads(marker.read_text())["files"]
+        except ValueError:
+            continue
         if all((p := marker.with_name(n)).is_file() and zlib.crc32(p.read_bytes()) == c for n, c in files.items()):
             steps.append(int(marker.parent.name.removeprefix("step_")))
     return sorted(steps)
@@ -279,8 +282,8 @@ class Campaign:
         for kind, rng in faults:
             if max(whole_checkpoints(folder), default=0) > STEPS - 5:  # little is left to be broken
                 self.finish(folder, world)
-            self.goes_on(folder, kind, world, rng)
-            self.counts[f"{kind} x{world}"] += 1
+            struck = self.goes_on(folder, kind, world, rng)
+            self.counts[f"{kind} x{world}" + ("" if struck else ", missed: the run ended before")] += 1
         self.finish(folder, world)
 
     def finish(self, folder: Path, world: int) -> None:
@@ -292,11 +295,11 @@ class Campaign:
         assert losses(life) == self.reference(world)
         status = json.loads(next(folder.glob("runs/*/*/status.json")).read_text())
         assert (status["state"], status["step"], status["error"]) == ("finished", STEPS, None)
-        assert list(folder.glob("runs/*/*/model/*.safetensors"))
+        same_weights(next(folder.glob("runs/*/*/model")), next(folder.glob(f"runs/*/*/checkpoints/step_{STEPS:08d}")))
         shutil.rmtree(folder)
 
-    def goes_on(self, folder: Path, kind: str, world: int, rng: random.Random) -> None:
-        """One life that meets one fault."""
+    def goes_on(self, folder: Path, kind: str, world: int, rng: random.Random) -> bool:
+        """One life that meets one fault; False when it came to its end before."""
         whole = whole_checkpoints(folder)
         began = max(whole, default=0)
         life = FAULTS[kind](self, folder, world, rng, began)
@@ -304,6 +307,7 @@ class Campaign:
             self.resumed_from(life, whole)
             expected = self.reference(world)
             assert all(expected[step] == digits for step, digits in losses(life).items())
+            return kind == "disk_full" or any(rank.poll() for rank in life.ranks)  # a full disk ends no run
         except AssertionError as error:
             raise AssertionError(f"{kind} on {world} ranks: {error}\n{life.said()}") from error
         finally:
@@ -316,6 +320,20 @@ class Campaign:
         if not started and life.step() < 0:
             return  # it came to no step
         assert started == whole[-1:], f"began at {started}, whole are {whole}\n{life.said()}"
+
+
+def same_weights(exported: Path, checkpoint: Path) -> None:
+    """Whether the model that is saved at the end has the weights of the last checkpoint."""
+    from safetensors.torch import load_file
+
+    from beni.training.shards import SavedTensors
+
+    model = load_file(exported / "model.safetensors")
+    saved = SavedTensors(sorted(checkpoint.glob("*.safetensors")))
+    trained = [name for name in saved if name.startswith("model/")]
+    assert len(trained) > 20
+    for name in trained:
+        assert model[name.removeprefix("model/")].equal(saved[name]), name
 
 
 def losses(life: Life) -> dict[int, str]:

@@ -108,6 +108,21 @@ time.sleep(60)
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_job_that_a_signal_has_ended_exits_with_75(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import beni.run
+    from beni.launch import job
+
+    def ends(run: dict[str, Any]) -> None:
+        raise Preempted("SIGUSR2 after step 3")
+
+    (tmp_path / "config.yaml").write_text("{}")
+    write_status(tmp_path, state="preempted", step=3, error={"type": "Preempted", "message": "SIGUSR2 after step 3"})
+    monkeypatch.setattr(beni.run, "train", ends)
+    assert job.main([str(tmp_path)]) == 75
+    assert settle_arm(tmp_path) == "SIGUSR2 after step 3"
+    assert read_status(tmp_path)["state"] == "preempted"
+
+
 def test_the_reason_a_run_noted_itself_is_kept(tmp_path: Path) -> None:
     write_status(
         tmp_path, state="failed", error={"type": "DataError", "message": "no such file\nfix", "traceback": "t"}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -159,3 +162,36 @@ def test_submitit_runs_the_same_path_without_a_cluster(tmp_path: Path, tiny_over
     assert list((study / ".submitit").rglob("*_log.out")), "each job has its log below the study"
     assert "lower optim.lr" in compare(study)
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_job_that_is_asked_to_end_is_queued_again_and_goes_on(tmp_path: Path, tiny_overrides: list[str]) -> None:
+    """As SLURM does with ``--signal``: submitit listens to SIGUSR2, once the run has saved what it has."""
+    values = [value for value in tiny_overrides if not value.startswith("train.steps=")]
+    sweep = ["-m", "launcher=submitit_local", "study.name=jobs", "train.steps=300", "checkpoint.every=1000"]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "beni.train", *sweep, *values],
+            cwd=tmp_path,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+        )
+    study = tmp_path / "runs" / "jobs"
+
+    def metrics() -> str:
+        return "".join(path.read_text() for path in study.glob("*/metrics.jsonl"))
+
+    while '{"step": 20,' not in metrics():
+        assert process.poll() is None, (tmp_path / "said").read_text()
+        time.sleep(0.02)
+    job = next(p for p in psutil.Process(process.pid).children(True) if "submitit.core._submit" in p.cmdline())
+    job.send_signal(signal.SIGUSR2)
+    assert process.wait() == 0, (tmp_path / "said").read_text()
+    steps = [row["step"] for row in map(json.loads, metrics().splitlines()) if "train/loss" in row]
+    assert steps == list(range(1, 301))  # none is taken twice: it went on where it had been asked to end
+    assert statuses(study)["finished"]["step"] == 300
+    logs = "".join(path.read_text() for path in study.glob(".submitit/*/*_log.*"))
+    assert logs.count("goes on after step") == 1

@@ -146,15 +146,13 @@ class Watchdog:
                 return
 
     def _exchange(self) -> None:
-        """Tells this rank's place and hears those of the others, for ever; waits where the store's host hangs."""
+        """Tells this rank's place and hears those of the others, again and again; waits if the store's host hangs."""
         others = [rank for rank in range(self.world) if rank != self.rank]
         with suppress(RuntimeError):  # the host is gone
             while not self._stop.wait(self._tick):
                 self._store.set(_place_of(self.rank), json.dumps(astuple(self._place)))
                 told = {rank: self._told(_place_of(rank)) for rank in others}
-                self._others = {
-                    r: None if text == DONE else Place(*json.loads(text)) for r, text in told.items() if text
-                }
+                self._others |= {rank: _read(text) for rank, text in told.items() if text}
                 self._heard += 1
             self._store.set(_place_of(self.rank), DONE)
 
@@ -188,11 +186,12 @@ class Watchdog:
     def _stacks(self) -> dict[int, str]:
         """What the main threads of the ranks are doing, of those that answer in time."""
         stacks = {self.rank: _main_stack()}
+        deadline = time.monotonic() + LAST_WORDS
 
         def collect() -> None:
             with suppress(RuntimeError):
                 self._store.set(_stack_of(self.rank), stacks[self.rank])
-                while len(stacks) < self.world:
+                while len(stacks) < self.world and time.monotonic() < deadline:
                     told = {rank: self._told(_stack_of(rank)) for rank in range(self.world) if rank not in stacks}
                     stacks.update({rank: text for rank, text in told.items() if text})
                     time.sleep(self._tick / 2)
@@ -203,9 +202,13 @@ class Watchdog:
 
 
 def _hanging(places: dict[int, Place], still: dict[int, float], seconds: float) -> list[int]:
-    """Of the ranks that have come least far, those that have not moved for longer than they may."""
+    """The ranks that have come least far and stand still, once one of them has done so for longer than it may.
+
+    Of ranks in one phase the one that waits for another may have been seen to stand still first: both are named.
+    """
     least = min((place.order for place in places.values()), default=None)
-    return [r for r, p in places.items() if p.order == least and still[r] > p.allowance(seconds)]
+    shares = {r: still[r] / p.allowance(seconds) for r, p in places.items() if p.order == least}
+    return [rank for rank, share in shares.items() if share > 0.5] if max(shares.values(), default=0) > 1 else []
 
 
 def _background(work: Callable[[], None]) -> threading.Thread:
@@ -213,6 +216,10 @@ def _background(work: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=work, name="watchdog", daemon=True)
     thread.start()
     return thread
+
+
+def _read(text: str) -> Place | None:
+    return None if text == DONE else Place(*json.loads(text))
 
 
 def _main_stack() -> str:

@@ -83,9 +83,12 @@ def whole_on_main(model: nn.Module, main: bool) -> dict[str, Tensor]:
 
     Called by all ranks. On the others it is empty: none ever holds more than one whole tensor.
     """
+    whole: dict[int, Tensor] = {}
     state: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, DTensor) and id(tensor) not in whole:
+            gathered = tensor.detach().full_tensor()
+            whole[id(tensor)] = gathered.cpu() if main else gathered[:0]
         if main:
-            state[name] = whole.detach().to("cpu", copy=True)
+            state[name] = whole.get(id(tensor), tensor.detach())  # tied ones stay one tensor
     return state
