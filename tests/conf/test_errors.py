@@ -95,6 +95,16 @@ MISTAKES = {
     # combinations
     "optim=adafactor fsdp=full": ("optim=adafactor factors", "set optim=adamw, optim=lion or optim=muon"),
     "optim=adamw_8bit fsdp=full": ("optim=adamw_8bit quantizes", "or fsdp=none"),
+    "optim=adafactor fsdp=ddp": ("optim=adafactor factors", "or fsdp=none"),
+    "optim=adamw_8bit fsdp=hybrid": ("fsdp.mode=hybrid holds tensors in shards", "or fsdp=none"),
+    "fsdp=full fsdp.shard_size=2": ("fsdp.shard_size=2 with fsdp.mode=full", "choose fsdp=hybrid"),
+    "fsdp=hybrid fsdp.shard_size=0": ("fsdp.shard_size=0", "set fsdp.shard_size=null"),
+    "fsdp.frozen=shard train.feature_bank=bank train.plan.vision=frozen": (
+        "fsdp.frozen=shard",
+        "set fsdp.frozen=replicate",
+    ),
+    "train.activation_checkpointing=memory_budget": ("train.compile=false", "set train.compile=true"),
+    "train.memory_budget=2": ("train.memory_budget=2", "set train.memory_budget=0.5"),
     "train.plan.llm=lora": ("train.plan.llm=lora", "set adapter=lora"),
     # targets
     "llm._target_=os.system": ("os.system is not trusted", "choose an option"),

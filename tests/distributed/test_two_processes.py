@@ -106,3 +106,18 @@ def test_a_checkpoint_of_one_world_size_resumes_at_another(launch, one, sharded,
     assert [rank["began"] for rank in ranks] == [2] * world
     assert ranks[0]["losses"].keys() == {"3"}
     agree(ranks[0], one)
+
+
+def test_tied_embeddings_stay_tied(launch):
+    """Over 20 steps, and when the run is taken up from its checkpoint."""
+    values = ("llm.architecture.tie_word_embeddings=true", "train.steps=20", "train.accumulation=1")
+    (alone,) = launch(1, "tied", "none", *values)
+    ranks = launch(2, "tied-two", "full", *values)
+    again = launch(2, "tied-two", "full", *values)
+    (pair,) = alone["tied"]
+    assert {name.rpartition("model.")[2] for name in pair} == {"embed_tokens.weight", "lm_head.weight"}
+    for rank in (*ranks, *again):
+        assert rank["tied"] == [pair]
+        assert rank["evaluated"] == pytest.approx(alone["evaluated"], rel=1e-3)
+    assert [rank["began"] for rank in again] == [20, 20]
+    assert again[0]["evaluated"] == ranks[0]["evaluated"]

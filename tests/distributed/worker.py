@@ -16,7 +16,7 @@ from beni.config.build import build
 from beni.data.loader import Steps
 from beni.data.template import Renderer
 from beni.distributed.environment import process_group, read_environment
-from beni.distributed.fsdp import shard
+from beni.distributed.fsdp import shard, tied
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build as build_model
 from beni.run import make_schedule
@@ -113,7 +113,7 @@ def main(settings) -> None:
             log=log,
         )
         build(train).fit(job)
-        seen = vars(log) | {"pictured": PICTURED, "dtypes": sorted(DTYPES)}
+        seen = vars(log) | {"pictured": PICTURED, "dtypes": sorted(DTYPES), "tied": tied(model)}
         Path(f"{settings['out']}.{environment.rank}").write_text(json.dumps(seen))
 
 

@@ -128,7 +128,7 @@ UNSHARDED = {
     "adamw_8bit": "quantizes its moments by blocks of a whole tensor",
     "adafactor": "factors the second moment of a whole matrix",
 }
-"""Optimizers that cannot run under ``fsdp=full``, and why."""
+"""Optimizers that cannot run on what FSDP2 holds, replicas included, and why."""
 
 
 def optim_ranges(run: Mapping[str, Any]) -> Iterator[str]:
@@ -153,9 +153,9 @@ def optim_ranges(run: Mapping[str, Any]) -> Iterator[str]:
     yield from _own_ranges(optim)
     yield from _schedule_ranges(optim)
     name = optim["optimizer"]
-    if name in UNSHARDED and run["fsdp"]["mode"] == "full":
+    if name in UNSHARDED and run["fsdp"]["mode"] != "none":
         yield (
-            f"optim={name} {UNSHARDED[name]}, but fsdp.mode=full cuts it into shards\n"
+            f"optim={name} {UNSHARDED[name]}, but fsdp.mode={run['fsdp']['mode']} holds tensors in shards\n"
             "  fix: set optim=adamw, optim=lion or optim=muon, or fsdp=none"
         )
 
