@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+
+@cache
+def nursery() -> subprocess.Popen[str]:
+    """The process that forks ranks; it ends with this one, whose end it sees on its standard input."""
+    command = [sys.executable, str(Path(__file__).with_name("nursery.py"))]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def run_ranks(program: Path, settings: dict[str, Any], out: Path, world: int, seconds: int) -> list[dict[str, Any]]:
@@ -24,18 +31,19 @@ def run_ranks(program: Path, settings: dict[str, Any], out: Path, world: int, se
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [
-        subprocess.Popen(
-            [sys.executable, str(program), str(file)],
-            env={**os.environ, **({**shared, "RANK": str(r), "LOCAL_RANK": str(r)} if world > 1 else {})},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        {
+            "variables": {**shared, "RANK": str(r), "LOCAL_RANK": str(r)} if world > 1 else {},
+            "said": f"{out}.{r}.said",
+        }
         for r in range(world)
     ]
-    try:
-        errors = [rank.communicate(timeout=seconds)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(errors)
+    request = {"program": str(program), "settings": str(file), "seconds": seconds, "ranks": ranks}
+    process = nursery()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(request) + "\n")
+    process.stdin.flush()
+    codes = json.loads(process.stdout.readline())
+    said = "\n".join(Path(rank["said"]).read_text() for rank in ranks)
+    assert codes == [0] * world, f"{codes}\n{said}"
     return [json.loads(Path(f"{out}.{rank}").read_text()) for rank in range(world)]
