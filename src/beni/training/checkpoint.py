@@ -148,11 +148,13 @@ class Checkpoints:
         return self.peers.from_main(lambda: _best(self.root))
 
     def keep_best(self, step: int, metric: str, value: float) -> None:
-        """From now on the checkpoint of ``step`` is the best, and stays."""
+        """From now on the checkpoint of ``step`` is the best, and stays; the one before goes. None is being written."""
+        assert self._thread is None, "the checkpoint before has not been waited for"
         if self.peers.rank == 0:
             partial = self.root / f"{HIDDEN}{BEST}"
             partial.write_text(json.dumps({"step": step, "metric": metric, "value": value}))
             os.replace(partial, self.root / BEST)
+            self._discard_old(_folders(self.root))
 
     def _write(self, step: int, pieces: Mapping[str, Piece], values: Mapping[str, Any]) -> str | None:
         """This rank's file; then, on rank 0, the whole. None, or why there is no checkpoint: the same on every rank."""
@@ -202,12 +204,16 @@ class Checkpoints:
         _flush(self.root)
         folders = _folders(self.root)
         mine = folders.index(final) + 1
-        best = _best(self.root)
-        for old in folders[: max(0, mine - self.keep)]:
-            if best is None or old.name != f"step_{best['step']:08d}":
-                _discard(old)
+        self._discard_old(folders[:mine])
         for damaged in folders[mine:]:  # of later steps, passed over: left there, they would push out good ones
             _discard(damaged)
+
+    def _discard_old(self, folders: Sequence[Path]) -> None:
+        """Removes all but the last ``keep`` of these and the best."""
+        best = _best(self.root)
+        for old in folders[: -self.keep]:
+            if best is None or old.name != f"step_{best['step']:08d}":
+                _discard(old)
 
 
 def _tidy(root: Path) -> list[str]:

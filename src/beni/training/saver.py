@@ -151,7 +151,8 @@ class Saver:
                 "  fix: set checkpoint.keep_best to one of these, or to null"
             )
         sign = -1 if "loss" in metric else 1
-        better = self._best is None or sign * scores[metric] > sign * self._best["value"]
+        best = self._candidate or self._best  # the one that is being written counts already
+        better = best is None or sign * scores[metric] > sign * best["value"]
         if self.checkpoints.peers.rank != 0:
             better = False
         return max_over_ranks([int(better)], device)[0] > 0

@@ -8,6 +8,7 @@ import pytest
 
 from beni.errors import ConfigError, ResourceError
 from beni.training import shards
+from beni.training.checkpoint import Checkpoints
 
 SIX = ("train.steps=6", "checkpoint.every=2", "checkpoint.keep=1", "optim.lr=1e-2")
 
@@ -32,6 +33,12 @@ def full_disk(monkeypatch):
         monkeypatch.setattr(shards, "write", fails)
 
     return make
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """A checkpoint is settled only once it is waited for."""
+    monkeypatch.setattr(Checkpoints, "settled", property(lambda self: False))
 
 
 def test_a_full_disk_costs_a_checkpoint_and_the_run_goes_on(tiny_run, fit, tmp_path, full_disk):
@@ -79,6 +86,14 @@ def test_a_resumed_run_remembers_the_best(tiny_run, fit, tmp_path):
     fit(run, tmp_path, stop=5, evaluate=lambda step: {"eval/accuracy": scores[step]})
     fit(run, tmp_path, evaluate=lambda step: {"eval/accuracy": scores[step]})
     assert kept(tmp_path) == ["step_00000002", "step_00000006"]
+
+
+def test_a_best_that_is_still_being_written_counts(tiny_run, fit, tmp_path, slow_disk):
+    run = tiny_run(*SIX, "eval.every=1", "checkpoint.keep_best=eval/accuracy")
+    scores = {1: 0.1, 2: 0.8, 3: 0.5, 4: 0.3, 5: 0.6, 6: 0.9}
+    _, log = fit(run, tmp_path, evaluate=lambda step: {"eval/accuracy": scores[step]})
+    assert [step for step, *_ in log.bests] == [1, 2, 6]
+    assert kept(tmp_path) == ["step_00000006"]
 
 
 def test_a_metric_that_no_evaluation_has_is_named(tiny_run, fit, tmp_path):
