@@ -178,6 +178,14 @@ class Batch:
         return int((self.labels != -100).sum())
 
     @property
+    def lengths(self) -> list[int]:
+        """Real positions of each sample."""
+        if self.cu_seqlens is not None:
+            return self.cu_seqlens.diff().tolist()
+        rows, width = self.input_ids.shape
+        return [width] * rows if self.attention_mask is None else self.attention_mask.sum(1).tolist()
+
+    @property
     def num_tokens(self) -> int:
         """Real positions, visual ones included, padding excluded."""
         return self.input_ids.numel() if self.attention_mask is None else int(self.attention_mask.sum())

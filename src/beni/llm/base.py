@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -58,6 +59,10 @@ class Llm(nn.Module, ABC):
     @abstractmethod
     def tied_keys(self, prefix: str) -> dict[str, str]:
         """State-dict keys that share their tensor with another: ``{key: key it is tied to}``, behind ``prefix``."""
+
+    @abstractmethod
+    def rehearsal(self, embeds: Float[Tensor, "1 t d"], label_rows: int) -> Callable[[], Float[Tensor, "1 k v"]]:
+        """A forward pass on the meta device, to be counted: one sequence, the head on its first ``label_rows``."""
 
     @abstractmethod
     def flops(self, length: int, label_rows: int) -> int:

@@ -7,6 +7,7 @@ through the model's own head, so logit scaling and soft-capping stay the model's
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -136,17 +137,13 @@ class HFLlm(Llm):
         tied = self.model.all_tied_weights_keys.items()
         return {f"{prefix}model.{key}": f"{prefix}model.{source}" for key, source in tied}
 
+    def rehearsal(self, embeds: Float[Tensor, "1 t d"], label_rows: int) -> Callable[[], Float[Tensor, "1 k v"]]:
+        return rehearsal(self.model, embeds, label_rows)
+
     def flops(self, length: int, label_rows: int) -> int:
         with torch.device("meta"):
-            model = build_llm(self.config, "eager")
-            embeds = torch.empty(1, length, self.hidden_size)
-            mask = torch.empty(1, 1, length, length)  # a 4-D mask is used as it is; building one would read values
-            rows = torch.arange(label_rows)
-        inputs = {"inputs_embeds": embeds, "logits_to_keep": rows, "use_cache": False}
-        try:
-            return count_flops(lambda: model(**inputs, attention_mask=mask))
-        except (ValueError, RuntimeError):  # BLOOM and Mamba want 2-D masks, or make one where they are given none
-            return count_flops(lambda: model(**inputs))
+            model, embeds = build_llm(self.config, "eager"), torch.empty(1, length, self.hidden_size)
+        return count_flops(rehearsal(model, embeds, label_rows))
 
     def load_pretrained(self) -> None:
         if self.name is None:
@@ -189,6 +186,29 @@ def build_llm(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedM
         )
     with buildable("llm", kind, attn_implementation):
         return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
+
+
+def rehearsal(
+    model: PreTrainedModel, embeds: Float[Tensor, "1 t d"], label_rows: int
+) -> Callable[[], Float[Tensor, "1 k v"]]:
+    """Logits of one sequence, at its first positions, of a model on the meta device."""
+
+    def run(embeds: Tensor, rows: int, masked: bool) -> Tensor:
+        length = embeds.shape[1]
+        with torch.device("meta"):
+            inputs: dict[str, Any] = {"logits_to_keep": torch.arange(rows), "use_cache": False}
+            if masked:  # a 4-D mask is used as it is; building one would read values
+                inputs["attention_mask"] = torch.empty(1, 1, length, length)
+                inputs["position_ids"] = torch.arange(length)[None]
+            return model(inputs_embeds=embeds, **inputs).logits
+
+    try:
+        with torch.no_grad():
+            run(embeds[:, :2], 1, True)
+        masked = True
+    except (ValueError, RuntimeError):  # BLOOM and Mamba want 2-D masks, or make one where they are given none
+        masked = False
+    return lambda: run(embeds, label_rows, masked)
 
 
 @torch.no_grad()

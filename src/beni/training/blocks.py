@@ -7,7 +7,8 @@ backward pass and not again for the recomputation. Non-reentrant checkpoints kee
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -43,6 +44,20 @@ def recompute(blocks: Sequence[nn.Module], mode: Mode, budget: float) -> None:
     elif mode != "none":
         for block in blocks:
             block.forward = _recomputed(block.forward, _contexts if mode == "selective" else None)
+
+
+@contextmanager
+def recomputing(blocks: Sequence[nn.Module], mode: Mode) -> Iterator[None]:
+    """The same as ``recompute``, inside the block only; for counting."""
+    before = [block.__dict__.get("forward") for block in blocks]
+    recompute(blocks, mode, budget=0.0)
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward
 
 
 def compile_blocks(blocks: Sequence[nn.Module]) -> None:
