@@ -65,6 +65,10 @@ class KeptInMemory:
 
     def data(self, step: int, values: Mapping[str, float], faults: Any) -> None: ...
 
+    def saved(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def best(self, step: int, metric: str, value: float) -> None: ...
+
     def notice(self, text: str) -> None:
         print(text, file=sys.stderr)
 

@@ -2,7 +2,8 @@
 
 SETTINGS: run (a composed run), steps, turns (for each micro-batch, whether each of two ranks has a picture in an even
 step), alternate (it is the other way round in odd steps), out (where each rank writes its losses; the gradients of each
-step stand beside it as ``<out>.<rank>.npy``, one row a step). A single process takes the samples of both ranks.
+step stand beside it as ``<out>.<rank>.npz``: for each parameter one row a step, of this rank's part where it is
+sharded). A single process takes the samples of both ranks.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from beni.training.step import forward_backward
 from beni.training.trainable import named_trainable, set_modes
 
 
-def gradients(model) -> np.ndarray:
-    parts = []
-    for _, p in named_trainable(model):
-        grad = p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
-        parts.append(torch.zeros(p.shape) if grad is None else grad)
-    return torch.cat([part.flatten() for part in parts]).numpy()
+def gradients(model) -> dict[str, np.ndarray]:
+    parts = {}
+    for name, p in named_trainable(model):
+        grad = torch.zeros_like(p) if p.grad is None else p.grad
+        sharded = isinstance(grad, DTensor)
+        part = grad.to_local() if sharded else grad
+        parts[f"{'part' if sharded else 'whole'}:{name}"] = part.flatten().numpy().copy()
+    return parts
 
 
 def main(settings) -> None:
@@ -64,7 +67,9 @@ def main(settings) -> None:
             losses.append(forward_backward(model, batches, step, environment.device, "fp32")[0])
             rows.append(gradients(model))
             model.zero_grad(set_to_none=True)
-    np.save(f"{settings['out']}.{environment.rank}.npy", np.stack(rows))
+    np.savez(
+        f"{settings['out']}.{environment.rank}.npz", **{name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    )
     Path(f"{settings['out']}.{environment.rank}").write_text(json.dumps({"losses": losses}))
 
 

@@ -36,10 +36,19 @@ def gradients(tiny_values, tmp_path):
             out = tmp_path / f"seen-{world}"
             ranks = run_ranks(PROGRAM, {"run": composed, **settings}, out, world, 300)
             assert all(rank["losses"] == ranks[0]["losses"] for rank in ranks)
-            seen.append((ranks[0]["losses"], np.load(f"{out}.0.npy")))
+            seen.append((ranks[0]["losses"], joined([np.load(f"{out}.{rank}.npz") for rank in range(world)])))
         return seen
 
     return run
+
+
+def joined(ranks):
+    """Whole gradients, one row a step; a parameter is sharded by its first dimension."""
+    columns = {}
+    for key in ranks[0].files:
+        kind, name = key.split(":")
+        columns[name] = np.concatenate([rank[key] for rank in (ranks if kind == "part" else ranks[:1])], axis=1)
+    return np.concatenate([columns[name] for name in sorted(columns)], axis=1)
 
 
 def agree(alone, shared, steps):
