@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 
 from beni.config.compose import compose
-from distributed.processes import run_ranks
+from distributed.same_gradients import agree, gradients_of
 
 pytestmark = pytest.mark.slow
 
-PROGRAM = Path(__file__).with_name("modalities.py")
 STEPS = 200
 PLANS = {
     "frozen": ("train.plan.vision=frozen",),
@@ -33,31 +29,10 @@ def gradients(tiny_values, tmp_path):
         seen = []
         for world, mode in ((1, "none"), (2, "full")):
             composed = compose([*tiny_values, "data.text_share=0.5", *values, f"fsdp={mode}"])
-            out = tmp_path / f"seen-{world}"
-            ranks = run_ranks(PROGRAM, {"run": composed, **settings}, out, world, 300)
-            assert all(rank["losses"] == ranks[0]["losses"] for rank in ranks)
-            seen.append((ranks[0]["losses"], joined([np.load(f"{out}.{rank}.npz") for rank in range(world)])))
+            seen.append(gradients_of(composed, tmp_path / f"seen-{world}", world, **settings))
         return seen
 
     return run
-
-
-def joined(ranks):
-    """Whole gradients, one row a step; a parameter is sharded by its first dimension."""
-    columns = {}
-    for key in ranks[0].files:
-        kind, name = key.split(":")
-        columns[name] = np.concatenate([rank[key] for rank in (ranks if kind == "part" else ranks[:1])], axis=1)
-    return np.concatenate([columns[name] for name in sorted(columns)], axis=1)
-
-
-def agree(alone, shared, steps):
-    (losses, expected), (theirs, found) = alone, shared
-    assert len(expected) == len(found) == steps
-    np.testing.assert_allclose(theirs, losses, rtol=1e-6)
-    size = np.linalg.norm(expected, axis=1)
-    assert size.min() > 0
-    assert (np.linalg.norm(found - expected, axis=1) / size).max() <= 1e-6
 
 
 @pytest.mark.parametrize("plan", PLANS)

@@ -1,0 +1,47 @@
+"""A step is the same step, however its samples are split over ranks and micro-batches."""
+
+from __future__ import annotations
+
+import pytest
+
+from beni.config.compose import compose
+from distributed.same_gradients import agree, gradients_of
+
+pytestmark = pytest.mark.slow
+
+STEPS = 3
+SPLITS = [(1, 2, "none"), (1, 8, "none"), (2, 1, "full"), (2, 4, "full"), (2, 2, "ddp"), (4, 2, "hybrid")]
+"""Ranks, micro-batches, and how ranks share; 8 samples a step."""
+
+
+@pytest.fixture(scope="module")
+def step(tiny_values, tmp_path_factory):
+    """step(world, accumulation, mode, layout) -> losses and gradients."""
+    folder = tmp_path_factory.mktemp("splits")
+
+    def run(world, accumulation, mode, layout="packed"):
+        values = ["data.text_share=0.3", "train.plan.vision=full", "train.batch_size=8", f"train.layout={layout}"]
+        values += [f"fsdp={mode}", *(("fsdp.shard_size=2",) if mode == "hybrid" else ())]
+        composed = compose([*tiny_values, *values, f"train.accumulation={accumulation}"])
+        return gradients_of(composed, folder / f"{world}-{accumulation}-{mode}-{layout}", world, steps=STEPS)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(step):
+    """One process, one micro-batch a step."""
+    return step(1, 1, "none")
+
+
+@pytest.mark.parametrize(("world", "accumulation", "mode"), SPLITS)
+def test_a_split_step_has_the_gradients_of_a_whole_one(step, whole, world, accumulation, mode):
+    agree(whole, step(world, accumulation, mode), STEPS)
+
+
+def test_packed_samples_have_the_gradients_of_padded_ones(step, whole):
+    agree(whole, step(1, 1, "none", "padded"), STEPS)
+
+
+def test_packed_samples_have_the_gradients_of_single_ones(step, whole):
+    agree(whole, step(1, 8, "none", "padded"), STEPS)
