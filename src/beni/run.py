@@ -175,7 +175,9 @@ def train(run: Mapping[str, Any]) -> Path:
             if run["checkpoint"]["export"]:
                 whole = whole_on_main(model, environment.is_main)
                 if environment.is_main:
-                    model.save_pretrained(folder.path / "model", state_dict=whole)
+                    if "lora" in settings["plan"].values():
+                        model.save_adapters(folder.path / "adapters", whole)
+                    model.save_pretrained(folder.path / "model", state_dict=whole)  # which empties it
                     tokenizer.save_pretrained(folder.path / "model")
             report.end()
         barrier()

@@ -106,6 +106,14 @@ MISTAKES = {
     "train.activation_checkpointing=memory_budget": ("train.compile=false", "set train.compile=true"),
     "train.memory_budget=2": ("train.memory_budget=2", "set train.memory_budget=0.5"),
     "train.plan.llm=lora": ("train.plan.llm=lora", "set adapter=lora"),
+    "adapter=lora adapter.r=0": ("adapter.r=0", "set adapter.r=8"),
+    "adapter=lora adapter.dropout=1": ("adapter.dropout=1", "set adapter.dropout=0.05"),
+    "adapter=lora adapter.targets=linear": ("adapter.targets=linear", "set adapter.targets=all-linear"),
+    "adapter=lora adapter.targets={vision:[q_proj]}": ("train.plan.vision is auto, not lora", "train.plan.vision=lora"),
+    "adapter=lora adapter.targets={llm:[q_proj]} train.plan.llm=lora train.plan.vision=lora": (
+        "adapter.targets names modules of ['llm'] only",
+        "set +adapter.targets.vision=all-linear",
+    ),
     # targets
     "llm._target_=os.system": ("os.system is not trusted", "choose an option"),
     "model._target_=os.system": ("os.system is not trusted", "choose an option"),

@@ -12,6 +12,7 @@ from beni.model.plan import apply_plan
 from beni.training.optim import build_optimizer
 from beni.training.step import clip_and_update, forward_backward
 from beni.training.trainable import TrainabilityCheck
+from conformance.conftest import node
 from conformance.small_model import small_run
 
 GROUPS = ("vision", "views", "selector", "resampler", "connector", "fusion", "llm")
@@ -95,8 +96,7 @@ def test_all_of_it_trains_in_two_steps(run, steps_of, option):
 
 
 def test_adapters_of_the_llm_stay_out_of_it(run, steps_of, option):
-    run["adapter"] = {"_target_": "beni.adapter.lora.Lora", "r": 2, "alpha": 4, "dropout": 0.0}
-    run["adapter"]["targets"] = ["q_proj", "v_proj"]
+    run["adapter"] = node("adapter", "lora") | {"r": 2, "targets": ["q_proj", "v_proj"]}
     run["train"]["plan"] |= {"llm": "lora"}
     plain = dict(run, adapter={"_target_": "beni.adapter.none.NoAdapter"})
     plain["train"] = run["train"] | {"plan": run["train"]["plan"] | {"llm": "full"}}

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from beni.config.compose import compose
 from distributed.processes import run_ranks
@@ -86,12 +88,16 @@ def test_every_mode_equals_one_process(launch, one, mode, world, overrides):
         agree(rank, one)
 
 
-def test_sharded_frozen_weights_equal_one_process(launch):
-    plan = ("train.plan.vision=frozen", "train.plan.llm=lora", "adapter=lora")
-    (alone,) = launch(1, "frozen", "none", *plan)
-    ranks = launch(2, "frozen-two", "full", "fsdp.frozen=shard", "fsdp.reshard_after_forward=false", *plan)
+@pytest.mark.parametrize("adapter", ["dora", "pissa"])
+def test_sharded_frozen_weights_and_adapters_equal_one_process(launch, adapter):
+    plan = ("train.plan.vision=frozen", "train.plan.llm=lora", f"adapter={adapter}", "checkpoint.export=true")
+    (alone,) = launch(1, adapter, "none", *plan)
+    ranks = launch(2, f"{adapter}-two", "full", "fsdp.frozen=shard", "fsdp.reshard_after_forward=false", *plan)
     for rank in ranks:
         agree(rank, alone)
+    for file in ("parts.safetensors", "llm/adapter_model.safetensors"):
+        ours, theirs = (load_file(launch.root / folder / "adapters" / file) for folder in (adapter, f"{adapter}-two"))
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("saved_by", "world"), [("one", 2), ("two", 1), ("two", 4)])

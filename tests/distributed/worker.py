@@ -21,6 +21,7 @@ from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build as build_model
 from beni.run import make_schedule
 from beni.training.loop import Job
+from beni.training.state import whole_on_main
 
 
 class Log:
@@ -113,6 +114,10 @@ def main(settings) -> None:
             log=log,
         )
         build(train).fit(job)
+        if run["checkpoint"]["export"]:
+            whole = whole_on_main(model, environment.is_main)
+            if environment.is_main:
+                model.save_adapters(Path(settings["folder"]) / "adapters", whole)
         seen = vars(log) | {"pictured": PICTURED, "dtypes": sorted(DTYPES), "tied": tied(model)}
         Path(f"{settings['out']}.{environment.rank}").write_text(json.dumps(seen))
 

@@ -1,4 +1,8 @@
-"""LoRA (arXiv 2106.09685) through peft, injected into one component only.
+"""LoRA (arXiv 2106.09685) and its kin through peft, injected into one component only.
+
+DoRA (arXiv 2402.09353) trains a magnitude for each output beside the direction, rsLoRA (arXiv 2312.03732) scales by the
+root of the rank, PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775) begin with the largest directions of the weight
+and take them out of it: then the base is no longer the published one, so what was taken out is kept beside the adapter.
 
 Suffix targets such as ``q_proj`` name modules of the vision encoder, the perceiver and the llm alike; injecting into
 the component, not into the whole model, is what keeps the adapters where the plan put them.
@@ -6,11 +10,29 @@ the component, not into the whole model, is what keeps the adapters where the pl
 
 from __future__ import annotations
 
-from peft import LoraConfig, inject_adapter_in_model
-from torch import nn
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from beni.adapter.base import Adapter
-from beni.errors import CompositionError
+from beni.errors import CompositionError, ResumeError
+
+ALL = "all-linear"
+ADAPTER = "default"
+"""What peft calls the one adapter that a component has."""
+
+PREFIX = "base_model.model."
+"""What stands before a module's name in a file of peft."""
 
 
 class Lora(Adapter):
@@ -18,24 +40,180 @@ class Lora(Adapter):
 
     Args:
         r: rank, at least 1.
-        alpha: scale; the update is multiplied by ``alpha / r``.
+        alpha: scale; the update is multiplied by ``alpha / r``, with ``rslora`` by ``alpha / sqrt(r)``.
         dropout: probability in [0, 1) on the adapter's input.
-        targets: last parts of module names, for instance ``[q_proj, v_proj]``.
+        targets: ``all-linear`` (all but the head), or ends of module names, for instance ``[q_proj, v_proj]``, or a
+            mapping from component to either.
+        dora: train magnitudes too.
+        rslora: scale by the root of the rank.
+        init: ``zero`` (the update begins at nothing), ``pissa`` (the largest singular directions of the weight),
+            ``pissa_niter_4`` or ``_16`` (the same by so many randomised iterations: seconds where ``pissa`` takes
+            minutes) or ``olora`` (the first directions of its QR decomposition).
     """
 
-    def __init__(self, *, r: int, alpha: int, dropout: float, targets: list[str]) -> None:
-        self.config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
-        self.targets = targets
+    def __init__(
+        self,
+        *,
+        r: int,
+        alpha: int,
+        dropout: float,
+        targets: Literal["all-linear"] | list[str] | dict[str, Literal["all-linear"] | list[str]],
+        dora: bool,
+        rslora: bool,
+        init: Literal["zero", "pissa", "pissa_niter_4", "pissa_niter_16", "olora"],
+    ) -> None:
+        self.r, self.alpha, self.dropout, self.targets = r, alpha, dropout, targets
+        self.dora, self.rslora, self.init = dora, rslora, init
 
-    def inject(self, component: nn.Module) -> None:
-        names = [name for name, _ in component.named_modules()]
-        missing = [t for t in self.targets if not any(name.split(".")[-1] == t for name in names)]
-        if missing:
-            linear = sorted({n.split(".")[-1] for n, m in component.named_modules() if isinstance(m, nn.Linear)})
+    def inject(self, component: nn.Module, name: str) -> None:
+        layers = linear_layers(component)
+        wanted = self.targets[name] if isinstance(self.targets, dict) else self.targets
+        chosen = list(layers) if isinstance(wanted, str) else self._named(wanted, component, name)
+        self._require_rank([layers[one] for one in chosen], name)
+        config = LoraConfig(
+            r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=chosen,
+            use_dora=self.dora,
+            use_rslora=self.rslora,
+            init_lora_weights=cast(Any, True if self.init == "zero" else self.init),
+            fan_in_fan_out=all(isinstance(layers[one], Conv1D) for one in chosen),
+            task_type=TaskType.CAUSAL_LM if name == "llm" else None,
+        )
+        inject_adapter_in_model(config, component)
+        self._keep_initial(component)
+
+    def reset(self, component: nn.Module) -> None:
+        for _, layer in adapted(component):
+            layer.update_layer(ADAPTER, self.r, lora_alpha=self.alpha, config=_config(component))
+        self._keep_initial(component)
+
+    def merge(self, component: nn.Module) -> None:
+        for name, layer in list(adapted(component)):
+            layer.merge()
+            parent, _, last = name.rpartition(".")
+            setattr(component.get_submodule(parent), last, layer.get_base_layer())
+
+    def save(self, component: nn.Module, state: Mapping[str, Tensor], folder: Path, base: str | None) -> None:
+        config = copy.deepcopy(_config(component))
+        tensors = get_peft_model_state_dict(component, dict(state), ADAPTER, save_embedding_layers=False)
+        if self.init != "zero":  # as an adapter of twice the rank beside the published weights
+            config.init_lora_weights = True
+            config.r, config.lora_alpha = 2 * self.r, self.alpha * (math.sqrt(2) if self.rslora else 2)
+            for name, _ in adapted(component):
+                a, b = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
+                tensors[a] = torch.cat([tensors[a], state[f"{name}.lora_initial_A"]])
+                tensors[b] = torch.cat([tensors[b], -state[f"{name}.lora_initial_B"]], dim=1)
+        config.base_model_name_or_path, config.inference_mode = base, True
+        config.save_pretrained(str(folder))
+        whole = {f"{PREFIX}{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    def load(self, component: nn.Module, folder: Path) -> None:
+        tensors = {k.removeprefix(PREFIX): t for k, t in load_file(folder / "adapter_model.safetensors").items()}
+        ours = get_peft_model_state_dict(component, adapter_name=ADAPTER, save_embedding_layers=False)
+        twice = self.init != "zero"
+        sizes = {name: tensor.numel() * (2 if twice and _low_rank(name) else 1) for name, tensor in ours.items()}
+        clash = {name for name in ours.keys() & tensors.keys() if tensors[name].numel() != sizes[name]}
+        if differ := sorted(ours.keys() ^ tensors.keys() | clash):
+            raise ResumeError(
+                f"{folder} holds other adapters than this model has: {differ[0]}\n"
+                "  fix: set adapter and train.plan as the run that wrote it has them"
+            )
+        if twice:
+            for name, layer in adapted(component):
+                a, b = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
+                self._exchange_initial(layer, tensors[a][self.r :], -tensors[b][:, self.r :])
+                tensors[a], tensors[b] = tensors[a][: self.r].clone(), tensors[b][:, : self.r].clone()
+        set_peft_model_state_dict(component, tensors, ADAPTER)
+
+    def _named(self, wanted: list[str], component: nn.Module, name: str) -> list[str]:
+        """The linear layers that each of ``wanted`` ends the name of."""
+        layers = linear_layers(component, head=True)
+        matches = {end: [one for one in layers if one == end or one.endswith(f".{end}")] for end in wanted}
+        missing = [end for end, found in matches.items() if not found]
+        if missing or not wanted:
+            ends = sorted({one.rpartition(".")[2] for one in linear_layers(component)})
             raise CompositionError(
                 "E-ADAPTER",
-                f"adapter.targets={missing} are no modules of {type(component).__name__}; its linear layers: {linear}",
-                groups=("adapter", "llm"),
-                fix=f"set adapter.targets={linear}",
+                f"adapter.targets={missing} are no linear layers of {name}, {type(component).__name__}; it has {ends}",
+                groups=("adapter", name),
+                fix=f"set adapter.targets={ALL} or {ends}",
             )
-        inject_adapter_in_model(self.config, component)
+        chosen = [one for one in layers if any(one in found for found in matches.values())]
+        head = next((one for one in chosen if _is_tied_head(layers[one], component)), None)
+        if head is not None:
+            raise CompositionError(
+                "E-ADAPTER",
+                f"adapter.targets={wanted}: {head} is one weight with the token embedding, which has no adapter",
+                groups=("adapter", name),
+                fix=f"leave {head} out of adapter.targets",
+            )
+        return chosen
+
+    def _require_rank(self, layers: list[nn.Module], name: str) -> None:
+        """A decomposition has no more directions than the weight's smaller side."""
+        smallest = min(side for layer in layers for side in cast(Tensor, layer.weight).shape)
+        if self.init != "zero" and smallest < self.r:
+            raise CompositionError(
+                "E-ADAPTER",
+                f"adapter.r={self.r}, adapter.init={self.init}, but a layer of {name} has only {smallest} directions",
+                groups=("adapter", name),
+                fix=f"set adapter.r={smallest} or less",
+            )
+
+    def _keep_initial(self, component: nn.Module) -> None:
+        """Beside each adapter that was taken out of its weight: what was taken out."""
+        if self.init != "zero":
+            for _, layer in adapted(component):
+                layer.register_buffer("lora_initial_A", layer.lora_A[ADAPTER].weight.detach().clone())
+                layer.register_buffer("lora_initial_B", layer.lora_B[ADAPTER].weight.detach().clone())
+
+    def _exchange_initial(self, layer: LoraLayer, a: Tensor, b: Tensor) -> None:
+        """Takes another ``b @ a`` out of the base: decompositions differ in sign or rounding between machines."""
+        if layer.lora_initial_A.equal(a) and layer.lora_initial_B.equal(b):
+            return
+        weight, scaling = layer.get_base_layer().weight, layer.scaling[ADAPTER]
+        change = (layer.lora_initial_B @ layer.lora_initial_A - b @ a) * scaling
+        with torch.no_grad():
+            weight.add_(change.T if layer.fan_in_fan_out else change)
+            layer.lora_initial_A.copy_(a)
+            layer.lora_initial_B.copy_(b)
+
+
+def linear_layers(component: nn.Module, head: bool = False) -> dict[str, nn.Module]:
+    """Name -> linear layer, in the order of the modules; the output head only where ``head`` is set.
+
+    Those inside ``nn.MultiheadAttention`` are left out: it reads their weights and never calls them.
+    """
+    output = component.get_output_embeddings() if isinstance(component, PreTrainedModel) and not head else None
+    inside = {
+        child
+        for module in component.modules()
+        if isinstance(module, nn.MultiheadAttention)
+        for child in module.modules()
+    }
+    return {
+        name: module
+        for name, module in component.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not output and module not in inside
+    }
+
+
+def adapted(component: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """The layers that have an adapter, with their names."""
+    return ((name, module) for name, module in component.named_modules() if isinstance(module, LoraLayer))
+
+
+def _config(component: nn.Module) -> LoraConfig:
+    """What ``component`` was injected with; peft leaves it there."""
+    return cast(dict[str, LoraConfig], component.peft_config)[ADAPTER]
+
+
+def _low_rank(name: str) -> bool:
+    return "lora_A" in name or "lora_B" in name
+
+
+def _is_tied_head(layer: nn.Module, component: nn.Module) -> bool:
+    return isinstance(component, PreTrainedModel) and layer.weight is component.get_input_embeddings().weight

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
 
 from beni.adapter.base import Adapter
 from beni.errors import CompositionError
@@ -11,7 +14,23 @@ from beni.errors import CompositionError
 class NoAdapter(Adapter):
     """Refuses every component."""
 
-    def inject(self, component: nn.Module) -> None:
-        raise CompositionError(
-            "E-ADAPTER", "the plan has lora but adapter=none", groups=("adapter",), fix="adapter=lora"
-        )
+    def inject(self, component: nn.Module, name: str) -> None:
+        raise _refusal()
+
+    def reset(self, component: nn.Module) -> None:
+        raise _refusal()
+
+    def merge(self, component: nn.Module) -> None:
+        raise _refusal()
+
+    def save(self, component: nn.Module, state: Mapping[str, Tensor], folder: Path, base: str | None) -> None:
+        raise _refusal()
+
+    def load(self, component: nn.Module, folder: Path) -> None:
+        raise _refusal()
+
+
+def _refusal() -> CompositionError:
+    return CompositionError(
+        "E-ADAPTER", "the plan has lora but adapter=none", groups=("adapter",), fix="set adapter=lora"
+    )

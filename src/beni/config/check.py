@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, get_args, get_type_hints
 
 from beni.config import schema
+from beni.config.adapters import adapter_ranges
 from beni.config.optim import OPTIMIZERS, Optim, optim_ranges
 from beni.config.signature import Key, keys_of
 from beni.config.suggest import unknown_key
@@ -297,9 +298,7 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
             f"fsdp.shard_size={size} with fsdp.mode={run['fsdp']['mode']}, expected null, or under hybrid at least 1\n"
             "  fix: set fsdp.shard_size=null, or choose fsdp=hybrid"
         )
-    lora = [c for c, mode in train["plan"].items() if mode == "lora"]
-    if lora and run["adapter"]["_target_"] == "beni.adapter.none.NoAdapter":
-        yield f"train.plan.{lora[0]}=lora needs an adapter\n  fix: set adapter=lora"
+    yield from adapter_ranges(run)
     name = run["study"]["name"]
     if not name.strip() or "/" in name or name.startswith("."):
         yield f"study.name={name}, expected the name of a folder below paths.runs\n  fix: set study.name=default"

@@ -7,9 +7,10 @@ bit-identical.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from beni.data.collate import pixel_key, stack_views
 from beni.errors import CompositionError
 from beni.fusion.base import Fusion
 from beni.llm.base import Llm
+from beni.model import adapters
 from beni.model.configuration import BeniConfig
 from beni.model.predict import Sequences, predict
 from beni.model.prompts import prompts
@@ -117,10 +119,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         self.post_init()  # before the adapters: transformers would draw their weights anew, zeros included
         self.all_tied_weights_keys |= self.llm.tied_keys("llm.")
         self.adapter: Adapter = build(parts["adapter"])
-        for name, mode in config.plan.items():
-            if mode == "lora":
-                with torch_stream(seed, "init", "adapter", name):
-                    self.adapter.inject(self._backbone(name))
+        adapters.inject(self)
 
     def forward(
         self,
@@ -279,6 +278,22 @@ class BeniForConditionalGeneration(PreTrainedModel):
             blocks = self.fusion.blocks(is_image.flatten(), mask.flatten().bool(), borders).view_as(mask)
         return self.llm.generate(embeds, mask, blocks, **options)
 
+    def merge_adapters(self) -> None:
+        """Adds the adapters to the weights they stand beside, in place: what is saved then needs no peft."""
+        adapters.merge(self)
+
+    def save_adapters(self, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Writes all but frozen backbones, see ``model/adapters.py``; ``state`` is for a sharded model."""
+        adapters.save(self, Path(folder), state)
+
+    def load_adapters(self, folder: str | Path) -> None:
+        """Reads what ``save_adapters`` has written into a model of the same parts and plan.
+
+        Raises:
+            ResumeError: when it does not fit.
+        """
+        adapters.load(self, Path(folder))
+
     def sharding_units(self) -> list[nn.Module]:
         """The modules that FSDP shards one by one, bottom-up."""
         return [*self.llm.layers(), *self.vision.blocks(), self.resampler]
@@ -341,11 +356,6 @@ class BeniForConditionalGeneration(PreTrainedModel):
             stage.init_weights()
         self.specs[group] = stage.spec(tokens)
         return stage
-
-    def _backbone(self, component: str) -> nn.Module:
-        """The module adapters go into: the Hugging Face model inside vision or llm, else the stage itself."""
-        module = getattr(self, component)
-        return module.model if component in ("vision", "llm") else module
 
     def _check_views(self) -> None:
         """Every kind of image must pass all stages, and leave the llm a position for text."""

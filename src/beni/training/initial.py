@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from beni.errors import ResumeError
+from beni.model import adapters
+from beni.model.modeling import BeniForConditionalGeneration
 
 
-def load_initial(model: nn.Module, source: Path) -> list[str]:
+def load_initial(model: BeniForConditionalGeneration, source: Path) -> list[str]:
     """Copies every tensor that the saved model at ``source`` shares with ``model`` by name and shape.
+
+    Adapters of components that have none there begin anew beside the weights that came.
 
     Args:
         source: run folder (its ``model/`` is taken) or ``save_pretrained`` folder.
@@ -34,11 +38,13 @@ def load_initial(model: nn.Module, source: Path) -> list[str]:
     saved = {name: tensor for file in files for name, tensor in load_file(file).items()}
     ours = model.state_dict()
     saved = {_place(name, ours): tensor for name, tensor in saved.items()}
-    adapters = [name for name in saved if "lora_" in name and name not in ours]
-    if adapters:
+    theirs = {name for name in saved if "lora_" in name}
+    components = {name.partition(".")[0] for name in theirs}
+    expected = {name for name in ours if "lora_" in name and name.partition(".")[0] in components}
+    if theirs ^ expected:
         raise ResumeError(
-            f"train.init_from={source} holds adapters that this run has no place for ({adapters[0]})\n"
-            "  fix: set adapter and train.plan as that run has them"
+            f"train.init_from={source} has adapters of another kind than this run, they differ in "
+            f"{min(theirs ^ expected)}\n  fix: set adapter and train.plan as that run has them"
         )
     clash = [n for n in saved if n in ours and ours[n].shape != saved[n].shape]
     shared = {n: t for n, t in saved.items() if n in ours}
@@ -46,6 +52,9 @@ def load_initial(model: nn.Module, source: Path) -> list[str]:
         what = f"{clash[0]} has shape {tuple(saved[clash[0]].shape)}" if clash else "no tensor has a name of this model"
         raise ResumeError(f"train.init_from={source} does not fit this run: {what}")
     model.load_state_dict(shared, strict=False)
+    came = {name.partition(".")[0] for name in shared if ".base_layer." in name}
+    for component in sorted(came - components):
+        adapters.reset(model, component)
     return sorted(ours.keys() - shared.keys())
 
 

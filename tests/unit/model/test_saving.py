@@ -13,6 +13,8 @@ from beni.model.modeling import BeniForConditionalGeneration
 
 PERCEIVER = ("resampler=perceiver", "resampler.num_latents=3", "resampler.num_heads=2", "resampler.head_dim=8")
 LORA = ("adapter=lora", "train.plan.llm=lora", "adapter.r=2")
+DORA = ("adapter=dora", "train.plan.llm=lora", "train.plan.vision=lora")
+PISSA = ("adapter=pissa", *DORA[1:])
 TIED = ("llm.architecture.tie_word_embeddings=true",)
 
 
@@ -32,8 +34,8 @@ def logits(model, batch):
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), TIED, PERCEIVER, LORA, (*TIED, *LORA, *PERCEIVER)],
-    ids=["untied", "tied", "perceiver", "lora", "tied-lora-perceiver"],
+    [(), TIED, PERCEIVER, LORA, (*TIED, *LORA, *PERCEIVER), DORA, PISSA],
+    ids=["untied", "tied", "perceiver", "lora", "tied-lora-perceiver", "dora", "pissa"],
 )
 @pytest.mark.parametrize("door", [BeniForConditionalGeneration, AutoModel, AutoModelForImageTextToText])
 def test_a_saved_model_comes_back_with_equal_logits(tiny_run, tiny_model, steps_of, tmp_path, overrides, door):

@@ -14,19 +14,28 @@ SWAPS = {
     "llm": ("llm.architecture.num_hidden_layers=3",),
     "connector": ("connector=linear",),
     "adapter": ("adapter=lora", "train.plan.llm=lora"),
+    "adapter=dora": ("adapter=dora", "train.plan.llm=lora", "train.plan.vision=lora"),
 }
 
 
 @pytest.mark.parametrize("group", SWAPS)
 def test_swapping_one_component_leaves_the_others_bit_identical(tiny_model, group):
     ours, theirs = tiny_model().state_dict(), tiny_model(*SWAPS[group]).state_dict()
-    if group == "adapter":
+    if group.startswith("adapter"):
         theirs = {n.replace(".base_layer", ""): t for n, t in theirs.items() if "lora_" not in n}
-    changed = "none at all" if group == "adapter" else group
+    changed = "none at all" if group.startswith("adapter") else group
     kept = [name for name in ours if name.partition(".")[0] != changed]
-    assert {name.partition(".")[0] for name in kept} >= {"vision", "connector", "llm"} - {group} or group == "adapter"
+    assert {name.partition(".")[0] for name in kept} >= {"vision", "connector", "llm"} - {group} or group.startswith(
+        "adapter"
+    )
     for name in kept:
         assert ours[name].equal(theirs[name]), name
+
+
+def test_adapters_of_one_component_are_drawn_alike_whatever_else_has_some(tiny_model):
+    alone = tiny_model("adapter=pissa", "train.plan.llm=lora").state_dict()
+    both = tiny_model("adapter=pissa", "train.plan.llm=lora", "train.plan.vision=lora").state_dict()
+    assert all(tensor.equal(both[name]) for name, tensor in alone.items() if name.startswith("llm."))
 
 
 def test_swapping_the_resampler_leaves_the_samples_of_every_batch(tiny_run, tiny_model, steps_of):

@@ -50,9 +50,29 @@ def test_weights_that_adapters_stand_beside_are_loaded_too(saved, tiny_model):
     assert inside.equal(theirs.llm.model.model.layers[0].self_attn.q_proj.weight)
 
 
+@pytest.mark.parametrize("kind", ["dora", "pissa", "olora"])
+def test_adapters_that_depend_on_the_weights_begin_anew_beside_those_that_came(
+    saved, tiny_run, tiny_model, steps_of, kind
+):
+    theirs, folder = saved()
+    ours = tiny_model(f"adapter={kind}", "train.plan.llm=lora")
+    batch = steps_of(tiny_run(), ours)[0][0]
+    load_initial(ours, folder)
+    with torch.no_grad():
+        loss, expected = ours(**batch.model_inputs()).loss, theirs.eval()(**batch.model_inputs()).loss
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("lora", "pissa"), ("pissa", "lora"), ("lora", "dora")])
+def test_adapters_of_another_kind_are_an_error(saved, tiny_model, theirs, ours):
+    _, folder = saved(f"adapter={theirs}", "train.plan.llm=lora")
+    with pytest.raises(ResumeError, match=r"another kind[^$]*lora_[^$]*fix: set adapter"):
+        load_initial(tiny_model(f"adapter={ours}", "train.plan.llm=lora"), folder)
+
+
 def test_adapters_that_have_no_place_are_an_error(saved, tiny_model):
     _, folder = saved(*LORA)
-    with pytest.raises(ResumeError, match=r"holds adapters[^$]*lora_[^$]*fix: set adapter"):
+    with pytest.raises(ResumeError, match=r"adapters of another kind[^$]*lora_[^$]*fix: set adapter"):
         load_initial(tiny_model(), folder)
 
 

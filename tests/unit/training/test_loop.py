@@ -30,6 +30,16 @@ def test_a_resumed_run_has_the_digits_of_an_uninterrupted_one(tiny_run, fit, tmp
         assert ours[name].equal(tensor), name
 
 
+@pytest.mark.parametrize("kind", ["dora", "pissa", "olora"])
+def test_adapters_that_depend_on_the_weights_resume_with_the_same_digits(tiny_run, fit, tmp_path, kind):
+    run = tiny_run(*SIX, f"adapter={kind}", "adapter.dropout=0.1", "train.plan.llm=lora", "train.plan.vision=lora")
+    whole, expected = fit(run, tmp_path / "whole")
+    _, before = fit(run, tmp_path / "cut", stop=4)
+    resumed, after = fit(run, tmp_path / "cut")
+    assert before.losses | after.losses == expected.losses
+    assert all(tensor.equal(resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
+
+
 def test_dropout_in_the_connector_is_active_in_training(tiny_run, fit, tmp_path):
     _, with_dropout = fit(tiny_run(*SIX), tmp_path / "a")
     _, without = fit(tiny_run(*SIX, "connector.dropout=0.0"), tmp_path / "b")
