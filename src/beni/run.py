@@ -37,6 +37,7 @@ from beni.errors import CompositionError, Preempted
 from beni.llm.hf import isolates_segments
 from beni.llm.tokenizer import load_tokenizer
 from beni.measure import memory
+from beni.model.loss import resolve
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters
 from beni.model.spec import SpecTable, estimate_memory, propagate, spec_table
@@ -118,6 +119,7 @@ def train(run: Mapping[str, Any]) -> Path:
         if environment.is_main:
             _write_identity(folder, run, source, schedule, renderer, model, table)
         layout = _layout(model, settings["layout"], folder)
+        loss = resolve(model.llm, settings["loss"])
         if settings["precision"] == "bf16":
             store_frozen_in_bf16(model, settings["plan"])
         torch.nn.Module.to(model, environment.device)
@@ -153,7 +155,7 @@ def train(run: Mapping[str, Any]) -> Path:
             reporter as report,
             _feature_bank(model, settings, report),
         ):
-            trainer: Trainer = build(run["train"])
+            trainer: Trainer = build(run["train"] | {"loss": loss})
             trainer.fit(
                 Job(
                     model=model,

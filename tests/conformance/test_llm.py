@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from beni.llm.head import splits_head
 from beni.llm.hf import isolates_segments
 from beni.measure.flops import count_flops
 from beni.model.spec import propagate
@@ -71,6 +72,10 @@ def test_a_row_does_not_see_the_others_of_its_batch(llm, option):
     assert before[0].equal(after[0])
     assert before[2].equal(after[2])
     assert not before[1].equal(after[1])
+
+
+def test_its_head_can_be_computed_by_itself(llm, option):
+    assert splits_head(llm)
 
 
 def test_it_keeps_packed_samples_apart(llm, option):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from beni.config.compose import compose
-from beni.errors import CompositionError, WeightsError
+from beni.errors import CompositionError, ConfigError, WeightsError
 from beni.model.build import build_model
 from beni.model.plan import apply_plan
 from beni.model.spec import propagate
@@ -37,7 +38,7 @@ IMPOSSIBLE = {
     "E-SPACE": "vision=siglip connector=identity",
     "E-ADAPTER": "adapter=lora train.plan.llm=lora adapter.targets=[nothing]",
 }
-"""Code -> what provokes it at real sizes, offline. E-ATTN needs weights: below."""
+"""Code -> what provokes it at real sizes, offline. E-ATTN and E-HEAD need weights: below."""
 
 
 @pytest.mark.parametrize("code", IMPOSSIBLE)
@@ -65,6 +66,15 @@ def test_an_llm_that_ignores_beni_s_attention_cannot_look_ahead(tiny_run):
         train(run)
 
 
+def test_a_head_that_is_no_plain_matrix_cannot_be_fused(tiny_run):
+    from beni.run import train
+
+    run = tiny_run("train.loss=fused", "llm.architecture.model_type=granite", "+llm.architecture.logits_scaling=8.0")
+    expected = r"^E-HEAD \[llm\]: .* granite scales" if hasattr(F, "linear_cross_entropy") else "needs torch 2.13"
+    with pytest.raises((CompositionError, ConfigError), match=expected):
+        train(run)
+
+
 def test_every_code_of_the_source_is_provoked_here_and_explained_in_the_docs():
     raised = {
         code
@@ -73,7 +83,7 @@ def test_every_code_of_the_source_is_provoked_here_and_explained_in_the_docs():
     }
     page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| `(E-[A-Z]+)` \|", page, re.M))
-    assert raised == explained == {*IMPOSSIBLE, "E-ATTN"}
+    assert raised == explained == {*IMPOSSIBLE, "E-ATTN", "E-HEAD"}
 
 
 GROUPS = ("vision", "views", "selector", "resampler", "connector")

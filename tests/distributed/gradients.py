@@ -3,7 +3,8 @@
 SETTINGS: run (a composed run), steps, out (where each rank writes its losses; the gradients stand beside it as
 ``<out>.<rank>.npz``: for each parameter one row a step, of this rank's part where it is sharded). The schedule draws
 samples, unless there are turns (for each micro-batch, whether each of two ranks has a picture in an even step) and
-alternate (it is the other way round in odd steps); a single process then takes the samples of both ranks.
+alternate (it is the other way round in odd steps); a single process then takes the samples of both ranks. A loss in
+pieces takes so many label rows at a time as piece says.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from beni.data.template import Renderer
 from beni.distributed.environment import process_group, read_environment
 from beni.distributed.fsdp import shard
 from beni.llm.tokenizer import load_tokenizer
+from beni.model import loss
 from beni.model.build import build as build_model
 from beni.run import make_schedule
 from beni.training.step import forward_backward
@@ -67,6 +69,7 @@ def main(settings) -> None:
     environment = read_environment("cpu")
     with process_group(environment):
         model = build_model(run)
+        loss.CHUNK_BYTES = 4 * model.llm.vocab_size * settings.get("piece", 1000)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:  # zero at first, which would hide the gradient of its partner
                 torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
@@ -78,7 +81,8 @@ def main(settings) -> None:
         steps = Steps(source, renderer, model.viewer, schedule, train["accumulation"], layout, *place)
         losses, rows = [], []
         for step in range(settings["steps"]):
-            losses.append(forward_backward(model, drawn(settings, steps, step), step, environment.device, "fp32")[0])
+            batches, how = drawn(settings, steps, step), train["loss"]
+            losses.append(forward_backward(model, batches, step, environment.device, "fp32", how)[0])
             rows.append(gradients(model))
             model.zero_grad(set_to_none=True)
     columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}

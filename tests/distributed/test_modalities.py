@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch.nn.functional as F
 
 from beni.config.compose import compose
 from distributed.same_gradients import agree, gradients_of
@@ -25,10 +26,10 @@ PERCEIVER = ("resampler=perceiver", "resampler.num_latents=3", "resampler.num_he
 def gradients(tiny_values, tmp_path):
     """gradients(values, **settings) -> (losses, gradient of each step) of one process, and of two."""
 
-    def run(values, **settings):
+    def run(values, how="full", **settings):
         seen = []
-        for world, mode in ((1, "none"), (2, "full")):
-            composed = compose([*tiny_values, "data.text_share=0.5", *values, f"fsdp={mode}"])
+        for world, mode, loss in ((1, "none", "full"), (2, "full", how)):
+            composed = compose([*tiny_values, "data.text_share=0.5", *values, f"fsdp={mode}", f"train.loss={loss}"])
             seen.append(gradients_of(composed, tmp_path / f"seen-{world}", world, **settings))
         return seen
 
@@ -50,3 +51,18 @@ def test_the_last_micro_batch_has_no_picture(gradients, values):
     """What a picture alone has a gradient for is summed over ranks in the same step all the same."""
     seen = gradients(values, steps=6, turns=[[True, True], [False, False]], alternate=False)
     agree(*seen, 6)
+
+
+@pytest.mark.parametrize(
+    ("how", "values"),
+    [
+        ("chunked", ("llm.architecture.tie_word_embeddings=true",)),
+        ("chunked", ("train.plan.llm=frozen", "fsdp.frozen=shard")),
+        pytest.param("fused", (), marks=pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="old torch")),
+    ],
+    ids=["chunked and tied", "chunked and frozen", "fused"],
+)
+def test_a_loss_without_logits_has_the_gradient_of_one_with_them(gradients, how, values):
+    """Alone with all logits, two ranks without them; the head belongs to a unit of FSDP."""
+    seen = gradients(values, how=how, steps=3, turns=[[True, False], [True, True]], alternate=True, piece=3)
+    agree(*seen, 3)

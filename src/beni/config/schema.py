@@ -67,6 +67,9 @@ class Train:
             choice).
         memory_budget: share of the memory of all activations that ``memory_budget`` may keep, in [0, 1].
         compile: compile each layer of the llm, and of a vision encoder that trains.
+        loss: how head and loss are computed (model/loss.py): ``full`` keeps the logits of all label rows, ``chunked``
+            those of one piece at a time, ``fused`` is torch's ``linear_cross_entropy`` (torch 2.13 or newer, meant for
+            GPUs), ``auto`` is ``chunked`` for micro-batches that have more than one piece, else ``full``.
         feature_bank: folder that keeps the features of a frozen vision encoder for later epochs and runs, else null.
         ema: decay of an average of the weights that train, in (0, 1), which is then scored and exported; 0 keeps none.
         watchdog_s: seconds after which a rank that does not move has hung, and the run ends; 0 waits for ever.
@@ -89,6 +92,7 @@ class Train:
     activation_checkpointing: Literal["none", "full", "selective", "memory_budget"]
     memory_budget: float
     compile: bool
+    loss: Literal["auto", "full", "chunked", "fused"]
     feature_bank: str | None
     ema: float
     watchdog_s: float

@@ -38,6 +38,24 @@ class Llm(nn.Module, ABC):
         """
 
     @abstractmethod
+    def hidden(
+        self,
+        embeds: Float[Tensor, "b t d"],
+        position_ids: Int[Tensor, "b t"],
+        attention_mask: Int[Tensor, "b t"] | None = None,
+        segments: SegmentPlan | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """What the head is given at every position; arguments as in ``forward``."""
+
+    @abstractmethod
+    def head(self, hidden: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
+        """Logits of such rows, with whatever scaling and capping the model applies to them."""
+
+    @abstractmethod
+    def output_layer(self) -> nn.Module | None:
+        """The module that maps to the vocabulary."""
+
+    @abstractmethod
     def generate(
         self,
         embeds: Float[Tensor, "b t d"],

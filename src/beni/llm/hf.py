@@ -28,6 +28,7 @@ from beni.hub import package_file
 from beni.llm import segment_attention
 from beni.llm.base import Llm
 from beni.llm.gguf import load_gguf
+from beni.llm.head import decoder_gives
 from beni.llm.segment_attention import SegmentPlan
 from beni.measure.flops import count_flops
 from beni.nn.architecture import buildable, read_architecture
@@ -81,17 +82,25 @@ class HFLlm(Llm):
         segments: SegmentPlan | None = None,
         keep: Int[Tensor, "k"] | None = None,
     ) -> Float[Tensor, "b k v"]:
-        self._attend(self.attn_implementation if segments is None else segment_attention.NAME)
-        options: dict[str, Any] = {} if segments is None else {"segments": segments}
-        if keep is not None:
-            options["logits_to_keep"] = keep
-        return self.model(
-            inputs_embeds=embeds,
-            position_ids=position_ids,
-            attention_mask=attention_mask,
-            use_cache=False,
-            **options,
-        ).logits
+        inputs = self._inputs(embeds, position_ids, attention_mask, segments)
+        return self.model(**inputs, **({} if keep is None else {"logits_to_keep": keep})).logits
+
+    def hidden(
+        self,
+        embeds: Float[Tensor, "b t d"],
+        position_ids: Int[Tensor, "b t"],
+        attention_mask: Int[Tensor, "b t"] | None = None,
+        segments: SegmentPlan | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        inputs = self._inputs(embeds, position_ids, attention_mask, segments)
+        return self.model.get_decoder()(**inputs).last_hidden_state
+
+    def head(self, hidden: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
+        with decoder_gives(self.model.get_decoder(), hidden[None]):
+            return self.model(inputs_embeds=hidden[None], use_cache=False).logits[0]
+
+    def output_layer(self) -> nn.Module | None:
+        return self.model.get_output_embeddings()
 
     @torch.no_grad()
     def generate(
@@ -161,6 +170,11 @@ class HFLlm(Llm):
 
     def resolved(self) -> dict[str, Any]:
         return {"architecture": self.config.to_diff_dict() | {"model_type": self.config.model_type}}
+
+    def _inputs(self, embeds: Tensor, positions: Tensor, mask: Tensor | None, segments: SegmentPlan | None) -> dict:
+        self._attend(self.attn_implementation if segments is None else segment_attention.NAME)
+        inputs = {"inputs_embeds": embeds, "position_ids": positions, "attention_mask": mask, "use_cache": False}
+        return inputs if segments is None else inputs | {"segments": segments}
 
     def _attend(self, implementation: str) -> None:
         if self.model.config._attn_implementation != implementation:

@@ -70,7 +70,7 @@ def estimate(
     layers: of the llm, whose activations the gradient needs.
     width: of the llm.
     intermediate: width of its feed-forward layers.
-    label_rows: positions of one micro-batch that predict a label.
+    label_rows: positions of one micro-batch that predict a label, whose logits are held at once.
     """
     element = 2 if precision == "bf16" else 4
     return Memory(

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from PIL import Image as PILImage
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from beni.fusion.base import Fusion
 from beni.llm.base import Llm
 from beni.model import adapters
 from beni.model.configuration import BeniConfig
+from beni.model.loss import Loss, token_loss
 from beni.model.predict import Sequences, predict
 from beni.model.prompts import prompts
 from beni.model.ragged import Calls, on_each_grid, on_each_size
@@ -50,7 +50,8 @@ class BeniOutput(ModelOutput):
 
     Attributes:
         loss: summed token losses divided by ``num_items``, auxiliary losses added; None without labels.
-        logits: ``(k, v)`` at the positions that predict a label, or ``(b, t, v)`` without labels.
+        logits: ``(k, v)`` at the positions that predict a label, or ``(b, t, v)`` without labels; None where the loss
+            was computed without keeping them.
         targets: ``(k,)`` label ids.
         rows: ``(k,)`` batch row of each label.
         columns: ``(k,)`` position of each label in its row.
@@ -136,6 +137,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         num_items: int | Tensor | None = None,
         step: int = 0,
         calls: Calls | None = None,
+        loss: Loss = "full",
         **_: Any,
     ) -> BeniOutput:
         """One micro-batch to its loss.
@@ -151,6 +153,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
             step: optimizer step, for stages with a schedule.
             calls: that every rank of a sharded model makes now; one without images encodes a blank one, which counts
                 for nothing.
+            loss: how head and loss are computed (model/loss.py); only ``full`` is sure to return logits.
 
         Raises:
             DataError: E-COUNT when placeholders and visual tokens differ in number.
@@ -176,13 +179,12 @@ class BeniForConditionalGeneration(PreTrainedModel):
             return BeniOutput(logits=predict(self.llm, self.fusion, sequences))
 
         rows, before = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)  # label at t is predicted at t - 1
-        logits = predict(self.llm, self.fusion, sequences, (rows, before))
         targets = labels[rows, before + 1]
-        total = F.cross_entropy(logits.float(), targets, reduction="sum")
-        loss = total / (len(targets) if num_items is None else num_items)
+        total, logits = token_loss(self.llm, self.fusion, sequences, (rows, before), targets, loss)
+        whole = total / (len(targets) if num_items is None else num_items)
         for auxiliary in context.aux.values():
-            loss = loss + auxiliary
-        return BeniOutput(loss=loss, logits=logits, targets=targets, rows=rows, columns=before + 1)
+            whole = whole + auxiliary
+        return BeniOutput(loss=whole, logits=logits, targets=targets, rows=rows, columns=before + 1)
 
     @property
     def uses_prompt(self) -> bool:

@@ -36,28 +36,55 @@ class Sequences:
 
 def predict(llm: Llm, fusion: Fusion, sequences: Sequences, places: Places | None = None) -> Tensor:
     """Logits at the places, ``(k, v)``, or everywhere, ``(b, t, v)``."""
-    if fusion.sees_ahead and sequences.cu_seqlens is None:
-        return _predict_packed(llm, fusion, sequences, places)
-    embeds, position_ids, mask = sequences.embeds, sequences.position_ids, sequences.attention_mask
-    segments = None
+    if _needs_packing(fusion, sequences):
+        packed, where = _end_to_end(sequences)
+        if places is not None:
+            return predict(llm, fusion, packed, (torch.zeros_like(places[0]), where[places]))
+        logits = predict(llm, fusion, packed)
+        out = logits.new_zeros(*where.shape, logits.shape[-1])
+        out[_real(sequences)] = logits[0]
+        return out
+    inputs = _inputs(fusion, sequences)
+    if places is None:
+        return llm(*inputs)
+    rows, columns = places
+    keep, place = columns.unique(return_inverse=True)
+    return llm(*inputs, keep)[rows, place]
+
+
+def hidden_states(llm: Llm, fusion: Fusion, sequences: Sequences, places: Places) -> Float[Tensor, "k d"]:
+    """What the llm's head is given at the places."""
+    if _needs_packing(fusion, sequences):
+        packed, where = _end_to_end(sequences)
+        return hidden_states(llm, fusion, packed, (torch.zeros_like(places[0]), where[places]))
+    return llm.hidden(*_inputs(fusion, sequences))[places]
+
+
+def _inputs(fusion: Fusion, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor | None, SegmentPlan | None]:
+    """Embeddings, positions, mask and segments, as the llm is called with."""
+    embeds, segments = sequences.embeds, None
     if sequences.cu_seqlens is not None:
         blocks = None
         if fusion.sees_ahead:
             asked = before_answers(sequences)
             blocks = fusion.blocks(sequences.is_image[0], asked, sequences.cu_seqlens)
         segments = SegmentPlan.build(sequences.cu_seqlens, embeds.shape[1], blocks)
-    if places is None:
-        return llm(embeds, position_ids, mask, segments)
-    rows, columns = places
-    keep, place = columns.unique(return_inverse=True)
-    return llm(embeds, position_ids, mask, segments, keep)[rows, place]
+    return embeds, sequences.position_ids, sequences.attention_mask, segments
 
 
-def _predict_packed(llm: Llm, fusion: Fusion, sequences: Sequences, places: Places | None) -> Tensor:
-    """The padded rows laid end to end, since only segment attention knows of positions that look ahead."""
+def _needs_packing(fusion: Fusion, sequences: Sequences) -> bool:
+    """Only segment attention knows of positions that look ahead."""
+    return fusion.sees_ahead and sequences.cu_seqlens is None
+
+
+def _real(sequences: Sequences) -> Bool[Tensor, "b t"]:
     mask = sequences.attention_mask
-    real = torch.ones_like(sequences.is_image) if mask is None else mask.bool()
-    where = real.flatten().cumsum(0).view_as(real) - 1
+    return torch.ones_like(sequences.is_image) if mask is None else mask.bool()
+
+
+def _end_to_end(sequences: Sequences) -> tuple[Sequences, Int[Tensor, "b t"]]:
+    """Padded rows as one packed row, and where in it each position has gone."""
+    real = _real(sequences)
     packed = Sequences(
         embeds=sequences.embeds[real][None],
         is_image=sequences.is_image[real][None],
@@ -65,12 +92,7 @@ def _predict_packed(llm: Llm, fusion: Fusion, sequences: Sequences, places: Plac
         position_ids=sequences.position_ids[real][None],
         cu_seqlens=F.pad(real.sum(1).cumsum(0), (1, 0)),
     )
-    if places is not None:
-        return predict(llm, fusion, packed, (torch.zeros_like(places[0]), where[places]))
-    logits = predict(llm, fusion, packed)
-    out = logits.new_zeros(*real.shape, logits.shape[-1])
-    out[real] = logits[0]
-    return out
+    return packed, real.flatten().cumsum(0).view_as(real) - 1
 
 
 def before_answers(packed: Sequences) -> Bool[Tensor, "t"]:

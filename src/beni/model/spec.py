@@ -14,6 +14,7 @@ from beni.config.schema import COMPONENTS
 from beni.distributed.fsdp import shards
 from beni.measure import memory
 from beni.model.build import build_model
+from beni.model.loss import chunk_rows
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters
 from beni.model.viewer import placeholders
@@ -155,7 +156,7 @@ def estimate_memory(
         samples *= model.nested.drawn
     optimizer, share = run["optim"]["optimizer"], shards(run["fsdp"], world, world)
     moments = memory.MOMENTS[optimizer] * (share if optimizer == "muon" else 1)  # muon's are whole on every process
-    config = model.llm.config.get_text_config().to_dict()
+    config, piece = model.llm.config.get_text_config().to_dict(), chunk_rows(model.llm.vocab_size)
     return memory.estimate(
         frozen=sum(c["frozen"] for c in counts.values()),
         trained=sum(c["trained"] for c in counts.values()),
@@ -167,6 +168,6 @@ def estimate_memory(
         layers=len(model.llm.layers()),
         width=model.llm.hidden_size,
         intermediate=config.get("intermediate_size") or 4 * model.llm.hidden_size,
-        label_rows=samples * label_rows,
+        label_rows=samples * label_rows if run["train"]["loss"] == "full" else min(samples * label_rows, piece),
         vocabulary=model.llm.vocab_size,
     )

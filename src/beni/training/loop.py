@@ -23,6 +23,7 @@ from beni.distributed.collectives import agree, gather_objects, sum_counts
 from beni.distributed.environment import Environment
 from beni.distributed.watchdog import Watchdog
 from beni.errors import DataError, Preempted
+from beni.model.loss import Loss
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.streams import derive
 from beni.training.ema import Average
@@ -105,6 +106,7 @@ class Trainer:
         activation_checkpointing: str,
         memory_budget: float,
         compile: bool,
+        loss: Loss,
         feature_bank: str | None,
         ema: float,
         watchdog_s: float,
@@ -114,6 +116,7 @@ class Trainer:
         self.steps, self.seed, self.precision = steps, seed, precision
         self.workers, self.log_every, self.plan = workers, log_every, plan
         self.ema, self.thaw = ema, thaw
+        self.loss: Loss = loss
 
     def fit(self, job: Job) -> None:
         """Trains from the newest checkpoint, or from the start, to the last step.
@@ -165,7 +168,7 @@ class Trainer:
                     job.log.notice(f"{component} trains from step {step + 1} on (train.thaw)")
                     check = TrainabilityCheck.before_first_step(model)
                 torch.manual_seed(derive(self.seed, "dropout", step, job.environment.rank))
-                loss, labels = forward_backward(model, batches, step, device, self.precision)
+                loss, labels = forward_backward(model, batches, step, device, self.precision, self.loss)
                 # a gradient reaches the vision encoder in a step with a picture, and the first need not have one
                 due = check is not None and (step + 1 in (self.steps, LATEST_CHECK) or _pictured(batches, device))
                 if check is not None and due:

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from beni.distributed.collectives import max_over_ranks, sum_gradients, sum_over_ranks
+from beni.model.loss import Loss
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.ragged import Calls
 from beni.nn.precision import autocast
@@ -21,9 +22,17 @@ from beni.types import Batch
 
 
 def forward_backward(
-    model: BeniForConditionalGeneration, batches: Sequence[Batch], step: int, device: torch.device, precision: str
+    model: BeniForConditionalGeneration,
+    batches: Sequence[Batch],
+    step: int,
+    device: torch.device,
+    precision: str,
+    how: Loss = "full",
 ) -> tuple[float, int]:
     """Gradients of one step, summed over micro-batches and ranks.
+
+    Args:
+        how: the loss is computed (model/loss.py).
 
     Returns:
         The mean loss over all label tokens of the step, and how many there were; the same on every rank.
@@ -40,7 +49,7 @@ def forward_backward(
         if sharded:
             model.set_requires_gradient_sync(i == len(batches) - 1)
         with autocast(device, precision):
-            loss = model(**batch.to(device).model_inputs(), num_items=count, step=step, calls=calls[i]).loss
+            loss = model(**batch.to(device).model_inputs(), num_items=count, step=step, calls=calls[i], loss=how).loss
         if loss.requires_grad:  # a text alone has nothing to tell a connector when all else is frozen
             loss.backward()
         total += loss.detach()

@@ -46,6 +46,21 @@ def test_moments_and_averages_are_counted_by_optimizer(tiny_run, tiny_model):
     assert each("optim=muon", "fsdp=full", world=4) == 1 + 4  # every process keeps the whole moment
 
 
+def test_logits_are_counted_as_the_loss_keeps_them(tiny_run, tiny_model, monkeypatch):
+    from beni.model import loss
+    from beni.model.spec import estimate_memory
+
+    model = tiny_model()
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * model.llm.vocab_size * 10)
+
+    def activations(how):
+        return estimate_memory(model, tiny_run(f"train.loss={how}"), 1, 64, 8).activations
+
+    lacking = (8 * 8 - 10) * model.llm.vocab_size * 12
+    assert activations("full") - activations("chunked") == lacking
+    assert activations("auto") == activations("fused") == activations("chunked")
+
+
 def test_lacking_memory_is_an_error_with_the_figures_and_the_settings(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda device: 2 * memory.GIB)
     need = memory.Memory(weights=3 * memory.GIB, loading=0, optimizer=memory.GIB, activations=memory.GIB)

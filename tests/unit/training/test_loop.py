@@ -66,6 +66,16 @@ def test_evaluating_in_between_changes_no_later_loss(tiny_run, fit, tmp_path):
     assert seen == [2, 4, 6]
 
 
+def test_a_loss_in_pieces_trains_as_the_whole_does(tiny_run, fit, tmp_path, monkeypatch):
+    from beni.model import loss
+
+    _, expected = fit(tiny_run(*SIX, "train.loss=full"), tmp_path / "whole")
+    monkeypatch.setattr(loss, "chunk_rows", lambda vocabulary: 3)
+    monkeypatch.setattr(loss, "predict", None)  # nobody wants logits
+    _, ours = fit(tiny_run(*SIX, "train.loss=chunked"), tmp_path / "pieces")
+    assert ours.losses == pytest.approx(expected.losses, rel=1e-5)
+
+
 def test_a_checkpoint_of_another_run_is_refused(tiny_run, fit, tmp_path):
     fit(tiny_run(), tmp_path, signature="aaaa")
     with pytest.raises(ResumeError, match=r"belongs to run aaaa, this is bbbb[^$]*checkpoint.resume=never"):
