@@ -29,9 +29,10 @@ from beni.data.sample import Source
 from beni.data.schedule import Schedule, needs_lengths
 from beni.data.template import IGNORE, Renderer
 from beni.data.verdicts import Verdicts
-from beni.distributed.collectives import agree, barrier
+from beni.distributed.collectives import Peers, agree, barrier
 from beni.distributed.environment import Environment, process_group, read_environment
 from beni.distributed.fsdp import shard
+from beni.distributed.hand_out import hand_out, handed_out, receives, tensors_of
 from beni.distributed.watchdog import Watchdog
 from beni.errors import CompositionError, Preempted
 from beni.llm.hf import isolates_segments
@@ -114,7 +115,8 @@ def train(run: Mapping[str, Any]) -> Path:
         # from here on what is bad stays bad, for every rank and for who resumes
         fetcher.verdicts = Verdicts(folder.path / "bad_images", environment.rank)
         barrier()  # no rank looks into the folder before rank 0 has prepared it
-        model = _build(run, renderer)
+        mode, main = run["fsdp"]["mode"], environment.is_main
+        model = _build(run, renderer, with_weights=not receives(environment, mode))
         apply_plan(model, settings["plan"])
         if environment.is_main:
             _write_identity(folder, run, source, schedule, renderer, model, table)
@@ -122,7 +124,9 @@ def train(run: Mapping[str, Any]) -> Path:
         loss = resolve(model.llm, settings["loss"])
         if settings["precision"] == "bf16":
             store_frozen_in_bf16(model, settings["plan"])
-        torch.nn.Module.to(model, environment.device)
+        handed = handed_out(environment, mode)
+        if not handed:
+            torch.nn.Module.to(model, environment.device)
         steps = Steps(
             source,
             renderer,
@@ -136,11 +140,16 @@ def train(run: Mapping[str, Any]) -> Path:
             on_bad=run["images"]["on_bad"],
             look_ahead=LookAhead(fetcher, run["images"]["ahead"], settings["steps"]) if probe.remote else None,
         )
-        if model.fusion.calibrates and settings["init_from"] is None:
-            with autocast(environment.device, settings["precision"]):
-                model.eval().calibrate(first_pictures(steps).to(environment.device))
+        if model.fusion.calibrates and settings["init_from"] is None and (main or not handed):
+            device = torch.device("cpu") if handed else environment.device
+            with autocast(device, settings["precision"]):
+                model.eval().calibrate(first_pictures(steps).to(device))
         _prepare_layers(model, settings)
+        whole = tensors_of(model) if main else {}
         shard(model, model.sharding_units(), environment, run["fsdp"], settings["precision"])
+        if handed:
+            hand_out(model, whole, environment, run["fsdp"]["offload"])
+        del whole
 
         def between() -> None:
             """Between two batches of an evaluation: the run moves, and may have been asked to end."""
@@ -219,9 +228,9 @@ def _prepare_layers(model: BeniForConditionalGeneration, settings: Mapping[str, 
         compile_blocks(layers)
 
 
-def _build(run: Mapping[str, Any], renderer: Renderer) -> BeniForConditionalGeneration:
-    model = build(run["model"], run, renderer.tokens.image)
-    if run["train"]["init_from"] is not None:
+def _build(run: Mapping[str, Any], renderer: Renderer, with_weights: bool) -> BeniForConditionalGeneration:
+    model = build(run["model"], run, renderer.tokens.image, with_weights)
+    if run["train"]["init_from"] is not None and with_weights:
         kept = load_initial(model, Path(run["train"]["init_from"]))
         parts = sorted({name.partition(".")[0] for name in kept})
         Console(stderr=True).print(f"train.init_from: all tensors taken, but for those of {parts or 'nothing'}")
@@ -249,7 +258,7 @@ def _feature_bank(
 def _layout(model: BeniForConditionalGeneration, wanted: str, folder: RunFolder) -> str:
     """``padded`` where the llm cannot keep packed samples apart."""
     needed = wanted == "packed" or model.fusion.sees_ahead
-    if needed and not isolates_segments(model.llm):
+    if needed and not Peers().from_main(lambda: isolates_segments(model.llm)):  # others may have no weights yet
         name = model.llm.model.config.model_type
         if model.fusion.sees_ahead:
             raise CompositionError(
