@@ -23,7 +23,7 @@ SETTINGS = (
 CASES = {
     "all trains": (),
     "frozen and sharded": ("train.plan.vision=frozen", "train.plan.llm=frozen", "fsdp.frozen=shard"),
-    "replicas with adapters": ("train.plan.vision=frozen", "train.plan.llm=lora", "adapter=lora", "fsdp=ddp"),
+    "replicas with adapters": ("train.plan.vision=frozen", "train.plan.llm=lora", "adapter=pissa", "fsdp=ddp"),
     "tied, in bf16": ("llm.architecture.tie_word_embeddings=true", "train.plan.vision=frozen", "train.precision=bf16"),
 }
 

@@ -28,8 +28,10 @@ BACKBONES = ("vision", "llm")
 def inject(model: BeniForConditionalGeneration) -> None:
     """Puts adapters into every component whose plan is ``lora``; each draws from a stream of its own."""
     for name in adapted(model):
-        with torch_stream(model.config.seed, "init", "adapter", name):
-            model.adapter.inject(backbone(model, name), name)
+        component = backbone(model, name)
+        device = next(component.parameters()).device  # meta, where the component's weights are still to come
+        with torch_stream(model.config.seed, "init", "adapter", name), device:
+            model.adapter.inject(component, name)
 
 
 def reset(model: BeniForConditionalGeneration, name: str) -> None:
