@@ -69,8 +69,8 @@ class InlineFusion(Fusion):
                 raise DataError(f"E-COUNT: {int(is_image.sum())} image placeholders but no image was given")
             return embeds
         flat = self._scaled(visual).to(embeds.dtype)
-        found = int(is_image.sum())
-        if found != flat.shape[0]:
+        # an exported program cannot choose by values
+        if not torch.compiler.is_exporting() and (found := int(is_image.sum())) != flat.shape[0]:
             raise DataError(
                 f"E-COUNT: {found} image placeholders for {flat.shape[0]} visual tokens ({visual.x.shape[0]} images)"
             )

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from beni.distributed.collectives import Peers
+from beni.errors import ResumeError
 from beni.training import shards
 from beni.training.shards import Piece, SavedTensors
 
@@ -214,6 +215,35 @@ class Checkpoints:
         for old in folders[: -self.keep]:
             if best is None or old.name != f"step_{best['step']:08d}":
                 _discard(old)
+
+
+def steps(root: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, in order."""
+    return [int(folder.name.removeprefix("step_")) for folder in _folders(root)]
+
+
+def best_step(root: Path) -> int | None:
+    """Step of the best evaluation, where its checkpoint is kept."""
+    best = _best(root)
+    return None if best is None else best["step"]
+
+
+def read(root: Path, step: int) -> Found:
+    """The checkpoint of a step, of a run that may go on meanwhile: nothing is changed.
+
+    Raises:
+        ResumeError: when there is none, or it is damaged.
+    """
+    folder = root / f"step_{step:08d}"
+    if not folder.is_dir():
+        there = ", ".join(map(str, steps(root))) or "none"
+        raise ResumeError(f"{root} has no checkpoint of step {step}; there are: {there}")
+    files, problem = _marked(folder)
+    problem = problem or _damage(folder, sorted(files.items()))
+    if problem is not None:
+        raise ResumeError(f"{folder}: {problem}")
+    tensors = SavedTensors([folder / file for file in sorted(files) if file != VALUES])
+    return Found(folder, step, tensors, json.loads((folder / VALUES).read_text()))
 
 
 def _tidy(root: Path) -> list[str]:

@@ -121,7 +121,7 @@ class HFVision(VisionEncoder):
 
     def forward(self, pixels: Float[Tensor, "i 3 height width"]) -> VisualTokens:
         layout = self._at((pixels.shape[2], pixels.shape[3])).layout
-        states = [layout.tokens(x, len(pixels)) for x in self._states(self.model, pixels)]
+        states = [layout.tokens(x, pixels.shape[0]) for x in self._states(self.model, pixels)]
         patches, *levels = (x[:, layout.prefix :] for x in states)
         tokens = VisualTokens.dense(patches, layout.grid)
         if levels:

@@ -77,7 +77,7 @@ class Layout:
         """A hidden state of any of the forms as one row of tokens an image, prefix included."""
         if x.ndim == 4:
             return x.flatten(1, 2) if self.grid == x.shape[1:3] != x.shape[2:] else flattened(x)
-        return x if len(x) == images else x.reshape(images, -1, x.shape[-1])
+        return x if x.shape[0] == images else x.reshape(images, -1, x.shape[-1])
 
 
 def find_layout(out: Mapping[str, Any], fields: Mapping[str, Any], size: tuple[int, int], images: int) -> Layout | None:

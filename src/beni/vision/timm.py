@@ -99,7 +99,7 @@ class TimmVision(VisionEncoder):
         return self._layout.grid
 
     def forward(self, pixels: Float[Tensor, "i 3 height width"]) -> VisualTokens:
-        x, *levels = (self._layout.tokens(f, len(pixels)) for f in self._features(self.model, pixels))
+        x, *levels = (self._layout.tokens(f, pixels.shape[0]) for f in self._features(self.model, pixels))
         tokens = VisualTokens.dense(x[:, self._layout.prefix :], self._layout.grid)
         return replace(tokens, levels=torch.cat(levels, -1)) if levels else tokens
 

@@ -1,0 +1,143 @@
+"""A finished run leaves its folder: for transformers, and as programs that are compared with eager."""
+
+from __future__ import annotations
+
+import json
+
+import jaxtyping
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel, AutoTokenizer
+
+from beni.export import main
+from beni.model import programs
+from beni.run import train
+
+SETTINGS = ("train.steps=4", "checkpoint.every=1", "checkpoint.keep=4", "optim.lr=1e-2", "train.ema=0.5")
+SETTINGS += ("eval.examples=2", "eval.every=1", "checkpoint.keep_best=eval/loss", "checkpoint.export=true")
+SETTINGS += ("llm.architecture.tie_word_embeddings=true",)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_values, tmp_path_factory):
+    from beni.config.compose import compose
+
+    root = tmp_path_factory.mktemp("export")
+    return train(compose([*tiny_values, *SETTINGS, f"paths.runs={root}"]))
+
+
+def tensors(path):
+    return AutoModel.from_pretrained(path).state_dict()
+
+
+def same(ours, theirs):
+    return all(tensor.equal(theirs[name]) for name, tensor in ours.items())
+
+
+def test_the_newest_checkpoint_gives_the_model_that_the_run_exported(folder, tmp_path, capsys):
+    assert main([str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert "average of the weights after step 4" in capsys.readouterr().out
+    assert same(tensors(tmp_path / "out"), tensors(folder / "model"))
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    assert model.llm.model.get_output_embeddings().weight is model.llm.model.get_input_embeddings().weight
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) > 100
+
+
+def test_weights_average_and_steps_are_told_apart(folder, tmp_path):
+    for name, words in {
+        "average": ["--average"],
+        "weights": ["--no-average"],
+        "third": ["--checkpoint", "3"],
+        "best": ["--checkpoint", "best"],
+    }.items():
+        assert main([str(folder), "--out", str(tmp_path / name), *words]) == 0
+    seen = {path.name: tensors(path) for path in tmp_path.iterdir()}
+    assert same(seen["average"], tensors(folder / "model"))
+    assert not same(seen["weights"], seen["average"])
+    assert not same(seen["third"], seen["average"])
+    best = json.loads((folder / "checkpoints" / "best.json").read_text())["step"]
+    assert main([str(folder), "--out", str(tmp_path / "again"), "--checkpoint", str(best)]) == 0
+    assert same(seen["best"], tensors(tmp_path / "again"))
+
+
+def test_a_run_without_a_saved_model_is_built_anew(folder, tmp_path):
+    (folder / "model").rename(tmp_path / "model")
+    try:
+        assert main([str(folder), "--out", str(tmp_path / "out")]) == 0
+    finally:
+        (tmp_path / "model").rename(folder / "model")
+    assert same(tensors(tmp_path / "out"), tensors(folder / "model"))
+
+
+@pytest.fixture
+def sizes_may_be_symbols(monkeypatch):
+    """A tracer calls with symbols for sizes, which no ``int`` in a signature expects."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("sizes_may_be_symbols")
+@pytest.mark.parametrize("kind", ["torch_export", "torchscript"])
+def test_every_component_becomes_a_program_that_takes_other_shapes(folder, tmp_path, kind, capsys):
+    assert main([str(folder), "--format", kind, "--out", str(tmp_path / kind)]) == 0
+    told = json.loads((tmp_path / kind / "parity.json").read_text())
+    assert [one["component"] for one in told["components"]] == ["vision", "resampler", "connector", "llm", "whole"]
+    for one in told["components"]:
+        assert one["reason"] is None, one
+        assert (tmp_path / kind / one["file"]).is_file()
+        assert one["shapes"] != one["second_shapes"]
+        assert max(one["max_rel"], one["second_rel"]) <= 1e-5, one
+    assert "whole" in capsys.readouterr().out
+
+
+class Counting(nn.Module):
+    """Takes one shape only, or none."""
+
+    def __init__(self, impossible):
+        super().__init__()
+        self.impossible = impossible
+
+    def forward(self, x):
+        if self.impossible and float(x.sum()) > 0:
+            return x
+        return x * len(x)
+
+
+@pytest.mark.parametrize("kind", ["torch_export", "torchscript"])
+def test_what_cannot_be_a_program_or_takes_one_shape_is_said_with_the_reason(tmp_path, kind):
+    def written(impossible):
+        example = (torch.ones(2, 3), torch.ones(4, 3))
+        part = programs.Component("part", Counting(impossible), (example[0],), (example[1],), ((0,),))
+        return programs._written(part, kind, tmp_path)
+
+    fixed = written(False)
+    assert fixed.max_abs == 0
+    if kind == "torch_export":
+        assert fixed.second_abs is None
+        assert "Constraints violated" in fixed.reason
+        none = written(True)
+        assert none.file is None
+        assert none.reason
+        assert list(tmp_path.iterdir()) == [tmp_path / "part.pt2"] or not list(tmp_path.iterdir())
+    else:
+        assert fixed.second_abs == 2  # a trace takes a number that it met for a constant
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--checkpoint", "7"], "has no checkpoint of step 7; there are: 1, 2, 3, 4"),
+        (["--checkpoint", "last"], "checkpoint last, expected newest, best or the number of a step"),
+        (["--text", "1"], "--text=1, expected at least 3 tokens"),
+    ],
+)
+def test_what_cannot_be_had_is_named(folder, words, said, capsys):
+    assert main([str(folder), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_or_is_not_empty_is_refused(folder, tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+    assert main([str(folder), "--out", str(folder)]) == 2
+    assert "is not empty" in capsys.readouterr().err
