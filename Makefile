@@ -48,6 +48,7 @@ zoo: setup ## measure every mechanism of the visual path against its reference a
 
 bench: setup ## run every program in benchmarks/, one after another
 	@test -n "$(BENCHMARKS)" || { echo "benchmarks/ holds no program"; exit 1; }
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	@set -e; for program in $(BENCHMARKS); do echo "== $$program"; $(BIN)/python $$program; done
 
 ci: ## what the continuous integration runs: setup, lint, types, imports, docs, test

@@ -6,6 +6,7 @@ A process each, so that the peak memory is the arm's and no arm inherits another
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,9 +20,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 
 from beni.config.build import build
-from beni.distributed.environment import Environment
+from beni.distributed.environment import Environment, process_group, read_environment
+from beni.distributed.fsdp import shard
+from beni.llm import segment_attention
 from beni.measure.memory import peak_gib
+from beni.model import loss
 from beni.model.spec import propagate
+from beni.training.blocks import recompute
 from beni.training.loop import Job
 from beni.training.trainable import store_frozen_in_bf16
 from beni.types import Batch
@@ -76,8 +81,9 @@ class KeptInMemory:
 class Ordered(Dataset[list[Batch]]):
     """beni's micro-batches of given samples; drawn, decoded and rendered when asked for."""
 
-    def __init__(self, samples: llava.Samples, order: list[list[int]]) -> None:
-        self.steps, self.order, self.source = samples.steps, order, samples.steps.source
+    def __init__(self, samples: llava.Samples, order: list[list[int]], environment: Environment) -> None:
+        self.steps, self.source = samples.steps, samples.steps.source
+        self.order = [step[environment.rank :: environment.world] for step in order]
 
     def __getitem__(self, step: int) -> list[Batch]:
         return [self.steps.batch([(0, index) for index in self.order[step]])]
@@ -85,6 +91,14 @@ class Ordered(Dataset[list[Batch]]):
 
 def beni(settings: Mapping[str, Any], record: Record) -> None:
     """beni's own loop; rendering and decoding of samples is part of it."""
+    for feature in settings["without"]:
+        WITHOUT[feature]()
+    environment = read_environment("cpu")
+    with process_group(environment):
+        _beni(settings, record, environment)
+
+
+def _beni(settings: Mapping[str, Any], record: Record, environment: Environment) -> None:
     run = settings["run"]
     torch.set_num_threads(settings["threads"])
     samples = llava.Samples(run, propagate(run).viewer)
@@ -92,21 +106,52 @@ def beni(settings: Mapping[str, Any], record: Record) -> None:
     record.parameters = llava.trained(model)
     if run["train"]["precision"] == "bf16":
         store_frozen_in_bf16(model, run["train"]["plan"])
+    train = run["train"]
+    recompute(model.layers_with_gradient(), train["activation_checkpointing"], train["memory_budget"])
+    shard(model, model.sharding_units(), environment, run["fsdp"], train["precision"])
     record.order = [index for step in settings["order"] for index in step]
     job = Job(
         model=model,
-        steps=Ordered(samples, settings["order"]),  # pyright: ignore[reportArgumentType]
-        environment=Environment(0, 1, 0, CPU),
+        steps=Ordered(samples, settings["order"], environment),  # pyright: ignore[reportArgumentType]
+        environment=environment,
         optim=run["optim"],
         checkpoint=run["checkpoint"] | {"every": 0},
         checkpoints=Path(settings["folder"]) / "checkpoints",
         signature="benchmark",
         max_bad=0.0,
         eval_every=0,
-        evaluate=lambda step: None,
+        evaluate=lambda step: {},
         log=KeptInMemory(record),
     )
     build(run["train"]).fit(job)
+
+
+def _dense_mask() -> None:
+    """Packed samples are kept apart by a mask of the whole row."""
+
+    def dense(q: Tensor, k: Tensor, v: Tensor, segments: Any, scaling: Any, *_: Any) -> Tensor:
+        borders, place = segments.cu_seqlens, torch.arange(segments.length)
+        own = torch.bucketize(place, borders, right=True)
+        mask = (own[:, None] == own) & (place[:, None] >= place)
+        rows = (x.transpose(0, 1)[None] for x in (q, k, v))
+        out = torch.nn.functional.scaled_dot_product_attention(*rows, attn_mask=mask, scale=scaling, enable_gqa=True)
+        return out[0].transpose(0, 1)
+
+    segment_attention.in_rectangles = dense
+
+
+def _all_logits() -> None:
+    """The head is applied to every position, and the label rows are taken from its logits."""
+    predict = loss.predict
+
+    def everywhere(llm: Any, fusion: Any, sequences: Any, places: Any) -> Tensor:
+        return predict(llm, fusion, sequences)[places]
+
+    loss.predict = everywhere
+
+
+WITHOUT: dict[str, Callable[[], None]] = {"segments": _dense_mask, "label rows": _all_logits}
+"""What an ablation does without."""
 
 
 @dataclass
@@ -227,7 +272,8 @@ def main() -> None:
     name, settings, result = sys.argv[1:]
     given, record = json.loads(Path(settings).read_text()), Record([], [], [])
     ARMS[name](given, record)
-    record.write(Path(result), given["warmup"])
+    if os.environ.get("RANK", "0") == "0":
+        record.write(Path(result), given["warmup"])
 
 
 if __name__ == "__main__":

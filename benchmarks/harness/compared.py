@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from beni.model.spec import propagate
-from harness import Timed, llava
+from harness import Timed, interleaved, llava
 
 FOLDER = Path(__file__).resolve().parents[1]
+DTYPES, NAMES = (torch.bfloat16, torch.float32), ("bf16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -46,18 +51,32 @@ def arguments(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps, the first of which is not timed")
     parser.add_argument("--batch-size", type=int, default=8, help="samples of a step (%(default)s)")
-    parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"))
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"), help="auto: the faster here")
     parser.add_argument("--threads", type=int, default=2)
     return parser
 
 
-class Comparison:
-    """Arms on the same conversations, of which beni's schedule draws those of each step."""
+def faster_precision(threads: int) -> str:
+    """bf16 where this CPU multiplies matrices faster in it, else fp32."""
+    torch.set_num_threads(threads)
+    pairs = {dtype: (torch.randn(1024, 576, dtype=dtype), torch.randn(576, 1536, dtype=dtype)) for dtype in DTYPES}
+    took = interleaved({name: lambda a=a, b=b: a @ b for (a, b), name in zip(pairs.values(), NAMES, strict=True)}, 10)
+    return min(took, key=lambda name: took[name].best)
 
-    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+
+class Comparison:
+    """Arms on the same conversations, of which beni's schedule draws those of each step.
+
+    Args:
+        images, words: of each conversation (``llava.write_set``).
+    """
+
+    def __init__(self, folder: Path, options: argparse.Namespace, images: int = 1, words: int | None = None) -> None:
+        if options.precision == "auto":
+            options.precision = faster_precision(options.threads)
         self.folder, self.options = folder, options
         self.samples = options.batch_size * (options.steps - 1)
-        records = llava.write_set(folder, options.batch_size * options.steps * 2)
+        records = llava.write_set(folder, options.batch_size * options.steps * 2, images, words)
         self.run = llava.run_of(records, options.batch_size, options.steps, options.precision)
         self.drawn = llava.Samples(self.run, propagate(self.run).viewer)
         self.order = self.drawn.order(options.steps)
@@ -70,22 +89,49 @@ class Comparison:
         labels = sum(int((sample["labels"] != llava.IGNORE).sum()) for step in encoded for sample in step)
         return {"mean_length": real / sum(map(len, lengths)), "padding": 1 - real / cells, "labels": labels / real}
 
-    def arms(self, arms: Sequence[str], rounds: int, order: list[list[int]] | None = None) -> dict[str, Arm]:
-        """Runs every arm once a round, in turn, on the samples of ``order``."""
-        seen: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    def arms(
+        self,
+        arms: Sequence[str] | Mapping[str, Mapping[str, Any]],
+        rounds: int,
+        order: list[list[int]] | None = None,
+    ) -> dict[str, Arm]:
+        """Runs every arm once a round, in turn, on the samples of ``order``.
+
+        Args:
+            arms: names of arms, or the settings of each: ``program`` (an arm of harness/arms.py), ``overrides`` of the
+                run, features to do ``without``, ``world`` (processes, which share the threads).
+        """
+        chosen = arms if isinstance(arms, Mapping) else {arm: {"program": arm} for arm in arms}
+        seen: dict[str, list[dict[str, Any]]] = {arm: [] for arm in chosen}
         for _ in range(rounds):
-            for arm in arms:
-                seen[arm].append(self._once(arm, self.order if order is None else order))
+            for arm, settings in chosen.items():
+                seen[arm].append(self._once(self.order if order is None else order, **settings))
                 print(f"{arm}: {self.samples / seen[arm][-1]['seconds']:.2f} samples/s", file=sys.stderr)
         return {arm: self._arm(arm, results) for arm, results in seen.items()}
 
-    def _once(self, arm: str, order: list[list[int]]) -> dict[str, Any]:
+    def _once(
+        self,
+        order: list[list[int]],
+        program: str = "beni",
+        overrides: Sequence[str] = (),
+        without: Sequence[str] = (),
+        world: int = 1,
+    ) -> dict[str, Any]:
+        run = self.run
+        if overrides:
+            records, options = Path(run["data"]["path"]), self.options
+            run = llava.run_of(records, options.batch_size, options.steps, options.precision, *overrides)
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             settings, result = Path(name) / "settings.json", Path(name) / "result.json"
-            values = {"run": self.run, "order": order, "threads": self.options.threads, "folder": name, "warmup": 1}
-            settings.write_text(json.dumps(values))
-            command = [sys.executable, "-m", "harness.arms", arm, str(settings), str(result)]
-            subprocess.run(command, cwd=FOLDER, check=True, stdout=subprocess.DEVNULL)
+            values = {"run": run, "order": order, "threads": self.options.threads // world, "folder": name, "warmup": 1}
+            settings.write_text(json.dumps(values | {"without": list(without)}))
+            command = [sys.executable, "-m", "harness.arms", program, str(settings), str(result)]
+            ranks = [
+                subprocess.Popen(command, cwd=FOLDER, stdout=subprocess.DEVNULL, env=os.environ | variables)
+                for variables in _rank_variables(world)
+            ]
+            if codes := [code for code in [rank.wait() for rank in ranks] if code]:
+                raise SystemExit(f"{program} {' '.join(overrides)} ended with exit code {codes[0]}")
             return json.loads(result.read_text())
 
     def _arm(self, name: str, results: list[dict[str, Any]]) -> Arm:
@@ -97,6 +143,16 @@ class Comparison:
             peak_gib=max(result["peak_gib"] for result in results),
             trained=first["trained"],
         )
+
+
+def _rank_variables(world: int) -> list[dict[str, str]]:
+    """Environment variables of each of so many processes."""
+    if world == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(world)}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 
 def loss_difference(one: Arm, other: Arm) -> float:

@@ -41,16 +41,24 @@ PLACEHOLDER = 4
 """Hugging Face's class looks its placeholder up in the embedding table, so there it is an id that no text has."""
 
 
-def write_set(folder: Path, count: int) -> Path:
-    """Conversations about one picture each: a question, long or short, and an answer of a third of its length."""
+def write_set(folder: Path, count: int, images: int = 1, words: int | None = None, size: int = 224) -> Path:
+    """Conversations about pictures of ``size`` pixels: a question, and an answer of half its length.
+
+    Args:
+        words: of every question; None draws them, long and short, so that a padded batch of eight is half padding.
+    """
     rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
     records = []
     for i in range(count):
-        PILImage.fromarray(rng.integers(0, 255, (224, 224, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-        asked = int(np.clip(rng.lognormal(3.5, 0.95), 4, 600))
+        names = [f"{i}-{k}.png" for k in range(images)]
+        for name in names:
+            PILImage.fromarray(rng.integers(0, 255, (size, size, 3), dtype=np.uint8)).save(folder / name)
+        asked = int(np.clip(rng.lognormal(3.2, 1.2), 4, 600)) if words is None else words
         question, answer = (" ".join(rng.choice(WORDS, n)) for n in (asked, 6 + asked // 2))
-        turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
-        records.append({"id": str(i), "image": f"{i}.png", "conversations": turns})
+        marks = "<image>\n" * images
+        turns = [{"from": "human", "value": f"{marks}{question}"}, {"from": "gpt", "value": answer}]
+        records.append({"id": str(i), "image": names if images > 1 else names[0], "conversations": turns})
     (folder / "records.json").write_text(json.dumps(records))
     return folder / "records.json"
 
