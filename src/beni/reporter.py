@@ -27,6 +27,9 @@ from beni.tracker.folder import RunFolder
 from beni.tracker.metrics import MetricsFile
 from beni.tracker.progress import Progress
 
+SPEED = ("samples_per_s", "tflops_per_s", "mfu", "mfu_causal", "hfu", "wall_s")
+"""Values of the last log line that status.json has too, beside FLOPs and shares of wall time."""
+
 
 class Reporter:
     """What the loop says, on its way to metrics.jsonl, status.json, scores.jsonl, the tracker and the terminal."""
@@ -79,7 +82,8 @@ class Reporter:
         if self.active:
             self._log(step, {f"train/{key}": float(value) for key, value in values.items()})
             self.progress.update(step, values)
-            self.folder.update(step=step, samples_per_s=values["samples_per_s"], **self._cost(), **self._banked())
+            told = {k: v for k, v in values.items() if k in SPEED or k.startswith(("flops/", "goodput/"))}
+            self.folder.update(step=step, **told, **self._cost(), **self._banked())
 
     def data(self, step: int, values: Mapping[str, float], faults: Sequence[Mapping[str, Any]]) -> None:
         if self.active:

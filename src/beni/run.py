@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ from beni.errors import CompositionError, Preempted
 from beni.llm.hf import isolates_segments
 from beni.llm.tokenizer import load_tokenizer
 from beni.measure import memory
+from beni.measure.peak import Peak, find_peak
+from beni.model.costs import Costs
 from beni.model.loss import resolve
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters
@@ -48,12 +52,13 @@ from beni.nn.streams import numpy_stream
 from beni.reporter import Reporter
 from beni.tracker.folder import RunFolder
 from beni.tracker.progress import index_progress
-from beni.training.blocks import compile_blocks, recompute
+from beni.training.blocks import compile_blocks, recompute, recomputing
 from beni.training.initial import load_initial
 from beni.training.loop import Job, Trainer
 from beni.training.preempt import Preemption
 from beni.training.state import whole_on_main
 from beni.training.trainable import store_frozen_in_bf16
+from beni.training.window import Meter
 from beni.types import ImageLayout
 from beni.vision.feature_bank import FeatureBank, describe
 
@@ -81,6 +86,7 @@ def train(run: Mapping[str, Any]) -> Path:
         BeniError: everything that a change of configuration, data or machine can fix, before anything is written.
         Preempted: a signal has ended the run; the same call goes on.
     """
+    started = time.perf_counter()
     planned = plan(run)
     settings = run["train"]
     environment = read_environment(settings["device"])
@@ -151,6 +157,11 @@ def train(run: Mapping[str, Any]) -> Path:
             hand_out(model, whole, environment, run["fsdp"]["offload"])
         del whole
 
+        peak = find_peak(environment.device, settings["precision"], settings["peak_tflops"])
+        if environment.is_main:
+            Console(stderr=True).print(peak.describe(), highlight=False)
+            folder.update(peak_tflops=peak.rate / 1e12, measured_tflops=peak.measured / 1e12)
+
         def between() -> None:
             """Between two batches of an evaluation: the run moves, and may have been asked to end."""
             watchdog.beat()
@@ -180,6 +191,9 @@ def train(run: Mapping[str, Any]) -> Path:
                     log=report,
                     preemption=preemption,
                     watchdog=watchdog,
+                    meter=_meter(planned, renderer, settings, peak),
+                    spent=float(folder.status.get("wall_s", 0.0)),
+                    started=started,
                 )
             )
             watchdog.beat("end", settings["steps"])
@@ -226,6 +240,14 @@ def _prepare_layers(model: BeniForConditionalGeneration, settings: Mapping[str, 
     recompute(layers, settings["activation_checkpointing"], settings["memory_budget"])
     if settings["compile"]:
         compile_blocks(layers)
+
+
+def _meter(planned: BeniForConditionalGeneration, renderer: Renderer, settings: Mapping[str, Any], peak: Peak) -> Meter:
+    mode = settings["activation_checkpointing"]
+    again = partial(recomputing, mode=mode) if mode in ("full", "selective") else None
+    # selective keeps what attention made; what the compiler chooses to compute again nobody is told
+    costs = Costs(planned, renderer.tokens.image, again, attention_kept=mode == "selective")
+    return Meter(costs, peak, recomputes=mode != "memory_budget")
 
 
 def _build(run: Mapping[str, Any], renderer: Renderer, with_weights: bool) -> BeniForConditionalGeneration:

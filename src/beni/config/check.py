@@ -261,6 +261,9 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
             f"checkpoint.keep_best={best} compares evaluations, but eval.every=0 makes only the last\n"
             "  fix: set eval.every, or checkpoint.keep_best=null"
         )
+    peak = train["peak_tflops"]
+    if peak is not None and not 0 < peak < float("inf"):
+        yield f"train.peak_tflops={peak}, expected a number above 0 or null\n  fix: set train.peak_tflops=null"
     if train["watchdog_s"] == float("inf"):
         yield "train.watchdog_s=inf, expected a number of seconds\n  fix: set train.watchdog_s=0 to wait for ever"
     images = run["images"]

@@ -31,6 +31,7 @@ IRRELEVANT = (
     "eval.batch_size",
     "train.feature_bank",
     "train.log_every",
+    "train.peak_tflops",
     "train.watchdog_s",
     "train.workers",
 )

@@ -75,6 +75,8 @@ class Train:
         watchdog_s: seconds after which a rank that does not move has hung, and the run ends; 0 waits for ever.
         plan: which components train.
         thaw: when.
+        peak_tflops: rate in TFLOP/s that utilisation (MFU) is a share of; null takes the device's data sheet, and a
+            measured matrix product where the device is not known.
     """
 
     _target_: str
@@ -98,6 +100,7 @@ class Train:
     watchdog_s: float
     plan: Plan
     thaw: Thaw
+    peak_tflops: float | None
 
 
 @dataclass(frozen=True)

@@ -104,3 +104,10 @@ def peak_gib(device: torch.device) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+
+def usage(device: torch.device) -> dict[str, float]:
+    """GiB of this process: the most it has held, and resident now on a CPU, the most reserved by torch on a GPU."""
+    if device.type == "cuda":
+        return {"peak_gib": peak_gib(device), "reserved_gib": torch.cuda.max_memory_reserved(device) / GIB}
+    return {"peak_gib": peak_gib(device), "rss_gib": psutil.Process().memory_info().rss / GIB}

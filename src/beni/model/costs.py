@@ -58,6 +58,10 @@ class Bill:
     def __add__(self, other: Bill) -> Bill:
         return Bill.of([a + b for a, b in zip(self.values(), other.values(), strict=True)])
 
+    def scaled(self, component: str, share: float) -> Bill:
+        """With only a share of one component: a feature bank has the rest."""
+        return replace(self, components=self.components | {component: round(self.components[component] * share)})
+
     def values(self) -> list[int]:
         """As a list, for sums over ranks."""
         return [*(self.components[name] for name in COMPONENTS), self.causal, self.recomputed, self.padding]

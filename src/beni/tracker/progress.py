@@ -19,6 +19,8 @@ FIELDS = {
     "tokens_per_s": "{:,.0f} tokens/s",
     "samples_per_s": "{:,.1f} samples/s",
     "data_wait": "data wait {:.0%}",
+    "mfu": "MFU {:.1%}",
+    "goodput/compute": "goodput {:.0%}",
 }
 """Keys of metrics.jsonl that are shown, and how; the last value of each."""
 

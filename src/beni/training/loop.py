@@ -7,83 +7,33 @@ digits of one that was never interrupted.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import NoReturn
 
 import torch
 
-from beni.data.ledger import Counts, Ledger
-from beni.data.loader import Steps, load
-from beni.distributed.collectives import agree, gather_objects, sum_counts
-from beni.distributed.environment import Environment
-from beni.distributed.watchdog import Watchdog
-from beni.errors import DataError, Preempted
+from beni.data.ledger import Counts
+from beni.data.loader import load
+from beni.distributed.collectives import agree, sum_counts
+from beni.errors import Preempted
+from beni.measure.goodput import Goodput
 from beni.model.loss import Loss
-from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.streams import derive
 from beni.training.ema import Average
+from beni.training.job import Job
 from beni.training.optim import build_optimizer
-from beni.training.preempt import Preemption
-from beni.training.saver import Saver, SaverLog
+from beni.training.saver import Saver
 from beni.training.schedule import learning_rate
+from beni.training.shown import Shown
 from beni.training.step import clip_and_update, forward_backward
 from beni.training.thaw import Thaw
-from beni.training.trainable import TrainabilityCheck
+from beni.training.trainable import TrainabilityCheck, named_trainable
+from beni.training.window import Window
 from beni.types import Batch
-from beni.vision.feature_bank import FeatureBank
 
 LATEST_CHECK = 100
 """The step after which a run that had no picture until then is held to its plan."""
-FEW_BAD = 10
-"""So many bad pictures end no run, whatever their share."""
-
-
-@runtime_checkable
-class Log(SaverLog, Protocol):
-    """Where the loop reports to; run.py connects it to metrics.jsonl, status.json, the trackers and the terminal."""
-
-    def train(self, step: int, values: Mapping[str, float]) -> None:
-        """Values of a finished step, on log steps."""
-
-    def begin(self, step: int) -> None:
-        """Training begins, or goes on, after ``step`` finished steps."""
-
-    def data(self, step: int, values: Mapping[str, float], faults: Sequence[Mapping[str, Any]]) -> None:
-        """What the run has been shown until now, on log steps, and the bad pictures since the last one."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one call of ``fit`` works on.
-
-    Attributes:
-        steps: optimizer step -> this rank's micro-batches.
-        checkpoints: folder of the run's checkpoints.
-        signature: of the run; a checkpoint of another one is refused.
-        max_bad: share of all pictures that may be bad before the run ends.
-        evaluate: called with the number of finished steps; returns the scores. Raises ``Preempted`` when asked to end.
-        preemption: the signals that end the run early.
-        watchdog: is told how far this rank has come.
-    """
-
-    model: BeniForConditionalGeneration
-    steps: Steps
-    environment: Environment
-    optim: Mapping[str, Any]
-    checkpoint: Mapping[str, Any]
-    checkpoints: Path
-    signature: str
-    max_bad: float
-    eval_every: int
-    evaluate: Callable[[int], Mapping[str, float]]
-    log: Log
-    preemption: Preemption = field(default_factory=Preemption)
-    watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
 
 
 class Trainer:
@@ -112,6 +62,7 @@ class Trainer:
         watchdog_s: float,
         plan: dict[str, str],
         thaw: dict[str, float],
+        peak_tflops: float | None,
     ) -> None:
         self.steps, self.seed, self.precision = steps, seed, precision
         self.workers, self.log_every, self.plan = workers, log_every, plan
@@ -136,39 +87,49 @@ class Trainer:
     def _fit(self, job: Job, optimizer: torch.optim.Optimizer, average: Average, saver: Saver) -> None:
         model, device, beat = job.model, job.environment.device, job.watchdog.beat
         done, before = saver.resume()
-        ledger = self._begin(job, done, before)
+        job.log.begin(done)
+        shown = Shown(
+            job.steps.source.names,
+            before.get("ledger", {}),
+            job.environment.is_main,
+            job.max_bad,
+            job.environment.device,
+        )
+        clock = saver.clock = Goodput(device, before.get("goodput"), job.spent, job.started)
         if 0 < done < self.steps and self._evaluates(job, done):  # it may have ended between saving and scoring
             beat("evaluate", done - 1)
-            self._evaluate(job, average, saver, done, self._totals(job, ledger))
-        faults: list[dict[str, Any]] = []
+            self._evaluate(job, average, saver, done, shown.totals())
         thaw = Thaw(model, self.plan, self.thaw, self.steps, done)
         check = TrainabilityCheck.before_first_step(model) if done == 0 else None
-        window = Window(model.feature_bank)
+        window = Window(device, clock, model.feature_bank, job.meter)
+        self._recount(job)
 
         beat("data", done)
+        clock.go("data")
         loaded = load(job.steps, done, self.steps, self.workers, pin=device.type == "cuda")
         with job.preemption.deferred(), closing(loaded):
             for step, batches in enumerate(loaded, start=done):
-                window.data_arrived()
+                clock.go("communication")
                 beat("step", step)
                 same, (stop, settled) = agree(batches[0].order, [job.preemption.asked, saver.settled], device)
                 if not same:
                     raise RuntimeError(f"ranks drew different samples for step {step + 1}; do they see the same files?")
+                clock.go("other")
                 if settled:
                     saver.settle(step)
                 if stop:
-                    told = saver.saved == step
-                    totals = self._totals(job, ledger) if told else self._report_data(job, step, ledger, faults)
+                    totals = shown.totals() if saver.saved == step else shown.report(step, job.log)
                     self._stop(job, saver, step, totals)
-                ledger.add(batch.counts for batch in batches)
+                shown.add(batches, step + 1)
                 for notice in batches[0].notices:
                     job.log.notice(notice)
-                faults += [{"step": step + 1, **fault} for batch in batches for fault in batch.faults]
                 for component in thaw.due(step):
                     job.log.notice(f"{component} trains from step {step + 1} on (train.thaw)")
                     check = TrainabilityCheck.before_first_step(model)
+                    self._recount(job)
+                clock.go("compute")
                 torch.manual_seed(derive(self.seed, "dropout", step, job.environment.rank))
-                loss, labels = forward_backward(model, batches, step, device, self.precision, self.loss)
+                loss, labels = forward_backward(model, batches, step, device, self.precision, self.loss, clock)
                 # a gradient reaches the vision encoder in a step with a picture, and the first need not have one
                 due = check is not None and (step + 1 in (self.steps, LATEST_CHECK) or _pictured(batches, device))
                 if check is not None and due:
@@ -177,26 +138,24 @@ class Trainer:
                 rate = learning_rate(step, self.steps, job.optim)
                 norm = clip_and_update(model, optimizer, rate, job.optim["clip"])
                 average.update()
+                clock.go("other")
                 if check is not None and due:
                     check.after_first_step(model)
                     check = None
-                window.step_done(sum(len(b.ids) for b in batches), sum(b.num_tokens for b in batches))
+                window.step_done(batches)
 
                 finished = step + 1
                 last = finished == self.steps
                 logs = finished % self.log_every == 0 or last or finished == 1
                 saves = last or (job.checkpoint["every"] and finished % job.checkpoint["every"] == 0)
                 if logs:
-                    rates = window.rates(device)
-                    job.log.train(
-                        finished, {"loss": loss, "lr": rate, "grad_norm": norm, "label_tokens": labels, **rates}
-                    )
-                    window = Window(model.feature_bank)
+                    values = {"loss": loss, "lr": rate, "grad_norm": norm, "label_tokens": labels}
+                    job.log.train(finished, values | window.line())
+                    window.begin()
                 evaluates = self._evaluates(job, finished)
                 # what a checkpoint leaves behind is told before it: a run that goes on there cannot
                 if logs or saves or evaluates:
-                    totals = self._report_data(job, finished, ledger, faults)
-                    faults = []
+                    totals = shown.report(finished, job.log)
                     if saves:
                         beat("save", step)
                         saver.save(finished, totals)
@@ -204,11 +163,18 @@ class Trainer:
                         beat("evaluate", step)
                         self._evaluate(job, average, saver, finished, totals)
                         thaw.set_modes()
-                        window = Window(model.feature_bank)
+                        window.begin()
                 beat("data", finished)
+                clock.go("data")
             beat("evaluate", self.steps)
-            self._evaluate(job, average, saver, self.steps, self._totals(job, ledger))
+            clock.go("other")
+            self._evaluate(job, average, saver, self.steps, shown.totals())
             saver.settle(self.steps)
+
+    def _recount(self, job: Job) -> None:
+        """What trains has changed, and so has the bill."""
+        if job.meter is not None:
+            job.meter.costs.recount({name for name, _ in named_trainable(job.model)})
 
     def _evaluates(self, job: Job, finished: int) -> bool:
         return finished == self.steps or (job.eval_every > 0 and finished % job.eval_every == 0)
@@ -218,7 +184,7 @@ class Trainer:
         between two of its batches.
         """
         try:
-            with average.in_place_of_weights(job.model):
+            with saver.clock.span("evaluation"), average.in_place_of_weights(job.model):
                 scores = job.evaluate(step)
         except Preempted:
             self._stop(job, saver, step, totals)
@@ -241,68 +207,7 @@ class Trainer:
         kept = "its checkpoint is saved, the same command goes on from there" if saver.saved == step else "not saved"
         raise Preempted(f"{job.preemption.name} after step {step}: {kept}")
 
-    def _begin(self, job: Job, done: int, before: Mapping[str, Any]) -> Ledger:
-        job.log.begin(done)
-        counted = {name: Counts(**counts) for name, counts in before["ledger"].items()} if before else {}
-        return Ledger(job.steps.source.names, counted if job.environment.is_main else {})
-
-    def _totals(self, job: Job, ledger: Ledger) -> dict[str, Counts]:
-        return ledger.totals(partial(sum_counts, device=job.environment.device))
-
-    def _report_data(self, job: Job, step: int, ledger: Ledger, faults: list[dict[str, Any]]) -> dict[str, Counts]:
-        """Tells the log, and ends the run where too many pictures are bad: all ranks alike, by the sums over them.
-
-        Returns:
-            The ledger's totals.
-        """
-        totals = self._totals(job, ledger)
-        new = gather_objects(faults) if sum_counts([len(faults)], job.environment.device)[0] else []
-        job.log.data(step, Ledger.metrics(totals), new)
-        bad = sum(counts.bad for counts in totals.values())
-        wanted = bad + sum(counts.images for counts in totals.values())
-        if bad > max(FEW_BAD, job.max_bad * wanted):
-            first = f", the last because of: {new[-1]['reason']}" if new else ""
-            raise DataError(
-                f"{bad} of {wanted} pictures are bad, images.max_bad={job.max_bad} allows fewer{first}\n"
-                "  fix: see data_errors.jsonl in the run folder; mend the data, or raise images.max_bad"
-            )
-        return totals
-
 
 def _pictured(batches: Sequence[Batch], device: torch.device) -> bool:
     """Whether any rank has a picture in this step."""
     return sum_counts([sum(batch.pixels is not None for batch in batches)], device)[0] > 0
-
-
-class Window:
-    """Rates since the last log line."""
-
-    def __init__(self, bank: FeatureBank | None) -> None:
-        self.start = self.mark = time.perf_counter()
-        self.waiting = 0.0
-        self.samples = self.tokens = 0
-        self.bank, self.looked_up = bank, (0, 0) if bank is None else (bank.hits, bank.misses)
-
-    def data_arrived(self) -> None:
-        """The next batch is here; what passed since the last step was waiting."""
-        self.waiting += time.perf_counter() - self.mark
-
-    def step_done(self, samples: int, tokens: int) -> None:
-        """A step has been taken on so many samples and positions of this rank."""
-        self.samples, self.tokens = self.samples + samples, self.tokens + tokens
-        self.mark = time.perf_counter()
-
-    def rates(self, device: torch.device) -> dict[str, float]:
-        """Of all ranks per second, as a share of wall time and, with a feature bank, of this rank's views in it."""
-        seconds = max(time.perf_counter() - self.start, 1e-9)
-        samples, tokens = sum_counts([self.samples, self.tokens], device)
-        rates = {
-            "samples_per_s": samples / seconds,
-            "tokens_per_s": tokens / seconds,
-            "data_wait": self.waiting / seconds,
-        }
-        if self.bank is not None:
-            hits, misses = self.bank.hits - self.looked_up[0], self.bank.misses - self.looked_up[1]
-            if hits + misses:
-                rates["feature_bank_hits"] = hits / (hits + misses)
-        return rates

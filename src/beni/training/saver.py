@@ -14,6 +14,7 @@ from torch import nn
 from beni.data.ledger import Counts
 from beni.distributed.collectives import Peers, max_over_ranks
 from beni.errors import ConfigError, ResourceError, ResumeError
+from beni.measure.goodput import Goodput
 from beni.training.checkpoint import Checkpoints, Outcome
 from beni.training.ema import Average
 from beni.training.state import named_tensors, scatter
@@ -57,6 +58,8 @@ class Saver:
     ) -> None:
         self.model, self.optimizer, self.average, self.settings = model, optimizer, average, settings
         self.signature, self.log = signature, log
+        self.clock = Goodput(torch.device("cpu"))
+        """Of the run; what it says is saved, and the waiting for checkpoints told to it."""
         self.checkpoints = Checkpoints(folder, Peers(), settings["keep"])
         self.saved: int | None = None
         """Last step that was saved or begun to be, or from which the run went on."""
@@ -104,8 +107,13 @@ class Saver:
     def save(self, step: int, totals: Mapping[str, Counts]) -> None:
         """Begins to write a checkpoint; the one before is waited for, if need be."""
         self.settle(step)
-        values = {"signature": self.signature, "ledger": {name: asdict(counts) for name, counts in totals.items()}}
-        self.checkpoints.save(step, named_tensors(self.model, self.optimizer, self.average), values)
+        values = {
+            "signature": self.signature,
+            "ledger": {name: asdict(counts) for name, counts in totals.items()},
+            "goodput": self.clock.split(),
+        }
+        with self.clock.span("checkpoint"):
+            self.checkpoints.save(step, named_tensors(self.model, self.optimizer, self.average), values)
         self.saved = step
 
     @property
@@ -122,7 +130,8 @@ class Saver:
         Raises:
             ResourceError: when it could not be written and ``checkpoint.on_error=halt``.
         """
-        outcome = self.checkpoints.wait()
+        with self.clock.span("checkpoint"):
+            outcome = self.checkpoints.wait()
         if outcome is None:
             return
         self.log.saved(step, _metrics(outcome))

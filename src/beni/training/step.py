@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from beni.distributed.collectives import max_over_ranks, sum_gradients, sum_over_ranks
+from beni.measure.goodput import Goodput
 from beni.model.loss import Loss
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.ragged import Calls
@@ -28,11 +29,13 @@ def forward_backward(
     device: torch.device,
     precision: str,
     how: Loss = "full",
+    clock: Goodput | None = None,
 ) -> tuple[float, int]:
     """Gradients of one step, summed over micro-batches and ranks.
 
     Args:
         how: the loss is computed (model/loss.py).
+        clock: is told of copies and collectives.
 
     Returns:
         The mean loss over all label tokens of the step, and how many there were; the same on every rank.
@@ -40,7 +43,9 @@ def forward_backward(
     Raises:
         FloatingPointError: when the loss is not finite.
     """
-    count = int(sum_over_ranks(sum(batch.num_labels for batch in batches), device))
+    clock = clock or Goodput(device)
+    with clock.inside("communication"):
+        count = int(sum_over_ranks(sum(batch.num_labels for batch in batches), device))
     total = torch.zeros((), device=device)
     # under sharding every rank must gather the same weights in the same order, whatever images it has
     sharded = isinstance(model, FSDPModule)
@@ -48,13 +53,18 @@ def forward_backward(
     for i, batch in enumerate(batches):
         if sharded:
             model.set_requires_gradient_sync(i == len(batches) - 1)
+        with clock.inside("copy"):
+            there = batch.to(device)
         with autocast(device, precision):
-            loss = model(**batch.to(device).model_inputs(), num_items=count, step=step, calls=calls[i], loss=how).loss
+            loss = model(**there.model_inputs(), num_items=count, step=step, calls=calls[i], loss=how).loss
         if loss.requires_grad:  # a text alone has nothing to tell a connector when all else is frozen
             loss.backward()
         total += loss.detach()
-    sum_gradients((p for p in model.parameters() if p.requires_grad), device)
-    mean = sum_over_ranks(float(total), device)
+    with clock.inside("communication"):
+        sum_gradients((p for p in model.parameters() if p.requires_grad), device)
+    value = float(total)
+    with clock.inside("communication"):
+        mean = sum_over_ranks(value, device)
     if not torch.isfinite(torch.tensor(mean)):
         raise FloatingPointError(f"the loss of step {step + 1} is {mean}; lower optim.lr or set train.precision=fp32")
     return mean, count

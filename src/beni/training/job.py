@@ -1,0 +1,63 @@
+"""What one call of the training loop works on, and where it reports to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from beni.data.loader import Steps
+from beni.distributed.environment import Environment
+from beni.distributed.watchdog import Watchdog
+from beni.model.modeling import BeniForConditionalGeneration
+from beni.training.preempt import Preemption
+from beni.training.saver import SaverLog
+from beni.training.shown import DataLog
+from beni.training.window import Meter
+
+
+@runtime_checkable
+class Log(SaverLog, DataLog, Protocol):
+    """Where the loop reports to; run.py connects it to metrics.jsonl, status.json, the trackers and the terminal."""
+
+    def train(self, step: int, values: Mapping[str, float]) -> None:
+        """Values of a finished step, on log steps."""
+
+    def begin(self, step: int) -> None:
+        """Training begins, or goes on, after ``step`` finished steps."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one call of ``fit`` works on.
+
+    Attributes:
+        steps: optimizer step -> this rank's micro-batches.
+        checkpoints: folder of the run's checkpoints.
+        signature: of the run; a checkpoint of another one is refused.
+        max_bad: share of all pictures that may be bad before the run ends.
+        evaluate: called with the number of finished steps; returns the scores. Raises ``Preempted`` when asked to end.
+        preemption: the signals that end the run early.
+        watchdog: is told how far this rank has come.
+        meter: what steps are billed; None bills none.
+        spent: seconds that earlier calls for this run took.
+        started: ``time.perf_counter()`` when this one began; None takes now.
+    """
+
+    model: BeniForConditionalGeneration
+    steps: Steps
+    environment: Environment
+    optim: Mapping[str, Any]
+    checkpoint: Mapping[str, Any]
+    checkpoints: Path
+    signature: str
+    max_bad: float
+    eval_every: int
+    evaluate: Callable[[int], Mapping[str, float]]
+    log: Log
+    preemption: Preemption = field(default_factory=Preemption)
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
+    meter: Meter | None = None
+    spent: float = 0.0
+    started: float | None = None

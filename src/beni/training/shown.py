@@ -1,0 +1,79 @@
+"""What a run has been shown: the ledger of samples and tokens, and the pictures that were bad."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+
+from beni.data.ledger import Counts, Ledger
+from beni.distributed.collectives import gather_objects, sum_counts
+from beni.errors import DataError
+from beni.types import Batch
+
+FEW_BAD = 10
+"""So many bad pictures end no run, whatever their share."""
+
+
+class DataLog(Protocol):
+    """Where it is told."""
+
+    def data(self, step: int, values: Mapping[str, float], faults: Sequence[Mapping[str, Any]]) -> None:
+        """What the run has been shown until now, on log steps, and the bad pictures since the last one."""
+
+
+class Shown:
+    """Counts micro-batches. Its sums are over all ranks, so all call them alike.
+
+    Args:
+        sources: names of the data's sources.
+        before: totals by source of an interrupted run.
+        main: whether this is rank 0, which alone takes them over.
+        max_bad: share of all pictures that may be bad before the run ends.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str],
+        before: Mapping[str, Mapping[str, int]],
+        main: bool,
+        max_bad: float,
+        device: torch.device,
+    ) -> None:
+        counted = {name: Counts(**counts) for name, counts in before.items()} if main else {}
+        self.ledger, self.max_bad, self.device = Ledger(sources, counted), max_bad, device
+        self.faults: list[dict[str, Any]] = []
+
+    def add(self, batches: Sequence[Batch], step: int) -> None:
+        """Counts the micro-batches of step ``step`` (from 1)."""
+        self.ledger.add(batch.counts for batch in batches)
+        self.faults += [{"step": step, **fault} for batch in batches for fault in batch.faults]
+
+    def totals(self) -> dict[str, Counts]:
+        """By source."""
+        return self.ledger.totals(partial(sum_counts, device=self.device))
+
+    def report(self, step: int, log: DataLog) -> dict[str, Counts]:
+        """Tells the log, and ends the run where too many pictures are bad: all ranks alike, by the sums over them.
+
+        Returns:
+            The totals.
+
+        Raises:
+            DataError: when more than ``max_bad`` of the pictures are bad.
+        """
+        totals = self.totals()
+        new = gather_objects(self.faults) if sum_counts([len(self.faults)], self.device)[0] else []
+        self.faults = []
+        log.data(step, Ledger.metrics(totals), new)
+        bad = sum(counts.bad for counts in totals.values())
+        wanted = bad + sum(counts.images for counts in totals.values())
+        if bad > max(FEW_BAD, self.max_bad * wanted):
+            first = f", the last because of: {new[-1]['reason']}" if new else ""
+            raise DataError(
+                f"{bad} of {wanted} pictures are bad, images.max_bad={self.max_bad} allows fewer{first}\n"
+                "  fix: see data_errors.jsonl in the run folder; mend the data, or raise images.max_bad"
+            )
+        return totals

@@ -1,0 +1,96 @@
+"""What the log lines say about speed: rates and utilisation since the last line, and where the time of the run went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from beni.distributed.collectives import sum_counts, world_size
+from beni.measure.goodput import Goodput, fractions
+from beni.measure.memory import usage
+from beni.measure.peak import Peak
+from beni.model.costs import Bill, Costs
+from beni.types import Batch
+from beni.vision.feature_bank import FeatureBank
+
+
+@dataclass(frozen=True)
+class Meter:
+    """What steps are billed and compared with.
+
+    Attributes:
+        costs: of micro-batches; a recount is due when something else trains.
+        peak: of this rank's device; every rank has the same.
+        recomputes: False where what activation checkpointing computes again is not known, and so no HFU.
+    """
+
+    costs: Costs
+    peak: Peak
+    recomputes: bool = True
+
+
+class Window:
+    """From one log line to the next. Every rank counts its own; ``line`` sums over them."""
+
+    def __init__(self, device: torch.device, goodput: Goodput, bank: FeatureBank | None, meter: Meter | None) -> None:
+        self.device, self.goodput, self.bank, self.meter = device, goodput, bank, meter
+        self.begin()
+
+    def begin(self) -> None:
+        """A new window."""
+        self.start = time.perf_counter()
+        self.waited = self.goodput.seconds["data"]
+        self.samples = self.tokens = self.steps = 0
+        self.bill = Bill()
+        self.looked_up = self._lookups()
+
+    def step_done(self, batches: Sequence[Batch]) -> None:
+        """A step has been taken on these micro-batches of this rank."""
+        self.steps += 1
+        self.samples += sum(len(batch.ids) for batch in batches)
+        self.tokens += sum(batch.num_tokens for batch in batches)
+        if self.meter is not None:
+            self.bill = sum((self.meter.costs.bill(batch) for batch in batches), self.bill)
+
+    def line(self) -> dict[str, float]:
+        """Rates of all ranks, FLOPs of a step, shares of wall time since the run began.
+
+        Shares, the feature bank and memory are this rank's.
+        """
+        split = self.goodput.split()
+        seconds = max(time.perf_counter() - self.start, 1e-9)
+        hits, misses, encoded = (now - before for now, before in zip(self._lookups(), self.looked_up, strict=True))
+        bill = self.bill
+        if hits + misses:
+            bill = bill.scaled("vision", encoded / (hits + misses))
+        samples, tokens, *flops = sum_counts([self.samples, self.tokens, *bill.values()], self.device)
+        values = {
+            "samples_per_s": samples / seconds,
+            "tokens_per_s": tokens / seconds,
+            "data_wait": (split["data"] - self.waited) / seconds,
+        }
+        if hits + misses:
+            values["feature_bank_hits"] = hits / (hits + misses)
+        if self.meter is not None:
+            values |= _utilisation(Bill.of(flops), self.steps, seconds, self.meter)
+        values["wall_s"] = sum(split.values())
+        values |= {f"goodput/{part}": share for part, share in fractions(split).items()}
+        return values | {f"memory/{name}": value for name, value in usage(self.device).items()}
+
+    def _lookups(self) -> tuple[int, int, int]:
+        return (0, 0, 0) if self.bank is None else (self.bank.hits, self.bank.misses, self.bank.encoded)
+
+
+def _utilisation(bill: Bill, steps: int, seconds: float, meter: Meter) -> dict[str, float]:
+    whole = seconds * meter.peak.rate * world_size()
+    flops = {name: value for name, value in bill.components.items() if value}
+    flops |= {"useful": bill.useful, "causal": bill.useful - bill.causal, "padding": bill.padding}
+    values = {"tflops_per_s": bill.useful / seconds / 1e12, "mfu": bill.useful / whole}
+    values["mfu_causal"] = (bill.useful - bill.causal) / whole
+    if meter.recomputes:
+        flops["recomputed"] = bill.recomputed
+        values["hfu"] = (bill.useful + bill.recomputed) / whole
+    return values | {f"flops/{name}": value / max(steps, 1) for name, value in flops.items()}
