@@ -23,6 +23,7 @@ class Cost:
     prefill_flops: float | None
     seconds: float | None
     samples_per_s: float | None
+    mfu: float | None
     peak_memory_gib: float | None
 
 
@@ -136,6 +137,7 @@ def _cost(arm: Arm) -> Cost:
         prefill_flops=_mean(spec.get("prefill_flops") for spec in specs),
         seconds=_mean(state.get("seconds") for state in states),
         samples_per_s=_mean(run.samples_per_s() for run in runs),
+        mfu=_mean(state.get("mfu") for state in states),
         peak_memory_gib=max((v for s in states if (v := number(s.get("peak_memory_gib"))) is not None), default=None),
     )
 

@@ -57,6 +57,11 @@ def gib(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2f} GiB"
 
 
+def share(value: float | None) -> str:
+    """0.4123 -> '41.2 %'."""
+    return MISSING if value is None else f"{100 * value:.1f} %"
+
+
 def grid(value: Sequence[int] | None) -> str:
     """[8, 8] -> '8×8'."""
     return "×".join(str(side) for side in value) if value else MISSING

@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 
-from beni.analysis import formats
+from beni.analysis import cost, formats
 from beni.analysis.collect import Run, collect_run, number, plain
 from beni.analysis.plots import Curve, plot, smooth
 from beni.analysis.stats import example_values, metric_value
@@ -30,7 +30,16 @@ def render_report(run_folder: Path | str) -> Path:
     environment = jinja2.Environment(
         loader=templates, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    filters = (formats.score, formats.signed, formats.count, formats.duration, formats.gib, formats.grid, plain)
+    filters = (
+        formats.score,
+        formats.signed,
+        formats.count,
+        formats.duration,
+        formats.gib,
+        formats.share,
+        formats.grid,
+        plain,
+    )
     environment.filters.update({function.__name__: function for function in filters})
     path = run.folder / "report.html"
     path.write_text(environment.get_template("report.html.jinja").render(page(run)), encoding="utf-8")
@@ -57,6 +66,9 @@ def page(run: Run) -> dict[str, Any]:
         "answers": [bool(row.get("correct")) for row in run.gallery],
         "cost": {key: number(run.status.get(key)) for key in ("seconds", "peak_memory_gib")}
         | {"samples_per_s": run.samples_per_s()},
+        "utilisation": cost.utilisation(run),
+        "flops": cost.flops(run),
+        "time": cost.time(run),
         "data_errors": _data_errors(run),
         "config_text": _text(run.folder / "config.yaml"),
     }

@@ -16,7 +16,17 @@ from beni.analysis.stats import Difference, Summary
 
 SCORE_HEADER = ("arm", "seeds", "score", "blank", "difference", "pairs", "paired")
 COST_HEADER = tuple(
-    ["arm", "visual tokens", "trained params", "train FLOPs", "prefill FLOPs", "time", "samples/s", "peak memory"]
+    [
+        "arm",
+        "visual tokens",
+        "trained params",
+        "train FLOPs",
+        "prefill FLOPs",
+        "time",
+        "samples/s",
+        "MFU",
+        "peak memory",
+    ]
 )
 
 
@@ -45,7 +55,8 @@ def cost_cells(row: Row) -> list[str]:
     """Arm and its cost, as shown in the terminal and in Markdown."""
     cost = row.cost
     counts = (cost.visual_tokens, cost.trained_parameters, cost.train_flops_per_sample, cost.prefill_flops)
-    rest = (formats.duration(cost.seconds), formats.count(cost.samples_per_s), formats.gib(cost.peak_memory_gib))
+    speed = (formats.duration(cost.seconds), formats.count(cost.samples_per_s), formats.share(cost.mfu))
+    rest = (*speed, formats.gib(cost.peak_memory_gib))
     return [row.arm.label, *(formats.count(value) for value in counts), *rest]
 
 

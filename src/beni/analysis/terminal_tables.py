@@ -38,6 +38,9 @@ def run_table(run: Run) -> Table:
         ("trained parameters", formats.count(run.trained_parameters())),
         ("time", formats.duration(number(status.get("seconds")))),
         ("samples/s", formats.count(run.samples_per_s())),
+        ("MFU", formats.share(number(status.get("mfu")))),
+        ("HFU", formats.share(number(status.get("hfu")))),
+        ("goodput", formats.share(number(status.get("goodput/compute")))),
         ("peak memory", formats.gib(number(status.get("peak_memory_gib")))),
         ("run folder", Text(str(run.folder))),
     ]

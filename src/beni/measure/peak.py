@@ -60,7 +60,7 @@ def find_peak(device: torch.device, precision: str, given: float | None) -> Peak
     precision: ``bf16`` or ``fp32``, of the run.
     given: TFLOP/s that decide, or None.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"a CPU with train.threads={torch.get_num_threads()}"
     measured = measure_peak(device, precision, torch.get_num_threads())
     if given is not None:
         return Peak(name, given * 1e12, measured, "train.peak_tflops")
