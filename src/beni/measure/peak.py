@@ -60,8 +60,9 @@ def find_peak(device: torch.device, precision: str, given: float | None) -> Peak
     precision: ``bf16`` or ``fp32``, of the run.
     given: TFLOP/s that decide, or None.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"a CPU with train.threads={torch.get_num_threads()}"
-    measured = measure_peak(device, precision, torch.get_num_threads())
+    threads = torch.get_num_threads()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"a CPU with {threads} threads"
+    measured = measure_peak(device, precision, threads)
     if given is not None:
         return Peak(name, given * 1e12, measured, "train.peak_tflops")
     sheet = known_rate(name, arithmetic(precision))
