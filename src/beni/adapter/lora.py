@@ -21,13 +21,13 @@ from peft import LoraConfig, TaskType, get_peft_model_state_dict, inject_adapter
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from beni.adapter.base import Adapter
 from beni.errors import CompositionError, ResumeError
+from beni.nn.linear import Targets, chosen_layers
+from beni.nn.packed import PackedLinear
 
-ALL = "all-linear"
 ADAPTER = "default"
 """What peft calls the one adapter that a component has."""
 
@@ -66,19 +66,19 @@ class Lora(Adapter):
         self.dora, self.rslora, self.init = dora, rslora, init
 
     def inject(self, component: nn.Module, name: str) -> None:
-        layers = linear_layers(component)
-        wanted = self.targets[name] if isinstance(self.targets, dict) else self.targets
-        chosen = list(layers) if isinstance(wanted, str) else self._named(wanted, component, name)
-        self._require_rank([layers[one] for one in chosen], name)
+        wanted = cast(Targets, self.targets[name] if isinstance(self.targets, dict) else self.targets)
+        layers = chosen_layers(component, name, wanted, "adapter", "E-ADAPTER")
+        if self.init != "zero":
+            self._require_decomposable(list(layers.values()), name)
         config = LoraConfig(
             r=self.r,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=chosen,
+            target_modules=list(layers),
             use_dora=self.dora,
             use_rslora=self.rslora,
             init_lora_weights=cast(Any, True if self.init == "zero" else self.init),
-            fan_in_fan_out=all(isinstance(layers[one], Conv1D) for one in chosen),
+            fan_in_fan_out=all(isinstance(layer, Conv1D) for layer in layers.values()),
             task_type=TaskType.CAUSAL_LM if name == "llm" else None,
         )
         inject_adapter_in_model(config, component)
@@ -128,34 +128,17 @@ class Lora(Adapter):
                 tensors[a], tensors[b] = tensors[a][: self.r].clone(), tensors[b][:, : self.r].clone()
         set_peft_model_state_dict(component, tensors, ADAPTER)
 
-    def _named(self, wanted: list[str], component: nn.Module, name: str) -> list[str]:
-        """The linear layers that each of ``wanted`` ends the name of."""
-        layers = linear_layers(component, head=True)
-        matches = {end: [one for one in layers if one == end or one.endswith(f".{end}")] for end in wanted}
-        missing = [end for end, found in matches.items() if not found]
-        if missing or not wanted:
-            ends = sorted({one.rpartition(".")[2] for one in linear_layers(component)})
+    def _require_decomposable(self, layers: list[nn.Module], name: str) -> None:
+        """A weight that something is taken out of is not packed, and has as many directions as are taken."""
+        if any(isinstance(layer, PackedLinear) for layer in layers):
             raise CompositionError(
                 "E-ADAPTER",
-                f"adapter.targets={missing} are no linear layers of {name}, {type(component).__name__}; it has {ends}",
-                groups=("adapter", name),
-                fix=f"set adapter.targets={ALL} or {ends}",
+                f"adapter.init={self.init} takes its directions out of the weights of {name}, which are quantized",
+                groups=("adapter", "quantization", name),
+                fix="set adapter.init=zero, or quantization=none",
             )
-        chosen = [one for one in layers if any(one in found for found in matches.values())]
-        head = next((one for one in chosen if _is_tied_head(layers[one], component)), None)
-        if head is not None:
-            raise CompositionError(
-                "E-ADAPTER",
-                f"adapter.targets={wanted}: {head} is one weight with the token embedding, which has no adapter",
-                groups=("adapter", name),
-                fix=f"leave {head} out of adapter.targets",
-            )
-        return chosen
-
-    def _require_rank(self, layers: list[nn.Module], name: str) -> None:
-        """A decomposition has no more directions than the weight's smaller side."""
         smallest = min(side for layer in layers for side in cast(Tensor, layer.weight).shape)
-        if self.init != "zero" and smallest < self.r:
+        if smallest < self.r:
             raise CompositionError(
                 "E-ADAPTER",
                 f"adapter.r={self.r}, adapter.init={self.init}, but a layer of {name} has only {smallest} directions",
@@ -182,25 +165,6 @@ class Lora(Adapter):
             layer.lora_initial_B.copy_(b)
 
 
-def linear_layers(component: nn.Module, head: bool = False) -> dict[str, nn.Module]:
-    """Name -> linear layer, in the order of the modules; the output head only where ``head`` is set.
-
-    Those inside ``nn.MultiheadAttention`` are left out: it reads their weights and never calls them.
-    """
-    output = component.get_output_embeddings() if isinstance(component, PreTrainedModel) and not head else None
-    inside = {
-        child
-        for module in component.modules()
-        if isinstance(module, nn.MultiheadAttention)
-        for child in module.modules()
-    }
-    return {
-        name: module
-        for name, module in component.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not output and module not in inside
-    }
-
-
 def adapted(component: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     """The layers that have an adapter, with their names."""
     return ((name, module) for name, module in component.named_modules() if isinstance(module, LoraLayer))
@@ -213,7 +177,3 @@ def _config(component: nn.Module) -> LoraConfig:
 
 def _low_rank(name: str) -> bool:
     return "lora_A" in name or "lora_B" in name
-
-
-def _is_tied_head(layer: nn.Module, component: nn.Module) -> bool:
-    return isinstance(component, PreTrainedModel) and layer.weight is component.get_input_embeddings().weight

@@ -13,7 +13,10 @@ from beni.config.optim import Optim
 
 PlanMode = Literal["frozen", "full", "lora"]
 
-PART_GROUPS = ("vision", "views", "selector", "resampler", "connector", "fusion", "llm", "adapter", "data", "tracker")
+PART_GROUPS = (
+    *("vision", "views", "selector", "resampler", "connector", "fusion", "llm", "adapter", "quantization"),
+    *("data", "tracker"),
+)
 """Groups whose options carry a ``_target_``, in the order of the data's way."""
 
 COMPONENTS = ("vision", "views", "selector", "resampler", "connector", "fusion", "llm")

@@ -49,6 +49,8 @@ def estimate(
     *,
     frozen: int,
     trained: int,
+    packed: int = 0,
+    packed_bytes: int = 0,
     shards: int = 1,
     frozen_shards: int = 1,
     kept: int = 8,
@@ -63,6 +65,8 @@ def estimate(
     """Args:
     frozen: parameters that do not train.
     trained: parameters that do.
+    packed: parameters among the frozen ones that are quantized, whole on every process.
+    packed_bytes: what these take.
     shards: processes that share what trains.
     frozen_shards: processes that share what does not.
     positions: llm positions of one micro-batch.
@@ -74,7 +78,7 @@ def estimate(
     """
     element = 2 if precision == "bf16" else 4
     return Memory(
-        weights=frozen * element // frozen_shards + trained * 4 // shards,
+        weights=(frozen - packed) * element // frozen_shards + packed_bytes + trained * 4 // shards,
         loading=(frozen + trained) * 4,
         optimizer=trained * (4 + kept) // shards,
         activations=positions * layers * (14 * width + 4 * intermediate) * element + label_rows * vocabulary * 12,

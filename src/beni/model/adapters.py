@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from beni.adapter.none import NoAdapter
 from beni.errors import ResumeError
+from beni.model.quantized import BACKBONES, backbone, dequantize
 from beni.nn.streams import torch_stream
 
 if TYPE_CHECKING:
     from beni.model.modeling import BeniForConditionalGeneration
 
 PARTS = "parts.safetensors"
-BACKBONES = ("vision", "llm")
-"""Components whose frozen weights can be had elsewhere."""
 
 
 def inject(model: BeniForConditionalGeneration) -> None:
@@ -41,8 +40,11 @@ def reset(model: BeniForConditionalGeneration, name: str) -> None:
 
 
 def merge(model: BeniForConditionalGeneration) -> None:
-    """Adds all adapters to the weights they stand beside, in place: neither the model nor its config has any then."""
+    """Adds all adapters to the weights they stand beside, in place: neither the model nor its config has any then, and
+    components that had some are not packed any more.
+    """
     for name in list(adapted(model)):
+        dequantize(model, name)  # to add to rounded weights and round them again would lose what was learned
         model.adapter.merge(backbone(model, name))
         model.config.plan[name] = "frozen"
     model.adapter = NoAdapter()
@@ -91,12 +93,6 @@ def load(model: BeniForConditionalGeneration, folder: Path) -> None:
 def adapted(model: BeniForConditionalGeneration) -> Iterator[str]:
     """Components that have adapters."""
     return (name for name, mode in model.config.plan.items() if mode == "lora")
-
-
-def backbone(model: BeniForConditionalGeneration, name: str) -> nn.Module:
-    """The module adapters go into: the Hugging Face model inside vision or llm, else the stage itself."""
-    module = getattr(model, name)
-    return module.model if name in BACKBONES else module
 
 
 def _own_keys(model: BeniForConditionalGeneration, state: Mapping[str, Tensor]) -> set[str]:

@@ -11,7 +11,7 @@ from beni.model.configuration import BeniConfig
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan
 
-PARTS = ("vision", "views", "selector", "resampler", "connector", "fusion", "llm", "adapter")
+PARTS = ("vision", "views", "selector", "resampler", "connector", "fusion", "llm", "adapter", "quantization")
 
 
 def build_model(run: Mapping[str, Any], image_token_id: int, pretrained: bool = True) -> BeniForConditionalGeneration:

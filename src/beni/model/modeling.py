@@ -27,7 +27,7 @@ from beni.data.collate import pixel_key, stack_views
 from beni.errors import CompositionError
 from beni.fusion.base import Fusion
 from beni.llm.base import Llm
-from beni.model import adapters
+from beni.model import adapters, quantized
 from beni.model.configuration import BeniConfig
 from beni.model.loss import Loss, token_loss
 from beni.model.predict import Sequences, predict
@@ -35,6 +35,7 @@ from beni.model.prompts import prompts
 from beni.model.ragged import Calls, on_each_grid, on_each_size
 from beni.model.viewer import Viewer, placeholders
 from beni.nn.streams import torch_stream
+from beni.quantization.base import Quantization
 from beni.stage import Nested, Stage, StageContext, TokenSpec
 from beni.types import Batch, ImageLayout, Pixels, VisualTokens, to_device
 from beni.views.base import Views
@@ -42,6 +43,8 @@ from beni.vision.base import VisionEncoder
 from beni.vision.feature_bank import FeatureBank
 
 IGNORE = -100
+UNPACKED = {"_target_": "beni.quantization.none.NoQuantization"}
+"""What models saved before there was quantization have."""
 
 
 @dataclass
@@ -119,6 +122,8 @@ class BeniForConditionalGeneration(PreTrainedModel):
                     getattr(self, name).load_pretrained()
         self.post_init()  # before the adapters: transformers would draw their weights anew, zeros included
         self.all_tied_weights_keys |= self.llm.tied_keys("llm.")
+        self.quantization: Quantization = build(parts.get("quantization", UNPACKED))
+        quantized.quantize(self)
         self.adapter: Adapter = build(parts["adapter"])
         adapters.inject(self)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from torch import nn
 
 from beni.config.schema import COMPONENTS
 from beni.errors import TrainabilityError
+from beni.model.quantized import packed_layers
 
 
 def apply_plan(model: nn.Module, plan: Mapping[str, str]) -> None:
@@ -27,8 +29,10 @@ def apply_plan(model: nn.Module, plan: Mapping[str, str]) -> None:
 
 
 def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
-    """Component -> how many parameters train and how many are frozen (a tied pair counts once)."""
+    """Component -> how many parameters train and how many are frozen (a tied pair counts once, packed weights too)."""
     counts = {component: {"trained": 0, "frozen": 0} for component in COMPONENTS}
     for name, parameter in model.named_parameters():
         counts[name.partition(".")[0]]["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
+    for component in COMPONENTS:
+        counts[component]["frozen"] += sum(math.prod(p.shape) for _, p in packed_layers(getattr(model, component)))
     return counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,7 @@ from beni.model.build import build_model
 from beni.model.loss import chunk_rows
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters
+from beni.model.quantized import packed_layers
 from beni.model.viewer import placeholders
 from beni.types import ImageLayout
 
@@ -157,9 +159,12 @@ def estimate_memory(
     optimizer, share = run["optim"]["optimizer"], shards(run["fsdp"], world, world)
     moments = memory.MOMENTS[optimizer] * (share if optimizer == "muon" else 1)  # muon's are whole on every process
     config, piece = model.llm.config.get_text_config().to_dict(), chunk_rows(model.llm.vocab_size)
+    packed = [layer for _, layer in packed_layers(model)]
     return memory.estimate(
         frozen=sum(c["frozen"] for c in counts.values()),
         trained=sum(c["trained"] for c in counts.values()),
+        packed=sum(math.prod(layer.shape) for layer in packed),
+        packed_bytes=sum(t.numel() * t.element_size() for layer in packed for t in layer.packed().values()),
         shards=share,
         frozen_shards=share if run["fsdp"]["frozen"] == "shard" else 1,
         kept=moments + (4 if run["train"]["ema"] else 0),

@@ -11,6 +11,8 @@ from torch import Tensor
 from beni.errors import ResumeError
 from beni.model import adapters
 from beni.model.modeling import BeniForConditionalGeneration
+from beni.model.quantized import packed_layers
+from beni.nn.packed import PREFIX
 
 
 def load_initial(model: BeniForConditionalGeneration, source: Path) -> list[str]:
@@ -38,6 +40,7 @@ def load_initial(model: BeniForConditionalGeneration, source: Path) -> list[str]
     saved = {name: tensor for file in files for name, tensor in load_file(file).items()}
     ours = model.state_dict()
     saved = {_place(name, ours): tensor for name, tensor in saved.items()}
+    packed = _pack(model, saved)
     theirs = {name for name in saved if "lora_" in name}
     components = {name.partition(".")[0] for name in theirs}
     expected = {name for name in ours if "lora_" in name and name.partition(".")[0] in components}
@@ -47,15 +50,39 @@ def load_initial(model: BeniForConditionalGeneration, source: Path) -> list[str]
             f"{min(theirs ^ expected)}\n  fix: set adapter and train.plan as that run has them"
         )
     clash = [n for n in saved if n in ours and ours[n].shape != saved[n].shape]
-    shared = {n: t for n, t in saved.items() if n in ours}
-    if clash or not shared:
+    shared = {n: t for n, t in saved.items() if n in ours and n not in packed}
+    if clash or not (shared or packed):
         what = f"{clash[0]} has shape {tuple(saved[clash[0]].shape)}" if clash else "no tensor has a name of this model"
         raise ResumeError(f"train.init_from={source} does not fit this run: {what}")
     model.load_state_dict(shared, strict=False)
-    came = {name.partition(".")[0] for name in shared if ".base_layer." in name}
+    came = {name.partition(".")[0] for name in (*shared, *packed) if ".base_layer." in name}
     for component in sorted(came - components):
         adapters.reset(model, component)
-    return sorted(ours.keys() - shared.keys())
+    return sorted(ours.keys() - shared.keys() - packed)
+
+
+def _pack(model: BeniForConditionalGeneration, saved: Mapping[str, Tensor]) -> set[str]:
+    """Packs the saved weights of layers that are quantized here and were not there; the tensors of ours that have come.
+
+    Raises:
+        ResumeError: when such a layer was quantized there in another way.
+    """
+    packed: set[str] = set()
+    for name, layer in packed_layers(model):
+        names = {f"{name}.{PREFIX}{one}" for one in layer.packed()}
+        weights = [
+            saved[one] for one in (f"{name}.weight", f"{name.removesuffix('.base_layer')}.weight") if one in saved
+        ]
+        theirs = {one for one in saved if one.startswith(f"{name}.{PREFIX}")}
+        if weights:
+            layer.repack(weights[0])
+            packed |= names
+        elif theirs and theirs != names:
+            raise ResumeError(
+                f"train.init_from: {name} is quantized there in another way than here\n"
+                "  fix: set quantization as that run has it"
+            )
+    return packed
 
 
 def _place(name: str, ours: Mapping[str, Tensor]) -> str:

@@ -115,7 +115,7 @@ def test_targets_that_cannot_be_are_an_error_that_says_what_can(tiny_run, words,
 
 def test_layers_inside_torchs_own_attention_get_no_adapter():
     """It reads their weights and never calls them: an adapter there would do nothing."""
-    from beni.adapter.lora import linear_layers
+    from beni.nn.linear import linear_layers
 
     inside = torch.nn.ModuleDict({"attention": torch.nn.MultiheadAttention(8, 2), "out": torch.nn.Linear(8, 8)})
     assert list(linear_layers(inside)) == ["out"]

@@ -1,0 +1,57 @@
+"""Quantization of a whole model: the frozen layers of some components are packed, before adapters stand beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from beni.errors import CompositionError
+from beni.nn.packed import PackedLinear
+
+if TYPE_CHECKING:
+    from beni.model.modeling import BeniForConditionalGeneration
+
+BACKBONES = ("vision", "llm")
+"""Components that other people wrote."""
+
+
+def quantize(model: BeniForConditionalGeneration) -> None:
+    """Packs what the model's quantization targets.
+
+    Raises:
+        CompositionError: when a component that trains in full is among it.
+    """
+    for name in model.quantization.targets:
+        mode = model.config.plan.get(name)
+        if mode not in ("frozen", "lora"):
+            raise CompositionError(
+                "E-QUANT",
+                f"quantization.targets.{name} is given, and only frozen weights can be packed, but train.plan.{name}="
+                f"{mode}",
+                groups=("quantization", name),
+                fix=f"set train.plan.{name}=lora with adapter=lora, or train.plan.{name}=frozen",
+            )
+        model.quantization.quantize(backbone(model, name), name)
+
+
+def dequantize(model: BeniForConditionalGeneration, name: str) -> None:
+    """Gives the packed layers of one component rounded weights in 32 bits, and strikes it from the model's config."""
+    component = backbone(model, name)
+    for place, layer in packed_layers(component):
+        parent, _, last = place.rpartition(".")
+        setattr(component.get_submodule(parent), last, layer.unpacked())
+    kept = {other: wanted for other, wanted in model.quantization.targets.items() if other != name}
+    if len(kept) < len(model.quantization.targets):
+        model.config.parts["quantization"]["targets"] = model.quantization.targets = kept
+
+
+def packed_layers(component: nn.Module) -> list[tuple[str, PackedLinear]]:
+    """The packed layers, with their names."""
+    return [(name, module) for name, module in component.named_modules() if isinstance(module, PackedLinear)]
+
+
+def backbone(model: BeniForConditionalGeneration, name: str) -> nn.Module:
+    """The module that is changed: the Hugging Face model inside vision or llm, else the stage itself."""
+    module = getattr(model, name)
+    return module.model if name in BACKBONES else module
