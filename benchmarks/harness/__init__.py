@@ -87,7 +87,7 @@ def write_result(
     """
     RESULTS.mkdir(exist_ok=True)
     where = machine()
-    command = f"python benchmarks/{name}.py {' '.join(sys.argv[1:])}".strip()
+    command = f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip()
     table = [" | ".join(["", *map(str, row), ""]).strip() for row in (columns, ["---"] * len(columns), *rows)]
     about = ", ".join(f"{key} {value}" for key, value in where.items() if value is not None)
     about_it = [*(f"- {note}" for note in notes), "", f"`{command}` on {about}."]

@@ -10,6 +10,7 @@ ranks (training.md section 3).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,6 +70,8 @@ def shard(
     fully_shard(model, **options)
     if tied(model) != ties:
         raise RuntimeError(f"sharding has separated tied weights: {ties} became {tied(model)}")
+    # visual tokens and losses may be views; nothing of beni's changes them in place
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     # evaluation calls these from outside forward; the root's weights must be whole there too
     for method in ENTRY_POINTS:
         register_fsdp_forward_method(model, method)

@@ -1,0 +1,132 @@
+"""SigLIP-so400m and TinyLlama at full size, random weights, on a GPU: samples a second, utilisation, parity of losses.
+
+Without a GPU it says so and ends. ``--tiny`` runs everything on a small model, on any device, to try the program out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from beni.measure.peak import find_peak
+
+from harness import llava, write_result
+
+REAL = (
+    *("vision=siglip", "vision.weights=random", "connector=mlp2x_gelu", "llm=tinyllama", "llm.weights=random"),
+    "llm.tokenizer=embedded",
+)
+TINY = (
+    *("connector=mlp2x_gelu", "vision.architecture.hidden_size=32", "vision.architecture.num_hidden_layers=2"),
+    *("vision.architecture.image_size=24", "vision.architecture.patch_size=12", "vision.image_size=24"),
+    *("llm.architecture.hidden_size=32", "llm.architecture.num_hidden_layers=2"),
+)
+MODES = {
+    "align": ("train.plan.vision=frozen", "train.plan.llm=frozen"),
+    "LoRA": ("train.plan.vision=frozen", "train.plan.llm=lora", "adapter=lora"),
+    "full finetune": ("train.plan.vision=frozen", "train.plan.llm=full"),
+}
+FAST = ("train.precision=bf16",)
+PARITY = {
+    "fp32, padded, eager attention": ("train.precision=fp32", "train.layout=padded", "llm.attn_implementation=eager"),
+    "fp32, packed": ("train.precision=fp32",),
+    "bf16, packed": FAST,
+    "bf16, packed, compiled": (*FAST, "train.compile=true"),
+}
+WORKERS = len(os.sched_getaffinity(0))
+WARMUP = 3
+"""Steps that are not counted: allocation, autotuning, compilation."""
+
+
+@dataclass
+class Bench:
+    """Runs of ``python -m beni.train`` on one set of conversations, each in a process of its own."""
+
+    folder: Path
+    parts: tuple[str, ...]
+    records: Path
+    steps: int
+
+    def run(self, *overrides: str) -> list[dict[str, Any]]:
+        """What the run logged, step by step."""
+        runs = Path(tempfile.mkdtemp(dir=self.folder))
+        command = [
+            *(sys.executable, "-m", "beni.train", *self.parts, f"paths.runs={runs}", f"train.steps={self.steps}"),
+            *("data=llava_instruct", f"data.path={self.records}", "data.heldout=2", "train.log_every=1"),
+            *("eval.every=0", "eval.examples=2", "eval.gallery=0", "checkpoint.every=0", "checkpoint.export=false"),
+            *("optim.lr=1e-4", "optim.warmup_ratio=0", f"train.workers={min(4, WORKERS)}", *overrides),
+        ]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        (file,) = runs.glob("**/metrics.jsonl")
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        return [line for line in lines if "train/loss" in line]
+
+
+def middle(lines: list[dict[str, Any]], name: str) -> float:
+    """Median over the steps after the warm-up."""
+    return median(line[f"train/{name}"] for line in lines[WARMUP:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=12, help=f"the first {WARMUP} are not counted")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--words", type=int, default=130, help="of a question; the answer has half as many")
+    parser.add_argument("--compile", action="store_true", help="compile layers in the speed runs")
+    parser.add_argument("--tiny", action="store_true", help="a small model, on any device")
+    options = parser.parse_args()
+    if not torch.cuda.is_available() and not options.tiny:
+        print("benchmarks/gpu.py: no GPU here, nothing was measured (--tiny tries the program out)")
+        return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    peak = find_peak(device, "bf16", None)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        size = 24 if options.tiny else 384
+        records = llava.write_set(folder / "set", options.batch_size * 4, words=options.words, size=size)
+        bench = Bench(folder, TINY if options.tiny else REAL, records, options.steps)
+        batch = (f"train.batch_size={options.batch_size}", *FAST, f"train.compile={str(options.compile).lower()}")
+        seen = {mode: bench.run(*plan, *batch) for mode, plan in MODES.items()}
+        few = (f"train.batch_size={min(4, options.batch_size)}", *MODES["full finetune"])
+        losses = {how: [line["train/loss"] for line in bench.run(*few, *over)] for how, over in PARITY.items()}
+    rows, values = [], {}
+    for mode, lines in seen.items():
+        rate, share = middle(lines, "samples_per_s"), middle(lines, "mfu")
+        reached = middle(lines, "tflops_per_s") * 1e12 / peak.measured
+        parts = {key.removeprefix("train/goodput/"): value for key, value in lines[-1].items() if "goodput/" in key}
+        values[mode] = {"samples_per_s": rate, "mfu": share, "of_measured_peak": reached, "goodput": parts}
+        memory = max(value for line in lines for key, value in line.items() if key.startswith("train/memory/"))
+        rows.append((mode, f"{rate:.1f}", f"{share:.1%}", f"{reached:.1%}", f"{memory:.1f}"))
+    first, *others = losses.items()
+    apart = {how: max(abs(a / b - 1) for a, b in zip(found, first[1], strict=True)) for how, found in others}
+    write_result(
+        "gpu_tiny" if options.tiny else "gpu",
+        "Training at full size on one device; utilisation counts what the task needs, nothing computed again.",
+        ("", "samples/s", "MFU", "of the measured peak", "peak GiB"),
+        rows,
+        [
+            peak.describe(),
+            f"{options.batch_size} samples a step, bf16, {'compiled layers' if options.compile else 'no compilation'}; "
+            f"medians of {options.steps - WARMUP} steps",
+            *(
+                f"losses of {how} differ from {first[0]} by at most {worst:.0e}, relative"
+                for how, worst in apart.items()
+            ),
+        ],
+        modes=values,
+        loss_differences=apart,
+        losses=losses,
+    )
+
+
+if __name__ == "__main__":
+    main()
