@@ -17,8 +17,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from beni.measure.peak import find_peak
 
+from beni.measure.peak import find_peak
 from harness import llava, write_result
 
 REAL = (

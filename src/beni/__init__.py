@@ -5,6 +5,7 @@ The public names are loaded on first use, so that ``import beni`` and the comman
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 # long: where cores are shared (a loader process is enough on two) a step of the main job took 5.2 s. This much spinning
 # costs nothing on idle cores (0.155 s a step; 0.228 s without any) and little on busy ones (0.43 s).
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+# transformers imports torchao wherever it is installed, and each command would begin with warnings about kernels for
+# other machines and about torchao's own classes
+for _logger, _said in {"torchao": "Failed to load ", "torch.utils._pytree": " is an Enum subclass "}.items():
+    logging.getLogger(_logger).addFilter(lambda record, said=_said: said not in record.getMessage())
 
 __version__ = "0.1.0"
 __all__ = ["BeniConfig", "BeniForConditionalGeneration", "build", "compose", "train"]

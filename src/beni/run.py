@@ -34,7 +34,7 @@ from beni.data.verdicts import Verdicts
 from beni.distributed.collectives import Peers, agree, barrier
 from beni.distributed.environment import Environment, process_group, read_environment
 from beni.distributed.fsdp import shard
-from beni.distributed.hand_out import hand_out, handed_out, receives, tensors_of
+from beni.distributed.hand_out import hand_out, handed_out, tensors_of
 from beni.distributed.watchdog import Watchdog
 from beni.errors import CompositionError, Preempted
 from beni.llm.hf import isolates_segments
@@ -122,16 +122,17 @@ def train(run: Mapping[str, Any]) -> Path:
         # from here on what is bad stays bad, for every rank and for who resumes
         fetcher.verdicts = Verdicts(folder.path / "bad_images", environment.rank)
         barrier()  # no rank looks into the folder before rank 0 has prepared it
-        mode, main = run["fsdp"]["mode"], environment.is_main
-        model = _build(run, renderer, with_weights=not receives(environment, mode))
+        peers, main = Peers(), environment.is_main
+        handed = handed_out(environment, run["fsdp"]["mode"])
+        model = _build(run, renderer, with_weights=main or not handed)
         apply_plan(model, settings["plan"])
         if environment.is_main:
             _write_identity(folder, run, source, schedule, renderer, model, table)
-        layout = _layout(model, settings["layout"], folder)
-        loss = resolve(model.llm, settings["loss"])
+        # the others may have no weights yet
+        layout = peers.from_main(lambda: _layout(model, settings["layout"], folder))
+        loss = peers.from_main(lambda: resolve(model.llm, settings["loss"]))
         if settings["precision"] == "bf16":
             store_frozen_in_bf16(model, settings["plan"])
-        handed = handed_out(environment, mode)
         if not handed:
             torch.nn.Module.to(model, environment.device)
         steps = Steps(
@@ -281,7 +282,7 @@ def _feature_bank(
 def _layout(model: BeniForConditionalGeneration, wanted: str, folder: RunFolder) -> str:
     """``padded`` where the llm cannot keep packed samples apart."""
     needed = wanted == "packed" or model.fusion.sees_ahead
-    if needed and not Peers().from_main(lambda: isolates_segments(model.llm)):  # others may have no weights yet
+    if needed and not isolates_segments(model.llm):
         name = model.llm.model.config.model_type
         if model.fusion.sees_ahead:
             raise CompositionError(

@@ -24,6 +24,7 @@ CASES = {
     "all trains": (),
     "frozen and sharded": ("train.plan.vision=frozen", "train.plan.llm=frozen", "fsdp.frozen=shard"),
     "replicas with adapters": ("train.plan.vision=frozen", "train.plan.llm=lora", "adapter=pissa", "fsdp=ddp"),
+    "packed": ("train.plan.vision=frozen", "train.plan.llm=frozen", "quantization=bnb_nf4"),
     "tied, in bf16": ("llm.architecture.tie_word_embeddings=true", "train.plan.vision=frozen", "train.precision=bf16"),
 }
 

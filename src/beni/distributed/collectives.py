@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from beni.errors import BeniError
+
 Value = TypeVar("Value")
 
 
@@ -104,9 +106,22 @@ class Peers:
         return values
 
     def from_main(self, make: Callable[[], Value]) -> Value:
-        """What ``make`` returns on rank 0, where alone it is called."""
+        """What ``make`` returns on rank 0, where alone it is called.
+
+        Raises:
+            BeniError: what it raises there; on the others with the same text.
+        """
         if self._group is None:
             return make()
-        value: list[Any] = [make() if self.rank == 0 else None]
-        dist.broadcast_object_list(value, src=0, group=self._group)
-        return value[0]
+        told: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                told[0] = make()
+            except BeniError as error:
+                dist.broadcast_object_list([None, str(error)], src=0, group=self._group)
+                raise
+        dist.broadcast_object_list(told, src=0, group=self._group)
+        value, problem = told
+        if problem is not None:
+            raise BeniError(problem)
+        return value

@@ -18,13 +18,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from beni.distributed.environment import Environment
 
 
-def receives(environment: Environment, mode: str) -> bool:
-    """Whether this process is handed its weights. ``mode`` is that of the ``fsdp`` section."""
-    return handed_out(environment, mode) and not environment.is_main
-
-
 def handed_out(environment: Environment, mode: str) -> bool:
-    """Whether the first process hands out weights to the others."""
+    """Whether the first process hands out weights to the others. ``mode`` is that of the ``fsdp`` section."""
     return environment.world > 1 and mode != "none"
 
 

@@ -21,6 +21,9 @@ from beni.quantization.base import Quantization, by_component, pack_layers
 BLOCK = 64
 """Weights that share a scale, as in QLoRA."""
 
+with torch.device("cpu"):  # made at its first use it would stay on that device for good, be it the meta device
+    functional.name2qmap.setdefault("dynamic", functional.create_dynamic_map())
+
 
 class Nf4(Quantization, Packing):
     """4 bits a weight and a scale for each 64.
