@@ -132,6 +132,7 @@ class Checkpoints:
             return None
         begun = time.perf_counter()
         self._ended.wait()
+        self._thread.join()  # it still frees its copy; a process that ends meanwhile would be aborted
         self._thread, result = None, self._result
         if isinstance(result, BaseException):
             raise result
@@ -141,8 +142,8 @@ class Checkpoints:
 
     def finish(self, seconds: float) -> None:
         """Gives a checkpoint that is being written some time, whatever becomes of it. Any rank may call it alone."""
-        if self._thread is not None:
-            self._ended.wait(seconds)
+        if self._thread is not None and self._ended.wait(seconds):
+            self._thread.join()
 
     def best(self) -> dict[str, Any] | None:
         """``step``, ``metric`` and ``value`` of the best evaluation whose checkpoint is kept, else None."""
