@@ -45,3 +45,17 @@ def test_packed_samples_have_the_gradients_of_padded_ones(step, whole):
 
 def test_packed_samples_have_the_gradients_of_single_ones(step, whole):
     agree(whole, step(1, 8, "none", "padded"), STEPS)
+
+
+def test_texts_without_a_picture_have_the_gradients_of_one_process_on_two(tiny_values, tmp_path):
+    """No rank calls the encoder, whose weights are sharded like the others."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"A line that is not like the others, number {i * i}.\n" for i in range(200)))
+    values = [value for value in tiny_values if not value.startswith("data.")]
+    values += ["data=text", f"data.path={text}", "data.piece=32", "template=plain", "train.plan.connector=frozen"]
+
+    def run(world, mode, *more):
+        composed = compose([*values, f"fsdp={mode}", *more])
+        return gradients_of(composed, tmp_path / f"{world}-{mode}", world, steps=STEPS)
+
+    agree(run(1, "none"), run(2, "full", "fsdp.frozen=shard", "train.accumulation=2"), STEPS)

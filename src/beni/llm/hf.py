@@ -43,8 +43,8 @@ class HFLlm(Llm):
         architecture: fields of the Hugging Face config, ``model_type`` among them; ``null`` reads those of ``name``.
         attn_implementation: attention for the padded layout and for generation: ``sdpa``, ``eager`` or another name
             that transformers knows. The packed layout uses beni's segment attention.
-        tokenizer: ``auto`` (that of ``name`` with pretrained weights, else beni's embedded one), ``embedded``, or a
-            hub id or folder.
+        tokenizer: ``auto`` (that of ``name`` with pretrained weights, else beni's embedded one), ``embedded``,
+            ``bytes`` (a token a byte), or a hub id or folder.
 
     Raises:
         ConfigError: no architecture and no name, or a ``model_type`` that transformers does not have.

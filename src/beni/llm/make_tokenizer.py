@@ -1,21 +1,21 @@
-"""Makes the embedded tokenizer: ``python -m beni.llm.make_tokenizer`` writes ``embedded_tokenizer/`` anew.
+"""Makes the tokenizers that beni carries: ``python -m beni.llm.make_tokenizer`` writes their folders anew.
 
-Byte-level BPE over all 256 bytes, its merges learned from the questions of ``data=shapes``: any text can be written,
-and every word of the main job is one token. It lets llms with random weights train where no hub can be reached.
+``embedded_tokenizer/``: byte-level BPE over all 256 bytes, its merges learned from the questions of ``data=shapes``: any
+text can be written, and every word of the main job is one token. It lets llms with random weights train where no hub
+can be reached. ``byte_tokenizer/``: a token a byte, for losses that are to be compared character by character.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from beni.data import questions
 from beni.data.scenes import Scene
-from beni.llm.tokenizer import EMBEDDED
+from beni.llm.tokenizer import CARRIED
 
 VOCABULARY = 512
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<image>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -27,9 +27,7 @@ TEMPLATE = (
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer, the same on every machine."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=SPECIAL,
@@ -37,6 +35,25 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
+    return _finished(tokenizer)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A token a byte, behind the special ones."""
+    ids = {token: i for i, token in enumerate([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = _byte_level(models.BPE(vocab=ids, merges=[]))
+    tokenizer.add_special_tokens(SPECIAL)
+    return _finished(tokenizer)
+
+
+def _byte_level(model: models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _finished(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -62,4 +79,5 @@ def _corpus() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    make_tokenizer().save_pretrained(Path(EMBEDDED))
+    make_tokenizer().save_pretrained(CARRIED["embedded"])
+    byte_tokenizer().save_pretrained(CARRIED["bytes"])

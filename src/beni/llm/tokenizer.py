@@ -1,4 +1,4 @@
-"""The llm's tokenizer: its own, one from a folder or hub id, or the small one that beni carries."""
+"""The llm's tokenizer: its own, one from a folder or hub id, or a small one that beni carries."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from beni.hub import package_file, require
 from beni.llm.gguf import dequantised
 from beni.paths import PACKAGE
 
-EMBEDDED = PACKAGE / "llm" / "embedded_tokenizer"
+CARRIED = {"embedded": PACKAGE / "llm" / "embedded_tokenizer", "bytes": PACKAGE / "llm" / "byte_tokenizer"}
+"""``llm.tokenizer`` -> folder of a tokenizer that comes with beni (llm/make_tokenizer.py)."""
 
 
 def load_tokenizer(node: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """The tokenizer that an ``llm`` node asks for with ``tokenizer``: ``auto``, ``embedded``, a hub id or a folder.
+    """The tokenizer that an ``llm`` node asks for with ``tokenizer``: ``auto``, ``embedded``, ``bytes``, a hub id or a
+    folder.
 
     Raises:
         ConfigError: when it has more ids than the llm has embeddings.
@@ -25,8 +27,8 @@ def load_tokenizer(node: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     wanted = node["tokenizer"]
     if wanted == "auto":
         wanted = node["name"] if node["weights"] == "pretrained" else "embedded"
-    if wanted == "embedded":
-        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(EMBEDDED)
+    if wanted in CARRIED:
+        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(CARRIED[wanted])
     elif wanted.startswith("package:"):
         tokenizer = AutoTokenizer.from_pretrained(dequantised(package_file(wanted)))
     else:

@@ -16,7 +16,7 @@ from beni.data.sample import Message, Sample
 from beni.data.schedule import Schedule
 from beni.data.template import Renderer
 from beni.hub import package_file
-from beni.llm.tokenizer import EMBEDDED
+from beni.llm.tokenizer import CARRIED
 from beni.paths import cache_dir, conf_dir
 
 CORPUS = [
@@ -125,7 +125,7 @@ BUILD = {
     "has_image": lambda: byte_level(
         ["<image>", "</s>"], eos_token="</s>", additional_special_tokens=["<image>"], pad_token="</s>"
     ),
-    "embedded": lambda: PreTrainedTokenizerFast.from_pretrained(EMBEDDED),
+    "embedded": lambda: PreTrainedTokenizerFast.from_pretrained(CARRIED["embedded"]),
     "smollm2": None,
 }
 

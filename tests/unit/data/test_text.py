@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 
 from beni.data.text import Text
@@ -13,7 +15,7 @@ def source(tmp_path):
     def make(text=TEXT, piece=50, heldout=0.2, seed=0):
         path = tmp_path / "text.txt"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return Text(seed, path=str(path), piece=piece, heldout=heldout)
+        return Text(seed, path=str(path), url=None, sha256=None, piece=piece, heldout=heldout)
 
     return make
 
@@ -72,6 +74,19 @@ def test_a_file_that_is_not_utf8_is_an_error_with_its_name(source):
 
 def test_a_path_that_is_null_or_missing_is_an_error_with_the_fix(tmp_path):
     with pytest.raises(DataError, match=r"set data\.path"):
-        Text(0, path=None, piece=5, heldout=0.1)
+        Text(0, path=None, url=None, sha256=None, piece=5, heldout=0.1)
     with pytest.raises(DataError, match=r"data\.path=.*gone does not exist"):
-        Text(0, path=str(tmp_path / "gone"), piece=5, heldout=0.1)
+        Text(0, path=str(tmp_path / "gone"), url=None, sha256=None, piece=5, heldout=0.1)
+
+
+def test_a_text_is_fetched_once_and_only_the_one_that_was_pinned(tmp_path, monkeypatch):
+    monkeypatch.setenv("BENI_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text(TEXT)
+    url, digest = (tmp_path / "text.txt").as_uri(), hashlib.sha256(TEXT.encode()).hexdigest()
+    with pytest.raises(DataError, match=rf"has the sha256 {digest}, expected data\.sha256=00"):
+        Text(0, path=None, url=url, sha256="00", piece=50, heldout=0.2)
+    first = Text(0, path=None, url=url, sha256=digest, piece=50, heldout=0.2)
+    (tmp_path / "text.txt").unlink()
+    assert Text(0, path=None, url=url, sha256=digest, piece=50, heldout=0.2).fingerprint() == first.fingerprint()
+    with pytest.raises(DataError, match=r"cannot be fetched: .*\n  fix: curl -O file:"):
+        Text(0, path=None, url=url, sha256="00", piece=50, heldout=0.2)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from beni.data import questions
 from beni.data.scenes import Scene
 from beni.errors import ConfigError
-from beni.llm.make_tokenizer import SPECIAL, VOCABULARY, make_tokenizer
-from beni.llm.tokenizer import EMBEDDED, load_tokenizer
+from beni.llm.make_tokenizer import SPECIAL, VOCABULARY, byte_tokenizer, make_tokenizer
+from beni.llm.tokenizer import CARRIED, load_tokenizer
 
 NODE = {"tokenizer": "auto", "name": None, "weights": "random", "architecture": {"vocab_size": VOCABULARY}}
 
@@ -25,9 +25,11 @@ def remade():
     return make_tokenizer()
 
 
-def test_making_the_embedded_tokenizer_again_gives_the_shipped_files_byte_for_byte(remade, tmp_path):
-    remade.save_pretrained(tmp_path)
-    shipped, made = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in (EMBEDDED, tmp_path))
+@pytest.mark.parametrize("name", CARRIED)
+def test_making_a_carried_tokenizer_again_gives_the_shipped_files_byte_for_byte(name, remade, tmp_path):
+    (remade if name == "embedded" else byte_tokenizer()).save_pretrained(tmp_path)
+    folders = (CARRIED[name], tmp_path)
+    shipped, made = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
     assert shipped.keys() == made.keys()
     assert [name for name in shipped if shipped[name] != made[name]] == []
 
@@ -76,3 +78,13 @@ def test_a_tokenizer_with_more_ids_than_the_llm_has_embeddings_is_an_error_with_
     assert len(load_tokenizer(NODE | {"architecture": {"vocab_size": size}})) == size
     with pytest.raises(ConfigError, match=rf"(?s)has {size} ids, but the llm has {size - 1} embeddings.*vocab_size"):
         load_tokenizer(NODE | {"architecture": {"vocab_size": size - 1}})
+
+
+def test_a_token_a_byte():
+    tokenizer = load_tokenizer(NODE | {"tokenizer": "bytes"})
+    text = "First Citizen:\nBefore we proceed, é"
+    ids = tokenizer(text).input_ids
+    assert len(ids) == len(text.encode())
+    assert tokenizer.decode(ids) == text
+    assert len(tokenizer) == 256 + len(SPECIAL)
+    assert tokenizer("<eos>").input_ids == [tokenizer.eos_token_id]

@@ -1,0 +1,31 @@
+"""A run without a picture learns to write, and no vision encoder computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from beni.config.compose import compose
+from beni.run import train
+from beni.vision.hf import HFVision
+
+ROOT = Path(__file__).parents[2]
+VALUES = ("train.steps=40", "train.batch_size=24", "train.threads=1", "train.workers=0", "train.device=cpu")
+VALUES += ("optim.lr=1e-2", "llm.architecture.num_hidden_layers=2", "eval.examples=64", "checkpoint.every=0")
+
+
+def test_tiny_shakespeare_in_short_learns_without_its_encoder(tmp_path, monkeypatch):
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(page.read_text(encoding="utf-8") for page in pages), encoding="utf-8")
+    monkeypatch.setattr(HFVision, "forward", None)  # calling it would be an error
+    values = [*VALUES, f"data.path={text}", f"paths.runs={tmp_path}"]
+    folder = train(compose(["experiment=tiny_shakespeare", *values]))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    first = next(row["train/loss"] for row in rows if "train/loss" in row)
+    held_out = next(row["eval/loss"] for row in rows if "eval/loss" in row)
+    assert first > 5  # of 264 bytes none is likelier
+    assert held_out < 3.1  # which letters are frequent gives 3.3 and more in this text
+    status = json.loads((folder / "status.json").read_text())
+    trained = {name: counts["trained"] for name, counts in status["parameters"].items()}
+    assert [name for name, count in trained.items() if count] == ["llm"]
