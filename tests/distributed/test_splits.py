@@ -48,7 +48,7 @@ def test_packed_samples_have_the_gradients_of_single_ones(step, whole):
 
 
 def test_texts_without_a_picture_have_the_gradients_of_one_process_on_two(tiny_values, tmp_path):
-    """No rank calls the encoder, whose weights are sharded like the others."""
+    """No rank calls the encoder, whose weights are sharded too, and gradients add up before they are summed."""
     text = tmp_path / "text.txt"
     text.write_text("".join(f"A line that is not like the others, number {i * i}.\n" for i in range(200)))
     values = [value for value in tiny_values if not value.startswith("data.")]

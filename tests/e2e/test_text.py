@@ -10,14 +10,15 @@ from beni.run import train
 from beni.vision.hf import HFVision
 
 ROOT = Path(__file__).parents[2]
-VALUES = ("train.steps=40", "train.batch_size=24", "train.threads=1", "train.workers=0", "train.device=cpu")
-VALUES += ("optim.lr=1e-2", "llm.architecture.num_hidden_layers=2", "eval.examples=64", "checkpoint.every=0")
+VALUES = ("train.steps=60", "train.batch_size=32", "train.threads=1", "train.workers=0", "train.device=cpu")
+VALUES += ("llm.architecture.num_hidden_layers=2", "eval.examples=64", "checkpoint.every=0")
 
 
 def test_tiny_shakespeare_in_short_learns_without_its_encoder(tmp_path, monkeypatch):
-    pages = sorted((ROOT / "docs").glob("*.md"))
+    pages = sorted((ROOT / "src" / "beni" / "resampler").glob("*.py"))
     text = tmp_path / "text.txt"
-    text.write_text("\n".join(page.read_text(encoding="utf-8") for page in pages), encoding="utf-8")
+    words = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    text.write_text(words.replace("<", "["), encoding="utf-8")  # no special token by accident
     monkeypatch.setattr(HFVision, "forward", None)  # calling it would be an error
     values = [*VALUES, f"data.path={text}", f"paths.runs={tmp_path}"]
     folder = train(compose(["experiment=tiny_shakespeare", *values]))
@@ -25,7 +26,7 @@ def test_tiny_shakespeare_in_short_learns_without_its_encoder(tmp_path, monkeypa
     first = next(row["train/loss"] for row in rows if "train/loss" in row)
     held_out = next(row["eval/loss"] for row in rows if "eval/loss" in row)
     assert first > 5  # of 264 bytes none is likelier
-    assert held_out < 3.1  # which letters are frequent gives 3.3 and more in this text
+    assert held_out < 3.1  # which letters are frequent gives 3.29 in this text
     status = json.loads((folder / "status.json").read_text())
     trained = {name: counts["trained"] for name, counts in status["parameters"].items()}
     assert [name for name, count in trained.items() if count] == ["llm"]

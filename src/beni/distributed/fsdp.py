@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -29,6 +30,8 @@ from torch.distributed.fsdp import (
 from beni.distributed.environment import Environment
 from beni.errors import ConfigError
 
+MET: WeakSet[nn.Module] = WeakSet()
+"""Units that ``meet_all`` has gathered."""
 ENTRY_POINTS = ("encode_images", "generate")
 """Methods of the model beside ``forward`` that read its weights."""
 
@@ -80,6 +83,20 @@ def shard(
             # a plain sum: gloo has no pre-multiplied sum, so the factor must not be folded into the reduction
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
+
+
+def meet_all(model: nn.Module) -> None:
+    """Gathers each unit once, whether or not a forward pass has met it; called by all ranks, does nothing twice.
+
+    Before a micro-batch whose gradients stay on their rank: FSDP2 (torch 2.13) then looks for gradients in the whole
+    weights of every unit, and fails where there never were any, such as those of an encoder of which no picture has
+    been asked yet.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule) and module is not model and module not in MET:
+            module.unshard()
+            module.reshard()
+            MET.add(module)
 
 
 def shards(settings: Mapping[str, Any], world: int, local_world: int | None) -> int:

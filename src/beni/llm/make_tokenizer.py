@@ -1,8 +1,8 @@
 """Makes the tokenizers that beni carries: ``python -m beni.llm.make_tokenizer`` writes their folders anew.
 
-``embedded_tokenizer/``: byte-level BPE over all 256 bytes, its merges learned from the questions of ``data=shapes``: any
-text can be written, and every word of the main job is one token. It lets llms with random weights train where no hub
-can be reached. ``byte_tokenizer/``: a token a byte, for losses that are to be compared character by character.
+``embedded_tokenizer/`` is byte-level BPE over all 256 bytes, its merges learned from the questions of ``data=shapes``:
+any text can be written, and every word of the main job is one token. It lets llms with random weights train where no
+hub can be reached. ``byte_tokenizer/`` has a token a byte, for losses that are to be compared character by character.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from beni.distributed.collectives import max_over_ranks, sum_gradients, sum_over_ranks
+from beni.distributed.fsdp import meet_all
 from beni.measure.goodput import Goodput
 from beni.model.loss import Loss
 from beni.model.modeling import BeniForConditionalGeneration
@@ -50,6 +51,8 @@ def forward_backward(
     # under sharding every rank must gather the same weights in the same order, whatever images it has
     sharded = isinstance(model, FSDPModule)
     calls = _calls_of_all_ranks(model, batches, device) if sharded else [None] * len(batches)
+    if sharded and len(batches) > 1:
+        meet_all(model)
     for i, batch in enumerate(batches):
         if sharded:
             model.set_requires_gradient_sync(i == len(batches) - 1)
