@@ -78,7 +78,14 @@ class PackedLinear(nn.Linear):
             return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        return self.packing.linear(x, self.packed(), self.shape, None if bias is None else bias.to(x.dtype))
+        return _product(self.packing, x, self.packed(), self.shape, None if bias is None else bias.to(x.dtype))
+
+
+@torch.compiler.disable  # the libraries' operators are not all known to the compiler: bitsandbytes 0.50.2 fails in it
+def _product(
+    packing: Packing, x: Tensor, packed: Mapping[str, Tensor], shape: tuple[int, int], bias: Tensor | None
+) -> Tensor:
+    return packing.linear(x, packed, shape, bias)
 
 
 def frozen_linear(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib.util import find_spec
 
 import pytest
@@ -180,6 +181,25 @@ def test_several_components_and_chosen_layers_are_packed(tiny_model, absent):
     assert {"fc1", "fc2"} <= {name.rpartition(".")[2] for name, _ in packed_layers(model.vision)}
     counts, plain = count_parameters(model), count_parameters(tiny_model(*FROZEN, "train.plan.vision=frozen"))
     assert counts == plain
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of CPU code needs g++")
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's compiler looks at it
+def test_compiled_layers_compute_what_others_do(tiny_model, absent):
+    if find_spec("bitsandbytes") is None:
+        absent("needs bitsandbytes")
+    from beni.training.blocks import compile_blocks
+
+    llm = tiny_model("quantization=bnb_nf4", *ADAPTED, "llm.architecture.num_hidden_layers=1").llm
+    seen = []
+    for prepare in (lambda layers: None, compile_blocks):
+        prepare(llm.layers())
+        embeds = torch.linspace(-1, 1, 8 * 32).view(1, 8, 32).requires_grad_()
+        logits = llm(embeds, torch.arange(8)[None], torch.ones(1, 8, dtype=torch.long))
+        logits.square().sum().backward()
+        seen.append((logits.detach(), embeds.grad))
+    torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-4)
 
 
 def test_a_rehearsal_counts_the_products_that_an_unpacked_llm_has(tiny_run, option):
