@@ -50,6 +50,26 @@ class Thaw:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """What becomes of a step that would spoil the run (training/guard.py): ``halt`` ends the run, ``skip`` leaves the
+    step's update out, ``rewind`` goes back to the newest checkpoint and leaves it out when the run comes by again.
+
+    Attributes:
+        nonfinite: for a loss or gradient that is not finite.
+        spike: for a loss far above the median of those before it; ``accept`` does not look.
+        threshold: how far: so many deviations, by the median deviation (at least 1 % of the median).
+        window: losses that are looked back at, 8 at least.
+        most: steps that may be left out; with one more the run ends.
+    """
+
+    nonfinite: Literal["halt", "skip", "rewind"]
+    spike: Literal["accept", "halt", "skip", "rewind"]
+    threshold: float
+    window: int
+    most: int
+
+
+@dataclass(frozen=True)
 class Train:
     """The training loop (run.py, training/loop.py).
 
@@ -78,6 +98,7 @@ class Train:
         watchdog_s: seconds after which a rank that does not move has hung, and the run ends; 0 waits for ever.
         plan: which components train.
         thaw: when.
+        guard: against steps that would spoil the run.
         peak_tflops: rate in TFLOP/s that utilisation (MFU) is a share of; null takes the device's data sheet, and a
             measured matrix product where the device is not known.
     """
@@ -103,6 +124,7 @@ class Train:
     watchdog_s: float
     plan: Plan
     thaw: Thaw
+    guard: Guard
     peak_tflops: float | None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -21,12 +21,13 @@ from beni.measure.goodput import Goodput
 from beni.model.loss import Loss
 from beni.nn.streams import derive
 from beni.training.ema import Average
+from beni.training.guard import Guard, Rewind
 from beni.training.job import Job
 from beni.training.optim import build_optimizer
 from beni.training.saver import Saver
 from beni.training.schedule import learning_rate
 from beni.training.shown import Shown
-from beni.training.step import clip_and_update, forward_backward
+from beni.training.step import forward_backward, gradient_norm, update, whole
 from beni.training.thaw import Thaw
 from beni.training.trainable import TrainabilityCheck, named_trainable
 from beni.training.window import Window
@@ -62,12 +63,14 @@ class Trainer:
         watchdog_s: float,
         plan: dict[str, str],
         thaw: dict[str, float],
+        guard: dict[str, Any],
         peak_tflops: float | None,
     ) -> None:
         self.steps, self.seed, self.precision = steps, seed, precision
         self.workers, self.log_every, self.plan = workers, log_every, plan
         self.ema, self.thaw = ema, thaw
         self.loss: Loss = loss
+        self.guard = guard
 
     def fit(self, job: Job) -> None:
         """Trains from the newest checkpoint, or from the start, to the last step.
@@ -77,16 +80,32 @@ class Trainer:
             Preempted: when a signal has ended the run; it is saved then.
             ResourceError: when a checkpoint cannot be saved and ``checkpoint.on_error=halt``.
             TrainabilityError: when what trains differs from the plan.
-            FloatingPointError: when the loss is not finite.
+            FloatingPointError: when a loss or gradient is not finite, or the loss has jumped, and ``train.guard`` ends
+                the run then.
         """
-        optimizer, average = build_optimizer(job.model, job.optim), Average(job.model, self.ema)
-        with Saver(job.model, optimizer, average, job.checkpoint, job.checkpoints, job.signature, job.log) as saver:
-            self._fit(job, optimizer, average, saver)
+        optimizer, average, guard = (
+            build_optimizer(job.model, job.optim),
+            Average(job.model, self.ema),
+            Guard(self.guard),
+        )
+        folder = (job.checkpoint, job.checkpoints, job.signature)
+        with Saver(job.model, optimizer, average, *folder, job.log, guard) as saver:
+            while True:
+                try:
+                    self._fit(job, optimizer, average, saver)
+                    break
+                except Rewind as rewind:
+                    saver.settle(rewind.step)
+                    optimizer.zero_grad(set_to_none=True)
+                    optimizer.state.clear()
+                    job.log.notice(f"the run goes back to its newest checkpoint and leaves step {rewind.step} out")
         average.swap(job.model)  # what is exported and shown after this
 
     def _fit(self, job: Job, optimizer: torch.optim.Optimizer, average: Average, saver: Saver) -> None:
         model, device, beat = job.model, job.environment.device, job.watchdog.beat
         done, before = saver.resume()
+        guard = saver.guard
+        guard.begin(done, before.get("guard", {}))
         job.log.begin(done)
         shown = Shown(
             job.steps.source.names,
@@ -130,14 +149,21 @@ class Trainer:
                 clock.go("compute")
                 torch.manual_seed(derive(self.seed, "dropout", step, job.environment.rank))
                 loss, labels = forward_backward(model, batches, step, device, self.precision, self.loss, clock)
+                norms = gradient_norm(model)
+                rate, norm = learning_rate(step, self.steps, job.optim), whole(norms)
+                accepted, told = guard.accepts(model, step + 1, loss, norm, _ids(batches))
+                if told:
+                    job.log.notice(told)
                 # a gradient reaches the vision encoder in a step with a picture, and the first need not have one
-                due = check is not None and (step + 1 in (self.steps, LATEST_CHECK) or _pictured(batches, device))
+                due = accepted and check is not None
+                due = due and (step + 1 in (self.steps, LATEST_CHECK) or _pictured(batches, device))
                 if check is not None and due:
                     for name in check.gradients(model):
                         job.log.notice(f"{name} never receives a gradient in this run and is frozen")
-                rate = learning_rate(step, self.steps, job.optim)
-                norm = clip_and_update(model, optimizer, rate, job.optim["clip"])
-                average.update()
+                if accepted:
+                    update(model, optimizer, rate, job.optim["clip"], norms)
+                    average.update()
+                optimizer.zero_grad(set_to_none=True)
                 clock.go("other")
                 if check is not None and due:
                     check.after_first_step(model)
@@ -150,6 +176,7 @@ class Trainer:
                 saves = last or (job.checkpoint["every"] and finished % job.checkpoint["every"] == 0)
                 if logs:
                     values = {"loss": loss, "lr": rate, "grad_norm": norm, "label_tokens": labels}
+                    values |= guard.metrics()
                     job.log.train(finished, values | window.line())
                     window.begin()
                 evaluates = self._evaluates(job, finished)
@@ -206,6 +233,10 @@ class Trainer:
         saver.settle(step)
         kept = "its checkpoint is saved, the same command goes on from there" if saver.saved == step else "not saved"
         raise Preempted(f"{job.preemption.name} after step {step}: {kept}")
+
+
+def _ids(batches: Sequence[Batch]) -> str:
+    return ", ".join(sample for batch in batches for sample in batch.ids)
 
 
 def _pictured(batches: Sequence[Batch], device: torch.device) -> bool:

@@ -17,6 +17,7 @@ from beni.errors import ConfigError, ResourceError, ResumeError
 from beni.measure.goodput import Goodput
 from beni.training.checkpoint import Checkpoints, Outcome
 from beni.training.ema import Average
+from beni.training.guard import Guard
 from beni.training.state import named_tensors, scatter
 
 LAST_WORDS = 60.0
@@ -55,10 +56,12 @@ class Saver:
         folder: Path,
         signature: str,
         log: SaverLog,
+        guard: Guard,
     ) -> None:
         self.model, self.optimizer, self.average, self.settings = model, optimizer, average, settings
         self.signature, self.log = signature, log
         self.clock = Goodput(torch.device("cpu"))
+        self.guard = guard
         """Of the run; what it says is saved, and the waiting for checkpoints told to it."""
         self.checkpoints = Checkpoints(folder, Peers(), settings["keep"])
         self.saved: int | None = None
@@ -111,6 +114,7 @@ class Saver:
             "signature": self.signature,
             "ledger": {name: asdict(counts) for name, counts in totals.items()},
             "goodput": self.clock.split(),
+            "guard": self.guard.state(),
         }
         with self.clock.span("checkpoint"):
             self.checkpoints.save(step, named_tensors(self.model, self.optimizer, self.average), values)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -41,8 +41,6 @@ def forward_backward(
     Returns:
         The mean loss over all label tokens of the step, and how many there were; the same on every rank.
 
-    Raises:
-        FloatingPointError: when the loss is not finite.
     """
     clock = clock or Goodput(device)
     with clock.inside("communication"):
@@ -68,8 +66,6 @@ def forward_backward(
     value = float(total)
     with clock.inside("communication"):
         mean = sum_over_ranks(value, device)
-    if not torch.isfinite(torch.tensor(mean)):
-        raise FloatingPointError(f"the loss of step {step + 1} is {mean}; lower optim.lr or set train.precision=fp32")
     return mean, count
 
 
@@ -87,17 +83,29 @@ def _calls_of_all_ranks(
     return [Calls(*numbers) for numbers in zip(encoder, stages, strict=True)]
 
 
-def clip_and_update(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip: float) -> float:
-    """Clips by global norm (0 = none), updates at ``rate`` times each group's ``lr_scale``, clears gradients.
+def gradient_norm(model: nn.Module) -> Tensor:
+    """Of all gradients together; sharded where they are, see ``whole``."""
+    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
-    Returns:
-        The norm before clipping.
-    """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    norm = nn.utils.clip_grad_norm_(parameters, clip if clip > 0 else float("inf"))
-    whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+def whole(norm: Tensor) -> float:
+    """A norm as a number; called by all ranks."""
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip: float, norm: Tensor) -> None:
+    """Clips gradients of that norm (0 = does not), updates at ``rate`` times each group's ``lr_scale``, clears them."""
+    if clip > 0:
+        nn.utils.clip_grads_with_norm_([p for p in model.parameters() if p.requires_grad], clip, norm)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(whole)
+
+
+def clip_and_update(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip: float) -> float:
+    """``update`` with the norm that the gradients have, which it returns."""
+    norm = gradient_norm(model)
+    number = whole(norm)
+    update(model, optimizer, rate, clip, norm)
+    return number

@@ -1,0 +1,133 @@
+"""Steps that would spoil a run: a loss or gradient that is not finite, a loss far above those before it.
+
+What is done about one is the run's choice (``train.guard``): end the run, leave the update of that step out, or go back
+to the newest checkpoint and leave it out when the run comes by again, since what made the loss jump may have been
+learned before. Decisions depend on numbers that all ranks share and that a checkpoint holds, so they are the same on
+every rank, and a run that is interrupted decides as one that is not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from beni.training.trainable import named_trainable
+
+FEWEST = 8
+"""Losses without which no other is called far above them."""
+NORMAL = 1.4826
+"""Times the median deviation, the standard deviation of a normal distribution."""
+
+
+class Rewind(Exception):
+    """The run goes back to its newest checkpoint.
+
+    Attributes:
+        step: number of the step (from 1) that is left out from then on.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+
+class Guard:
+    """Looks at each step between its backward pass and its update.
+
+    Args:
+        settings: ``train.guard`` (config/schema.py).
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+        self.losses: list[float] = []
+        """The latest that were accepted."""
+        self.left_out: set[int] = set()
+        """Steps (from 1) that have not been learned from, or will not be."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"losses": self.losses, "left_out": sorted(self.left_out)}
+
+    def begin(self, done: int, state: Mapping[str, Any]) -> None:
+        """Goes on after ``done`` steps with the state of a checkpoint; after a rewind what it was for is known too.
+
+        Raises:
+            FloatingPointError: when there was no checkpoint to go back to.
+        """
+        if self.left_out and not done:
+            raise FloatingPointError(
+                f"step {max(self.left_out)} is to be left out and there is no checkpoint to go back to\n"
+                "  fix: lower checkpoint.every, or set train.guard to skip instead of rewind"
+            )
+        self.losses = list(state.get("losses", []))
+        self.left_out |= set(state.get("left_out", []))
+
+    def metrics(self) -> dict[str, float]:
+        """For a log line; nothing while every step was learned from."""
+        return {"steps_left_out": float(len(self.left_out))} if self.left_out else {}
+
+    def accepts(self, model: nn.Module, step: int, loss: float, norm: float, samples: str) -> tuple[bool, str | None]:
+        """Whether step ``step`` (from 1) is to be learned from, and what there is to tell.
+
+        Args:
+            norm: of its gradients, over all of the model.
+            samples: that this rank's share is made of, for the message.
+
+        Raises:
+            Rewind: the run is to go back.
+            FloatingPointError: the run is to end.
+        """
+        problem, policy = self._problem(step, loss, norm)
+        if problem is None:
+            if step in self.left_out:
+                return False, None
+            self.losses = [*self.losses, loss][-self.settings["window"] :]
+            return True, None
+        if step in self.left_out:
+            return False, None
+        culprit = "" if math.isfinite(norm) else _culprit(model)
+        told = f"{problem}{culprit}; samples of this process: {samples}"
+        if policy == "halt" or len(self.left_out) >= self.settings["most"]:
+            raise FloatingPointError(f"{told}\n  fix: {self._fix(policy)}")
+        self.left_out.add(step)
+        if policy == "rewind":
+            raise Rewind(step)
+        return False, f"{told}; the step is left out"
+
+    def _problem(self, step: int, loss: float, norm: float) -> tuple[str | None, str]:
+        """What is wrong, and what is to be done about it."""
+        if not math.isfinite(loss):
+            return f"the loss of step {step} is {loss}", self.settings["nonfinite"]
+        if not math.isfinite(norm):
+            return f"a gradient of step {step} is not finite (loss {loss:.4g})", self.settings["nonfinite"]
+        if self.settings["spike"] == "accept" or len(self.losses) < FEWEST:
+            return None, ""
+        middle = median(self.losses)
+        deviation = NORMAL * median(abs(other - middle) for other in self.losses)
+        limit = middle + self.settings["threshold"] * max(deviation, 0.01 * abs(middle))
+        if loss <= limit:
+            return None, ""
+        told = f"the loss of step {step} is {loss:.4g}, the median of {len(self.losses)} before it {middle:.4g}"
+        return f"{told} (train.guard.threshold allows {limit:.4g})", self.settings["spike"]
+
+    def _fix(self, policy: str) -> str:
+        if policy == "halt":
+            return "lower optim.lr, set train.precision=fp32, or leave such steps out with train.guard.nonfinite=skip"
+        return f"{len(self.left_out)} steps were left out before, train.guard.most allows no more; lower optim.lr"
+
+
+def _culprit(model: nn.Module) -> str:
+    """The first parameter, in the order of the model, whose gradient (this process' part of it) is not finite."""
+    for name, parameter in named_trainable(model):
+        gradient = parameter.grad
+        if gradient is not None:
+            local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+            if not bool(local.isfinite().all()):
+                return f"; the first gradient that is not: {name}"
+    return ""

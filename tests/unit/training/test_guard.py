@@ -1,0 +1,123 @@
+"""Steps that would spoil a run are seen, and left out as the run asks; what follows is what would have come anyway."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from beni.training.guard import Guard, Rewind
+
+SETTINGS = {"nonfinite": "halt", "spike": "accept", "threshold": 10.0, "window": 16, "most": 3}
+RUN = ("train.steps=8", "checkpoint.every=2", "optim.lr=1e-2", "optim.warmup_ratio=0")
+MODEL = nn.Linear(2, 2)
+
+
+def guard(**settings):
+    return Guard(SETTINGS | settings)
+
+
+def accepts(of, losses, norm=1.0):
+    return [of.accepts(MODEL, step, loss, norm, "a")[0] for step, loss in enumerate(losses, start=1)]
+
+
+def test_a_jump_is_one_by_the_spread_of_the_losses_before():
+    calm = [2.0 + 0.01 * (i % 3) for i in range(10)]
+    assert accepts(guard(spike="skip"), [*calm, 2.15, 3.0, 2.0]) == [*[True] * 11, False, True]
+    assert accepts(guard(), [*calm, 30.0]) == [True] * 11
+
+
+def test_few_losses_are_not_judged_by():
+    assert accepts(guard(spike="skip"), [1.0, 1.0, 50.0, 1.0]) == [True] * 4
+
+
+def test_a_jump_that_was_left_out_is_not_looked_back_at():
+    of = guard(spike="skip", most=9)
+    assert accepts(of, [1.0] * 10 + [9.0] * 5 + [1.0])[-6:] == [*[False] * 5, True]
+    assert max(of.losses) == 1.0
+
+
+def test_more_than_the_most_end_the_run():
+    of = guard(nonfinite="skip", most=2)
+    accepts(of, [float("nan")] * 2)
+    with pytest.raises(FloatingPointError, match=r"(?s)step 3 is nan.*2 steps were left out before.*guard.most"):
+        of.accepts(MODEL, 3, float("nan"), 1.0, "a")
+
+
+def test_a_gradient_that_is_not_finite_is_named():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    model[1].weight.grad[0, 0] = float("inf")
+    with pytest.raises(FloatingPointError, match=r"gradient of step 4 is not finite.*not: 1\.weight; samples .*: a, b"):
+        guard().accepts(model, 4, 1.0, float("inf"), "a, b")
+
+
+def test_a_checkpoint_keeps_what_decisions_rest_on():
+    one, other = guard(spike="skip"), guard(spike="skip")
+    losses = [1.0] * 9 + [7.0]
+    accepts(one, losses)
+    other.begin(10, one.state())
+    assert (other.losses, other.left_out) == (one.losses, {10})
+    assert other.metrics() == {"steps_left_out": 1.0}
+
+
+def test_a_rewind_is_asked_for_once_a_step():
+    of = guard(spike="rewind")
+    with pytest.raises(Rewind):
+        accepts(of, [*[1.0] * 9, 7.0])
+    of.begin(8, {"losses": [1.0] * 8})
+    assert of.accepts(MODEL, 10, 7.0, 1.0, "a") == (False, None)
+
+
+@pytest.fixture
+def spoilt(monkeypatch):
+    """spoilt(step): that step's loss and gradients are not finite, each time."""
+    from beni.training import loop
+
+    forward_backward = loop.forward_backward
+
+    def make(number):
+        def run(model, batches, step, *rest):
+            loss, labels = forward_backward(model, batches, step, *rest)
+            if step + 1 != number:
+                return loss, labels
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.fill_(float("nan"))
+            return float("nan"), labels
+
+        monkeypatch.setattr(loop, "forward_backward", run)
+
+    return make
+
+
+def test_a_run_ends_at_a_loss_that_is_not_finite(tiny_run, fit, tmp_path, spoilt):
+    spoilt(3)
+    with pytest.raises(FloatingPointError, match=r"(?s)loss of step 3 is nan; the first gradient that is not: .*fix:"):
+        fit(tiny_run(*RUN), tmp_path)
+
+
+@pytest.mark.parametrize("policy", ["skip", "rewind"])
+def test_a_spoilt_step_is_left_out_and_nothing_of_it_stays(tiny_run, fit, tmp_path, spoilt, policy):
+    spoilt(4)
+    run = tiny_run(*RUN, f"train.guard.nonfinite={policy}", "train.ema=0.5")
+    model, log = fit(run, tmp_path / policy)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert sorted(log.losses) == [*range(1, 9)]
+    assert any("step 4" in notice and "out" in notice for notice in log.notices)
+    # the other policy, and a run that is interrupted on the far side, come to the same digits
+    other = "rewind" if policy == "skip" else "skip"
+    _, theirs = fit(tiny_run(*RUN, f"train.guard.nonfinite={other}", "train.ema=0.5"), tmp_path / other)
+    fit(run, tmp_path / "cut", stop=5)
+    _, resumed = fit(run, tmp_path / "cut")
+    after = {step: loss for step, loss in log.losses.items() if step > 4}
+    assert {step: theirs.losses[step] for step in after} == after
+    assert resumed.began == 4
+    assert {step: resumed.losses[step] for step in after} == after
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tiny_run, fit, tmp_path, spoilt):
+    spoilt(2)
+    with pytest.raises(FloatingPointError, match=r"(?s)step 2 .*no checkpoint to go back to.*fix: lower checkpoint"):
+        fit(tiny_run(*RUN, "checkpoint.every=0", "train.guard.nonfinite=rewind"), tmp_path)
