@@ -104,6 +104,7 @@ MISTAKES = {
         "set fsdp.frozen=replicate",
     ),
     "train.activation_checkpointing=memory_budget": ("train.compile=false", "set train.compile=true"),
+    "train.guard.window=2": ("train.guard.window=2, expected at least 8", "set train.guard.window=8"),
     "train.memory_budget=2": ("train.memory_budget=2", "set train.memory_budget=0.5"),
     "train.plan.llm=lora": ("train.plan.llm=lora", "set adapter=lora"),
     "adapter=lora adapter.r=0": ("adapter.r=0", "set adapter.r=8"),

@@ -274,10 +274,8 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
         yield f"images.max_bad={images['max_bad']}, expected a share of all pictures\n  fix: set images.max_bad=0.05"
     guard = train["guard"]
     for key, least in (("threshold", 1), ("window", 8), ("most", 0)):
-        if guard[key] < least:
-            raise ConfigError(
-                f"train.guard.{key}={guard[key]}, expected {least} or more\n  fix: set train.guard.{key}={least}"
-            )
+        if not guard[key] >= least:
+            yield f"train.guard.{key}={guard[key]}, expected at least {least}\n  fix: set train.guard.{key}={least}"
     if not 0 <= train["memory_budget"] <= 1:
         yield (
             f"train.memory_budget={train['memory_budget']}, expected a share in [0, 1]\n"

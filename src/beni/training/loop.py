@@ -27,7 +27,7 @@ from beni.training.optim import build_optimizer
 from beni.training.saver import Saver
 from beni.training.schedule import learning_rate
 from beni.training.shown import Shown
-from beni.training.step import forward_backward, gradient_norm, update, whole
+from beni.training.step import component_norms, forward_backward, gradient_norm, update, whole
 from beni.training.thaw import Thaw
 from beni.training.trainable import TrainabilityCheck, named_trainable
 from beni.training.window import Window
@@ -160,24 +160,26 @@ class Trainer:
                 if check is not None and due:
                     for name in check.gradients(model):
                         job.log.notice(f"{name} never receives a gradient in this run and is frozen")
+                finished = step + 1
+                last = finished == self.steps
+                logs = finished % self.log_every == 0 or last or finished == 1
+                by_component = component_norms(model) if logs else {}
                 if accepted:
                     update(model, optimizer, rate, job.optim["clip"], norms)
                     average.update()
-                optimizer.zero_grad(set_to_none=True)
+                else:
+                    optimizer.zero_grad(set_to_none=True)
                 clock.go("other")
                 if check is not None and due:
                     check.after_first_step(model)
                     check = None
                 window.step_done(batches)
 
-                finished = step + 1
-                last = finished == self.steps
-                logs = finished % self.log_every == 0 or last or finished == 1
                 saves = last or (job.checkpoint["every"] and finished % job.checkpoint["every"] == 0)
                 if logs:
                     values = {"loss": loss, "lr": rate, "grad_norm": norm, "label_tokens": labels}
                     values |= guard.metrics()
-                    job.log.train(finished, values | window.line())
+                    job.log.train(finished, values | by_component | window.line())
                     window.begin()
                 evaluates = self._evaluates(job, finished)
                 # what a checkpoint leaves behind is told before it: a run that goes on there cannot

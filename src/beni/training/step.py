@@ -88,6 +88,16 @@ def gradient_norm(model: nn.Module) -> Tensor:
     return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
 
+def component_norms(model: nn.Module) -> dict[str, float]:
+    """``grad_norm/<component>`` of each that has gradients; called by all ranks, before they are clipped."""
+    norms = {}
+    for name, component in model.named_children():
+        gradients = [p.grad for p in component.parameters() if p.grad is not None]
+        if gradients:
+            norms[f"grad_norm/{name}"] = whole(nn.utils.get_total_norm(gradients))
+    return norms
+
+
 def whole(norm: Tensor) -> float:
     """A norm as a number; called by all ranks."""
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

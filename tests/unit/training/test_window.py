@@ -40,6 +40,14 @@ def test_utilisation_is_useful_flops_over_what_the_peak_allows(lines):
         assert values["flops/padding"] == 0
 
 
+def test_the_gradient_norm_is_made_of_those_of_the_components(lines):
+    told, _ = lines("train.plan.vision=frozen")
+    parts = [value for key, value in told[2].items() if key.startswith("grad_norm/")]
+    assert "grad_norm/connector" in told[2]
+    assert "grad_norm/vision" not in told[2]
+    assert sum(part**2 for part in parts) == pytest.approx(told[2]["grad_norm"] ** 2, rel=1e-4)
+
+
 def test_a_line_is_about_the_steps_since_the_last_one(lines):
     every, _ = lines("train.steps=4", "train.batch_size=4")
     flops = [every[step]["flops/useful"] for step in (1, 2, 3, 4)]
