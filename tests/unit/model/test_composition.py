@@ -38,7 +38,7 @@ SIGLIP = ("vision=siglip", "vision.weights=random", "llm=tinyllama", "llm.weight
         (
             "E-ADAPTER",
             "adapter x llm",
-            "adapter.targets=",
+            "set adapter.targets to all-linear",
             LORA,
         ),
     ],
