@@ -19,7 +19,7 @@ from beni import hub
 from beni.analysis.collect import collect_run
 from beni.analysis.terminal_tables import run_table
 from beni.config.build import build
-from beni.config.check import check
+from beni.config.check import check, profiled_steps
 from beni.data.ahead import LookAhead
 from beni.data.fetch import Fetcher
 from beni.data.fetched import Fetched
@@ -41,6 +41,7 @@ from beni.llm.hf import isolates_segments
 from beni.llm.tokenizer import load_tokenizer
 from beni.measure import memory
 from beni.measure.peak import Peak, find_peak
+from beni.measure.profile import Profile
 from beni.model.costs import Costs
 from beni.model.loss import resolve
 from beni.model.modeling import BeniForConditionalGeneration
@@ -194,6 +195,7 @@ def train(run: Mapping[str, Any]) -> Path:
                     preemption=preemption,
                     watchdog=watchdog,
                     meter=_meter(planned, renderer, settings, peak),
+                    profile=_profile(settings, folder, report, main),
                     spent=float(folder.status.get("wall_s", 0.0)),
                     started=started,
                 )
@@ -234,6 +236,19 @@ def make_schedule(
             lengths = RunLengths(index, viewer, run["template"], None if each == "auto" else each)
             lengths.loads(0)
     return Schedule(train["seed"], len(source), train["batch_size"], settings, lengths)
+
+
+def _profile(settings: Mapping[str, Any], folder: RunFolder, report: Reporter, main: bool) -> Profile | None:
+    """Of the steps that the run asks for, on the first process; a report shows what comes of it."""
+    steps = None if settings["profile"] is None else profiled_steps(settings["profile"])
+    if steps is None or not main:
+        return None
+
+    def tell(line: str, shares: Mapping[str, float]) -> None:
+        report.notice(line)
+        folder.update(**{f"profile/{part}": share for part, share in shares.items()})
+
+    return Profile(steps, folder.path / "profile", tell)
 
 
 def _prepare_layers(model: BeniForConditionalGeneration, settings: Mapping[str, Any]) -> None:

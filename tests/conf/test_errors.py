@@ -104,6 +104,7 @@ MISTAKES = {
         "set fsdp.frozen=replicate",
     ),
     "train.activation_checkpointing=memory_budget": ("train.compile=false", "set train.compile=true"),
+    "train.profile=3-4": ("train.profile=3-4, expected steps first:last between 1 and", "set train.profile=4:6"),
     "train.guard.window=2": ("train.guard.window=2, expected at least 8", "set train.guard.window=8"),
     "train.memory_budget=2": ("train.memory_budget=2", "set train.memory_budget=0.5"),
     "train.plan.llm=lora": ("train.plan.llm=lora", "set adapter=lora"),

@@ -21,6 +21,14 @@ TIME = {
     "other": "the rest",
 }
 
+PROFILE = {
+    "compute": "compute",
+    "communication": "communication that compute does not hide",
+    "copy": "copies that nothing hides",
+    "data": "waiting for data",
+    "idle": "idle",
+}
+
 
 def utilisation(run: Run) -> list[tuple[str, str]]:
     """Label and value of each rate that the run measured."""
@@ -55,6 +63,11 @@ def time(run: Run) -> list[dict[str, Any]]:
     told = _below(run.status, "goodput/")
     rows = [{"name": TIME.get(part, part), "share": share} for part, share in told.items()]
     return sorted(rows, key=lambda row: -row["share"])
+
+
+def profile(run: Run) -> list[dict[str, Any]]:
+    """Rows of what the wall time of the profiled steps went into and its share; none without ``train.profile``."""
+    return [{"name": PROFILE.get(part, part), "share": share} for part, share in _below(run.status, "profile/").items()]
 
 
 def _below(status: Mapping[str, Any], prefix: str) -> dict[str, float]:

@@ -69,6 +69,7 @@ def page(run: Run) -> dict[str, Any]:
         "utilisation": cost.utilisation(run),
         "flops": cost.flops(run),
         "time": cost.time(run),
+        "profile": cost.profile(run),
         "data_errors": _data_errors(run),
         "config_text": _text(run.folder / "config.yaml"),
     }

@@ -223,6 +223,12 @@ AT_LEAST = {
 """Smallest value of each number that has one."""
 
 
+def profiled_steps(value: str | int) -> tuple[int, int] | None:
+    """First and last step of ``train.profile``; None where it is neither ``first:last`` nor a number."""
+    first, _, last = str(value).partition(":")
+    return (int(first), int(last or first)) if first.isdecimal() and (last or first).isdecimal() else None
+
+
 def _ranges(run: dict[str, Any]) -> Iterable[str]:
     """Rules that no type expresses."""
     for path, least in AT_LEAST.items():
@@ -272,6 +278,13 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
             yield f"images.{name}={images[name]}, expected a number above 0\n  fix: set images.{name}=10"
     if images["max_bad"] > 1:
         yield f"images.max_bad={images['max_bad']}, expected a share of all pictures\n  fix: set images.max_bad=0.05"
+    if train["profile"] is not None:
+        steps = profiled_steps(train["profile"])
+        if steps is None or not 1 <= steps[0] <= steps[1] <= train["steps"]:
+            yield (
+                f"train.profile={train['profile']}, expected steps first:last between 1 and {train['steps']}\n"
+                "  fix: set train.profile=4:6, or null"
+            )
     guard = train["guard"]
     for key, least in (("threshold", 1), ("window", 8), ("most", 0)):
         if not guard[key] >= least:

@@ -30,6 +30,7 @@ IRRELEVANT = (
     "eval.gallery",
     "eval.batch_size",
     "train.feature_bank",
+    "train.profile",
     "train.log_every",
     "train.peak_tflops",
     "train.watchdog_s",

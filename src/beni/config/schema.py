@@ -99,6 +99,7 @@ class Train:
         plan: which components train.
         thaw: when.
         guard: against steps that would spoil the run.
+        profile: steps that are profiled, ``first:last`` (from 1) or one step, else null (measure/profile.py).
         peak_tflops: rate in TFLOP/s that utilisation (MFU) is a share of; null takes the device's data sheet, and a
             measured matrix product where the device is not known.
     """
@@ -125,6 +126,7 @@ class Train:
     plan: Plan
     thaw: Thaw
     guard: Guard
+    profile: str | int | None
     peak_tflops: float | None
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from beni.data.loader import Steps
 from beni.distributed.environment import Environment
 from beni.distributed.watchdog import Watchdog
+from beni.measure.profile import Profile
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.training.preempt import Preemption
 from beni.training.saver import SaverLog
@@ -41,6 +42,7 @@ class Job:
         preemption: the signals that end the run early.
         watchdog: is told how far this rank has come.
         meter: what steps are billed; None bills none.
+        profile: of some steps; None on other ranks, or where there is none.
         spent: seconds that earlier calls for this run took.
         started: ``time.perf_counter()`` when this one began; None takes now.
     """
@@ -59,5 +61,6 @@ class Job:
     preemption: Preemption = field(default_factory=Preemption)
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
     meter: Meter | None = None
+    profile: Profile | None = None
     spent: float = 0.0
     started: float | None = None

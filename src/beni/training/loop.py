@@ -64,6 +64,7 @@ class Trainer:
         plan: dict[str, str],
         thaw: dict[str, float],
         guard: dict[str, Any],
+        profile: str | int | None,
         peak_tflops: float | None,
     ) -> None:
         self.steps, self.seed, self.precision = steps, seed, precision
@@ -123,6 +124,8 @@ class Trainer:
         window = Window(device, clock, model.feature_bank, job.meter)
         self._recount(job)
 
+        if job.profile is not None:
+            job.profile.reached(done, clock)
         beat("data", done)
         clock.go("data")
         loaded = load(job.steps, done, self.steps, self.workers, pin=device.type == "cuda")
@@ -174,7 +177,8 @@ class Trainer:
                     check.after_first_step(model)
                     check = None
                 window.step_done(batches)
-
+                if job.profile is not None:
+                    job.profile.reached(finished, clock)
                 saves = last or (job.checkpoint["every"] and finished % job.checkpoint["every"] == 0)
                 if logs:
                     values = {"loss": loss, "lr": rate, "grad_norm": norm, "label_tokens": labels}
