@@ -72,12 +72,13 @@ def export(arguments: argparse.Namespace, show) -> Path:
     """
     import json
 
+    from beni.config.frozen import load_frozen
     from beni.errors import ConfigError
     from beni.llm.tokenizer import load_tokenizer
     from beni.model.programs import write_programs
-    from beni.training.restore import read_run, restore
+    from beni.training.restore import restore
 
-    run = read_run(arguments.run)
+    run = load_frozen(arguments.run)
     average = run["train"]["ema"] > 0 if arguments.average is None else arguments.average
     model, step = restore(arguments.run, run, arguments.checkpoint, average)
     kind = "average of the weights" if average else "weights"

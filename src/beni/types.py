@@ -7,6 +7,7 @@ patches or visual tokens going in, ``m`` visual tokens coming out, ``d`` width, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -59,6 +60,14 @@ class VisualTokens:
     def with_features(self, x: Float[Tensor, "i n d"]) -> VisualTokens:
         """The same tokens with other features (any width)."""
         return replace(self, x=x)
+
+    def features(self) -> Iterator[Tensor]:
+        """The feature tensors: their own, their levels', and those of each encoder."""
+        yield self.x
+        if self.levels is not None:
+            yield self.levels
+        for source in self.sources:
+            yield from source.features()
 
     def select(self, rows: Int[Tensor, "k"]) -> VisualTokens:
         """Rows by index, repeated or left out as wished."""

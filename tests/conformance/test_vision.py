@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from beni.conformance.subject import features_of
 from beni.measure.flops import count_flops
 from beni.model.spec import propagate
 
@@ -55,12 +54,12 @@ def test_a_batch_has_the_gradients_of_its_images(encoder, option):
     """One by one they must add up: torch's BatchNorm does not do that by itself (nn/batch_norm.py)."""
     encoder, images = encoder.double(), pixels(encoder, 2).double()
     generator = torch.Generator().manual_seed(1)
-    weights = [torch.randn(x.shape[1:], generator=generator, dtype=x.dtype) for x in features_of(encoder(images))]
+    weights = [torch.randn(x.shape[1:], generator=generator, dtype=x.dtype) for x in encoder(images).features()]
 
     def gradients(parts):
         encoder.zero_grad()
         for part in parts:
-            sum((x * w).sum() for x, w in zip(features_of(encoder(part)), weights, strict=True)).backward()
+            sum((x * w).sum() for x, w in zip(encoder(part).features(), weights, strict=True)).backward()
         return {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
 
     together, apart = gradients([images]), gradients([images[:1], images[1:]])
@@ -112,7 +111,7 @@ def test_bf16_is_near_fp32(encoder, option):
 
 def test_a_gradient_reaches_every_parameter_that_its_tokens_depend_on(encoder, option):
     generator = torch.Generator().manual_seed(1)
-    sum((x * torch.randn(x.shape, generator=generator)).sum() for x in features_of(encoder(pixels(encoder)))).backward()
+    sum((x * torch.randn(x.shape, generator=generator)).sum() for x in encoder(pixels(encoder)).features()).backward()
     silent = {name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.abs().max()}
     # a final norm above the chosen layer, the token for masked training, and keys, whose bias softmax ignores
     allowed = ("post_layernorm", "model.layernorm.", "mask_token", "k_proj.bias", "key.bias", "model.norm.")

@@ -138,6 +138,6 @@ def test_what_cannot_be_had_is_named(folder, words, said, capsys):
 
 def test_a_folder_that_is_no_run_or_is_not_empty_is_refused(folder, tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "has no config.yaml" in capsys.readouterr().err
     assert main([str(folder), "--out", str(folder)]) == 2
     assert "is not empty" in capsys.readouterr().err

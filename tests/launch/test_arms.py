@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from beni.config.frozen import load_frozen
 from beni.config.identity import run_folder
 from beni.errors import BeniError, CompositionError, ConfigError, Preempted, ResumeError
 from beni.launch import submit
-from beni.launch.job import load_frozen
 from beni.launch.status import read_status, write_status
 from beni.launch.submit import ImpossibleArm, check_arms, freeze_arm, run_arms, settle_arm
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 import torch
 from torch import Tensor
 
-from beni.conformance.subject import Subject, cast, features_of, padded, run, without_grid
+from beni.conformance.subject import Subject, cast, padded, run, without_grid
 from beni.conformance.verdict import Excused, NotMet, expect, largest, some
 from beni.nn.streams import torch_stream
 from beni.stage import Stage
@@ -49,7 +49,7 @@ def keeps_the_images_of_a_batch_apart(subject: Subject) -> str:
     """Another picture, or another question, in the middle row changes not one bit of the others."""
     stage = subject.randomised()
     ours, mixed = subject.tokens(), subject.tokens()
-    for x, other in zip(features_of(mixed), features_of(subject.tokens(seed=1)), strict=True):
+    for x, other in zip(mixed.features(), subject.tokens(seed=1).features(), strict=True):
         x[1] = other[1]
     for prompt in subject.prompts(stage):
         asked = prompt
@@ -137,7 +137,7 @@ def passes_gradients_to_every_parameter_and_token(subject: Subject) -> str:
         silent = [] if prompt is None and stage.uses_prompt else _silent(stage)
         expect(not silent, f"the gradient of {some(silent)} is zero")
         # who reads the encoders one by one need not read the first one's tokens once more
-        read = list(features_of(tokens))[1 if tokens.sources else 0 :]
+        read = list(tokens.features())[1 if tokens.sources else 0 :]
         expect(all(x.grad is not None and bool(x.grad.any()) for x in read), "no gradient reaches its tokens")
     return f"{len(parameters)} tensors of parameters"
 
@@ -197,7 +197,7 @@ def _silent_after(stage: Stage, subject: Subject, step: int, prompt: Prompt | No
 
 
 def _leaves(tokens: VisualTokens) -> VisualTokens:
-    for x in features_of(tokens):
+    for x in tokens.features():
         x.requires_grad_()
     return tokens
 

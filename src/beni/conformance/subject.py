@@ -6,7 +6,7 @@ encoders needs several. The list goes from the plainest tokens to those, so that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -174,15 +174,6 @@ def _draw(spec: TokenSpec, images: int, generator: torch.Generator) -> VisualTok
         levels=features(spec.levels) if spec.levels else None,
         sources=tuple(_draw(source, images, generator) for source in spec.sources),
     )
-
-
-def features_of(tokens: VisualTokens) -> Iterator[Tensor]:
-    """The feature tensors of tokens: their own, their levels', and those of each encoder."""
-    yield tokens.x
-    if tokens.levels is not None:
-        yield tokens.levels
-    for source in tokens.sources:
-        yield from features_of(source)
 
 
 def cast(tokens: VisualTokens, dtype: torch.dtype) -> VisualTokens:

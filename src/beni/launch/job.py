@@ -13,23 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from beni.config.command import report
-from beni.errors import PREEMPTED, BeniError, Preempted, ResumeError
+from beni.config.frozen import load_frozen
+from beni.errors import PREEMPTED, BeniError, Preempted
 from beni.launch.status import failure, read_status, write_status
-
-
-def load_frozen(folder: Path) -> dict[str, Any]:
-    """The frozen run in ``folder``.
-
-    Raises:
-        ResumeError: when there is none.
-    """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ResumeError(f"{folder} has no config.yaml; expected a run folder that beni.train or a sweep has made")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def main(arguments: list[str]) -> int:

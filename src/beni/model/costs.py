@@ -12,7 +12,7 @@ as is what activation checkpointing computes again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -184,7 +184,7 @@ class Costs:
 
             def forward() -> Iterable[Tensor]:
                 with torch.set_grad_enabled(self._trains("vision")):
-                    return features_of(vision(torch.empty(1, 3, *size, device="meta")))
+                    return vision(torch.empty(1, 3, *size, device="meta")).features()
 
             with ExitStack() as contexts:
                 for encoder in vision.modules():
@@ -209,7 +209,7 @@ class Costs:
                     embeds = torch.empty(1, asked, self.twin.llm.hidden_size, device="meta")
                     embeds.requires_grad_(self._embeddings_train())
                     context.prompt = Prompt(embeds, torch.ones(1, asked, dtype=torch.bool, device="meta"))
-                return features_of(stage(_tokens(row, self._trains(*before)), context))
+                return stage(_tokens(row, self._trains(*before)), context).features()
 
             self._known[key] = self._count(stage, forward)
         return self._known[key][0]
@@ -252,12 +252,3 @@ def _tokens(spec: TokenSpec, wants_gradient: bool) -> VisualTokens:
         dense = VisualTokens.dense(x, spec.grid or (1, spec.n))
     sources = tuple(_tokens(source, wants_gradient) for source in spec.sources)
     return replace(dense, grid=spec.grid, levels=levels, sources=sources)
-
-
-def features_of(tokens: VisualTokens) -> Iterator[Tensor]:
-    """Whatever later stages read."""
-    yield tokens.x
-    if tokens.levels is not None:
-        yield tokens.levels
-    for source in tokens.sources:
-        yield from features_of(source)

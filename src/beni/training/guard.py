@@ -9,7 +9,7 @@ every rank, and a run that is interrupted decides as one that is not.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
@@ -72,27 +72,27 @@ class Guard:
         """For a log line; nothing while every step was learned from."""
         return {"steps_left_out": float(len(self.left_out))} if self.left_out else {}
 
-    def accepts(self, model: nn.Module, step: int, loss: float, norm: float, samples: str) -> tuple[bool, str | None]:
+    def accepts(
+        self, model: nn.Module, step: int, loss: float, norm: float, samples: Iterable[str]
+    ) -> tuple[bool, str | None]:
         """Whether step ``step`` (from 1) is to be learned from, and what there is to tell.
 
         Args:
             norm: of its gradients, over all of the model.
-            samples: that this rank's share is made of, for the message.
+            samples: ids of this rank's share, read where there is something to tell.
 
         Raises:
             Rewind: the run is to go back.
             FloatingPointError: the run is to end.
         """
-        problem, policy = self._problem(step, loss, norm)
-        if problem is None:
-            if step in self.left_out:
-                return False, None
-            self.losses = [*self.losses, loss][-self.settings["window"] :]
-            return True, None
         if step in self.left_out:
             return False, None
+        problem, policy = self._problem(step, loss, norm)
+        if problem is None:
+            self.losses = [*self.losses, loss][-self.settings["window"] :]
+            return True, None
         culprit = "" if math.isfinite(norm) else _culprit(model)
-        told = f"{problem}{culprit}; samples of this process: {samples}"
+        told = f"{problem}{culprit}; samples of this process: {', '.join(samples)}"
         if policy == "halt" or len(self.left_out) >= self.settings["most"]:
             raise FloatingPointError(f"{told}\n  fix: {self._fix(policy)}")
         self.left_out.add(step)
@@ -118,7 +118,7 @@ class Guard:
 
     def _fix(self, policy: str) -> str:
         if policy == "halt":
-            return "lower optim.lr, set train.precision=fp32, or leave such steps out with train.guard.nonfinite=skip"
+            return "lower optim.lr, set train.precision=fp32, or leave such steps out (train.guard: skip or rewind)"
         return f"{len(self.left_out)} steps were left out before, train.guard.most allows no more; lower optim.lr"
 
 

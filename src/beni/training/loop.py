@@ -154,7 +154,8 @@ class Trainer:
                 loss, labels = forward_backward(model, batches, step, device, self.precision, self.loss, clock)
                 norms = gradient_norm(model)
                 rate, norm = learning_rate(step, self.steps, job.optim), whole(norms)
-                accepted, told = guard.accepts(model, step + 1, loss, norm, _ids(batches))
+                samples = (sample for batch in batches for sample in batch.ids)
+                accepted, told = guard.accepts(model, step + 1, loss, norm, samples)
                 if told:
                     job.log.notice(told)
                 # a gradient reaches the vision encoder in a step with a picture, and the first need not have one
@@ -239,10 +240,6 @@ class Trainer:
         saver.settle(step)
         kept = "its checkpoint is saved, the same command goes on from there" if saver.saved == step else "not saved"
         raise Preempted(f"{job.preemption.name} after step {step}: {kept}")
-
-
-def _ids(batches: Sequence[Batch]) -> str:
-    return ", ".join(sample for batch in batches for sample in batch.ids)
 
 
 def _pictured(batches: Sequence[Batch], device: torch.device) -> bool:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from beni.errors import ResumeError
@@ -16,18 +15,6 @@ from beni.model.modeling import BeniForConditionalGeneration
 from beni.training.checkpoint import best_step, read, steps
 from beni.training.initial import load_initial
 from beni.training.trainable import store_frozen_in_bf16
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """The frozen run of a run folder.
-
-    Raises:
-        ResumeError: when it is none.
-    """
-    frozen = folder / "config.yaml"
-    if not frozen.is_file():
-        raise ResumeError(f"{folder} is no run folder: it has no config.yaml")
-    return yaml.safe_load(frozen.read_text(encoding="utf-8"))
 
 
 def restore(

@@ -45,6 +45,7 @@ class Saver:
         settings: the ``checkpoint`` section (config/schema.py).
         folder: of the run's checkpoints.
         signature: of the run; a checkpoint of another one is refused.
+        guard: whose state is saved.
     """
 
     def __init__(
@@ -60,8 +61,8 @@ class Saver:
     ) -> None:
         self.model, self.optimizer, self.average, self.settings = model, optimizer, average, settings
         self.signature, self.log = signature, log
-        self.clock = Goodput(torch.device("cpu"))
         self.guard = guard
+        self.clock = Goodput(torch.device("cpu"))
         """Of the run; what it says is saved, and the waiting for checkpoints told to it."""
         self.checkpoints = Checkpoints(folder, Peers(), settings["keep"])
         self.saved: int | None = None

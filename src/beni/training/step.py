@@ -40,7 +40,6 @@ def forward_backward(
 
     Returns:
         The mean loss over all label tokens of the step, and how many there were; the same on every rank.
-
     """
     clock = clock or Goodput(device)
     with clock.inside("communication"):

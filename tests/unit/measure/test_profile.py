@@ -36,7 +36,7 @@ def test_a_run_profiles_the_steps_it_is_asked_for(tiny_run):
     shares = json.loads((folder / "profile" / "shares.json").read_text())
     assert (shares["first"], shares["last"]) == (2, 3)
     assert sum(shares["shares"].values()) == pytest.approx(1)
-    assert shares["shares"]["compute"] > 0.05
+    assert shares["shares"]["compute"] > 0
     trace = json.loads(gzip.decompress((folder / "profile" / "trace.json.gz").read_bytes()))
     assert (
         sum(

@@ -50,7 +50,7 @@ def test_a_gradient_that_is_not_finite_is_named():
         parameter.grad = torch.zeros_like(parameter)
     model[1].weight.grad[0, 0] = float("inf")
     with pytest.raises(FloatingPointError, match=r"gradient of step 4 is not finite.*not: 1\.weight; samples .*: a, b"):
-        guard().accepts(model, 4, 1.0, float("inf"), "a, b")
+        guard().accepts(model, 4, 1.0, float("inf"), ["a", "b"])
 
 
 def test_a_checkpoint_keeps_what_decisions_rest_on():
