@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from beni.config.compose import compose
@@ -21,11 +20,11 @@ SETTINGS = (
     *("eval.every=0", "eval.examples=2", "checkpoint.export=true", "checkpoint.every=0", "optim.eps=1e-3"),
 )
 CASES = {
-    "all trains": (),
+    "all trains": ("train.plan.vision=full", "train.plan.llm=full"),
     "frozen and sharded": ("train.plan.vision=frozen", "train.plan.llm=frozen", "fsdp.frozen=shard"),
     "replicas with adapters": ("train.plan.vision=frozen", "train.plan.llm=lora", "adapter=pissa", "fsdp=ddp"),
     "packed": ("train.plan.vision=frozen", "train.plan.llm=frozen", "quantization=bnb_nf4"),
-    "tied, in bf16": ("llm.architecture.tie_word_embeddings=true", "train.plan.vision=frozen", "train.precision=bf16"),
+    "tied, in bf16": ("llm.architecture.tie_word_embeddings=true", "train.plan.llm=full", "train.precision=bf16"),
 }
 
 
@@ -69,4 +68,5 @@ def test_every_process_trains_on_the_weights_that_the_first_has_read(folders, ti
     assert seen[2][0] == pytest.approx(seen[1][0], rel=1e-2 if bf16 else 1e-5)
     assert seen[2][1].keys() == seen[1][1].keys()
     for name, tensor in seen[1][1].items():
-        torch.testing.assert_close(seen[2][1][name], tensor, rtol=0, atol=2e-2 if bf16 else 1e-4, msg=name)
+        apart = (seen[2][1][name].float() - tensor.float()).norm()
+        assert apart <= (5e-2 if bf16 else 1e-3) * tensor.float().norm() + 1e-6, name
