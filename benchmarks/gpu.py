@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -41,8 +42,11 @@ PARITY = {
     "fp32, packed": ("train.precision=fp32",),
     "bf16, packed": FAST,
     "bf16, packed, compiled": (*FAST, "train.compile=true"),
+    "bf16, packed, layers computed again": (*FAST, "train.activation_checkpointing=full"),
+    "bf16, packed, loss in pieces": (*FAST, "train.loss=chunked"),
 }
 WORKERS = len(os.sched_getaffinity(0))
+PARTS = ("products", "attention", "other", "copy", "data", "idle")
 WARMUP = 3
 """Steps that are not counted: allocation, autotuning, compilation."""
 
@@ -57,7 +61,7 @@ class Bench:
     steps: int
 
     def run(self, *overrides: str) -> list[dict[str, Any]]:
-        """What the run logged, step by step."""
+        """What the run logged, step by step; with the profile of its last step, where ``overrides`` ask for one."""
         runs = Path(tempfile.mkdtemp(dir=self.folder))
         command = [
             *(sys.executable, "-m", "beni.train", *self.parts, f"paths.runs={runs}", f"train.steps={self.steps}"),
@@ -68,18 +72,22 @@ class Bench:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         (file,) = runs.glob("**/metrics.jsonl")
         lines = [json.loads(line) for line in file.read_text().splitlines()]
-        return [line for line in lines if "train/loss" in line]
+        lines = [line for line in lines if "train/loss" in line]
+        for shares in runs.glob("**/profile/shares.json"):
+            lines[-1]["profile"] = json.loads(shares.read_text())["shares"]
+        return lines
 
 
 def middle(lines: list[dict[str, Any]], name: str) -> float:
-    """Median over the steps after the warm-up."""
-    return median(line[f"train/{name}"] for line in lines[WARMUP:])
+    """Median over the steps after the warm-up and before the one that is profiled."""
+    return median(line[f"train/{name}"] for line in lines[WARMUP:-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=12, help=f"the first {WARMUP} are not counted")
+    parser.add_argument("--steps", type=int, default=12, help=f"the first {WARMUP} and the last are not timed")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of a step")
     parser.add_argument("--words", type=int, default=130, help="of a question; the answer has half as many")
     parser.add_argument("--compile", action="store_true", help="compile layers in the speed runs")
     parser.add_argument("--tiny", action="store_true", help="a small model, on any device")
@@ -94,29 +102,40 @@ def main() -> None:
         size = 24 if options.tiny else 384
         records = llava.write_set(folder / "set", options.batch_size * 4, words=options.words, size=size)
         bench = Bench(folder, TINY if options.tiny else REAL, records, options.steps)
-        batch = (f"train.batch_size={options.batch_size}", *FAST, f"train.compile={str(options.compile).lower()}")
+        batch = (
+            *(f"train.batch_size={options.batch_size}", f"train.accumulation={options.accumulation}", *FAST),
+            *(f"train.compile={str(options.compile).lower()}", f"train.profile={options.steps}"),
+        )
         seen = {mode: bench.run(*plan, *batch) for mode, plan in MODES.items()}
         few = (f"train.batch_size={min(4, options.batch_size)}", *MODES["full finetune"])
-        losses = {how: [line["train/loss"] for line in bench.run(*few, *over)] for how, over in PARITY.items()}
+        with ThreadPoolExecutor(len(PARITY)) as together:  # nothing is timed here
+            found = together.map(lambda over: [line["train/loss"] for line in bench.run(*few, *over)], PARITY.values())
+            losses = dict(zip(PARITY, found, strict=True))
     rows, values = [], {}
     for mode, lines in seen.items():
         rate, share = middle(lines, "samples_per_s"), middle(lines, "mfu")
         reached = middle(lines, "tflops_per_s") * 1e12 / peak.measured
-        parts = {key.removeprefix("train/goodput/"): value for key, value in lines[-1].items() if "goodput/" in key}
-        values[mode] = {"samples_per_s": rate, "mfu": share, "of_measured_peak": reached, "goodput": parts}
+        profile = lines[-1]["profile"]
+        values[mode] = {"samples_per_s": rate, "mfu": share, "of_measured_peak": reached, "profile": profile}
+        values[mode] |= {"hfu": middle(lines, "hfu"), "tokens_per_s": middle(lines, "tokens_per_s")}
         memory = max(value for line in lines for key, value in line.items() if key.startswith("train/memory/"))
-        rows.append((mode, f"{rate:.1f}", f"{share:.1%}", f"{reached:.1%}", f"{memory:.1f}"))
+        spent = (f"{profile[part]:.0%}" for part in PARTS)
+        rows.append((mode, f"{rate:.1f}", f"{share:.1%}", f"{reached:.1%}", f"{memory:.1f}", *spent))
+    tokens = values["align"]["tokens_per_s"] / values["align"]["samples_per_s"]
     first, *others = losses.items()
-    apart = {how: max(abs(a / b - 1) for a, b in zip(found, first[1], strict=True)) for how, found in others}
+    apart = {how: max(abs(a / b - 1) for a, b in zip(some, first[1], strict=True)) for how, some in others}
     write_result(
         "gpu_tiny" if options.tiny else "gpu",
         "Training at full size on one device; utilisation counts what the task needs, nothing computed again.",
-        ("", "samples/s", "MFU", "of the measured peak", "peak GiB"),
+        ("", "samples/s", "MFU", "of the measured peak", "peak GiB", *PARTS),
         rows,
         [
             peak.describe(),
-            f"{options.batch_size} samples a step, bf16, {'compiled layers' if options.compile else 'no compilation'}; "
-            f"medians of {options.steps - WARMUP} steps",
+            f"{options.batch_size} samples of {tokens:.0f} tokens a step, micro-batches: {options.accumulation}, bf16, "
+            f"{'compiled layers' if options.compile else 'no compilation'}; "
+            f"medians of {options.steps - WARMUP - 1} steps",
+            "the last columns say what a profiled step's time went into",
+            f"parity: full finetune, {len(first[1])} steps of {min(4, options.batch_size)} samples",
             *(
                 f"losses of {how} differ from {first[0]} by at most {worst:.0e}, relative"
                 for how, worst in apart.items()

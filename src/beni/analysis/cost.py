@@ -22,7 +22,9 @@ TIME = {
 }
 
 PROFILE = {
-    "compute": "compute",
+    "products": "matrix products and convolutions",
+    "attention": "attention",
+    "other": "other compute",
     "communication": "communication that compute does not hide",
     "copy": "copies that nothing hides",
     "data": "waiting for data",

@@ -1,9 +1,9 @@
 """A few steps under torch's profiler: a trace to look at, and what their wall time went into.
 
 Idle is what is left of the wall time without the union of all kernels and without waiting for data. Kernels overlap,
-so each kind counts what no kind before it covers: compute, then communication (what compute does not hide), then
-copies. On a GPU the kernels of the device count; on a CPU the innermost operators do, so that Python and dispatch
-between them are idle time.
+so each kind counts what no kind before it covers: compute (matrix products, attention, the rest), then communication
+(what compute does not hide), then copies. On a GPU the kernels of the device count; on a CPU operators do, each without
+those inside it, so that Python and dispatch between them are idle time.
 """
 
 from __future__ import annotations
@@ -19,10 +19,17 @@ from torch.profiler import ProfilerActivity, profile
 
 from beni.measure.goodput import Goodput, fractions
 
-KINDS = ("compute", "communication", "copy")
-COMMUNICATION = ("nccl", "gloo", "c10d::", "record_param_comms")
-COPY = ("memcpy", "memset", "aten::copy_", "aten::_to_copy")
-WAITS = ("cudadevicesynchronize", "cudastreamsynchronize", "profilerstep")
+KINDS = ("products", "attention", "other", "communication", "copy")
+NAMES = {
+    "communication": ("nccl", "gloo", "c10d::", "record_param_comms"),
+    "copy": ("memcpy", "memset", "aten::copy_", "aten::_to_copy"),
+    "attention": ("flash", "fmha", "attention", "attn"),
+    "products": ("gemm", "nvjet", "cutlass", "xmma", "convol", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+}
+"""Kind -> words in the names of its kernels and operators; the first kind that fits counts."""
+
+CONTAINERS = ("autograd::", "torch::autograd")
+"""Events of the profiler that stand around operators."""
 
 Interval = tuple[float, float]
 
@@ -67,19 +74,31 @@ class Profile:
 
 
 def kernels(events: Iterable[FunctionEvent]) -> dict[str, list[Interval]]:
-    """Kind -> (begin, end) in seconds, of the device's kernels where there are any, else of the innermost operators."""
+    """Kind -> (begin, end) in seconds, of the device's kernels where there are any, else of operators."""
     everything = list(events)
     on_device: list[Any] = [event for event in everything if event.device_type.name == "CUDA"]
-    chosen = on_device or [event for event in everything if not event.cpu_children]
     found: dict[str, list[Interval]] = {kind: [] for kind in KINDS}
-    for event in chosen:
+    for event in on_device or everything:
         name = event.name.lower()
-        if name.startswith(WAITS):
-            continue
-        kind = "communication" if any(word in name for word in COMMUNICATION) else "compute"
-        kind = "copy" if name.startswith(COPY) else kind
-        found[kind].append((event.time_range.start / 1e6, event.time_range.end / 1e6))
+        operator = "::" in name and not name.startswith(CONTAINERS)
+        if not event.is_user_annotation and (on_device or operator):
+            found[kind_of(name)] += own(event)
     return found
+
+
+def kind_of(name: str) -> str:
+    """Of a kernel or operator, by its name in small letters."""
+    return next((kind for kind, words in NAMES.items() if any(word in name for word in words)), "other")
+
+
+def own(event: Any) -> list[Interval]:
+    """When an event ran and none of those inside it did, in seconds."""
+    intervals, begin = [], event.time_range.start
+    for child in sorted((child.time_range.start, child.time_range.end) for child in event.cpu_children):
+        intervals.append((begin, child[0]))
+        begin = max(begin, child[1])
+    intervals.append((begin, event.time_range.end))
+    return [(start / 1e6, end / 1e6) for start, end in intervals if end > start]
 
 
 def split(intervals: Mapping[str, Sequence[Interval]], wall: float, waited: float) -> dict[str, float]:

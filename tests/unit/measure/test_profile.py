@@ -6,9 +6,12 @@ import gzip
 import json
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from beni.config.identity import signature
-from beni.measure.profile import split, union
+from beni.measure.profile import kernels, split, union
 from beni.run import train
 
 
@@ -18,14 +21,33 @@ def test_a_union_joins_what_overlaps_or_touches():
 
 
 def test_a_kind_counts_what_none_before_it_covers():
-    kernels = {"copy": [(0, 3)], "compute": [(1, 2), (1.5, 4)], "communication": [(3, 6), (8, 9)]}
-    assert split(kernels, 12, 1.5) == pytest.approx(
-        {"compute": 3, "communication": 3, "copy": 1, "data": 1.5, "idle": 3.5}
+    intervals = {
+        "copy": [(0, 3)],
+        "attention": [(1.5, 4)],
+        "products": [(1, 2)],
+        "communication": [(3, 6), (8, 9)],
+    }
+    assert split(intervals, 12, 1.5) == pytest.approx(
+        {"products": 1, "attention": 2, "other": 0, "communication": 3, "copy": 1, "data": 1.5, "idle": 3.5}
     )
 
 
 def test_waiting_for_data_takes_only_what_no_kernel_does():
-    assert split({"compute": [(0, 3)]}, 4, 9) == {"compute": 3, "communication": 0, "copy": 0, "data": 1, "idle": 0}
+    shares = split({"other": [(0, 3)]}, 4, 9)
+    assert (shares.pop("other"), shares.pop("data"), sum(shares.values())) == (3, 1, 0)
+
+
+def test_an_operator_counts_without_those_inside_it():
+    x = torch.randn(2, 4, 64, 16, requires_grad=True)
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        F.scaled_dot_product_attention(x, x, x).sum().backward()
+        torch.randn(64, 64) @ torch.randn(64, 64)
+    events = found.events()
+    assert events is not None
+    seconds = {kind: sum(end - begin for begin, end in some) for kind, some in kernels(events).items()}
+    assert seconds["attention"] > 0
+    assert seconds["products"] > 0
+    assert sum(seconds.values()) <= sum(e.time_range.elapsed_us() for e in events if e.cpu_parent is None) / 1e6
 
 
 def test_a_run_profiles_the_steps_it_is_asked_for(tiny_run):
@@ -36,7 +58,7 @@ def test_a_run_profiles_the_steps_it_is_asked_for(tiny_run):
     shares = json.loads((folder / "profile" / "shares.json").read_text())
     assert (shares["first"], shares["last"]) == (2, 3)
     assert sum(shares["shares"].values()) == pytest.approx(1)
-    assert shares["shares"]["compute"] > 0
+    assert min(shares["shares"][kind] for kind in ("products", "attention", "other")) > 0
     trace = json.loads(gzip.decompress((folder / "profile" / "trace.json.gz").read_bytes()))
     assert (
         sum(
@@ -46,5 +68,5 @@ def test_a_run_profiles_the_steps_it_is_asked_for(tiny_run):
         == 2
     )
     status = json.loads((folder / "status.json").read_text())
-    assert status["profile/compute"] == pytest.approx(shares["shares"]["compute"])
+    assert status["profile/products"] == pytest.approx(shares["shares"]["products"])
     assert "of the profiled steps" in (folder / "report.html").read_text()
