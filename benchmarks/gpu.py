@@ -47,7 +47,9 @@ PARITY = {
 }
 WORKERS = len(os.sched_getaffinity(0))
 PARTS = ("products", "attention", "other", "copy", "data", "idle")
-WARMUP = 3
+EVERY = 4
+"""Steps between two log lines: a line costs a GPU some waiting."""
+WARMUP = 8
 """Steps that are not counted: allocation, autotuning, compilation."""
 
 
@@ -65,7 +67,7 @@ class Bench:
         runs = Path(tempfile.mkdtemp(dir=self.folder))
         command = [
             *(sys.executable, "-m", "beni.train", *self.parts, f"paths.runs={runs}", f"train.steps={self.steps}"),
-            *("data=llava_instruct", f"data.path={self.records}", "data.heldout=2", "train.log_every=1"),
+            *("data=llava_instruct", f"data.path={self.records}", "data.heldout=2", f"train.log_every={EVERY}"),
             *("eval.every=0", "eval.examples=2", "eval.gallery=0", "checkpoint.every=0", "checkpoint.export=false"),
             *("optim.lr=1e-4", "optim.warmup_ratio=0", f"train.workers={min(4, WORKERS)}", *overrides),
         ]
@@ -79,13 +81,13 @@ class Bench:
 
 
 def middle(lines: list[dict[str, Any]], name: str) -> float:
-    """Median over the steps after the warm-up and before the one that is profiled."""
-    return median(line[f"train/{name}"] for line in lines[WARMUP:-1])
+    """Median over the log lines after the warm-up and before the step that is profiled."""
+    return median(line[f"train/{name}"] for line in lines[:-1] if line["step"] > WARMUP)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=12, help=f"the first {WARMUP} and the last are not timed")
+    parser.add_argument("--steps", type=int, default=24, help=f"the first {WARMUP} and the last {EVERY} are not timed")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of a step")
     parser.add_argument("--words", type=int, default=130, help="of a question; the answer has half as many")
@@ -106,8 +108,12 @@ def main() -> None:
             *(f"train.batch_size={options.batch_size}", f"train.accumulation={options.accumulation}", *FAST),
             *(f"train.compile={str(options.compile).lower()}", f"train.profile={options.steps}"),
         )
-        seen = {mode: bench.run(*plan, *batch) for mode, plan in MODES.items()}
-        few = (f"train.batch_size={min(4, options.batch_size)}", *MODES["full finetune"])
+        seen = {}
+        for mode, plan in MODES.items():
+            seen[mode] = bench.run(*plan, *batch)
+            print(mode, f"{middle(seen[mode], 'tflops_per_s') * 1e12 / peak.measured:.1%}", seen[mode][-1]["profile"])
+        few = ("train.steps=8", f"train.batch_size={min(4, options.batch_size)}", "train.log_every=1")
+        few += MODES["full finetune"]
         with ThreadPoolExecutor(len(PARITY)) as together:  # nothing is timed here
             found = together.map(lambda over: [line["train/loss"] for line in bench.run(*few, *over)], PARITY.values())
             losses = dict(zip(PARITY, found, strict=True))
@@ -133,7 +139,7 @@ def main() -> None:
             peak.describe(),
             f"{options.batch_size} samples of {tokens:.0f} tokens a step, micro-batches: {options.accumulation}, bf16, "
             f"{'compiled layers' if options.compile else 'no compilation'}; "
-            f"medians of {options.steps - WARMUP - 1} steps",
+            f"medians of windows of {EVERY} steps, {options.steps - WARMUP - EVERY} steps in all",
             "the last columns say what a profiled step's time went into",
             f"parity: full finetune, {len(first[1])} steps of {min(4, options.batch_size)} samples",
             *(

@@ -252,11 +252,10 @@ def _profile(settings: Mapping[str, Any], folder: RunFolder, report: Reporter, m
 
 
 def _prepare_layers(model: BeniForConditionalGeneration, settings: Mapping[str, Any]) -> None:
-    """Recomputation and compilation of the layers that the gradient passes; before sharding, whose hooks go around."""
-    layers = model.layers_with_gradient()
-    recompute(layers, settings["activation_checkpointing"], settings["memory_budget"])
+    """Recomputation and compilation of repeated layers; before sharding, whose hooks go around."""
+    recompute(model.layers_with_gradient(), settings["activation_checkpointing"], settings["memory_budget"])
     if settings["compile"]:
-        compile_blocks(layers)
+        compile_blocks([*model.vision.blocks(), *model.llm.layers()])
 
 
 def _meter(planned: BeniForConditionalGeneration, renderer: Renderer, settings: Mapping[str, Any], peak: Peak) -> Meter:

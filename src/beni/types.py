@@ -141,6 +141,13 @@ def to_device(value: Any, device: torch.device) -> Any:
     return [one.to(device, non_blocking=True) for one in value] if isinstance(value, list) else value
 
 
+def pinned(value: Any) -> Any:
+    """A tensor or a list of tensors in page-locked memory; others as they are."""
+    if isinstance(value, Tensor):
+        return value.pin_memory()
+    return [one.pin_memory() for one in value] if isinstance(value, list) else value
+
+
 BOOKS = ("ids", "counts", "faults", "order", "notices")
 """Fields of a ``Batch`` that are no business of the model's."""
 
@@ -157,6 +164,7 @@ class Batch:
         pixels: all views of all images of the micro-batch, in reading order; a list of them where their sizes differ,
             None when there is no image.
         pixel_keys: a hash of the pixels of each view, where the run has a feature bank.
+        longest: at least as long as any segment.
         layouts: how each image became views, in reading order.
         owners: the sample (0, 1, ... within the micro-batch) that each image belongs to.
         ids: sample ids, in order, for logs.
@@ -172,6 +180,7 @@ class Batch:
     pixels: Pixels | None
     attention_mask: Int[Tensor, "b t"] | None = None
     cu_seqlens: Int[Tensor, "s_plus_1"] | None = None
+    longest: int | None = None
     layouts: tuple[ImageLayout, ...] = ()
     owners: Int[Tensor, "k"] | None = None
     pixel_keys: tuple[str, ...] = ()
@@ -201,8 +210,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with every tensor on ``device`` (copies are asynchronous from pinned memory)."""
-        moved = {f.name: to_device(getattr(self, f.name), device) for f in fields(self) if f.name not in BOOKS}
-        return replace(self, **moved)
+        return replace(self, **{name: to_device(value, device) for name, value in self.model_inputs().items()})
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which a GPU copies while it computes; a ``DataLoader`` asks."""
+        return replace(self, **{name: pinned(value) for name, value in self.model_inputs().items()})
 
     def model_inputs(self) -> dict[str, Any]:
         """Keyword arguments of ``BeniForConditionalGeneration.forward``."""

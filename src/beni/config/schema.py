@@ -89,7 +89,7 @@ class Train:
             ``selective`` (all but attention and every second matrix product) or ``memory_budget`` (the compiler's
             choice).
         memory_budget: share of the memory of all activations that ``memory_budget`` may keep, in [0, 1].
-        compile: compile each layer of the llm, and of a vision encoder that trains.
+        compile: compile each layer of the llm and of the vision encoder.
         loss: how head and loss are computed (model/loss.py): ``full`` keeps the logits of all label rows, ``chunked``
             those of one piece at a time, ``fused`` is torch's ``linear_cross_entropy`` (torch 2.13 or newer, meant for
             GPUs), ``auto`` is ``chunked`` for micro-batches that have more than one piece, else ``full``.

@@ -68,6 +68,7 @@ def collate(
             position_ids=_row(np.concatenate([np.arange(n) for n in lengths])),
             **seen,
             cu_seqlens=torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.int32),
+            longest=max(lengths),
             ids=names,
         )
     return Batch(

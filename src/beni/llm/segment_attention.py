@@ -71,17 +71,29 @@ class SegmentPlan:
     Attributes:
         cu_seqlens: borders (0, ..., t) of the segments.
         blocks: positions of one segment with the same number from 0 on see each other both ways; -1 for the others.
-        length: of the row; no segment is longer.
+        length: of the row.
+        longest: no segment is longer.
     """
 
     cu_seqlens: Int[Tensor, "s_plus_1"]
     blocks: Int[Tensor, "t"] | None
     length: int
+    longest: int
 
     @staticmethod
-    def build(cu_seqlens: Int[Tensor, "s_plus_1"], length: int, blocks: Int[Tensor, "t"] | None = None) -> SegmentPlan:
-        """Borders of the segments of a row of ``length`` positions -> plan, on the device of ``cu_seqlens``."""
-        return SegmentPlan(cu_seqlens.int(), blocks, length)
+    def build(
+        cu_seqlens: Int[Tensor, "s_plus_1"],
+        length: int,
+        blocks: Int[Tensor, "t"] | None = None,
+        longest: int | None = None,
+    ) -> SegmentPlan:
+        """Borders of the segments of a row of ``length`` positions -> plan, on the device of ``cu_seqlens``.
+
+        Args:
+            longest: no segment is longer than that; the row when None.
+        """
+        # a power of two: few programs are compiled, and flash attention starts few blocks that find nothing to do
+        return SegmentPlan(cu_seqlens.int(), blocks, length, 1 << ((longest or length) - 1).bit_length())
 
     @cached_property
     def rectangles(self) -> tuple[Rectangle, ...]:
@@ -187,7 +199,7 @@ def flash(
         else:
             options = GROUPED
     back = -1 if window is None else window - 1  # beside itself
-    borders, longest = segments.cu_seqlens, segments.length
+    borders, longest = segments.cu_seqlens, segments.longest
     out = varlen_attn(q, k, v, borders, borders, longest, longest, scale=scaling, window_size=(back, 0), **options)
     assert isinstance(out, Tensor)
     return out

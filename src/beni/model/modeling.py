@@ -135,6 +135,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         position_ids: Int[Tensor, "b t"] | None = None,
         attention_mask: Int[Tensor, "b t"] | None = None,
         cu_seqlens: Int[Tensor, "s_plus_1"] | None = None,
+        longest: int | None = None,
         layouts: tuple[ImageLayout, ...] = (),
         owners: Int[Tensor, "k"] | None = None,
         pixel_keys: Sequence[str] = (),
@@ -150,6 +151,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         Args:
             pixels: all views, stacked, or a list of them where their sizes differ.
             cu_seqlens: borders of the segments of one packed row; without it every row is a sample of its own.
+            longest: at least as long as any segment; the row when None.
             layouts: how each image became views; none when each image is one view.
             owners: the sample (segment or row) of each image; without it every sample has as many.
             pixel_keys: hash of each view's pixels, for the feature bank; without it they are hashed here.
@@ -179,7 +181,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         if cu_seqlens is None and attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         supervised = None if labels is None else labels != IGNORE
-        sequences = Sequences(embeds, is_image, supervised, position_ids, attention_mask, cu_seqlens)
+        sequences = Sequences(embeds, is_image, supervised, position_ids, attention_mask, cu_seqlens, longest)
         if labels is None:
             return BeniOutput(logits=predict(self.llm, self.fusion, sequences))
 

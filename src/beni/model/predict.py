@@ -24,6 +24,7 @@ class Sequences:
     Attributes:
         is_image: True at placeholders.
         supervised: True at labels; None where there are none.
+        longest: at least as long as any segment; None for the whole row.
     """
 
     embeds: Float[Tensor, "b t d"]
@@ -32,6 +33,7 @@ class Sequences:
     position_ids: Int[Tensor, "b t"]
     attention_mask: Int[Tensor, "b t"] | None = None
     cu_seqlens: Int[Tensor, "s_plus_1"] | None = None
+    longest: int | None = None
 
 
 def predict(llm: Llm, fusion: Fusion, sequences: Sequences, places: Places | None = None) -> Tensor:
@@ -68,7 +70,7 @@ def _inputs(fusion: Fusion, sequences: Sequences) -> tuple[Tensor, Tensor, Tenso
         if fusion.sees_ahead:
             asked = before_answers(sequences)
             blocks = fusion.blocks(sequences.is_image[0], asked, sequences.cu_seqlens)
-        segments = SegmentPlan.build(sequences.cu_seqlens, embeds.shape[1], blocks)
+        segments = SegmentPlan.build(sequences.cu_seqlens, embeds.shape[1], blocks, sequences.longest)
     return embeds, sequences.position_ids, sequences.attention_mask, segments
 
 

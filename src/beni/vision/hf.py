@@ -105,7 +105,7 @@ class HFVision(VisionEncoder):
         # weights that load_pretrained() will bring are not drawn first
         device = torch.device("meta") if weights == "pretrained" else torch.get_default_device()
         with device:
-            self.model = build_encoder(self.config, attn_implementation)
+            self.model = in_reading_order(build_encoder(self.config, attn_implementation))
         settle_statistics(self.model, partial(self._states, self.model), self._transform.shape)
 
     @property
@@ -144,7 +144,7 @@ class HFVision(VisionEncoder):
                 "vision.weights=pretrained, but this vision encoder has no pretrained weights (vision.name is null)\n"
                 "  fix: set vision.weights=random, or vision.name to a hub id or folder"
             )
-        self.model, report = AutoModel.from_pretrained(
+        model, report = AutoModel.from_pretrained(
             self.name,
             config=self.config,
             attn_implementation=self._attn,
@@ -154,6 +154,7 @@ class HFVision(VisionEncoder):
             key_mapping=VISION_HALF,
             **pooling(self.config),
         )
+        self.model = in_reading_order(model)
         # transformers draws at random what it does not find; the token for masked training is never read
         if missing := sorted(name for name in report["missing_keys"] if "mask_token" not in name):
             raise WeightsError(
@@ -226,6 +227,21 @@ class HFVision(VisionEncoder):
                 groups=("vision",),
                 fix="set vision.layer=-1 'vision.levels=[]'",
             )
+
+
+def in_reading_order(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, whose blocks are given patches that lie in memory one after another.
+
+    Patches come out of a convolution channel by channel, and every sum and norm of a ViT without a CLS token keeps that
+    order: each norm copied them, in 5 of 47 ms that a SigLIP-so400m took for 16 pictures on an H200.
+    """
+    for block in repeated_blocks(model)[:1]:
+        block.register_forward_pre_hook(_contiguous)
+    return model
+
+
+def _contiguous(block: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.contiguous() if isinstance(x, Tensor) and x.ndim == 3 else x for x in arguments)
 
 
 def with_cls(tokens: VisualTokens, first: list[Float[Tensor, "i 1 d"]]) -> VisualTokens:
