@@ -178,9 +178,15 @@ def segment_attention(
     if q.is_cuda:
         if torch.is_autocast_enabled("cuda"):  # as torch's own attention does
             q, k, v = (x.to(torch.get_autocast_dtype("cuda")) for x in (q, k, v))
-        if q.dtype in HALF and segments.blocks is None and softcap is None and dropout == 0:
+        plain = segments.blocks is None and softcap is None and dropout == 0
+        if plain and q.dtype in HALF and flash_takes(q.shape[-1]):
             return flash(q, k, v, segments, scaling, sliding_window)[None].to(query.dtype), None
     return in_rectangles(q, k, v, segments, scaling, dropout, sliding_window, softcap)[None], None
+
+
+def flash_takes(width: int) -> bool:
+    """Whether flash attention has kernels for heads of that width."""
+    return width % 8 == 0 and width <= 256
 
 
 def flash(

@@ -9,7 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import beni.llm.segment_attention as module
 from beni.errors import ConfigError
 from beni.llm.hf import HFLlm, isolates_segments
-from beni.llm.segment_attention import NAME, SegmentPlan, flash, in_rectangles, segment_attention
+from beni.llm.segment_attention import NAME, SegmentPlan, flash, flash_takes, in_rectangles, segment_attention
 
 SMALL = {
     "hidden_size": 32,
@@ -205,3 +205,8 @@ def test_the_whole_model_packed_equals_padded_in_loss_and_gradient(tiny_run, tin
     for name, gradient in gradients["packed"].items():
         if gradient is not None:
             torch.testing.assert_close(gradient, gradients["padded"][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(("width", "taken"), [(4, False), (8, True), (72, True), (100, False), (264, False)])
+def test_heads_that_flash_attention_refuses_are_known(width, taken):
+    assert flash_takes(width) == taken  # seen on an H200: "head_size must be a multiple of 8"
