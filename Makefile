@@ -28,7 +28,7 @@ train: setup ## train the default run: a small model on drawn shapes (ARGS="resa
 	$(BIN)/python -m beni.train $(ARGS)
 
 test: setup ## run the tests (ARGS="tests/unit -x" narrows them)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## check style and formatting
 	$(BIN)/ruff check .

@@ -24,6 +24,13 @@ checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 sys.modules[checker.__name__] = checker
 install_import_hook([f"beni.{name}" for name in SHAPED], "beni_test_checker.check")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: at the end of a run two workers then share many small files, and none waits long."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 TINY_PARTS = (
     "vision.architecture.hidden_size=32",
     "vision.architecture.intermediate_size=64",

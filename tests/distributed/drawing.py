@@ -1,4 +1,4 @@
-"""One rank that only draws data: ``drawing.py SETTINGS.json RANK`` writes the sample ids of each step as a line.
+"""One rank that only draws data: ``drawing.py SETTINGS.json`` writes the sample ids of each step as a line.
 
 SETTINGS: run (a composed run), world, first and last step, out (a file name; the rank is appended).
 """
@@ -6,6 +6,7 @@ SETTINGS: run (a composed run), world, first and last step, out (a file name; th
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -29,9 +30,9 @@ def main(settings, rank) -> None:
             load(steps, settings["first"], settings["last"], train["workers"], pin=False), start=settings["first"]
         ):
             ids = [batch.ids for batch in batches]
-            file.write(json.dumps({"step": step, "ids": ids, "order": batches[0].order}) + "\n")
+            file.write(json.dumps({"step": step, "ids": ids, "order": batches[0].order, "pid": os.getpid()}) + "\n")
             file.flush()
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2]))
+    main(json.loads(Path(sys.argv[1]).read_text()), int(os.environ.get("RANK", "0")))

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,23 @@ def nursery() -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def run_ranks(program: Path, settings: dict[str, Any], out: Path, world: int, seconds: int) -> list[dict[str, Any]]:
-    """Runs ``program SETTINGS.json`` on each of ``world`` ranks for at most ``seconds``; what each wrote.
+@dataclass(frozen=True)
+class Ranks:
+    """Processes that have been started; only one such group at a time."""
 
-    Raises:
-        AssertionError: with what the ranks said, when one of them fails.
-    """
+    out: Path
+    world: int
+
+    def end(self) -> tuple[list[int | None], str]:
+        """Their exit codes (None for one whose time was over) and what they said, once all have ended."""
+        process = nursery()
+        assert process.stdout is not None
+        codes = json.loads(process.stdout.readline())
+        return codes, "\n".join(Path(f"{self.out}.{rank}.said").read_text() for rank in range(self.world))
+
+
+def start_ranks(program: Path, settings: dict[str, Any], out: Path, world: int, seconds: int) -> Ranks:
+    """Starts ``program SETTINGS.json`` on each of ``world`` ranks for at most ``seconds``."""
     file = out.with_name(f"settings-{out.name}")
     file.write_text(json.dumps(settings | {"out": str(out)}))
     with socket.socket() as free:
@@ -40,10 +52,17 @@ def run_ranks(program: Path, settings: dict[str, Any], out: Path, world: int, se
     request = {"program": str(program), "settings": str(file), "seconds": seconds, "ranks": ranks}
     process = nursery()
     assert process.stdin is not None
-    assert process.stdout is not None
     process.stdin.write(json.dumps(request) + "\n")
     process.stdin.flush()
-    codes = json.loads(process.stdout.readline())
-    said = "\n".join(Path(rank["said"]).read_text() for rank in ranks)
+    return Ranks(out, world)
+
+
+def run_ranks(program: Path, settings: dict[str, Any], out: Path, world: int, seconds: int) -> list[dict[str, Any]]:
+    """Runs ``program SETTINGS.json`` on each of ``world`` ranks for at most ``seconds``; what each wrote.
+
+    Raises:
+        AssertionError: with what the ranks said, when one of them fails.
+    """
+    codes, said = start_ranks(program, settings, out, world, seconds).end()
     assert codes == [0] * world, f"{codes}\n{said}"
     return [json.loads(Path(f"{out}.{rank}").read_text()) for rank in range(world)]

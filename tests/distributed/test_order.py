@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from beni.config.compose import compose
+from distributed.processes import start_ranks
 
 pytestmark = pytest.mark.slow
 
 PROGRAM = Path(__file__).with_name("drawing.py")
 STEPS = 40
+SECONDS = 300
 KINDS = {
     "modalities": (
         *("schedule=packs", "schedule.tokens=300", "schedule.modality=grouped", "schedule.cycle=[image,text]"),
@@ -37,28 +37,18 @@ def draw(tiny_values, tmp_path_factory):
     def start(kind, world, accumulation, workers, first=0, kill=None):
         run = compose([*tiny_values, *KINDS[kind], f"train.accumulation={accumulation}", f"train.workers={workers}"])
         name = folder / f"{kind}-{world}-{accumulation}-{workers}-{first}-{kill}"
-        settings = {"run": run, "world": world, "first": first, "last": STEPS, "out": str(name)}
-        name.with_suffix(".json").write_text(json.dumps(settings))
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, str(PROGRAM), str(name.with_suffix(".json")), str(rank)],
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
-            for rank in range(world)
-        ]
+        settings = {"run": run, "world": world, "first": first, "last": STEPS}
+        ranks = start_ranks(PROGRAM, settings, name, world, SECONDS)
         files = [Path(f"{name}.{rank}") for rank in range(world)]
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + SECONDS
         while kill is not None and time.monotonic() < deadline:
             if all(file.exists() and file.read_text().count("\n") >= kill for file in files):
+                for file in files:
+                    os.kill(json.loads(file.read_text().splitlines()[0])["pid"], signal.SIGKILL)
                 break
-            assert all(rank.poll() in (None, 0) for rank in ranks)
             time.sleep(0.01)
-        if kill is not None:
-            for rank in ranks:
-                os.killpg(rank.pid, signal.SIGKILL)
-        errors = [rank.communicate(timeout=300)[1].decode() for rank in ranks]
-        assert kill is not None or all(rank.returncode == 0 for rank in ranks), "\n".join(errors)
+        codes, said = ranks.end()
+        assert codes == [0 if kill is None else -signal.SIGKILL] * world, f"{codes}\n{said}"
         rows = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
         done = min(map(len, rows))
         seen = {}
