@@ -10,6 +10,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; CPU runs repeat
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +77,23 @@ def tiny_overrides(tiny_values: list[str], tmp_path: Path) -> list[str]:
     return [*tiny_values, f"paths.runs={tmp_path / 'runs'}"]
 
 
-@pytest.fixture
-def tiny_run(tiny_overrides: list[str]) -> Callable[..., dict[str, Any]]:
-    """Composes the smallest run with further overrides: ``tiny_run("resampler=perceiver")``."""
+@cache
+def composed_once(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Composition takes a third of a second, and thousands of tests want the same few runs. Copy before a change."""
     from beni.config.compose import compose
 
+    return compose(overrides)
+
+
+@pytest.fixture
+def tiny_run(tiny_values: list[str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """The smallest run with further overrides: ``tiny_run("resampler=perceiver")``; its folder below the test's own."""
+
     def make(*overrides: str) -> dict[str, Any]:
-        return compose([*tiny_overrides, *overrides])
+        run = deepcopy(composed_once((*tiny_values, *overrides)))
+        if not any(override.startswith("paths.runs=") for override in overrides):
+            run["paths"]["runs"] = str(tmp_path / "runs")
+        return run
 
     return make
 

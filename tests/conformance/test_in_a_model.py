@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -18,14 +20,19 @@ from conformance.small_model import small_run
 GROUPS = ("vision", "views", "selector", "resampler", "connector", "fusion", "llm")
 
 
+RUNS = {}
+
+
 @pytest.fixture
 def run(tiny_run, option, absent):
     from beni.errors import WeightsError
 
-    try:
-        return small_run(tiny_run, *option)
-    except WeightsError as error:
-        return absent(str(error))
+    if option not in RUNS:
+        try:
+            RUNS[option] = small_run(tiny_run, *option)
+        except WeightsError as error:
+            return absent(str(error))
+    return deepcopy(RUNS[option])
 
 
 def built(run, steps_of):

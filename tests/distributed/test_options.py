@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,8 +31,10 @@ def seen(tiny_values, tmp_path_factory):
     """Option -> its losses in one process, and on each of two ranks."""
     root = tmp_path_factory.mktemp("options")
 
+    composed = cache(compose)
+
     def tiny(*overrides):
-        return compose([*tiny_values, *SETTINGS, *overrides])
+        return deepcopy(composed((*tiny_values, *SETTINGS, *overrides)))
 
     runs = {}
     for group, option in NAMES:
