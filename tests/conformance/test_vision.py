@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -15,9 +17,14 @@ WIDE = ("resnet", "mobilenet_v2", "efficientnet")
 """Encoders each of whose tokens sees most of a small picture."""
 
 
+ENCODERS = {}
+
+
 @pytest.fixture
 def encoder(make, option):
-    return make(option)
+    if option not in ENCODERS:
+        ENCODERS[option] = make(option)
+    return deepcopy(ENCODERS[option])
 
 
 def pixels(encoder, images=3):
