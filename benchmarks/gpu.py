@@ -114,7 +114,7 @@ def main() -> None:
             print(mode, f"{middle(seen[mode], 'tflops_per_s') * 1e12 / peak.measured:.1%}", seen[mode][-1]["profile"])
         few = ("train.steps=8", f"train.batch_size={min(4, options.batch_size)}", "train.log_every=1")
         few += MODES["full finetune"]
-        with ThreadPoolExecutor(2) as together:  # nothing is timed here; in fp32 one takes 45 GiB
+        with ThreadPoolExecutor(2) as together:  # nothing is timed here; in fp32 one takes 41 GiB
             found = together.map(lambda over: [line["train/loss"] for line in bench.run(*few, *over)], PARITY.values())
             losses = dict(zip(PARITY, found, strict=True))
     rows, values = [], {}

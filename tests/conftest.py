@@ -77,20 +77,21 @@ def tiny_overrides(tiny_values: list[str], tmp_path: Path) -> list[str]:
     return [*tiny_values, f"paths.runs={tmp_path / 'runs'}"]
 
 
-@cache
-def composed_once(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """Composition takes a third of a second, and thousands of tests want the same few runs. Copy before a change."""
+@pytest.fixture(scope="session")
+def tiny_once(tiny_values: list[str]) -> Callable[..., dict[str, Any]]:
+    """The smallest run with further overrides, without a folder; thousands of tests want the same few."""
     from beni.config.compose import compose
 
-    return compose(overrides)
+    composed = cache(compose)
+    return lambda *overrides: deepcopy(composed((*tiny_values, *overrides)))
 
 
 @pytest.fixture
-def tiny_run(tiny_values: list[str], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def tiny_run(tiny_once: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """The smallest run with further overrides: ``tiny_run("resampler=perceiver")``; its folder below the test's own."""
 
     def make(*overrides: str) -> dict[str, Any]:
-        run = deepcopy(composed_once((*tiny_values, *overrides)))
+        run = tiny_once(*overrides)
         if not any(override.startswith("paths.runs=") for override in overrides):
             run["paths"]["runs"] = str(tmp_path / "runs")
         return run

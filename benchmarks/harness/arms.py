@@ -26,7 +26,7 @@ from beni.llm import segment_attention
 from beni.measure.memory import peak_gib
 from beni.model import loss
 from beni.model.spec import propagate
-from beni.training.blocks import compile_blocks, recompute
+from beni.training.blocks import prepare_blocks
 from beni.training.loop import Job
 from beni.training.trainable import store_frozen_in_bf16
 from beni.types import Batch
@@ -106,11 +106,8 @@ def _beni(settings: Mapping[str, Any], record: Record, environment: Environment)
     record.parameters = llava.trained(model)
     if run["train"]["precision"] == "bf16":
         store_frozen_in_bf16(model, run["train"]["plan"])
-    train = run["train"]
-    recompute(model.layers_with_gradient(), train["activation_checkpointing"], train["memory_budget"])
-    if train["compile"]:
-        compile_blocks([*model.vision.blocks(), *model.llm.layers()])
-    shard(model, model.sharding_units(), environment, run["fsdp"], train["precision"])
+    prepare_blocks(model, run["train"])
+    shard(model, model.sharding_units(), environment, run["fsdp"], run["train"]["precision"])
     record.order = [index for step in settings["order"] for index in step]
     job = Job(
         model=model,

@@ -53,7 +53,7 @@ from beni.nn.streams import numpy_stream
 from beni.reporter import Reporter
 from beni.tracker.folder import RunFolder
 from beni.tracker.progress import index_progress
-from beni.training.blocks import compile_blocks, recompute, recomputing
+from beni.training.blocks import prepare_blocks, recomputing
 from beni.training.initial import load_initial
 from beni.training.loop import Job, Trainer
 from beni.training.preempt import Preemption
@@ -153,7 +153,7 @@ def train(run: Mapping[str, Any]) -> Path:
             device = torch.device("cpu") if handed else environment.device
             with autocast(device, settings["precision"]):
                 model.eval().calibrate(first_pictures(steps).to(device))
-        _prepare_layers(model, settings)
+        prepare_blocks(model, settings)
         whole = tensors_of(model) if main else {}
         shard(model, model.sharding_units(), environment, run["fsdp"], settings["precision"])
         if handed:
@@ -249,13 +249,6 @@ def _profile(settings: Mapping[str, Any], folder: RunFolder, report: Reporter, m
         folder.update(**{f"profile/{part}": share for part, share in shares.items()})
 
     return Profile(steps, folder.path / "profile", tell)
-
-
-def _prepare_layers(model: BeniForConditionalGeneration, settings: Mapping[str, Any]) -> None:
-    """Recomputation and compilation of repeated layers; before sharding, whose hooks go around."""
-    recompute(model.layers_with_gradient(), settings["activation_checkpointing"], settings["memory_budget"])
-    if settings["compile"]:
-        compile_blocks([*model.vision.blocks(), *model.llm.layers()])
 
 
 def _meter(planned: BeniForConditionalGeneration, renderer: Renderer, settings: Mapping[str, Any], peak: Peak) -> Meter:

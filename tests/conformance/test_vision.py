@@ -139,3 +139,15 @@ def test_at_its_real_size_it_fits_a_model_without_any_weight(tiny_run, option):
     model = propagate(run)
     assert model.specs["vision"] == model.vision.spec()
     assert {p.device.type for p in model.vision.parameters()} == {"meta"}
+
+
+@torch.no_grad()
+def test_its_blocks_are_given_patches_one_after_another(encoder, option):
+    """As a convolution leaves them, channel by channel, every norm would copy them."""
+    seen = []
+    for block in encoder.blocks()[:1]:
+        block.register_forward_pre_hook(
+            lambda _, inputs, named: seen.extend([*inputs, *named.values()]), with_kwargs=True
+        )
+    encoder(pixels(encoder))
+    assert all(x.is_contiguous() for x in seen if isinstance(x, torch.Tensor) and x.ndim == 3)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-from beni.config.compose import compose
 from beni.errors import WeightsError
 from conformance.conftest import needed, options
 from conformance.small_model import small_run
@@ -27,14 +24,12 @@ SECONDS = 500
 
 
 @pytest.fixture(scope="module")
-def seen(tiny_values, tmp_path_factory):
+def seen(tiny_once, tmp_path_factory):
     """Option -> its losses in one process, and on each of two ranks."""
     root = tmp_path_factory.mktemp("options")
 
-    composed = cache(compose)
-
     def tiny(*overrides):
-        return deepcopy(composed((*tiny_values, *SETTINGS, *overrides)))
+        return tiny_once(*SETTINGS, *overrides)
 
     runs = {}
     for group, option in NAMES:

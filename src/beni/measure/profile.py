@@ -54,8 +54,8 @@ class Profile:
             _wait_for_device()
             cuda = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
             self._profile = profile(activities=[ProfilerActivity.CPU, *cuda])
-            self._waited, self._begun = clock.seconds["data"], sum(clock.split().values())
             self._profile.start()
+            self._waited, self._begun = clock.seconds["data"], sum(clock.split().values())
         elif self._profile is not None and finished == self.last:
             _wait_for_device()
             split = clock.split()

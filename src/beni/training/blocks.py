@@ -7,7 +7,7 @@ backward pass and not again for the recomputation. Non-reentrant checkpoints kee
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -15,6 +15,8 @@ import torch
 import torch.nn.attention.varlen  # registers its operation
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from beni.model.modeling import BeniForConditionalGeneration
 
 Mode = Literal["none", "full", "selective", "memory_budget"]
 
@@ -58,6 +60,13 @@ def recomputing(blocks: Sequence[nn.Module], mode: Mode) -> Iterator[None]:
             del block.forward
             if forward is not None:
                 block.forward = forward
+
+
+def prepare_blocks(model: BeniForConditionalGeneration, settings: Mapping[str, Any]) -> None:
+    """What the ``train`` section says of repeated layers; before sharding, whose hooks go around."""
+    recompute(model.layers_with_gradient(), settings["activation_checkpointing"], settings["memory_budget"])
+    if settings["compile"]:
+        compile_blocks([*model.vision.blocks(), *model.llm.layers()])
 
 
 def compile_blocks(blocks: Sequence[nn.Module]) -> None:

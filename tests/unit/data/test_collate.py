@@ -5,9 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from beni.data.collate import Item, collate
 from beni.data.template import IGNORE, Encoded
+from beni.llm.segment_attention import SegmentPlan
 from beni.types import ImageLayout, ViewedImage
 
 PAD = 0
@@ -106,3 +108,25 @@ def test_pixels_stand_in_reading_order_and_are_absent_without_images(layout):
     mixed = [some[0], make([[(1, True)]])[0], some[2]]
     assert collate(mixed, layout, PAD).pixels[:, 0, 0, 0].tolist() == [0, 0, 2, 2]
     assert collate(make([[(1, True)]]), layout, PAD).pixels is None
+
+
+@given(rows)
+def test_no_segment_is_longer_than_the_longest(some):
+    batch = collate(make(some), "packed", PAD)
+    assert batch.longest == max(batch.lengths)
+    plan = SegmentPlan.build(batch.cu_seqlens, batch.num_tokens, longest=batch.longest)
+    assert batch.longest <= plan.longest < 2 * batch.longest
+    assert plan.longest & (plan.longest - 1) == 0
+    assert SegmentPlan.build(batch.cu_seqlens, batch.num_tokens).longest >= batch.num_tokens
+
+
+def test_a_loader_that_pins_pins_every_tensor(monkeypatch):
+    """``DataLoader`` asks what it does not know for ``pin_memory``; without it a batch stays as it is."""
+    met = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: met.append(tensor) or tensor.clone())
+    batch = collate(make([[(5, True), (6, True)], [(7, True)]], views=1), "packed", PAD)
+    kept = pin_memory([batch])[0]
+    tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    assert {id(tensor) for tensor in met} == {id(tensor) for tensor in tensors}
+    assert kept.ids == batch.ids
+    assert kept.pixels is not batch.pixels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from beni.config.identity import signature
-from beni.measure.profile import kernels, split, union
+from beni.measure.goodput import Goodput
+from beni.measure.profile import Profile, kernels, split, union
 from beni.run import train
 
 
@@ -48,6 +50,20 @@ def test_an_operator_counts_without_those_inside_it():
     assert seconds["attention"] > 0
     assert seconds["products"] > 0
     assert sum(seconds.values()) <= sum(e.time_range.elapsed_us() for e in events if e.cpu_parent is None) / 1e6
+
+
+def test_starting_the_profiler_is_no_part_of_a_step(tmp_path, monkeypatch):
+    class Slow(profile):
+        def start(self):
+            time.sleep(0.5)
+            super().start()
+
+    monkeypatch.setattr("beni.measure.profile.profile", Slow)
+    found, clock = Profile((1, 1), tmp_path, lambda line, shares: None), Goodput(torch.device("cpu"))
+    found.reached(0, clock)
+    torch.ones(2).add(1)
+    found.reached(1, clock)
+    assert json.loads((tmp_path / "shares.json").read_text())["seconds"] < 0.5
 
 
 def test_a_run_profiles_the_steps_it_is_asked_for(tiny_run):

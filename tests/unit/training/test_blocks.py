@@ -9,7 +9,7 @@ import torch
 import torch._functorch.config
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from beni.training.blocks import ATTENTION, PRODUCTS, compile_blocks, recompute
+from beni.training.blocks import ATTENTION, PRODUCTS, prepare_blocks, recompute
 
 ADAPTED = ("train.plan.llm=lora", "adapter=lora", "adapter.dropout=0.3", "train.plan.vision=full")
 
@@ -100,8 +100,7 @@ def test_without_gradients_nothing_is_recomputed(two_models):
 def test_compiled_layers_have_the_gradients_of_plain_ones(two_models, mode):
     plain, compiled, batch = two_models("train.plan.vision=frozen")
     with torch._functorch.config.patch(activation_memory_budget=1.0):  # put back afterwards
-        recompute(compiled.layers_with_gradient(), mode, 0.3)
-        compile_blocks([*compiled.vision.blocks(), *compiled.llm.layers()])
+        prepare_blocks(compiled, {"activation_checkpointing": mode, "memory_budget": 0.3, "compile": True})
         (expected, _), (found, _) = one_step(plain, batch), one_step(compiled, batch)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
