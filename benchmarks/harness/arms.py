@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 
 from beni.config.build import build
+from beni.distributed import host
 from beni.distributed.environment import Environment, process_group, read_environment
 from beni.distributed.fsdp import shard
 from beni.llm import segment_attention
@@ -100,7 +101,7 @@ def beni(settings: Mapping[str, Any], record: Record) -> None:
 
 def _beni(settings: Mapping[str, Any], record: Record, environment: Environment) -> None:
     run = settings["run"]
-    torch.set_num_threads(settings["threads"])
+    host.use_host(environment, settings["threads"])
     samples = llava.Samples(run, propagate(run).viewer)
     model = llava.ours(run, samples.renderer.tokens.image)
     record.parameters = llava.trained(model)
@@ -149,7 +150,16 @@ def _all_logits() -> None:
     loss.predict = everywhere
 
 
-WITHOUT: dict[str, Callable[[], None]] = {"segments": _dense_mask, "label rows": _all_logits}
+def _freed_memory_given_back() -> None:
+    """glibc gives the system what a step has freed, as without beni."""
+    host.keep_freed_memory = lambda: False
+
+
+WITHOUT: dict[str, Callable[[], None]] = {
+    "segments": _dense_mask,
+    "label rows": _all_logits,
+    "kept memory": _freed_memory_given_back,
+}
 """What an ablation does without."""
 
 

@@ -67,6 +67,9 @@ def faster_precision(threads: int) -> str:
 class Comparison:
     """Arms on the same conversations, of which beni's schedule draws those of each step.
 
+    The longest step comes first and is not timed, so that no later one meets memory that was never used (as
+    transformers' grouping does).
+
     Args:
         images, words: of each conversation (``llava.write_set``).
     """
@@ -79,7 +82,10 @@ class Comparison:
         records = llava.write_set(folder, options.batch_size * options.steps * 2, images, words)
         self.run = llava.run_of(records, options.batch_size, options.steps, options.precision)
         self.drawn = llava.Samples(self.run, propagate(self.run).viewer)
-        self.order = self.drawn.order(options.steps)
+        self.order = sorted(self.drawn.order(options.steps), key=self._length, reverse=True)
+
+    def _length(self, step: Sequence[int]) -> int:
+        return sum(len(self.drawn.encoded(index)["input_ids"]) for index in step)
 
     def about(self) -> dict[str, float]:
         """Mean length, padding of the rows as drawn, share of tokens that are labels."""

@@ -45,7 +45,7 @@ def write_set(folder: Path, count: int, images: int = 1, words: int | None = Non
     """Conversations about pictures of ``size`` pixels: a question, and an answer of half its length.
 
     Args:
-        words: of every question; None draws them, long and short, so that a padded batch of eight is half padding.
+        words: of every question; None draws them, long and short, so that 55 % of a padded batch of eight is padding.
     """
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def write_set(folder: Path, count: int, images: int = 1, words: int | None = Non
         names = [f"{i}-{k}.png" for k in range(images)]
         for name in names:
             PILImage.fromarray(rng.integers(0, 255, (size, size, 3), dtype=np.uint8)).save(folder / name)
-        asked = int(np.clip(rng.lognormal(3.2, 1.2), 4, 600)) if words is None else words
+        asked = int(np.clip(rng.lognormal(4.0, 1.2), 4, 600)) if words is None else words
         question, answer = (" ".join(rng.choice(WORDS, n)) for n in (asked, 6 + asked // 2))
         marks = "<image>\n" * images
         turns = [{"from": "human", "value": f"{marks}{question}"}, {"from": "gpt", "value": answer}]

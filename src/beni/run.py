@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -32,9 +31,10 @@ from beni.data.schedule import Schedule, needs_lengths
 from beni.data.template import IGNORE, Renderer
 from beni.data.verdicts import Verdicts
 from beni.distributed.collectives import Peers, agree, barrier
-from beni.distributed.environment import Environment, process_group, read_environment
+from beni.distributed.environment import process_group, read_environment
 from beni.distributed.fsdp import shard
 from beni.distributed.hand_out import hand_out, handed_out, tensors_of
+from beni.distributed.host import use_host
 from beni.distributed.watchdog import Watchdog
 from beni.errors import CompositionError, Preempted
 from beni.llm.hf import isolates_segments
@@ -92,7 +92,7 @@ def train(run: Mapping[str, Any]) -> Path:
     settings = run["train"]
     environment = read_environment(settings["device"])
     planned.quantization.require(environment.device)
-    torch.set_num_threads(settings["threads"] or _cores(environment))
+    use_host(environment, settings["threads"])
 
     # what the run will see and cost, known without weights
     tokenizer = load_tokenizer(run["llm"])
@@ -377,7 +377,3 @@ def _hash_weights(module: torch.nn.Module) -> str | None:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16] if state else None
-
-
-def _cores(environment: Environment) -> int:
-    return max(1, len(os.sched_getaffinity(0)) // environment.world)

@@ -1,0 +1,50 @@
+"""How this process uses the machine that it runs on: threads, and the memory that it has freed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Mapping
+
+import torch
+
+from beni.distributed.environment import Environment
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+NEVER = 2**31 - 1  # bytes free at the heap's end before they are given back
+GLIBC_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_")
+
+
+def use_host(environment: Environment, threads: int) -> None:
+    """Sets torch's threads, and has a process that computes on its CPU keep freed memory.
+
+    Args:
+        threads: 0 takes the cores of this machine, divided among the run's processes.
+    """
+    torch.set_num_threads(threads or max(1, _cores() // environment.world))
+    if environment.device.type == "cpu":
+        keep_freed_memory()
+
+
+def keep_freed_memory(variables: Mapping[str, str] | None = None) -> bool:
+    """Has glibc keep what is freed instead of giving it back to the system; returns whether it does.
+
+    A training step frees and takes back its activations and gradients, and the system clears each page anew: up to
+    800,000 page faults a step of 2,000 positions of a 135M llm, a fifth of its time (benchmarks/results/ablation.md).
+    What a run needs at most stays about the same, but it is not given back before the process ends.
+
+    Left alone where the user has set glibc's own variables, and without glibc.
+    """
+    given = os.environ if variables is None else variables
+    if not sys.platform.startswith("linux") or any(given.get(name) for name in GLIBC_VARIABLES):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is None:
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, NEVER))
+
+
+def _cores() -> int:
+    """That this process may use; macOS does not tell, and has them all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
