@@ -36,7 +36,7 @@ def main() -> None:
     apart = {name: loss_difference(beni, arm) for name, arm in arms.items()}
     write_result(
         "ablation",
-        f"Without packing and with logits everywhere beni has {ratios['padded and logits everywhere']:.2f} times its speed.",
+        f"Without packing and label rows beni has {ratios['padded and logits everywhere']:.2f} times its speed.",
         COLUMNS,
         [row(name, arm, samples, beni, f"{apart[name]:.0e}") for name, arm in arms.items()],
         [*notes(about, comparison, beni)[:-1], "losses are compared step by step with the first line's, relative"],

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from harness import write_result
-from harness.compared import COLUMNS, Comparison, arguments, loss_difference, notes, row
+from harness.compared import COLUMNS, OURS, Comparison, arguments, loss_difference, notes, row
 
 
 def main() -> None:
@@ -14,12 +14,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         comparison = Comparison(Path(name), options)
         about = comparison.about()
-        arms = comparison.arms(("beni", "hf", "hf_grouped"), options.rounds)
+        arms = comparison.arms(
+            OURS | {"hf": {"program": "hf"}, "hf_grouped": {"program": "hf_grouped"}}, options.rounds
+        )
         # the length-grouped arm draws other batches: beni's losses on those
         (same,) = comparison.arms(("beni",), 1, arms["hf_grouped"].order).values()
-    beni, padded, grouped = arms["beni"], arms["hf"], arms["hf_grouped"]
+    beni, compiled, padded, grouped = arms.values()
     samples = comparison.samples
-    apart = {"hf": loss_difference(beni, padded), "hf_grouped": loss_difference(same, grouped)}
+    apart = {
+        "hf": loss_difference(beni, padded),
+        "hf_grouped": loss_difference(same, grouped),
+        "compiled": loss_difference(beni, compiled),
+    }
     ratios = {name: beni.rate(samples) / arms[name].rate(samples) for name in apart}
     write_result(
         "vs_hf_trainer",
@@ -30,6 +36,7 @@ def main() -> None:
             row("transformers.Trainer, padded", padded, samples, padded, f"{apart['hf']:.0e}"),
             row("transformers.Trainer, grouped by length", grouped, samples, padded, f"{apart['hf_grouped']:.0e}"),
             row("beni, packed", beni, samples, padded, ""),
+            row("beni, packed, train.compile=true", compiled, samples, padded, f"{apart['compiled']:.0e}"),
         ],
         [*notes(about, comparison, beni), "losses are compared step by step with beni's on the same samples, relative"],
         ratios=ratios,

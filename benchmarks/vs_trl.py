@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from harness import write_result
-from harness.compared import COLUMNS, Comparison, arguments, loss_difference, notes, row
+from harness.compared import COLUMNS, OURS, Comparison, arguments, loss_difference, notes, row
 
 
 def main() -> None:
@@ -15,8 +15,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         comparison = Comparison(Path(name), options)
         about = comparison.about()
-        arms = comparison.arms(("beni", "trl"), options.rounds)
-    beni, trl = arms["beni"], arms["trl"]
+        arms = comparison.arms(OURS | {"trl": {"program": "trl"}}, options.rounds)
+    beni, compiled, trl = arms.values()
     samples, apart = comparison.samples, loss_difference(beni, trl)
     ratio = beni.rate(samples) / trl.rate(samples)
     write_result(
@@ -26,6 +26,7 @@ def main() -> None:
         [
             row(f"SFTTrainer, trl {version('trl')}", trl, samples, trl, f"{apart:.0e}"),
             row("beni, packed", beni, samples, trl, ""),
+            row("beni, packed, train.compile=true", compiled, samples, trl, f"{loss_difference(beni, compiled):.0e}"),
         ],
         [*notes(about, comparison, beni), "losses are compared step by step, relative"],
         ratio=ratio,

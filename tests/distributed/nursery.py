@@ -1,7 +1,8 @@
-"""A process that has imported what ranks need, and forks them: it reads a request a line and answers with a line.
+"""A process that has imported what runs need, and forks them: it reads a request a line and answers with a line.
 
-A request: program, settings (its argument), seconds, and for each rank the environment variables and the file of what
-it says. The answer: exit codes, null for a rank that was killed when its time was over.
+A request: program (a file, or the name of a module as behind ``python -m``), arguments, folder, seconds, and for each
+rank the environment variables and the files of what it says. The answer: exit codes, null for a rank that was killed
+when its time was over.
 """
 
 from __future__ import annotations
@@ -23,20 +24,25 @@ KNOWN = (
 )
 
 
-def fork(program: str, settings: str, rank: dict[str, Any]) -> int:
-    """Process id of a child that runs ``program``."""
+def fork(request: dict[str, Any], rank: dict[str, Any]) -> int:
+    """Process id of a child that runs the program."""
     sys.stdout.flush()
     child = os.fork()
     if child:
         return child
-    code = 1
+    code, program = 1, request["program"]
     try:
-        said = os.open(rank["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number, name in ((1, "said"), (2, "told")):
+            os.dup2(os.open(rank[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
         os.environ.update(rank["variables"])
-        sys.argv = [program, settings]
-        runpy.run_path(program, run_name="__main__")
+        os.chdir(request["folder"])
+        sys.argv = [program, *request["arguments"]]
+        if program.endswith(".py"):
+            runpy.run_path(program, run_name="__main__")
+        else:
+            sys.path[0] = request["folder"]
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -71,7 +77,7 @@ def main() -> None:
         importlib.import_module(module)
     for line in sys.stdin:
         request = json.loads(line)
-        children = [fork(request["program"], request["settings"], rank) for rank in request["ranks"]]
+        children = [fork(request, rank) for rank in request["ranks"]]
         print(json.dumps(wait(children, request["seconds"])), flush=True)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from distributed.processes import run_module
 from hostile import BAD, GOOD, HostileServer
 
 pytestmark = pytest.mark.slow
@@ -41,14 +41,14 @@ def write_set(folder: Path, server: HostileServer, count: int, bad: int) -> Path
 
 @pytest.fixture
 def command(tiny_values, tmp_path, server):
-    """command(count, bad, *overrides) -> arguments of a training run, its records on the server."""
+    """command(count, bad, *overrides) -> arguments of ``python -m beni.train``, its records on the server."""
 
     def make(count, bad, *overrides):
         kept = [value for value in tiny_values if not value.startswith("data.")]
         records = write_set(tmp_path, server, count, bad)
         images = {"timeout": 4.0, "idle_timeout": 3.0, "retries": 1, "max_mib": 2.0, "private_addresses": "true"}
         return [
-            *(sys.executable, "-m", "beni.train", *kept, "data=llava_instruct", f"data.path={records}"),
+            *(*kept, "data=llava_instruct", f"data.path={records}"),
             *("data.heldout=8", "template=chatml", "images.max_bad=0.5", f"images.cache={tmp_path}/cache"),
             *(f"images.{key}={value}" for key, value in images.items()),
             *(f"paths.runs={tmp_path}/runs", "train.workers=2", *overrides),
@@ -58,27 +58,8 @@ def command(tiny_values, tmp_path, server):
 
 
 def run(arguments, world=1):
-    """On so many ranks; what rank 0 said, the worst exit code of all."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [
-        subprocess.Popen(
-            arguments,
-            env={**os.environ, **(shared | {"RANK": str(r), "LOCAL_RANK": str(r)} if world > 1 else {})},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(world)
-    ]
-    try:
-        said = [rank.communicate(timeout=500)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return subprocess.CompletedProcess(arguments, max(rank.returncode for rank in ranks), "", "\n".join(said))
+    """On so many ranks."""
+    return run_module("beni.train", *arguments, world=world, seconds=500)
 
 
 def only(tmp_path: Path) -> Path:
@@ -123,7 +104,12 @@ def test_a_second_epoch_asks_for_nothing(command, tmp_path, server):
 
 def test_a_killed_run_replaces_alike_when_the_server_has_recovered(command, tmp_path, server):
     arguments = command(60, 12, "train.steps=24", "train.batch_size=8", "checkpoint.every=4", "train.log_every=1")
-    process = subprocess.Popen(arguments, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "beni.train", *arguments],
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         found = list((tmp_path / "runs").glob("*/*/metrics.jsonl"))

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from distributed.processes import run_module
+
 
 @pytest.mark.slow
 def test_a_small_model_learns_the_colours_it_sees_and_not_those_it_cannot(tmp_path: Path):
-    command = [
-        *[sys.executable, "-m", "beni.train", f"paths.runs={tmp_path}", "study.name=learns"],
+    arguments = [
+        *[f"paths.runs={tmp_path}", "study.name=learns"],
         *["train.steps=220", "train.batch_size=32", "train.threads=1", "train.workers=1", "data.heldout=400"],
         *["optim.warmup_ratio=0.1", "eval.gallery=4", "checkpoint.every=0"],
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = run_module("beni.train", *arguments, seconds=600)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "learns").glob("tiny_vit-*")
     status = json.loads((folder / "status.json").read_text())

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from distributed.processes import run_module
+
 STEPS = 24
 OVERRIDES = (
     f"train.steps={STEPS}",
@@ -24,13 +26,10 @@ OVERRIDES = (
 )
 
 
-def command(overrides: list[str], runs: Path) -> list[str]:
+def arguments(overrides: list[str], runs: Path) -> list[str]:
+    """Of ``python -m beni.train``."""
     kept = [o for o in overrides if not o.startswith(("paths.runs=", *(o.partition("=")[0] + "=" for o in OVERRIDES)))]
-    return [sys.executable, "-m", "beni.train", *kept, *OVERRIDES, f"paths.runs={runs}"]
-
-
-def run(arguments: list[str], **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, **options)
+    return [*kept, *OVERRIDES, f"paths.runs={runs}"]
 
 
 def only(runs: Path) -> Path:
@@ -64,7 +63,7 @@ def kill_after(process: subprocess.Popen[bytes], runs: Path, step: int) -> None:
 @pytest.mark.slow
 def test_a_killed_run_started_again_has_the_digits_of_an_uninterrupted_one(tiny_overrides, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    done = run(command(tiny_overrides, whole))
+    done = run_module("beni.train", *arguments(tiny_overrides, whole))
     assert done.returncode == 0, done.stderr
     expected = losses(whole)
     assert [step for step, _ in expected] == list(range(1, STEPS + 1))
@@ -72,12 +71,15 @@ def test_a_killed_run_started_again_has_the_digits_of_an_uninterrupted_one(tiny_
 
     for step in sorted(random.Random(0).sample(range(1, STEPS - 4), 2)):
         process = subprocess.Popen(
-            command(tiny_overrides, cut), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            [sys.executable, "-m", "beni.train", *arguments(tiny_overrides, cut)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         kill_after(process, cut, step)
         assert json.loads((only(cut) / "status.json").read_text())["state"] == "running"
         assert losses(cut) == expected[: len(losses(cut))]
-    done = run(command(tiny_overrides, cut))
+    done = run_module("beni.train", *arguments(tiny_overrides, cut))
     assert done.returncode == 0, done.stderr
     assert losses(cut) == expected
     for name in ("whole", "cut"):
@@ -86,8 +88,8 @@ def test_a_killed_run_started_again_has_the_digits_of_an_uninterrupted_one(tiny_
 
 
 def test_a_failed_run_leaves_its_traceback_in_its_status(tiny_overrides, tmp_path):
-    failing = [*command(tiny_overrides, tmp_path / "runs"), "data.text_share=1.0", "train.plan.vision=frozen"]
-    done = run(failing)
+    failing = ("data.text_share=1.0", "train.plan.vision=frozen")
+    done = run_module("beni.train", *arguments(tiny_overrides, tmp_path / "runs"), *failing)
     assert done.returncode == 2
     assert "no gradient reached connector" in done.stderr
     assert "Traceback" not in done.stderr

@@ -15,6 +15,8 @@ import psutil
 import pytest
 import yaml
 
+from distributed.processes import run_module
+
 EXPERIMENT = """# @package _global_
 # A sweep in an experiment file.
 study: {name: pair}
@@ -40,20 +42,13 @@ hydra:
 
 def train(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """``python -m beni.train`` in ``cwd``."""
-    return subprocess.run(
-        [sys.executable, "-m", "beni.train", *arguments],
-        cwd=cwd,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    return run_module("beni.train", *arguments, cwd=cwd)
 
 
 def compare(study: Path) -> str:
-    return subprocess.run(
-        [sys.executable, "-m", "beni.compare", str(study)], capture_output=True, text=True, check=True
-    ).stdout
+    done = run_module("beni.compare", str(study))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def statuses(study: Path) -> dict[str, dict[str, Any]]:
