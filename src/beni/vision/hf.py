@@ -56,6 +56,10 @@ class Seen:
     spec: TokenSpec
 
 
+SEEN: dict[tuple[Any, ...], Seen] = {}
+"""What encoders of this process were seen to do: a run builds the same one for its plan, its costs and its training."""
+
+
 class HFVision(VisionEncoder):
     """``(i, 3, height, width) -> (i, n, d)``.
 
@@ -178,10 +182,14 @@ class HFVision(VisionEncoder):
     def _at(self, size: tuple[int, int]) -> Seen:
         """What the model makes of views of (height, width) pixels; found out once for each size."""
         if size not in self._seen:
-            with torch.device("meta"):
-                model = build_encoder(self.config, self._attn)
-                with dry_run(model):
-                    self._seen[size] = self._probe(model, size)
+            read = (self.name, self._attn, self.keep_cls, *self._read)
+            key = (size, read, self.config.model_type, self.config.to_json_string())
+            if key not in SEEN:
+                with torch.device("meta"):
+                    model = build_encoder(self.config, self._attn)
+                    with dry_run(model):
+                        SEEN[key] = self._probe(model, size)
+            self._seen[size] = SEEN[key]
         return self._seen[size]
 
     def _probe(self, model: PreTrainedModel, size: tuple[int, int]) -> Seen:
