@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import write_result
-from harness.compared import COLUMNS, Comparison, arguments, loss_difference, notes, row
+from harness.compared import COLUMNS, RECOMPILED, Comparison, arguments, loss_difference, notes, row
 
 ARMS: dict[str, dict[str, Any]] = {
     "beni": {},
@@ -39,7 +39,11 @@ def main() -> None:
         f"Without packing and label rows beni has {ratios['padded and logits everywhere']:.2f} times its speed.",
         COLUMNS,
         [row(name, arm, samples, beni, f"{apart[name]:.0e}") for name, arm in arms.items()],
-        [*notes(about, comparison, beni)[:-1], "losses are compared step by step with the first line's, relative"],
+        [
+            *notes(about, comparison, beni)[:-1],
+            "losses are compared step by step with the first line's, relative",
+            RECOMPILED,
+        ],
         ratios=ratios,
         loss_differences=apart,
         data=about,

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from harness import write_result
-from harness.compared import COLUMNS, OURS, Comparison, arguments, loss_difference, notes, row
+from harness.compared import COLUMNS, OURS, RECOMPILED, Comparison, arguments, loss_difference, notes, row
 
 
 def main() -> None:
@@ -38,7 +38,11 @@ def main() -> None:
             row("beni, packed", beni, samples, padded, ""),
             row("beni, packed, train.compile=true", compiled, samples, padded, f"{apart['compiled']:.0e}"),
         ],
-        [*notes(about, comparison, beni), "losses are compared step by step with beni's on the same samples, relative"],
+        [
+            *notes(about, comparison, beni),
+            "losses are compared step by step with beni's on the same samples, relative",
+            RECOMPILED,
+        ],
         ratios=ratios,
         loss_differences=apart,
         data=about,

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from harness import write_result
-from harness.compared import COLUMNS, OURS, Comparison, arguments, loss_difference, notes, row
+from harness.compared import COLUMNS, OURS, RECOMPILED, Comparison, arguments, loss_difference, notes, row
 
 
 def main() -> None:
@@ -28,7 +28,11 @@ def main() -> None:
             row("beni, packed", beni, samples, trl, ""),
             row("beni, packed, train.compile=true", compiled, samples, trl, f"{loss_difference(beni, compiled):.0e}"),
         ],
-        [*notes(about, comparison, beni), "losses are compared step by step, relative"],
+        [
+            *notes(about, comparison, beni),
+            "losses are compared step by step, relative",
+            RECOMPILED,
+        ],
         ratio=ratio,
         loss_difference=apart,
         data=about,

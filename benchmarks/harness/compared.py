@@ -180,6 +180,8 @@ def row(name: str, arm: Arm, samples: int, base: Arm, difference: str) -> list[s
 OURS: dict[str, dict[str, Any]] = {"beni": {}, "compiled": {"overrides": ("train.compile=true",)}}
 """beni's arms beside another trainer: as it comes, and with its layers compiled (in the step that is not timed)."""
 
+RECOMPILED = "compiled layers are compiled again when they meet a second length, which is timed here"
+
 COLUMNS = ("", "samples/s", "ratio", "peak GiB", "loss differs by")
 
 

@@ -31,8 +31,8 @@ def keep_freed_memory(variables: Mapping[str, str] | None = None) -> bool:
     """Has glibc keep what is freed instead of giving it back to the system; returns whether it does.
 
     A training step frees and takes back its activations and gradients, and the system clears each page anew: up to
-    800,000 page faults a step of 2,000 positions of a 135M llm, a fifth of its time (benchmarks/results/ablation.md).
-    What a run needs at most stays about the same, but it is not given back before the process ends.
+    890,000 page faults a step of 2,000 positions of a 135M llm, and an eighth of the time of eight such steps. The
+    most that a run needs stays about the same, but it is not given back before the process ends.
 
     Left alone where the user has set glibc's own variables, and without glibc.
     """
