@@ -47,8 +47,8 @@ def main() -> None:
         rows,
         [
             *said,
-            f"best of {options.rounds} rounds of {options.steps - 1} steps after one that is not timed, in brackets "
-            "how much slower the slowest was; the peak is that of the first process",
+            f"best of {options.rounds} rounds of {options.steps - 1} steps after the longest, which is not timed, in "
+            "brackets how much slower the slowest was; the peak is that of the first process",
             f"losses of two processes differ from those of one by at most {max(differences.values()):.0e}, relative",
         ],
         rates=rates,

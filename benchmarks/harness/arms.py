@@ -152,7 +152,7 @@ def _all_logits() -> None:
 
 def _freed_memory_given_back() -> None:
     """glibc gives the system what a step has freed, as without beni."""
-    host.keep_freed_memory = lambda: False
+    host.keep_freed_memory = lambda: None
 
 
 WITHOUT: dict[str, Callable[[], None]] = {

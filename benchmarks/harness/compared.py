@@ -178,7 +178,7 @@ def row(name: str, arm: Arm, samples: int, base: Arm, difference: str) -> list[s
 
 
 OURS: dict[str, dict[str, Any]] = {"beni": {}, "compiled": {"overrides": ("train.compile=true",)}}
-"""beni's arms beside another trainer: as it comes, and with its layers compiled (in the step that is not timed)."""
+"""beni's arms beside another trainer: as it comes, and with its layers compiled."""
 
 RECOMPILED = "compiled layers are compiled again when they meet a second length, which is timed here"
 
@@ -194,7 +194,7 @@ def notes(about: Mapping[str, float], comparison: Comparison, arm: Arm) -> list[
         f"{options.batch_size} samples a step",
         f"mean sample {about['mean_length']:.0f} tokens (49 of them visual), {about['labels']:.0%} of the tokens are "
         f"labels, {about['padding']:.0%} of a padded batch is padding",
-        f"best of {options.rounds} interleaved rounds of {options.steps - 1} steps after one that is not timed, in "
-        "brackets how much slower the slowest was; a process each",
+        f"best of {options.rounds} interleaved rounds of {options.steps - 1} steps after the longest, which is not "
+        "timed, in brackets how much slower the slowest was; a process each",
         "beni decodes and renders its samples while it trains; the others are given ready tensors",
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Mapping
 
 import torch
 
@@ -27,8 +26,8 @@ def use_host(environment: Environment, threads: int) -> None:
         keep_freed_memory()
 
 
-def keep_freed_memory(variables: Mapping[str, str] | None = None) -> bool:
-    """Has glibc keep what is freed instead of giving it back to the system; returns whether it does.
+def keep_freed_memory() -> None:
+    """Has glibc keep what is freed instead of giving it back to the system.
 
     A training step frees and takes back its activations and gradients, and the system clears each page anew: up to
     890,000 page faults a step of 2,000 positions of a 135M llm, and an eighth of the time of eight such steps. The
@@ -36,13 +35,12 @@ def keep_freed_memory(variables: Mapping[str, str] | None = None) -> bool:
 
     Left alone where the user has set glibc's own variables, and without glibc.
     """
-    given = os.environ if variables is None else variables
-    if not sys.platform.startswith("linux") or any(given.get(name) for name in GLIBC_VARIABLES):
-        return False
+    if not sys.platform.startswith("linux") or any(os.environ.get(name) for name in GLIBC_VARIABLES):
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is None:
-        return False
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, NEVER))
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, NEVER)
 
 
 def _cores() -> int:
