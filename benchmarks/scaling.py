@@ -26,6 +26,7 @@ def main() -> None:
         arms = comparison.arms(PROCESSES, options.rounds)
         said = notes(comparison.about(), comparison, arms["1 process"])[:1]
         cases = [(comparison, label, arm) for label, arm in arms.items()]
+        longer = comparison.longer_half()
         differences = {label: loss_difference(arms["1 process"], arm) for label, arm in arms.items()}
         for words in WORDS:
             one = Comparison(Path(name) / f"words-{words}", options, words=words)
@@ -49,6 +50,8 @@ def main() -> None:
             *said,
             f"best of {options.rounds} rounds of {options.steps - 1} steps after the longest, which is not timed, in "
             "brackets how much slower the slowest was; the peak is that of the first process",
+            f"each of two processes takes every second sample: the one that has more tokens has {longer:.0%} of them, "
+            "and the other waits; each updates all it keeps, with one thread",
             f"losses of two processes differ from those of one by at most {max(differences.values()):.0e}, relative",
         ],
         rates=rates,

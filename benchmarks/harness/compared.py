@@ -87,6 +87,11 @@ class Comparison:
     def _length(self, step: Sequence[int]) -> int:
         return sum(len(self.drawn.encoded(index)["input_ids"]) for index in step)
 
+    def longer_half(self) -> float:
+        """Share of the timed steps' tokens that the slower of two processes has, each taking every second sample."""
+        steps = self.order[1:]
+        return sum(max(map(self._length, (step[::2], step[1::2]))) for step in steps) / sum(map(self._length, steps))
+
     def about(self) -> dict[str, float]:
         """Mean length, padding of the rows as drawn, share of tokens that are labels."""
         encoded = [[self.drawn.encoded(index) for index in step] for step in self.order]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from typing import Any
 def nursery() -> subprocess.Popen[str]:
     """The process that forks ranks; it ends with this one, whose end it sees on its standard input."""
     command = [sys.executable, str(Path(__file__).with_name("nursery.py"))]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,15 @@ def _request(
 
 
 def _codes() -> list[int | None]:
-    """Exit codes of the ranks that were asked for, once all have ended."""
+    """Exit codes of the ranks that were asked for, once all have ended; if the wait is cut short, they end with it."""
     process = nursery()
     assert process.stdout is not None
-    return json.loads(process.stdout.readline())
+    try:
+        return json.loads(process.stdout.readline())
+    except BaseException:  # the answer would be taken for the next request's
+        os.killpg(process.pid, signal.SIGKILL)
+        nursery.cache_clear()
+        raise
 
 
 def run_module(
