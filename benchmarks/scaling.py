@@ -30,10 +30,10 @@ def main() -> None:
         differences = {label: loss_difference(arms["1 process"], arm) for label, arm in arms.items()}
         for words in WORDS:
             one = Comparison(Path(name) / f"words-{words}", options, words=words)
-            cases.append((one, f"{words} words a question", one.arms(("beni",), options.rounds)["beni"]))
+            cases.append((one, f"{words} words a question", one.arms({"beni": {}}, options.rounds)["beni"]))
         for images in IMAGES:
             one = Comparison(Path(name) / f"images-{images}", options, images=images, words=40)
-            cases.append((one, f"40 words, {images} pictures", one.arms(("beni",), options.rounds)["beni"]))
+            cases.append((one, f"40 words, {images} pictures", one.arms({"beni": {}}, options.rounds)["beni"]))
         for one, label, arm in cases:
             samples, length = arm.rate(one.samples), one.about()["mean_length"]
             rates[label] = {"samples_per_s": samples, "tokens_per_s": samples * length, "mean_length": length}

@@ -38,11 +38,10 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Record:
-    """What an arm saw: seconds at the end of each step, the loss of each, the samples in the order they were drawn."""
+    """What an arm saw: seconds at the end of each step, the loss of each."""
 
     stamps: list[float]
     losses: list[float]
-    order: list[int]
     parameters: int = 0
 
     def write(self, path: Path, warmup: int) -> None:
@@ -50,7 +49,6 @@ class Record:
         values = {
             "seconds": self.stamps[-1] - self.stamps[warmup - 1],
             "losses": self.losses,
-            "order": self.order,
             "trained": self.parameters,
             "peak_gib": peak_gib(CPU),
         }
@@ -109,7 +107,6 @@ def _beni(settings: Mapping[str, Any], record: Record, environment: Environment)
         store_frozen_in_bf16(model, run["train"]["plan"])
     prepare_blocks(model, run["train"])
     shard(model, model.sharding_units(), environment, run["fsdp"], run["train"]["precision"])
-    record.order = [index for step in settings["order"] for index in step]
     job = Job(
         model=model,
         steps=Ordered(samples, settings["order"], environment),  # pyright: ignore[reportArgumentType]
@@ -165,17 +162,15 @@ WITHOUT: dict[str, Callable[[], None]] = {
 
 @dataclass
 class Theirs:
-    """Hugging Face's model, and samples that are ready before the clock starts; remembers in which order they came."""
+    """Hugging Face's model, and samples that are ready before the clock starts."""
 
     model: Any
     data: HFDataset
     kept: dict[int, dict[str, Any]]
     tokenizer: Any
-    record: Record
 
     def collate(self, rows: list[dict[str, int]]) -> dict[str, Tensor]:
         """Rows of ``data`` to a padded batch."""
-        self.record.order += [row["index"] for row in rows]
         return llava.pad([self.kept[row["index"]] for row in rows], self.tokenizer.pad_token_id)
 
 
@@ -187,9 +182,7 @@ def _theirs(settings: Mapping[str, Any], record: Record) -> Theirs:
     record.parameters = llava.trained(model)
     order = [index for step in settings["order"] for index in step]
     kept = {index: samples.encoded(index) for index in set(order)}
-    lengths = [len(kept[index]["input_ids"]) for index in order]
-    data = HFDataset.from_dict({"index": order, "length": lengths})
-    return Theirs(model, data, kept, samples.renderer.tokenizer, record)
+    return Theirs(model, HFDataset.from_dict({"index": order}), kept, samples.renderer.tokenizer)
 
 
 def _arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,10 +207,12 @@ def _arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
         "remove_unused_columns": False,
         "disable_tqdm": True,
         "seed": train["seed"],
+        "gradient_checkpointing": False,
+        **settings["arguments"],
     }
 
 
-def _fit(trainer_class: Any, arguments: Any, settings: Mapping[str, Any], record: Record, in_order: bool) -> None:
+def _fit(trainer_class: Any, arguments: Any, settings: Mapping[str, Any], record: Record) -> None:
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
@@ -231,8 +226,8 @@ def _fit(trainer_class: Any, arguments: Any, settings: Mapping[str, Any], record
     theirs = _theirs(settings, record)
 
     class Ours(trainer_class):
-        def _get_train_sampler(self, *given: Any, **known: Any) -> Any:
-            return SequentialSampler(theirs.data) if in_order else super()._get_train_sampler(*given, **known)
+        def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
+            return SequentialSampler(theirs.data)
 
     trainer = Ours(
         model=theirs.model,
@@ -246,18 +241,10 @@ def _fit(trainer_class: Any, arguments: Any, settings: Mapping[str, Any], record
 
 
 def hf(settings: Mapping[str, Any], record: Record) -> None:
-    """transformers.Trainer as it comes: padded batches in random order (beni's, so that losses can be compared)."""
+    """transformers.Trainer on padded batches, in the order it is given, so that losses can be compared."""
     from transformers import Trainer, TrainingArguments
 
-    _fit(Trainer, TrainingArguments(**_arguments(settings)), settings, record, in_order=True)
-
-
-def hf_grouped(settings: Mapping[str, Any], record: Record) -> None:
-    """transformers.Trainer at its best here: batches of like length."""
-    from transformers import Trainer, TrainingArguments
-
-    arguments = TrainingArguments(**_arguments(settings), train_sampling_strategy="group_by_length")
-    _fit(Trainer, arguments, settings, record, in_order=False)
+    _fit(Trainer, TrainingArguments(**_arguments(settings)), settings, record)
 
 
 def trl(settings: Mapping[str, Any], record: Record) -> None:
@@ -266,20 +253,19 @@ def trl(settings: Mapping[str, Any], record: Record) -> None:
     from trl.trainer.sft_trainer import SFTTrainer
 
     arguments = SFTConfig(**_arguments(settings), dataset_kwargs={"skip_prepare_dataset": True}, max_length=None)
-    _fit(SFTTrainer, arguments, settings, record, in_order=True)
+    _fit(SFTTrainer, arguments, settings, record)
 
 
 ARMS: dict[str, Callable[[Mapping[str, Any], Record], None]] = {
     "beni": beni,
     "hf": hf,
-    "hf_grouped": hf_grouped,
     "trl": trl,
 }
 
 
 def main() -> None:
     name, settings, result = sys.argv[1:]
-    given, record = json.loads(Path(settings).read_text()), Record([], [], [])
+    given, record = json.loads(Path(settings).read_text()), Record([], [])
     ARMS[name](given, record)
     if os.environ.get("RANK", "0") == "0":
         record.write(Path(result), given["warmup"])

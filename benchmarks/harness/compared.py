@@ -30,13 +30,11 @@ class Arm:
     Attributes:
         timed: seconds of the steps that count.
         losses: of every step, of the first round.
-        order: samples by step.
         peak_gib: most memory of any round.
     """
 
     timed: Timed
     losses: list[float]
-    order: list[list[int]]
     peak_gib: float
     trained: int
 
@@ -92,41 +90,44 @@ class Comparison:
         steps = self.order[1:]
         return sum(max(map(self._length, (step[::2], step[1::2]))) for step in steps) / sum(map(self._length, steps))
 
-    def about(self) -> dict[str, float]:
-        """Mean length, padding of the rows as drawn, share of tokens that are labels."""
-        encoded = [[self.drawn.encoded(index) for index in step] for step in self.order]
+    def grouped(self) -> list[list[int]]:
+        """The samples that are timed, in batches of like length: what a length-grouping sampler makes at its best."""
+        first, *timed = self.order
+        size = self.options.batch_size
+        indices = sorted((i for step in timed for i in step), key=lambda i: self._length([i]), reverse=True)
+        return [first, *(indices[start : start + size] for start in range(0, len(indices), size))]
+
+    def about(self, order: Sequence[Sequence[int]] | None = None) -> dict[str, float]:
+        """Mean length, padding of the rows as drawn (or in ``order``), share of tokens that are labels; timed steps."""
+        encoded = [[self.drawn.encoded(index) for index in step] for step in (order or self.order)[1:]]
         lengths = [[len(sample["input_ids"]) for sample in step] for step in encoded]
         real, cells = sum(map(sum, lengths)), sum(max(step) * len(step) for step in lengths)
         labels = sum(int((sample["labels"] != llava.IGNORE).sum()) for step in encoded for sample in step)
         return {"mean_length": real / sum(map(len, lengths)), "padding": 1 - real / cells, "labels": labels / real}
 
-    def arms(
-        self,
-        arms: Sequence[str] | Mapping[str, Mapping[str, Any]],
-        rounds: int,
-        order: list[list[int]] | None = None,
-    ) -> dict[str, Arm]:
-        """Runs every arm once a round, in turn, on the samples of ``order``.
+    def arms(self, chosen: Mapping[str, Mapping[str, Any]], rounds: int) -> dict[str, Arm]:
+        """Runs every arm once a round, in turn.
 
         Args:
-            arms: names of arms, or the settings of each: ``program`` (an arm of harness/arms.py), ``overrides`` of the
-                run, features to do ``without``, ``world`` (processes, which share the threads).
+            chosen: the settings of each: ``program`` (an arm of harness/arms.py), ``overrides`` of the run, features to
+                do ``without``, ``world`` (processes, which share the threads), ``arguments`` of another trainer,
+                samples by step in another ``order``.
         """
-        chosen = arms if isinstance(arms, Mapping) else {arm: {"program": arm} for arm in arms}
         seen: dict[str, list[dict[str, Any]]] = {arm: [] for arm in chosen}
         for _ in range(rounds):
             for arm, settings in chosen.items():
-                seen[arm].append(self._once(self.order if order is None else order, **settings))
+                seen[arm].append(self._once(**settings))
                 print(f"{arm}: {self.samples / seen[arm][-1]['seconds']:.2f} samples/s", file=sys.stderr)
         return {arm: self._arm(arm, results) for arm, results in seen.items()}
 
     def _once(
         self,
-        order: list[list[int]],
         program: str = "beni",
         overrides: Sequence[str] = (),
         without: Sequence[str] = (),
         world: int = 1,
+        arguments: Mapping[str, Any] | None = None,
+        order: list[list[int]] | None = None,
     ) -> dict[str, Any]:
         run = self.run
         if overrides:
@@ -134,8 +135,9 @@ class Comparison:
             run = llava.run_of(records, options.batch_size, options.steps, options.precision, *overrides)
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             settings, result = Path(name) / "settings.json", Path(name) / "result.json"
-            values = {"run": run, "order": order, "threads": self.options.threads // world, "folder": name, "warmup": 1}
-            settings.write_text(json.dumps(values | {"without": list(without)}))
+            values = {"run": run, "order": order or self.order, "threads": self.options.threads // world}
+            values |= {"folder": name, "warmup": 1, "without": list(without), "arguments": dict(arguments or {})}
+            settings.write_text(json.dumps(values))
             command = [sys.executable, "-m", "harness.arms", program, str(settings), str(result)]
             ranks = [
                 subprocess.Popen(command, cwd=FOLDER, stdout=subprocess.DEVNULL, env=os.environ | variables)
@@ -146,11 +148,10 @@ class Comparison:
             return json.loads(result.read_text())
 
     def _arm(self, name: str, results: list[dict[str, Any]]) -> Arm:
-        first, size = results[0], self.options.batch_size
+        first = results[0]
         return Arm(
             timed=Timed(name, tuple(result["seconds"] for result in results)),
             losses=first["losses"],
-            order=[first["order"][size * step : size * (step + 1)] for step in range(self.options.steps)],
             peak_gib=max(result["peak_gib"] for result in results),
             trained=first["trained"],
         )
