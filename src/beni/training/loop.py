@@ -120,7 +120,7 @@ class Trainer:
             beat("evaluate", done - 1)
             self._evaluate(job, average, saver, done, shown.totals())
         thaw = Thaw(model, self.plan, self.thaw, self.steps, done)
-        check = TrainabilityCheck.before_first_step(model) if done == 0 else None
+        check = TrainabilityCheck.before_first_step(model, thaw.trains) if done == 0 else None
         window = Window(device, clock, model.feature_bank, job.meter)
         self._recount(job)
 
@@ -129,7 +129,7 @@ class Trainer:
         beat("data", done)
         clock.go("data")
         loaded = load(job.steps, done, self.steps, self.workers, pin=device.type == "cuda")
-        with job.preemption.deferred(), closing(loaded):
+        with thaw, job.preemption.deferred(), closing(loaded):
             for step, batches in enumerate(loaded, start=done):
                 clock.go("communication")
                 beat("step", step)
@@ -147,7 +147,7 @@ class Trainer:
                     job.log.notice(notice)
                 for component in thaw.due(step):
                     job.log.notice(f"{component} trains from step {step + 1} on (train.thaw)")
-                    check = TrainabilityCheck.before_first_step(model)
+                    check = TrainabilityCheck.before_first_step(model, thaw.trains)
                     self._recount(job)
                 clock.go("compute")
                 torch.manual_seed(derive(self.seed, "dropout", step, job.environment.rank))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import TracebackType
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -17,7 +18,8 @@ from beni.training.trainable import named_trainable, set_modes
 
 
 class Thaw:
-    """What is frozen when, of a model whose ``requires_grad`` says what trains in the end.
+    """What is frozen when, of a model whose ``requires_grad`` says what trains in the end, as it does again after the
+    block (``with``): whoever goes on from an earlier step thaws anew.
 
     Args:
         plan: component -> ``frozen``, ``full`` or ``lora``.
@@ -47,6 +49,19 @@ class Thaw:
                 f"  fix: set train.thaw.{min(self._begins, key=self._begins.__getitem__)}=0"
             )
         self.set_modes()
+
+    def __enter__(self) -> Thaw:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for parameters in self._parameters.values():
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    @property
+    def trains(self) -> set[str]:
+        """Components that train now."""
+        return {name for name, mode in self._plan.items() if mode != "frozen"} - self._begins.keys()
 
     def set_modes(self) -> None:
         """Training mode for what trains now, see ``trainable.set_modes``."""

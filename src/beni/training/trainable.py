@@ -7,7 +7,7 @@ it is again when a component begins to train later (training/thaw.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,25 +45,39 @@ BACKBONES = ("vision", "llm")
 
 @dataclass
 class TrainabilityCheck:
-    """Compares the plan with what the first optimizer step did."""
+    """Compares the plan with what the first optimizer step did.
+
+    Attributes:
+        frozen: fingerprints of what wants no gradient, by name.
+        trains: components that the plan trains in this step.
+    """
 
     frozen: dict[str, Tensor]
+    trains: Collection[str]
 
     @staticmethod
-    def before_first_step(model: nn.Module) -> TrainabilityCheck:
-        return TrainabilityCheck({name: _mark(p) for name, p in model.named_parameters() if not p.requires_grad})
+    def before_first_step(model: nn.Module, trains: Collection[str] = ()) -> TrainabilityCheck:
+        frozen = {name: _mark(p) for name, p in model.named_parameters() if not p.requires_grad}
+        return TrainabilityCheck(frozen, trains)
 
     def gradients(self, model: nn.Module) -> list[str]:
         """After the first backward pass: names of planned tensors that no gradient reaches. A pretrained backbone may
         have some (a pooling head that nobody reads); they stay as they are.
 
         Raises:
-            TrainabilityError: when a tensor of one of beni's own parts, or a whole component, received no gradient.
+            TrainabilityError: when a tensor of one of beni's own parts, or a whole component, received no gradient, or
+                no tensor of a component wants one.
         """
         silent = [name for name, p in named_trainable(model) if p.grad is None]
         for component in COMPONENTS:
             planned = [name for name, _ in named_trainable(model) if name.startswith(f"{component}.")]
             mute = [name for name in silent if name.startswith(f"{component}.")]
+            asleep = [name for name in self.frozen if name.startswith(f"{component}.")]
+            if component in self.trains and asleep and not planned:
+                raise TrainabilityError(
+                    f"{component} is planned to train, but every tensor of it is frozen: {_some(asleep)}\n"
+                    f"  fix: set train.plan.{component}=frozen, or leave requires_grad of its parameters to the plan"
+                )
             if mute and (len(mute) == len(planned) or component not in BACKBONES):
                 raise TrainabilityError(
                     f"{component} is planned to train, but no gradient reached {_some(mute)}\n"

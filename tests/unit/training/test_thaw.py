@@ -80,6 +80,15 @@ def test_what_waits_is_in_evaluation_mode_and_wants_no_gradient(tiny_model):
     assert thaw.due(3) == []
 
 
+def test_after_the_block_everything_wants_gradients_again(tiny_model):
+    model = tiny_model()
+    for _ in range(2):
+        with Thaw(model, PLAN, {"llm": 0.5}, steps=4, done=1) as thaw:
+            assert not any(p.requires_grad for p in model.llm.parameters())
+            assert thaw.trains == {"vision", "connector"}
+        assert all(p.requires_grad for p in model.llm.parameters())
+
+
 def test_after_its_time_a_component_trains_at_once(tiny_model):
     model = tiny_model()
     Thaw(model, PLAN, {"llm": 0.5}, steps=4, done=3)

@@ -17,6 +17,16 @@ def test_a_planned_part_without_gradient_is_an_error(tiny_run, tiny_model, steps
         check.gradients(model)
 
 
+def test_a_component_that_is_to_train_and_wants_no_gradient_is_an_error(tiny_run, tiny_model, steps_of):
+    model = tiny_model()
+    model.llm.requires_grad_(False)
+    model(**steps_of(tiny_run(), model)[0][0].model_inputs()).loss.backward()
+    TrainabilityCheck.before_first_step(model, {"connector"}).gradients(model)
+    check = TrainabilityCheck.before_first_step(model, {"connector", "llm", "selector"})
+    with pytest.raises(TrainabilityError, match=r"llm is planned to train, but every tensor of it is frozen: llm\."):
+        check.gradients(model)
+
+
 def test_single_silent_tensors_of_a_backbone_are_named_and_no_error(tiny_run, tiny_model, steps_of):
     model = tiny_model()
     model.vision.unused = torch.nn.Linear(2, 2)
