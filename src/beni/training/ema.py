@@ -31,10 +31,16 @@ class Average:
         self.tensors = {name: weight.detach().clone() for name, weight in self._weights.items()}
 
     @torch.no_grad()
+    def begin(self) -> None:
+        """Begins anew, with the weights as they are."""
+        for average, weight in zip(local(self.tensors.values()), local(self._weights.values()), strict=True):
+            average.copy_(weight)
+
+    @torch.no_grad()
     def update(self) -> None:
         """Takes in the weights after a step."""
         if self._update is not None:
-            self._update(_local(self.tensors.values()), _local(self._weights.values()), 0)
+            self._update(local(self.tensors.values()), local(self._weights.values()), 0)
 
     @contextmanager
     def in_place_of_weights(self, model: nn.Module) -> Iterator[None]:
@@ -53,12 +59,12 @@ class Average:
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # the root keeps its whole weights after evaluation, and would go on with them
-        for average, weight in zip(_local(self.tensors.values()), _local(self._weights.values()), strict=True):
+        for average, weight in zip(local(self.tensors.values()), local(self._weights.values()), strict=True):
             kept = weight.clone()
             weight.copy_(average)
             average.copy_(kept)
 
 
-def _local(tensors: Iterable[Tensor]) -> list[Tensor]:
+def local(tensors: Iterable[Tensor]) -> list[Tensor]:
     """This rank's part of each, in the same memory."""
     return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]

@@ -50,6 +50,11 @@ class Guard:
         self.left_out: set[int] = set()
         """Steps (from 1) that have not been learned from, or will not be."""
 
+    @property
+    def rewinds(self) -> bool:
+        """Whether a run may go back."""
+        return "rewind" in (self.settings["nonfinite"], self.settings["spike"])
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"losses": self.losses, "left_out": sorted(self.left_out)}

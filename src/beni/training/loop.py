@@ -96,9 +96,7 @@ class Trainer:
                     self._fit(job, optimizer, average, saver)
                     break
                 except Rewind as rewind:
-                    saver.settle(rewind.step)
-                    optimizer.zero_grad(set_to_none=True)
-                    optimizer.state.clear()
+                    saver.go_back(rewind.step)
                     job.log.notice(f"the run goes back to its newest checkpoint and leaves step {rewind.step} out")
         average.swap(job.model)  # what is exported and shown after this
 

@@ -1,4 +1,6 @@
-"""What the loop asks of checkpoints: go on from one, write one beside training, keep the best, survive a full disk."""
+"""What the loop asks of checkpoints: go on from one, or back to it, write one beside training, keep the best, survive a
+full disk.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from beni.measure.goodput import Goodput
 from beni.training.checkpoint import Checkpoints, Outcome
 from beni.training.ema import Average
 from beni.training.guard import Guard
-from beni.training.state import named_tensors, scatter
+from beni.training.state import Initial, named_tensors, scatter
 
 LAST_WORDS = 60.0
 """Seconds for which a run that fails waits for the checkpoint that is being written."""
@@ -45,7 +47,7 @@ class Saver:
         settings: the ``checkpoint`` section (config/schema.py).
         folder: of the run's checkpoints.
         signature: of the run; a checkpoint of another one is refused.
-        guard: whose state is saved.
+        guard: whose state is saved; where it may go back, what trains is copied to the CPU as it is now.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Saver:
         self.model, self.optimizer, self.average, self.settings = model, optimizer, average, settings
         self.signature, self.log = signature, log
         self.guard = guard
+        self._initial = Initial(model) if guard.rewinds else None
         self.clock = Goodput(torch.device("cpu"))
         """Of the run; what it says is saved, and the waiting for checkpoints told to it."""
         self.checkpoints = Checkpoints(folder, Peers(), settings["keep"])
@@ -107,6 +110,12 @@ class Saver:
             self._best = best
         self.saved = found.step
         return found.step, found.values
+
+    def go_back(self, step: int) -> None:
+        """Forgets what was learned, so that ``resume`` finds what it would in a new process; told at ``step``."""
+        assert self._initial is not None, "train.guard never rewinds"
+        self.settle(step)
+        self._initial.restore(self.optimizer, self.average)
 
     def save(self, step: int, totals: Mapping[str, Counts]) -> None:
         """Begins to write a checkpoint; the one before is waited for, if need be."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from beni.errors import ResumeError
-from beni.training.ema import Average
+from beni.training.ema import Average, local
 from beni.training.shards import SavedTensors
 from beni.training.trainable import named_trainable
 
@@ -26,7 +26,7 @@ def named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, average: A
     tensors: dict[str, Tensor] = {}
     for name, parameter in named_trainable(model):
         state = optimizer.state.get(parameter)
-        if state:  # without one no gradient ever reached it: it is as it was built
+        if state:  # without one no gradient ever reached it: it is as it was built, see ``Initial``
             tensors[f"model/{name}"] = parameter.detach()
             if name in average.tensors:
                 tensors[f"average/{name}"] = average.tensors[name]
@@ -35,6 +35,27 @@ def named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, average: A
                 for key, value in state.items()
             }
     return tensors
+
+
+class Initial:
+    """What trains, as it was built, a copy on the CPU: checkpoints leave out what has not been updated yet.
+
+    Args:
+        model: before its first step.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._weights = [parameter for _, parameter in named_trainable(model)]
+        self._values = [part.detach().to("cpu", copy=True) for part in local(self._weights)]
+
+    @torch.no_grad()
+    def restore(self, optimizer: torch.optim.Optimizer, average: Average) -> None:
+        """Everything as a new process would have it before it reads a checkpoint."""
+        for weight, value in zip(local(self._weights), self._values, strict=True):
+            weight.copy_(value)
+        average.begin()
+        optimizer.zero_grad(set_to_none=True)
+        optimizer.state.clear()
 
 
 def prepare(names: Iterable[str], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -9,7 +9,7 @@ from beni.errors import ResumeError
 from beni.training import shards
 from beni.training.ema import Average
 from beni.training.optim import build_optimizer
-from beni.training.state import named_tensors, scatter
+from beni.training.state import Initial, named_tensors, scatter
 from unit.training.test_optim import OWN, require
 
 FOUR = ("train.steps=4", "checkpoint.every=2", "connector.dropout=0.2", "llm.architecture.intermediate_size=128")
@@ -68,6 +68,19 @@ def test_what_no_gradient_reached_is_not_in_a_checkpoint(tiny_model):
     name, parameter = next((n, p) for n, p in model.named_parameters() if p.requires_grad)
     del optimizer.state[parameter]
     assert not [key for key in named_tensors(model, optimizer, average) if f"/{name}" in key]
+
+
+def test_restored_it_is_as_it_was_built(tiny_model):
+    model = tiny_model("train.plan.vision=frozen")
+    built = {name: p.detach().clone() for name, p in model.named_parameters()}
+    initial = Initial(model)
+    _, optimizer, average = trained(lambda _: model, "adamw")
+    assert any(not p.equal(built[name]) for name, p in model.named_parameters())
+    initial.restore(optimizer, average)
+    assert named_tensors(model, optimizer, average) == {}
+    for name, parameter in model.named_parameters():
+        assert parameter.equal(built[name]), name
+        assert average.tensors.get(name, parameter).equal(parameter), name
 
 
 def test_the_named_tensors_are_the_live_ones_and_the_staged_ones_copies(tiny_model):
