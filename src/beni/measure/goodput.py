@@ -16,7 +16,8 @@ import torch
 
 PARTS = ("data", "copy", "compute", "communication", "checkpoint", "evaluation", "restart", "other")
 """Waiting for the next batch; copying it to the device; forward, backward and update; collectives that nothing hides;
-waiting for a checkpoint; evaluation; starting, and what was computed and lost when a run died; and the rest: logs."""
+waiting for a checkpoint; evaluation; starting, and what was computed and lost when a run died or went back; and the
+rest: logs."""
 
 GOOD = "compute"
 
@@ -27,8 +28,9 @@ class Goodput:
     Args:
         device: on which steps are computed.
         before: seconds by part of the run until the checkpoint it goes on from.
-        spent: seconds that earlier processes of the run took, with what they did after that checkpoint.
-        started: reading of ``clock`` when this process began; what passed since then was starting.
+        spent: seconds that the run took until ``started``, with what it did after that checkpoint.
+        started: reading of ``clock`` when this process began, or went back to that checkpoint; what passed since then
+            was starting.
     """
 
     def __init__(
@@ -44,6 +46,10 @@ class Goodput:
         self.seconds["restart"] += max(0.0, spent - sum(self.seconds.values()))
         self._part, self._mark = "restart", clock() if started is None else started
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    def handed_over(self) -> tuple[float, float]:
+        """``spent`` and ``started`` of the clock that goes on from here, when the run goes back to a checkpoint."""
+        return sum(self.split().values()), self._mark
 
     def go(self, part: str) -> None:
         """From now on it is this part."""

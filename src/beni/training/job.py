@@ -43,8 +43,8 @@ class Job:
         watchdog: is told how far this rank has come.
         meter: what steps are billed; None bills none.
         profile: of some steps; None on other ranks, or where there is none.
-        spent: seconds that earlier calls for this run took.
-        started: ``time.perf_counter()`` when this one began; None takes now.
+        spent: seconds that the run took until ``started``.
+        started: ``time.perf_counter()`` when this call began; None takes now.
     """
 
     model: BeniForConditionalGeneration

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -97,6 +98,8 @@ class Trainer:
                     break
                 except Rewind as rewind:
                     saver.go_back(rewind.step)
+                    spent, started = saver.clock.handed_over()
+                    job = replace(job, spent=spent, started=started)
                     job.log.notice(f"the run goes back to its newest checkpoint and leaves step {rewind.step} out")
         average.swap(job.model)  # what is exported and shown after this
 

@@ -64,6 +64,19 @@ def test_what_was_computed_and_lost_is_counted_as_restart(clock):
     assert run.split() == dict.fromkeys(PARTS, 0.0) | {"compute": 50.0, "restart": 10.0 + 40.0 + 5.0}
 
 
+def test_a_run_that_goes_back_counts_each_second_once(clock):
+    first = Goodput(CPU, spent=7.0, started=-3.0, clock=clock)
+    first.go("compute")
+    clock.now = 100.0
+    saved = first.split()
+    clock.now = 150.0
+    spent, started = first.handed_over()
+    clock.now = 160.0
+    again = Goodput(CPU, saved, spent, started, clock)
+    assert again.split() == saved | {"restart": 7.0 + 3.0 + 50.0 + 10.0}
+    assert sum(again.split().values()) == 7.0 + 3.0 + clock.now
+
+
 def test_fractions_sum_to_one():
     shares = fractions({"data": 1.0, "compute": 5.0, "other": 0.1})
     assert sum(shares.values()) == pytest.approx(1.0)

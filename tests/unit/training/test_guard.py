@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -107,6 +109,32 @@ def test_what_thaws_on_either_side_of_a_spoilt_step_is_the_same_when_the_run_goe
     assert log.losses == theirs.losses
     for name, tensor in other.state_dict().items():
         assert model.state_dict()[name].equal(tensor), name
+
+
+def test_time_is_counted_once_when_a_run_goes_back(tiny_run, fit, tmp_path, spoilt, monkeypatch):
+    from beni.measure.goodput import Goodput
+    from beni.training import loop
+
+    spoilt(4)
+    now, seen, log = [3.0], [], fit.log()
+    forward_backward = loop.forward_backward
+
+    def run(*arguments):
+        now[0] += 10.0
+        return forward_backward(*arguments)
+
+    def train(step, values):
+        shares = [value for name, value in values.items() if name.startswith("goodput/")]
+        seen.append((step, values["wall_s"], sum(shares)))
+        assert values["wall_s"] * values["goodput/compute"] == pytest.approx(10.0 * step)
+
+    monkeypatch.setattr(loop, "forward_backward", run)
+    monkeypatch.setattr(loop, "Goodput", partial(Goodput, clock=lambda: now[0]))
+    monkeypatch.setattr(log, "train", train)
+    fit(tiny_run(*RUN, "train.guard.nonfinite=rewind"), tmp_path, log=log, spent=5.0, started=0.0)
+    taken = [*range(1, 4), *range(5, 11)]  # 3 steps; the one that is thrown away; steps 3 to 8
+    steps = [*range(1, 4), *range(3, 9)]
+    assert seen == [(step, 5.0 + 3.0 + 10.0 * n, pytest.approx(1.0)) for step, n in zip(steps, taken, strict=True)]
 
 
 @pytest.mark.parametrize("policy", ["skip", "rewind"])
