@@ -64,5 +64,9 @@ class TrainabilityError(BeniError):
     """What actually trains differs from the plan of the run."""
 
 
-class Preempted(Exception):
-    """A signal has ended the run; the same command goes on where it was. No error, so no ``BeniError``."""
+class Preempted(BaseException):
+    """A signal has ended the run; the same command goes on where it was.
+
+    No error, so no ``Exception``: like ``KeyboardInterrupt`` it may be raised anywhere, and nobody on the way (Hydra,
+    Pillow's callers, a loader of weights) takes it for a failure of what they were doing.
+    """

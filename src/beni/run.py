@@ -30,13 +30,13 @@ from beni.data.sample import Source
 from beni.data.schedule import Schedule, needs_lengths
 from beni.data.template import IGNORE, Renderer
 from beni.data.verdicts import Verdicts
-from beni.distributed.collectives import Peers, agree, barrier
-from beni.distributed.environment import process_group, read_environment
+from beni.distributed.collectives import Peers, anywhere, barrier
+from beni.distributed.environment import Environment, process_group, read_environment
 from beni.distributed.fsdp import shard
 from beni.distributed.hand_out import hand_out, handed_out, tensors_of
 from beni.distributed.host import use_host
 from beni.distributed.watchdog import Watchdog
-from beni.errors import CompositionError, Preempted
+from beni.errors import CompositionError
 from beni.llm.hf import isolates_segments
 from beni.llm.tokenizer import load_tokenizer
 from beni.measure import memory
@@ -93,6 +93,18 @@ def train(run: Mapping[str, Any]) -> Path:
     environment = read_environment(settings["device"])
     planned.quantization.require(environment.device)
     use_host(environment, settings["threads"])
+    with Preemption(anywhere if environment.world > 1 else None) as preemption:
+        return _train(run, planned, environment, preemption, started)
+
+
+def _train(
+    run: Mapping[str, Any],
+    planned: BeniForConditionalGeneration,
+    environment: Environment,
+    preemption: Preemption,
+    started: float,
+) -> Path:
+    settings = run["train"]
 
     # what the run will see and cost, known without weights
     tokenizer = load_tokenizer(run["llm"])
@@ -114,7 +126,6 @@ def train(run: Mapping[str, Any]) -> Path:
             Console().print(run_table(collect_run(folder.path)))
         return folder.path
     with (
-        Preemption() as preemption,
         process_group(environment),
         folder.opened(),
         closing(fetcher),
@@ -127,6 +138,7 @@ def train(run: Mapping[str, Any]) -> Path:
         handed = handed_out(environment, run["fsdp"]["mode"])
         model = _build(run, renderer, with_weights=main or not handed)
         apply_plan(model, settings["plan"])
+        preemption.meet()
         if environment.is_main:
             _write_identity(folder, run, source, schedule, renderer, model, table)
         # the others may have no weights yet
@@ -168,8 +180,7 @@ def train(run: Mapping[str, Any]) -> Path:
         def between() -> None:
             """Between two batches of an evaluation: the run moves, and may have been asked to end."""
             watchdog.beat()
-            if agree(0, [preemption.asked], environment.device)[1][0]:
-                raise Preempted(preemption.name)
+            preemption.meet()
 
         reporter = Reporter(
             folder, run, source, schedule, renderer, viewer, model, layout, environment, fetcher, between
@@ -179,6 +190,7 @@ def train(run: Mapping[str, Any]) -> Path:
             _feature_bank(model, settings, report),
         ):
             trainer: Trainer = build(run["train"] | {"loss": loss})
+            preemption.meet()
             trainer.fit(
                 Job(
                     model=model,
@@ -201,6 +213,7 @@ def train(run: Mapping[str, Any]) -> Path:
                 )
             )
             watchdog.beat("end", settings["steps"])
+            preemption.meet()
             if run["checkpoint"]["export"]:
                 whole = whole_on_main(model, environment.is_main)
                 if environment.is_main:

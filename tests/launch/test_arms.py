@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from omegaconf import DictConfig
 
 from beni.config.frozen import load_frozen
 from beni.config.identity import run_folder
@@ -121,6 +123,22 @@ def test_a_job_that_a_signal_has_ended_exits_with_75(tmp_path: Path, monkeypatch
     assert job.main([str(tmp_path)]) == 75
     assert settle_arm(tmp_path) == "SIGUSR2 after step 3"
     assert read_status(tmp_path)["state"] == "preempted"
+    write_status(tmp_path, state="queued", step=0)  # the signal came before the run has opened its folder
+    assert job.main([str(tmp_path)]) == 75
+    assert (settle_arm(tmp_path), read_status(tmp_path)["state"]) == ("SIGUSR2 after step 3", "preempted")
+
+
+def test_a_launcher_of_a_sweep_is_told_of_a_signal_by_an_error_that_it_can_bring_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from beni.config import command
+
+    def ends(composed: Any) -> None:
+        raise Preempted("SIGTERM after step 3")
+
+    monkeypatch.setattr(command.HydraConfig, "get", lambda: SimpleNamespace(mode=command.RunMode.MULTIRUN))
+    with pytest.raises(BeniError, match="SIGTERM after step 3"):
+        command.one_screen(ends)(DictConfig({}))
 
 
 def test_the_reason_a_run_noted_itself_is_kept(tmp_path: Path) -> None:

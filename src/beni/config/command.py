@@ -39,7 +39,8 @@ def run_command(main: Callable[[], None]) -> None:
 def one_screen(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Ends a single run that meets a user error here, before Hydra puts a line of its own above the message.
 
-    In a multirun the error goes on to the launcher, which has other arms to see to.
+    In a multirun the error goes on to the launcher, which has other arms to see to, also where a signal has ended this
+    one.
     """
 
     @wraps(task)
@@ -48,6 +49,8 @@ def one_screen(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]
             return task(composed)
         except (BeniError, Preempted) as error:
             if HydraConfig.get().mode is RunMode.MULTIRUN:
+                if isinstance(error, Preempted):  # Hydra and submitit bring back an Exception, and nothing else
+                    raise BeniError(str(error)) from error
                 raise
             report(error)
             sys.exit(PREEMPTED if isinstance(error, Preempted) else 2)

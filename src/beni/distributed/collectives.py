@@ -46,6 +46,11 @@ def agree(value: int, wishes: Sequence[bool], device: torch.device) -> tuple[boo
     return highest == -negated_lowest, [bool(wish) for wish in wished]
 
 
+def anywhere(wish: bool) -> bool:
+    """Whether any rank has a wish; over the CPU, where a rank that reads weights is waited for longest."""
+    return agree(0, [wish], torch.device("cpu"))[1][0]
+
+
 def gather_objects(values: list[Any]) -> list[Any]:
     """The lists of all ranks, joined in the order of the ranks."""
     if world_size() == 1:

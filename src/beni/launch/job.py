@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> int:
         return 2
     except Preempted as error:
         report(error)
+        _note(folder, error, state="preempted")
         return PREEMPTED
     except Exception as error:
         _note(folder, error)
@@ -53,11 +54,11 @@ def _problem(plan: Callable[[dict[str, Any]], Any], frozen: dict[str, Any]) -> s
     return None
 
 
-def _note(folder: Path, error: Exception) -> None:
+def _note(folder: Path, error: BaseException, state: str = "failed") -> None:
     """Leaves the reason where the run itself had not come far enough to do so."""
     status = read_status(folder)
     if status.get("state") == "queued":
-        write_status(folder, **status | {"state": "failed", "error": failure(error)})
+        write_status(folder, **status | {"state": state, "error": failure(error)})
 
 
 if __name__ == "__main__":

@@ -119,7 +119,8 @@ class Trainer:
         clock = saver.clock = Goodput(device, before.get("goodput"), job.spent, job.started)
         if 0 < done < self.steps and self._evaluates(job, done):  # it may have ended between saving and scoring
             beat("evaluate", done - 1)
-            self._evaluate(job, average, saver, done, shown.totals())
+            with job.preemption.deferred():
+                self._evaluate(job, average, saver, done, shown.totals())
         thaw = Thaw(model, self.plan, self.thaw, self.steps, done)
         check = TrainabilityCheck.before_first_step(model, thaw.trains) if done == 0 else None
         window = Window(device, clock, model.feature_bank, job.meter)

@@ -2,7 +2,8 @@
 
 SIGTERM (a scheduler, ``kill``), SIGUSR1 and SIGUSR2 (SLURM's ``--signal``) and SIGINT (Ctrl-C) on any rank are noted
 while steps are taken, and the ranks agree on them in a collective that every step has anyway. Before and after the
-steps there is nothing to save, so there they end the run where it is. Ctrl-C again means at once.
+steps there is nothing to save: there they end a run of one process where it is, and one of several where its ranks
+meet next, so that none is left waiting for one that has gone. Ctrl-C again means at once.
 
 When the run has ended, whoever handled the signal before is told: submitit asks SLURM to queue the job again.
 """
@@ -13,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -26,12 +27,18 @@ AGAIN = 1.0
 
 
 class Preemption:
-    """Context manager that notes signals. Outside the main thread, where Python allows no handlers, it notes none."""
+    """Context manager that notes signals. Outside the main thread, where Python allows no handlers, it notes none.
 
-    def __init__(self) -> None:
+    Args:
+        anywhere: of whether this process has been asked to end makes whether any process of the run has; a collective.
+            None where there is no other.
+    """
+
+    def __init__(self, anywhere: Callable[[bool], bool] | None = None) -> None:
         self.received: list[signal.Signals] = []
         self._first = 0.0
-        self._deferred = False
+        self._anywhere = anywhere
+        self._deferred = anywhere is not None
         self._before: dict[signal.Signals, Any] = {}
 
     @property
@@ -47,11 +54,20 @@ class Preemption:
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Inside the block a signal is noted and nothing else; who takes the steps asks for it."""
-        self._deferred = True
+        before, self._deferred = self._deferred, True
         try:
             yield
         finally:
-            self._deferred = False
+            self._deferred = before
+
+    def meet(self) -> None:
+        """Called by all ranks alike, between steps: ends the run on each when any has been asked to end.
+
+        Raises:
+            Preempted: then.
+        """
+        if self.asked if self._anywhere is None else self._anywhere(self.asked):
+            raise self._elsewhere()
 
     def __enter__(self) -> Preemption:
         self._process = os.getpid()
@@ -79,4 +95,7 @@ class Preemption:
         self._first = now if first else self._first
         self.received.append(signal.Signals(number))
         if first and not self._deferred:
-            raise Preempted(f"{self.name} before the first or after the last step; the same command goes on")
+            raise self._elsewhere()
+
+    def _elsewhere(self) -> Preempted:
+        return Preempted(f"{self.name} before the first or after the last step; the same command goes on")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 
 import pytest
 
+from beni.config.identity import run_folder
 from beni.errors import Preempted
+from beni.run import train
 from beni.training import preempt
 from beni.training.preempt import Preemption
 
@@ -38,6 +41,26 @@ def test_a_signal_is_noted_while_steps_are_taken(number):
 def test_a_signal_before_the_first_step_ends_the_run(number):
     with pytest.raises(Preempted, match=number.name), Preemption():
         os.kill(os.getpid(), number)
+
+
+def test_a_signal_while_the_model_is_built_ends_the_run_as_one_elsewhere_does(tiny_run, monkeypatch):
+    monkeypatch.setattr("beni.model.build.build_model", lambda *known: os.kill(os.getpid(), signal.SIGTERM))
+    run = tiny_run()
+    with pytest.raises(Preempted, match="SIGTERM before the first"):
+        train(run)
+    assert json.loads((run_folder(run) / "status.json").read_text())["state"] == "preempted"
+
+
+@EACH
+def test_one_of_several_processes_ends_where_they_meet(number):
+    with pytest.raises(Preempted, match=number.name), Preemption(lambda asked: asked) as preemption:  # noqa: PT012
+        preemption.meet()
+        os.kill(os.getpid(), number)
+        with preemption.deferred():
+            assert preemption.asked
+        with pytest.raises(Preempted):
+            preemption.meet()
+        preemption.meet()
 
 
 def test_further_signals_change_nothing():
@@ -126,3 +149,20 @@ def test_a_signal_during_an_evaluation_saves_the_step_before_it(tiny_run, fit, t
     _, log = fit(run, tmp_path, evaluate=evaluate)
     assert log.began == 3
     assert seen == [3, 3, 6]
+
+
+def test_a_signal_during_an_evaluation_that_is_made_up_for_ends_it_like_any_other(tiny_run, fit, tmp_path):
+    run, seen = tiny_run(*SIX, "eval.every=3"), []
+    fit(tiny_run(*SIX, "checkpoint.every=3"), tmp_path, stop=4)
+
+    def evaluate(step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        seen.append(step)
+        preemption.meet()
+
+    with (
+        pytest.raises(Preempted, match="SIGTERM after step 3: its checkpoint is saved"),
+        Preemption() as preemption,
+    ):
+        fit(run, tmp_path, evaluate=evaluate, preemption=preemption)
+    assert seen == [3]
