@@ -59,14 +59,15 @@ class Reporter:
         self.active = environment.is_main
         self.before = float(folder.status.get("seconds", 0.0))
         if self.active:
-            self.metrics = MetricsFile(folder.path / "metrics.jsonl")
-            self.faults = MetricsFile(folder.path / "data_errors.jsonl")
+            self.metrics = MetricsFile(folder.path / "metrics.jsonl", folder.backlog)
+            self.faults = MetricsFile(folder.path / "data_errors.jsonl", folder.backlog)
             self.tracker: Tracker = build(run["tracker"])
             self.progress = Progress(settings["steps"])
 
     def __enter__(self) -> Reporter:
         if self.active:
             self.progress.__enter__()
+            self.folder.backlog.tell = self.notice
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -125,8 +126,9 @@ class Reporter:
         if decay := self.run["train"]["ema"]:
             values["eval/ema"] = decay  # these are scores of the averaged weights
         if self.active:
-            (self.folder.path / "scores.jsonl").write_text(
-                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            scores = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            self.folder.backlog.write(
+                self.folder.path / "scores.jsonl", lambda: self.folder.replace("scores.jsonl", scores)
             )
             self._log(step, values)
             self.folder.update(step=step, **{k: v for k, v in values.items() if k.count("/") == 1})
@@ -139,12 +141,15 @@ class Reporter:
             return
         shown = _spread(self.heldout, self.run["eval"]["gallery"])
         if shown and self.run["fsdp"]["mode"] == "none":
-            scorer = self.scorer
-            write_gallery(
-                self.folder.path, scorer.model, shown, scorer.renderer, scorer.viewer, scorer.precision, self.rows
-            )
+            self.folder.backlog.write(self.folder.path / "gallery.jsonl", lambda: self._draw(shown))
         self.folder.update(state="finished", **self._cost(), **self._banked())
-        render_report(self.folder.path)
+        self.folder.backlog.write(self.folder.path / "report.html", lambda: render_report(self.folder.path))
+
+    def _draw(self, shown: Sequence[Sample]) -> None:
+        scorer = self.scorer
+        write_gallery(
+            self.folder.path, scorer.model, shown, scorer.renderer, scorer.viewer, scorer.precision, self.rows
+        )
 
     def _heldout(self) -> Sequence[Sample]:
         samples, limit = self.source.heldout(), self.run["eval"]["examples"]

@@ -51,6 +51,7 @@ from beni.model.viewer import Viewer
 from beni.nn.precision import autocast
 from beni.nn.streams import numpy_stream
 from beni.reporter import Reporter
+from beni.tracker.backlog import room_for
 from beni.tracker.folder import RunFolder
 from beni.tracker.progress import index_progress
 from beni.training.blocks import prepare_blocks, recomputing
@@ -216,11 +217,12 @@ def _train(
             preemption.meet()
             if run["checkpoint"]["export"]:
                 whole = whole_on_main(model, environment.is_main)
-                if environment.is_main:
-                    if "lora" in settings["plan"].values():
-                        model.save_adapters(folder.path / "adapters", whole)
-                    model.save_pretrained(folder.path / "model", state_dict=whole)  # which empties it
-                    tokenizer.save_pretrained(folder.path / "model")
+                with room_for(folder.path / "model"):
+                    if environment.is_main:
+                        if "lora" in settings["plan"].values():
+                            model.save_adapters(folder.path / "adapters", whole)
+                        model.save_pretrained(folder.path / "model", state_dict=whole)  # which empties it
+                        tokenizer.save_pretrained(folder.path / "model")
             report.end()
         barrier()
     if environment.is_main:

@@ -7,7 +7,7 @@ import os
 import shutil
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import yaml
@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from beni.config.identity import difference, now, provenance, relevant, run_folder
 from beni.errors import Preempted, ResumeError
+from beni.tracker.backlog import Backlog, room_for
 
 
 class RunFolder:
@@ -23,6 +24,9 @@ class RunFolder:
     Args:
         run: the frozen run.
         writes: whether this process is the one that writes.
+
+    Attributes:
+        backlog: what the disk has not taken yet.
     """
 
     def __init__(self, run: Mapping[str, Any], writes: bool) -> None:
@@ -30,6 +34,7 @@ class RunFolder:
         self.path = run_folder(self.run)
         self.identity = provenance(self.run)
         self.status: dict[str, Any] = {}
+        self.backlog = Backlog()
 
     @contextmanager
     def opened(self) -> Iterator[RunFolder]:
@@ -37,19 +42,23 @@ class RunFolder:
 
         Raises:
             ResumeError: when another process works in it, or it holds another run.
+            ResourceError: when it cannot be written: at the beginning at all, or at the end all of it.
         """
         if not self.writes:
             yield self
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with room_for(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path.parent / f".{self.path.name}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise ResumeError(f"{self.path} is in use by another process; wait for it or stop it") from None
         try:
-            self._prepare()
+            with room_for(self.path):
+                self._prepare()
             yield self
+            self.backlog.end()
         except BaseException as error:
             self._failed(error)
             raise
@@ -70,15 +79,25 @@ class RunFolder:
             status = self.status
         error = {"type": "Hang", "message": message, "traceback": stack}
         partial = self.path / f".status.json.{os.getpid()}.partial"
-        partial.write_text(json.dumps(status | {"state": "failed", "error": error, "updated": now()}, indent=1))
-        os.replace(partial, self.path / "status.json")
+        with suppress(OSError):  # the process is to end, also on a full disk
+            partial.write_text(json.dumps(status | {"state": "failed", "error": error, "updated": now()}, indent=1))
+            os.replace(partial, self.path / "status.json")
 
     def write_json(self, name: str, value: Any) -> None:
-        """Replaces a JSON file of the folder in one piece."""
+        """Replaces a JSON file of the folder in one piece, as soon as the disk takes it."""
         if self.writes:
-            partial = self.path / f".{name}.partial"
-            partial.write_text(json.dumps(value, indent=1, ensure_ascii=False))
-            os.replace(partial, self.path / name)
+            text = json.dumps(value, indent=1, ensure_ascii=False)
+            self.backlog.write(self.path / name, lambda: self.replace(name, text))
+
+    def replace(self, name: str, text: str) -> None:
+        """Replaces a file of the folder in one piece.
+
+        Raises:
+            OSError: when the disk does not take it; the file is as it was.
+        """
+        partial = self.path / f".{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, self.path / name)
 
     def finished(self) -> bool:
         """Whether an earlier call of the same run came to its end."""
@@ -99,7 +118,7 @@ class RunFolder:
             if changed := difference(relevant(theirs), relevant(self.run)):
                 raise ResumeError(f"{self.path} holds another run; it differs in\n  " + "\n  ".join(changed))
         self.path.mkdir(parents=True, exist_ok=True)
-        frozen.write_text(yaml.safe_dump(self.run, sort_keys=False, allow_unicode=True))
+        self.replace(frozen.name, yaml.safe_dump(self.run, sort_keys=False, allow_unicode=True))
         try:
             self.status = json.loads((self.path / "status.json").read_text())
         except (OSError, ValueError):
@@ -119,3 +138,5 @@ class RunFolder:
                 "traceback": "" if interrupted else "".join(traceback.format_exception(error)),
             },
         )
+        if self.backlog.waiting:
+            self.backlog.tell(f"the run ends, and these are not written: {self.backlog.waiting}")

@@ -2,8 +2,8 @@
 
 data_errors.jsonl, the pictures that could not be had, is kept in the same way.
 
-A line is flushed as it is written, so a killed run loses at most the line it was writing. JSON has no NaN: a value that
-is not finite is written as null.
+A line is on its way to the disk as soon as it is appended, so a killed run loses at most the line it was writing; lines
+that a full disk does not take wait for the next one. JSON has no NaN: a value that is not finite is written as null.
 """
 
 from __future__ import annotations
@@ -15,28 +15,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from beni.tracker.backlog import Backlog
+
 
 class MetricsFile:
     """The one writer of a run's metrics.jsonl; only rank 0 makes one.
 
     Args:
         path: of the file. It is created by the first line; lines that are there stay until ``rewind``.
+        backlog: of the run's folder.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, backlog: Backlog) -> None:
+        self.path, self.backlog = path, backlog
         self._file: Any = None
+        self._closed = False
+        self._kept: bytes | None = None
+        self._unwritten = bytearray()
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds one line. After a crash ``rewind`` comes first, else the line continues a half-written one."""
-        if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
         finite = {
             key: value if isinstance(value, str) or math.isfinite(value) else None for key, value in values.items()
         }
         # `float` serves scalars of numpy and torch, which json does not know.
-        self._file.write(json.dumps({"step": step, **finite}, default=float, allow_nan=False) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": step, **finite}, default=float, allow_nan=False) + "\n"
+        self._unwritten += line.encode()
+        self._closed = False
+        self.backlog.write(self.path, self._write)
 
     def rewind(self, step: int) -> None:
         """Removes the lines after ``step``, which a resumed run writes again, and those that are no JSON object.
@@ -44,19 +50,39 @@ class MetricsFile:
         The file is replaced in one move: killed at any moment, it is either the old or the new one.
         """
         self.close()
-        if not self.path.exists():
+        before = self._kept
+        if before is None:
+            before = self.path.read_bytes() if self.path.exists() else b""
+        if not (before or self._unwritten):
             return
         # Bytes, because a crash may leave half a UTF-8 character or, after a power cut, a block of zeros.
-        kept = [line for line in self.path.read_bytes().splitlines() if _step(line) <= step]
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        with partial.open("wb") as file:
-            file.writelines(line + b"\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        lines = (before + self._unwritten).splitlines()
+        self._kept = b"".join(line + b"\n" for line in lines if _step(line) <= step)
+        self._unwritten.clear()
+        self.backlog.write(self.path, self._write)
+
+    def _write(self) -> None:
+        """What is not on the disk yet; also after it has taken a part of it."""
+        if self._kept is not None:
+            partial = self.path.with_name(f".{self.path.name}.partial")
+            with partial.open("wb") as file:
+                file.write(self._kept)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path)
+            self._kept = None
+        try:
+            while self._unwritten:
+                if self._file is None:
+                    self._file = self.path.open("ab", buffering=0)
+                del self._unwritten[: self._file.write(self._unwritten)]
+        finally:
+            if self._closed:
+                self.close()
 
     def close(self) -> None:
-        """Closes the file; a later line opens it again."""
+        """Closes the file; a later line opens it again, and so do lines that wait."""
+        self._closed = True
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -74,6 +74,8 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
         self._result: Outcome | BaseException | None = None
+        self._unmarked: dict[str, Any] | None = None
+        """The best on rank 0, as long as the disk has not taken its mark."""
 
     def newest(self, skipped: list[str]) -> Found | None:
         """The newest complete checkpoint; reasons for passing others over are appended to ``skipped``."""
@@ -147,16 +149,38 @@ class Checkpoints:
 
     def best(self) -> dict[str, Any] | None:
         """``step``, ``metric`` and ``value`` of the best evaluation whose checkpoint is kept, else None."""
-        return self.peers.from_main(lambda: _best(self.root))
+        return self.peers.from_main(lambda: self._unmarked or _best(self.root))
 
-    def keep_best(self, step: int, metric: str, value: float) -> None:
-        """From now on the checkpoint of ``step`` is the best, and stays; the one before goes. None is being written."""
+    def keep_best(self, step: int, metric: str, value: float) -> str | None:
+        """From now on the checkpoint of ``step`` is the best, and stays; the one before goes. None is being written.
+
+        Returns:
+            On rank 0, why the disk has not taken it; it is tried again with each checkpoint.
+        """
         assert self._thread is None, "the checkpoint before has not been waited for"
         if self.peers.rank == 0:
-            partial = self.root / f"{HIDDEN}{BEST}"
-            partial.write_text(json.dumps({"step": step, "metric": metric, "value": value}))
-            os.replace(partial, self.root / BEST)
+            self._unmarked = {"step": step, "metric": metric, "value": value}
+        problem = self.mark_best()
+        if self.peers.rank == 0:
             self._discard_old(_folders(self.root))
+        return problem
+
+    def mark_best(self) -> str | None:
+        """Notes on the disk which checkpoint is the best, where rank 0 has yet to do so.
+
+        Returns:
+            Why the disk has not taken it.
+        """
+        if self._unmarked is None:
+            return None
+        try:
+            partial = self.root / f"{HIDDEN}{BEST}"
+            partial.write_text(json.dumps(self._unmarked))
+            os.replace(partial, self.root / BEST)
+        except OSError as error:
+            return f"{self.root / BEST} could not be written: {error}"
+        self._unmarked = None
+        return None
 
     def _write(self, step: int, pieces: Mapping[str, Piece], values: Mapping[str, Any]) -> str | None:
         """This rank's file; then, on rank 0, the whole. None, or why there is no checkpoint: the same on every rank."""
@@ -206,15 +230,16 @@ class Checkpoints:
         _flush(self.root)
         folders = _folders(self.root)
         mine = folders.index(final) + 1
+        self.mark_best()
         self._discard_old(folders[:mine])
         for damaged in folders[mine:]:  # of later steps, passed over: left there, they would push out good ones
             _discard(damaged)
 
     def _discard_old(self, folders: Sequence[Path]) -> None:
-        """Removes all but the last ``keep`` of these and the best."""
-        best = _best(self.root)
+        """Removes all but the last ``keep`` of these, the best, and one that is still marked so."""
+        best = [f"step_{best['step']:08d}" for best in (self._unmarked, _best(self.root)) if best is not None]
         for old in folders[: -self.keep]:
-            if best is None or old.name != f"step_{best['step']:08d}":
+            if old.name not in best:
                 _discard(old)
 
 

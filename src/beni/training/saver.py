@@ -72,11 +72,14 @@ class Saver:
         """Last step that was saved or begun to be, or from which the run went on."""
         self._best: dict[str, Any] | None = None
         self._candidate: dict[str, Any] | None = None
+        self._told = False
 
     def __enter__(self) -> Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is None and (problem := self.checkpoints.mark_best()):
+            self.log.notice(f"{problem}; the run ends, and which checkpoint is the best is not noted beside it")
         if kind is not None and not issubclass(kind, KeyboardInterrupt):
             self.checkpoints.finish(LAST_WORDS)  # what is being written was good before the run failed
             with suppress(Exception):  # the error that ends the run is the one to be seen
@@ -192,7 +195,9 @@ class Saver:
     def _mark(self, best: dict[str, Any] | None) -> None:
         if best is not None:
             self._best = best
-            self.checkpoints.keep_best(**best)
+            if (problem := self.checkpoints.keep_best(**best)) and not self._told:
+                self._told = True
+                self.log.notice(f"{problem}; the run goes on, and tries again with its next checkpoint")
             self.log.best(**best)
 
 

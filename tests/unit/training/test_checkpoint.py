@@ -160,6 +160,30 @@ def test_the_best_is_kept_beside_the_newest(tmp_path):
     assert names(tmp_path) == ["best.json", "step_00000004", "step_00000005"]
 
 
+def test_a_best_that_a_full_disk_does_not_note_is_kept_and_noted_with_the_next_checkpoint(tmp_path, monkeypatch):
+    checkpoints, write, room = Checkpoints(tmp_path, Peers(), 1), Path.write_text, []
+
+    def written(path, *args, **kwargs):
+        if path.name.endswith("best.json") and not room:
+            raise FULL
+        return write(path, *args, **kwargs)
+
+    def saves(step):
+        checkpoints.save(step, {"x": torch.zeros(1)}, {})
+        assert checkpoints.wait().problem is None
+
+    monkeypatch.setattr(Path, "write_text", written)
+    saves(1)
+    assert "No space left" in checkpoints.keep_best(1, "eval/loss", 0.5)
+    saves(2)
+    assert names(tmp_path) == ["step_00000001", "step_00000002"]
+    assert checkpoints.best()["step"] == 1
+    room.append(True)
+    saves(3)
+    assert names(tmp_path) == ["best.json", "step_00000001", "step_00000003"]
+    assert Checkpoints(tmp_path, Peers(), 1).best() == {"step": 1, "metric": "eval/loss", "value": 0.5}
+
+
 def test_a_best_whose_checkpoint_is_gone_is_forgotten(tmp_path):
     save(tmp_path, 1)
     checkpoints = Checkpoints(tmp_path, Peers(), 1)

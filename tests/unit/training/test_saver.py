@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +79,23 @@ def test_the_checkpoint_of_the_best_evaluation_is_kept(tiny_run, fit, tmp_path, 
     assert kept(tmp_path) == [f"step_{best:08d}", "step_00000006"]
     assert json.loads((tmp_path / "best.json").read_text()) == {"step": best, "metric": metric, "value": values[best]}
     assert log.bests[-1] == (best, metric, values[best])
+
+
+def test_a_best_that_a_full_disk_does_not_note_is_told_of_and_ends_no_run(tiny_run, fit, tmp_path, monkeypatch):
+    write = Path.write_text
+
+    def written(path, *args, **kwargs):
+        if path.name.endswith("best.json"):
+            raise OSError(28, "No space left on device")
+        return write(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "write_text", written)
+    run = tiny_run(*SIX, "eval.every=2", "checkpoint.keep_best=eval/accuracy")
+    _, log = fit(run, tmp_path, evaluate=lambda step: {"eval/accuracy": step / 10})
+    first, last = log.notices
+    assert "best.json could not be written: [Errno 28] No space left on device; the run goes on" in first
+    assert "the run ends, and which checkpoint is the best is not noted" in last
+    assert [step for step, *_ in log.bests] == [2, 4, 6]
 
 
 def test_a_resumed_run_remembers_the_best(tiny_run, fit, tmp_path):
