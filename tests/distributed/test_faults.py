@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from distributed import faults
+
 pytestmark = pytest.mark.slow
 
 PROGRAM = Path(__file__).with_name("faults.py")
-KINDS = {1: ("kill_anywhere", "disk_full", "ask_term"), 2: ("kill_in_save", "truncate", "hang")}
+KINDS = {
+    1: ("kill_anywhere", "disk_full", "ask_term", "ask_evaluating"),
+    2: ("kill_in_save", "truncate", "hang", "ask_building"),
+}
 
 
 @pytest.mark.parametrize("world", KINDS)
 def test_a_run_that_is_broken_again_and_again_ends_as_if_untouched(world):
-    options = ("--fork", "--seed", "3", "--kills", "3", "--world", str(world), "--kinds", *KINDS[world])
+    options = ("--fork", "--seed", "3", "--kills", "4", "--world", str(world), "--kinds", *KINDS[world])
     done = subprocess.run(
         [sys.executable, str(PROGRAM), *options],
         capture_output=True,
@@ -26,5 +32,26 @@ def test_a_run_that_is_broken_again_and_again_ends_as_if_untouched(world):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 faults in" in done.stdout
+    assert "4 of 4 faults struck in" in done.stdout
     assert "every loss as if untouched" in done.stdout
+
+
+def test_a_fault_that_never_happens_fails_the_campaign(tmp_path, monkeypatch):
+    (tmp_path / "output").touch()
+    life = faults.Life([], tmp_path / "output", tmp_path, [tmp_path / "struck"])
+    monkeypatch.setitem(faults.FAULTS, "never", lambda *_: life)
+    campaign = faults.Campaign(tmp_path, [], fork=True, expected={1: {}})
+    with pytest.raises(AssertionError, match="never on 1 ranks: the fault never happened"):
+        campaign.goes_on(tmp_path, "never", 1, random.Random(0))
+    (tmp_path / "struck").touch()
+    assert campaign.goes_on(tmp_path, "never", 1, random.Random(0))
+
+
+@pytest.mark.parametrize(("missed", "code"), [(0, 0), (1, 0), (2, 1)])
+def test_a_campaign_of_which_too_little_strikes_fails(monkeypatch, missed, code):
+    def run(campaign, world, drawn):
+        campaign.counts["any"] += len(drawn)
+        campaign.missed = missed
+
+    monkeypatch.setattr(faults.Campaign, "run", run)
+    assert faults.main(["--kills", "10"]) == code
