@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--text", type=int, default=128, help="text tokens of a sample (%(default)s)")
     command.add_argument("--labels", type=int, default=64, help="of these, supervised (%(default)s)")
     command.add_argument("--world", type=int, default=1, help="processes (%(default)s)")
+    command.add_argument("--local-world", type=int, help="of these, on one machine (all)")
     command.add_argument("--json", action="store_true", help="print the table as JSON")
     return command
 
@@ -54,15 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ConfigError(f"--labels={arguments.labels}, expected 1 to --text={arguments.text}")
             if min(height, width, arguments.world) < 1:
                 raise ConfigError("--image and --world, expected numbers of at least 1")
-            show(run, (height, width), arguments.text, arguments.labels, arguments.world, arguments.json)
+            local = arguments.local_world or arguments.world
+            if not 1 <= local <= arguments.world:
+                raise ConfigError(f"--local-world={local}, expected 1 to --world={arguments.world}")
+            sample = arguments.text, arguments.labels
+            show(run, (height, width), *sample, (arguments.world, local), arguments.json)
     except BeniError as error:
         report(error)
         return 2
     return 0
 
 
-def show(run: dict, size: tuple[int, int], text: int, labels: int, world: int, as_json: bool) -> None:
-    """Prints the plan of a frozen run."""
+def show(run: dict, size: tuple[int, int], text: int, labels: int, processes: tuple[int, int], as_json: bool) -> None:
+    """Prints the plan of a frozen run; ``processes`` are all and those of one machine."""
     import json
 
     from rich.console import Console
@@ -75,9 +80,11 @@ def show(run: dict, size: tuple[int, int], text: int, labels: int, world: int, a
     image = model.views.plan(size)
     length = text + placeholders(model.viewer.markup(image))
     table = spec_table(model, run, length, labels, image)
-    need = estimate_memory(model, run, world, length, labels)
+    world, local = processes
+    need = estimate_memory(model, run, world, length, labels, local)
     if as_json:
-        print(json.dumps(table.to_dict() | {"memory_bytes": need.peak, "views": len(image.views)}))
+        memory = {"memory_bytes": need.peak, "loading_bytes": need.loading, "offloaded_bytes": need.offloaded}
+        print(json.dumps(table.to_dict() | memory | {"views": len(image.views)}))
         return
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_A_FILE)
     console.print(spec_rich(table))

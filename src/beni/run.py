@@ -46,7 +46,7 @@ from beni.model.costs import Costs
 from beni.model.loss import resolve
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters
-from beni.model.spec import SpecTable, estimate_memory, propagate, spec_table
+from beni.model.spec import SpecTable, estimate_memory, propagate, remedies, spec_table
 from beni.model.viewer import Viewer
 from beni.nn.precision import autocast
 from beni.nn.streams import numpy_stream
@@ -118,7 +118,12 @@ def _train(
     probe = probe_samples(source, renderer, viewer)
     length, label_rows = probe.length, probe.label_rows
     table = spec_table(planned, run, length, label_rows, probe.image)
-    memory.require(estimate_memory(planned, run, environment.world, length, label_rows), environment.device)
+    sizes = (environment.world, length, label_rows, environment.local_world, environment.on_first_machine)
+    memory.require(
+        estimate_memory(planned, run, *sizes),
+        environment.device,
+        lambda: remedies(planned, run, environment.device, *sizes),
+    )
 
     folder = RunFolder(run, writes=environment.is_main)
     if folder.finished() and run["checkpoint"]["resume"] == "auto":

@@ -30,6 +30,12 @@ def test_sharding_divides_what_trains(capsys):
     assert shared["memory_bytes"] < whole["memory_bytes"] / 2
 
 
+def test_hybrid_divides_within_a_machine(capsys):
+    sizes = ("train.plan.llm=full", "llm=tinyllama", "train.accumulation=16", "fsdp=hybrid", "--world=16")
+    one, two = planned(capsys, *sizes), planned(capsys, *sizes, "--local-world=8")
+    assert two["memory_bytes"] > one["memory_bytes"]
+
+
 def test_a_person_reads_stages_parameters_flops_and_memory(capsys):
     assert main(["resampler=perceiver"]) == 0
     shown = capsys.readouterr().out
@@ -45,6 +51,7 @@ def test_a_person_reads_stages_parameters_flops_and_memory(capsys):
         (["--image=big"], "768x1024"),
         (["--labels=0"], "--text=128"),
         (["--world=0"], "at least 1"),
+        (["--local-world=2"], "1 to --world=1"),
     ],
 )
 def test_bad_input_is_answered_with_what_was_expected(capsys, arguments, expected):

@@ -39,6 +39,11 @@ class Environment:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def on_first_machine(self) -> bool:
+        """Whether the first process is on this machine; launchers number machine by machine."""
+        return self.rank == self.local_rank
+
 
 def read_environment(device: str, variables: Mapping[str, str] | None = None) -> Environment:
     """Process identity from environment variables, and the device of ``train.device``.
@@ -62,7 +67,8 @@ def read_environment(device: str, variables: Mapping[str, str] | None = None) ->
     else:
         rank, world, local = 0, 1, 0
     here = env.get("LOCAL_WORLD_SIZE") or env.get("SLURM_NTASKS_PER_NODE")
-    return Environment(rank, world, local, _device(device, local), int(here) if here else None)
+    local_world = min(int(here), world) if here else None  # SLURM tells of its job, which one process may not fill
+    return Environment(rank, world, local, _device(device, local), local_world)
 
 
 @contextmanager

@@ -48,8 +48,8 @@ def shard(
         ConfigError: when the processes cannot be divided as ``settings`` want, there is nothing to offload from, or
             two units share a weight.
     """
-    if settings["mode"] == "none" or environment.world == 1:
-        return  # nothing to shard over, and no process group to build a mesh from
+    if not is_sharded(environment.world, settings):
+        return
     if settings["offload"] and environment.device.type == "cpu":
         raise ConfigError(
             "fsdp.offload=true, but this run computes on a CPU\n  fix: set fsdp.offload=false or train.device=cuda"
@@ -85,6 +85,11 @@ def shard(
             module.set_gradient_divide_factor(1.0)
 
 
+def is_sharded(world: int, settings: Mapping[str, Any]) -> bool:
+    """Whether so many processes shard the model under the ``fsdp`` section ``settings``."""
+    return settings["mode"] != "none" and world > 1
+
+
 def meet_all(model: nn.Module) -> None:
     """Gathers each unit once, whether or not a forward pass has met it; called by all ranks, does nothing twice.
 
@@ -105,7 +110,7 @@ def shards(settings: Mapping[str, Any], world: int, local_world: int | None) -> 
     Raises:
         ConfigError: when ``world`` processes do not divide into groups of that size.
     """
-    if settings["mode"] in ("none", "ddp"):
+    if settings["mode"] in ("none", "ddp") or world == 1:
         return 1
     if settings["mode"] == "full":
         return world

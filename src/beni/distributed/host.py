@@ -19,9 +19,10 @@ def use_host(environment: Environment, threads: int) -> None:
     """Sets torch's threads, and has a process that computes on its CPU keep freed memory.
 
     Args:
-        threads: 0 takes the cores of this machine, divided among the run's processes.
+        threads: 0 takes the cores of this machine, divided among the processes on it; where nobody tells
+            how many these are, among all of the run.
     """
-    torch.set_num_threads(threads or max(1, _cores() // environment.world))
+    torch.set_num_threads(threads or max(1, _cores() // (environment.local_world or environment.world)))
     if environment.device.type == "cpu":
         keep_freed_memory()
 

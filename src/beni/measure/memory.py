@@ -1,12 +1,13 @@
 """What a run will need in memory, estimated before anything is allocated, and what the machine has.
 
-An estimate: weights, gradients, AdamW moments and averages are exact; activations follow from widths and depths (about
-14 widths and 4 intermediate widths a position and layer, as in a Llama layer without checkpointing) and are right
-within some 30 %.
+An estimate: weights, gradients, AdamW moments and averages are exact; activations follow from widths and depths, as
+counted in a Llama layer of this code, and are right within some 30 %. They are those of the llm: an encoder that trains
+has its own beside them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -20,29 +21,53 @@ MOMENTS = {"adamw": 8, "adamw_8bit": 2, "muon": 4, "lion": 4, "adafactor": 0}
 """``optim.optimizer`` -> bytes of moments for each value of a matrix."""
 
 
+KEPT = {("fp32", True): (12, 4), ("bf16", True): (20, 4), ("fp32", False): (6, 3), ("bf16", False): (9, 3)}
+"""Precision, and whether a layer trains -> how many of its widths and of its intermediate widths it keeps for each
+position; under bf16 what stands between the products stays in fp32 and counts twice."""
+SELECTIVE = (4, 1)
+"""What ``train.activation_checkpointing=selective`` keeps beside a layer's input."""
+
+
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by purpose.
+    """Bytes of one process by purpose, and what the machine under it holds.
 
     Attributes:
-        weights: frozen and trained parameters as stored while training.
-        loading: the most that is held at once while building (random weights are drawn in fp32).
-        optimizer: gradients, moments and the average of what trains.
+        weights: frozen and trained parameters where the process computes, as stored and as gathered for computing.
+        loading: the most that the processes of one machine hold in its memory while they build (in fp32, packed weights
+            too).
+        optimizer: gradients, moments and the average of what trains, where the process computes.
         activations: of one micro-batch.
+        offloaded: weights and optimizer state that the process keeps in the machine's memory instead.
+        processes: of one machine.
     """
 
     weights: int
     loading: int
     optimizer: int
     activations: int
+    offloaded: int = 0
+    processes: int = 1
 
     @property
     def peak(self) -> int:
-        return max(self.loading, self.weights + self.optimizer + self.activations)
+        """Of one process, where it computes, while it trains."""
+        return self.weights + self.optimizer + self.activations
+
+    def needed(self, device: torch.device) -> dict[torch.device, int]:
+        """Place -> bytes: what computes, and the machine's memory, which all of its processes share."""
+        if device.type == "cpu":
+            return {device: max(self.loading, self.processes * self.peak)}
+        return {device: self.peak, torch.device("cpu"): max(self.loading, self.processes * self.offloaded)}
 
     def explain(self) -> str:
         parts = {"weights": self.weights, "gradients and moments": self.optimizer, "activations": self.activations}
-        return ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts.items())
+        text = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts.items())
+        if self.processes > 1:
+            text += f", for each of {self.processes} processes of a machine"
+        if self.offloaded:
+            text += f", offloaded by each {self.offloaded / GIB:.1f}"
+        return text + (f"; while building {self.loading / GIB:.1f} of CPU memory" if self.loading else "")
 
 
 def estimate(
@@ -53,12 +78,19 @@ def estimate(
     packed_bytes: int = 0,
     shards: int = 1,
     frozen_shards: int = 1,
+    offloaded: Collection[str] = (),
+    gathered: int = 0,
+    loading: int | None = None,
+    processes: int = 1,
     kept: int = 8,
     precision: str,
     positions: int,
     layers: int,
     width: int,
     intermediate: int,
+    layers_train: bool = True,
+    checkpointing: str = "none",
+    budget: float = 1.0,
     label_rows: int,
     vocabulary: int,
 ) -> Memory:
@@ -69,20 +101,48 @@ def estimate(
     packed_bytes: what these take.
     shards: processes that share what trains.
     frozen_shards: processes that share what does not.
-    positions: llm positions of one micro-batch.
+    offloaded: of ``trained`` and ``frozen``, what lives in the machine's memory.
+    gathered: bytes of weights that are whole, for computing, beside the stored ones.
+    loading: bytes that the processes of a machine hold while they build; one whole model in fp32 when None.
+    processes: of one machine.
     kept: bytes of moments and averages for each parameter that trains.
+    positions: llm positions of one micro-batch.
     layers: of the llm, whose activations the gradient needs.
     width: of the llm.
     intermediate: width of its feed-forward layers.
+    layers_train: they keep the inputs of their products.
+    checkpointing: ``train.activation_checkpointing``.
+    budget: share of all activations that ``memory_budget`` keeps.
     label_rows: positions of one micro-batch that predict a label, whose logits are held at once.
     """
     element = 2 if precision == "bf16" else 4
+    weights = {
+        "frozen": (frozen - packed) * element // frozen_shards,
+        "trained": trained * 4 // shards,
+    }
+    optimizer = trained * (4 + kept) // shards
+    away = sum(weights[name] for name in offloaded) + (optimizer if "trained" in offloaded else 0)
+    of_width, of_intermediate = KEPT[precision, layers_train]
+    whole = element * (of_width * width + of_intermediate * intermediate)
+    each = _kept_by_layer(checkpointing, budget, whole, element, width, intermediate)
+    again = 0 if checkpointing == "none" else whole  # of the layer whose backward pass runs
     return Memory(
-        weights=(frozen - packed) * element // frozen_shards + packed_bytes + trained * 4 // shards,
-        loading=(frozen + trained) * 4,
-        optimizer=trained * (4 + kept) // shards,
-        activations=positions * layers * (14 * width + 4 * intermediate) * element + label_rows * vocabulary * 12,
+        weights=sum(size for name, size in weights.items() if name not in offloaded) + packed_bytes + gathered,
+        loading=(frozen + trained) * 4 if loading is None else loading,
+        optimizer=0 if "trained" in offloaded else optimizer,
+        activations=positions * (layers * each + again) + label_rows * vocabulary * 12,
+        offloaded=away,
+        processes=processes,
     )
+
+
+def _kept_by_layer(checkpointing: str, budget: float, whole: int, element: int, width: int, intermediate: int) -> int:
+    """Bytes that a layer keeps of one position from its forward to its backward pass, of ``whole`` that it has."""
+    inputs = 4 * width
+    if checkpointing == "selective":
+        of_width, of_intermediate = SELECTIVE
+        return inputs + element * (of_width * width + of_intermediate * intermediate)
+    return {"none": whole, "full": inputs}.get(checkpointing, inputs + round(budget * (whole - inputs)))
 
 
 def available(device: torch.device) -> int:
@@ -90,14 +150,22 @@ def available(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
-def require(memory: Memory, device: torch.device) -> None:
-    """Raises ResourceError when ``memory`` does not fit, saying how much is lacking."""
-    free = available(device)
-    if memory.peak > free:
+def require(memory: Memory, device: torch.device, remedies: Callable[[], Mapping[str, Memory]] = dict) -> None:
+    """Raises ResourceError when ``memory`` does not fit, saying how much is lacking where.
+
+    Args:
+        remedies: overrides -> what the run would need with them; those that help there are named.
+    """
+    for place, needed in memory.needed(device).items():
+        free = available(place)
+        if needed <= free:
+            continue
+        others = {name: other.needed(device)[place] for name, other in remedies().items()}
+        helpful = [f"{name} (then {size / GIB:.1f} GiB)" for name, size in others.items() if size < 0.99 * needed]
         raise ResourceError(
-            f"this run needs about {memory.peak / GIB:.1f} GiB ({memory.explain()}), {device} has {free / GIB:.1f} GiB "
-            f"free: {(memory.peak - free) / GIB:.1f} GiB are lacking\n"
-            "  fix: raise train.accumulation, lower train.batch_size, or set train.precision=bf16"
+            f"this run needs about {needed / GIB:.1f} GiB ({memory.explain()}), {place} has {free / GIB:.1f} GiB "
+            f"free: {(needed - free) / GIB:.1f} GiB are lacking\n"
+            f"  fix: {'set ' + ' or '.join(helpful) if helpful else 'choose smaller parts or a larger machine'}"
         )
 
 
