@@ -30,10 +30,10 @@ from beni.data.sample import Source
 from beni.data.schedule import Schedule, needs_lengths
 from beni.data.template import IGNORE, Renderer
 from beni.data.verdicts import Verdicts
-from beni.distributed.collectives import Peers, anywhere, barrier
+from beni.distributed.collectives import Peers, agree, anywhere, barrier
 from beni.distributed.environment import Environment, process_group, read_environment
-from beni.distributed.fsdp import shard
-from beni.distributed.hand_out import hand_out, handed_out, tensors_of
+from beni.distributed.fsdp import is_sharded, require_offload, shard
+from beni.distributed.hand_out import hand_out, tensors_of
 from beni.distributed.host import use_host
 from beni.distributed.watchdog import Watchdog
 from beni.errors import CompositionError
@@ -93,6 +93,7 @@ def train(run: Mapping[str, Any]) -> Path:
     settings = run["train"]
     environment = read_environment(settings["device"])
     planned.quantization.require(environment.device)
+    require_offload(environment.device, run["fsdp"])
     use_host(environment, settings["threads"])
     with Preemption(anywhere if environment.world > 1 else None) as preemption:
         return _train(run, planned, environment, preemption, started)
@@ -105,7 +106,7 @@ def _train(
     preemption: Preemption,
     started: float,
 ) -> Path:
-    settings = run["train"]
+    settings, handed = run["train"], is_sharded(environment.world, run["fsdp"])
 
     # what the run will see and cost, known without weights
     tokenizer = load_tokenizer(run["llm"])
@@ -132,7 +133,7 @@ def _train(
             Console().print(run_table(collect_run(folder.path)))
         return folder.path
     with (
-        process_group(environment),
+        process_group(environment, sharded=handed),
         folder.opened(),
         closing(fetcher),
         Watchdog(settings["watchdog_s"], environment.rank, environment.world, folder.hung) as watchdog,
@@ -141,7 +142,6 @@ def _train(
         fetcher.verdicts = Verdicts(folder.path / "bad_images", environment.rank)
         barrier()  # no rank looks into the folder before rank 0 has prepared it
         peers, main = Peers(), environment.is_main
-        handed = handed_out(environment, run["fsdp"]["mode"])
         model = _build(run, renderer, with_weights=main or not handed)
         apply_plan(model, settings["plan"])
         preemption.meet()

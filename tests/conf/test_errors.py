@@ -99,7 +99,10 @@ MISTAKES = {
     "optim=adamw_8bit fsdp=hybrid": ("fsdp.mode=hybrid holds tensors in shards", "or fsdp=none"),
     "fsdp=full fsdp.shard_size=2": ("fsdp.shard_size=2 with fsdp.mode=full", "choose fsdp=hybrid"),
     "fsdp=hybrid fsdp.shard_size=0": ("fsdp.shard_size=0", "set fsdp.shard_size=null"),
-    "fsdp.frozen=shard train.feature_bank=bank train.plan.vision=frozen": (
+    "fsdp.offload=true": ("fsdp.offload=true with fsdp.mode=none", "set fsdp=full"),
+    "fsdp.frozen=shard": ("fsdp.frozen=shard with fsdp.mode=none", "set fsdp=full or fsdp=hybrid"),
+    "fsdp=ddp fsdp.frozen=shard": ("every process holds the whole model", "or fsdp.frozen=replicate"),
+    "fsdp=full fsdp.frozen=shard train.feature_bank=bank train.plan.vision=frozen": (
         "fsdp.frozen=shard",
         "set fsdp.frozen=replicate",
     ),

@@ -312,18 +312,33 @@ def _ranges(run: dict[str, Any]) -> Iterable[str]:
             "fsdp.frozen=shard has all processes encode together, but train.feature_bank lets each leave out what it "
             "has\n  fix: set fsdp.frozen=replicate or train.feature_bank=null"
         )
-    size = run["fsdp"]["shard_size"]
-    if size is not None and (size < 1 or run["fsdp"]["mode"] != "hybrid"):
-        yield (
-            f"fsdp.shard_size={size} with fsdp.mode={run['fsdp']['mode']}, expected null, or under hybrid at least 1\n"
-            "  fix: set fsdp.shard_size=null, or choose fsdp=hybrid"
-        )
+    yield from _fsdp_ranges(run["fsdp"])
     yield from adapter_ranges(run)
     name = run["study"]["name"]
     if not name.strip() or "/" in name or name.startswith("."):
         yield f"study.name={name}, expected the name of a folder below paths.runs\n  fix: set study.name=default"
     if not run["paths"]["runs"].strip():
         yield "paths.runs is empty, expected a folder\n  fix: set paths.runs=runs"
+
+
+def _fsdp_ranges(fsdp: Mapping[str, Any]) -> Iterable[str]:
+    """Of what only some modes have."""
+    size, mode = fsdp["shard_size"], fsdp["mode"]
+    if fsdp["offload"] and mode == "none":
+        yield (
+            "fsdp.offload=true with fsdp.mode=none, which keeps the model where it computes\n"
+            "  fix: set fsdp=full, for one process too, or fsdp.offload=false"
+        )
+    if fsdp["frozen"] == "shard" and mode in ("none", "ddp"):
+        yield (
+            f"fsdp.frozen=shard with fsdp.mode={mode}, under which every process holds the whole model\n"
+            "  fix: set fsdp=full or fsdp=hybrid, or fsdp.frozen=replicate"
+        )
+    if size is not None and (size < 1 or mode != "hybrid"):
+        yield (
+            f"fsdp.shard_size={size} with fsdp.mode={mode}, expected null, or under hybrid at least 1\n"
+            "  fix: set fsdp.shard_size=null, or choose fsdp=hybrid"
+        )
 
 
 def _phase_ranges(train: Mapping[str, Any]) -> Iterable[str]:

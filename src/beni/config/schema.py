@@ -186,10 +186,11 @@ class Fsdp:
             runs), ``full`` (FSDP2: each process keeps a part of what trains) or ``hybrid`` (so within a machine, and
             replicas of that on every machine).
         shard_size: processes that share one copy under ``hybrid``; null takes those of one machine.
-        frozen: ``replicate`` frozen weights or ``shard`` them too.
+        frozen: ``replicate`` frozen weights, or ``shard`` them too under ``full`` and ``hybrid``.
         reshard_after_forward: give the whole weights of a unit back after its forward pass, which saves memory and
             costs a second gathering.
-        offload: keep what trains, its gradients and the optimizer's state in the CPU's memory; GPUs only.
+        offload: keep what is sharded, its gradients and the optimizer's state in the CPU's memory; GPUs only, in any
+            mode but ``none``, for a single process too.
     """
 
     mode: Literal["none", "ddp", "full", "hybrid"]

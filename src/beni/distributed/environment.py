@@ -72,18 +72,23 @@ def read_environment(device: str, variables: Mapping[str, str] | None = None) ->
 
 
 @contextmanager
-def process_group(environment: Environment) -> Iterator[None]:
-    """Joins the process group for the block when there is more than one process."""
-    if environment.world == 1 or dist.is_initialized():
+def process_group(environment: Environment, sharded: bool = False) -> Iterator[None]:
+    """Joins the process group for the block, or makes one of this process alone where that one is to shard a model."""
+    alone = environment.world == 1
+    if (alone and not sharded) or dist.is_initialized():
         yield
         return
-    if "MASTER_ADDR" not in os.environ:  # SLURM without torchrun: submitit knows the first node's name
+    if not alone and "MASTER_ADDR" not in os.environ:  # SLURM without torchrun: submitit knows the first node's name
         import submitit
 
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
     cuda = environment.device.type == "cuda"
     # gloo beside nccl: offloaded weights, checkpoints and the agreement on them live on the CPU
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=environment.device if cuda else None)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        device_id=environment.device if cuda else None,
+        **{"store": dist.HashStore(), "rank": 0, "world_size": 1} if alone else {},
+    )
     try:
         yield
     finally:

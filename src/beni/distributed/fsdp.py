@@ -50,10 +50,7 @@ def shard(
     """
     if not is_sharded(environment.world, settings):
         return
-    if settings["offload"] and environment.device.type == "cpu":
-        raise ConfigError(
-            "fsdp.offload=true, but this run computes on a CPU\n  fix: set fsdp.offload=false or train.device=cuda"
-        )
+    require_offload(environment.device, settings)
     bf16 = precision == "bf16"
     for parameter in model.parameters():  # FSDP2 refuses others, channels-last convolutions for instance
         parameter.data = parameter.data.contiguous()
@@ -86,8 +83,16 @@ def shard(
 
 
 def is_sharded(world: int, settings: Mapping[str, Any]) -> bool:
-    """Whether so many processes shard the model under the ``fsdp`` section ``settings``."""
-    return settings["mode"] != "none" and world > 1
+    """Whether so many processes shard the model under the ``fsdp`` section ``settings``, one to offload it."""
+    return settings["mode"] != "none" and (world > 1 or settings["offload"])
+
+
+def require_offload(device: torch.device, settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError when the run offloads, but computes on a CPU."""
+    if settings["offload"] and device.type == "cpu":
+        raise ConfigError(
+            "fsdp.offload=true, but this run computes on a CPU\n  fix: set fsdp.offload=false or train.device=cuda"
+        )
 
 
 def meet_all(model: nn.Module) -> None:

@@ -18,14 +18,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from beni.distributed.environment import Environment
 
 
-def handed_out(environment: Environment, mode: str) -> bool:
-    """Whether the first process hands out weights to the others. ``mode`` is that of the ``fsdp`` section."""
-    return environment.world > 1 and mode != "none"
-
-
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, saved or not; tied ones once."""
-    return dict(model.named_parameters()) | dict(model.named_buffers())
+    """Parameters and buffers, saved or not; tied ones once.
+
+    Aliases: sharding moves each whole parameter to the GPU by its ``data``, and a name for the parameter itself would
+    keep it there.
+    """
+    return {name: t.detach() for name, t in (*model.named_parameters(), *model.named_buffers())}
 
 
 def hand_out(model: nn.Module, whole: Mapping[str, Tensor], environment: Environment, offload: bool) -> None:

@@ -183,7 +183,7 @@ def estimate_memory(
         packed_bytes=sum(t.numel() * t.element_size() for layer in packed for t in layer.packed().values()),
         shards=share,
         frozen_shards=share if "frozen" in managed else 1,
-        offloaded=managed if fsdp["offload"] and fsdp["mode"] != "none" else (),
+        offloaded=managed if fsdp["offload"] else (),
         gathered=_gathered(model, run, world),
         loading=_loading(run, counts, world, local, first),
         processes=local,

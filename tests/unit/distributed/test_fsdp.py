@@ -1,14 +1,22 @@
-"""What sharding refuses, and how processes are grouped; that it trains as one process does is in tests/distributed."""
+"""What sharding refuses, how processes are grouped, one process that offloads; several are in tests/distributed."""
 
 from __future__ import annotations
+
+import json
+import weakref
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import CPUOffloadPolicy
+from torch.distributed.tensor import DTensor
 
+from beni.distributed import fsdp
 from beni.distributed.environment import Environment
 from beni.distributed.fsdp import shard, shards, tied
+from beni.distributed.hand_out import hand_out, tensors_of
 from beni.errors import ConfigError
+from beni.run import train
 
 SETTINGS = {"mode": "full", "shard_size": None, "frozen": "replicate", "reshard_after_forward": True, "offload": False}
 TWO = Environment(0, 2, 0, torch.device("cpu"))
@@ -35,6 +43,47 @@ def test_hybrid_wants_to_know_the_processes_of_a_machine():
 def test_offloading_from_a_cpu_is_refused():
     with pytest.raises(ConfigError, match=r"fsdp.offload=true, .*\n  fix: set fsdp.offload=false"):
         shard(nn.Linear(2, 2), [], TWO, SETTINGS | {"offload": True}, "fp32")
+
+
+def test_a_run_that_offloads_from_a_cpu_ends_before_it_builds(tiny_run, tmp_path):
+    run = tiny_run("fsdp=full", "fsdp.offload=true")
+    with pytest.raises(ConfigError, match=r"fsdp.offload=true, .*computes on a CPU"):
+        train(run)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_process_that_offloads_shards_and_trains_as_without(tiny_run, monkeypatch):
+    """A CPU stands in for the GPU: what is offloaded takes the same way, but for the pinned copy."""
+    seen, losses = [], {}
+    monkeypatch.setattr("beni.run.require_offload", lambda *_: None)
+    monkeypatch.setattr(fsdp, "require_offload", lambda *_: None)
+    monkeypatch.setattr(fsdp, "CPUOffloadPolicy", lambda: CPUOffloadPolicy(pin_memory=False))
+
+    def noted(model, *rest):
+        hand_out(model, *rest)
+        seen.extend(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+    monkeypatch.setattr("beni.run.hand_out", noted)
+    for overrides in ((), ("fsdp=full", "fsdp.offload=true", "fsdp.frozen=shard")):
+        folder = train(tiny_run(*overrides, "train.plan.vision=frozen", "optim.lr=1e-2", "eval.every=0"))
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses[overrides] = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert seen
+    assert all(seen)
+    plain, offloaded = losses.values()
+    assert len(plain) == 2
+    assert offloaded == pytest.approx(plain, rel=1e-5)
+    assert not torch.distributed.is_initialized()
+
+
+def test_what_is_handed_out_stays_where_it_was_built_and_keeps_no_parameter():
+    model = nn.Linear(3, 3)
+    whole, built = tensors_of(model), model.weight.detach().clone()
+    parameter = weakref.ref(model.weight)
+    model.weight.data = torch.zeros(3, 3)  # as fully_shard takes a parameter to the GPU
+    assert whole["weight"].equal(built)
+    model.weight = nn.Parameter(torch.zeros(1))
+    assert parameter() is None
 
 
 class Shared(nn.Module):
