@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -84,10 +85,11 @@ def process_group(environment: Environment, sharded: bool = False) -> Iterator[N
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
     cuda = environment.device.type == "cuda"
     # gloo beside nccl: offloaded weights, checkpoints and the agreement on them live on the CPU
+    own: dict[str, Any] = {}
+    if alone:
+        own = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # pyright: ignore[reportPrivateImportUsage]
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        device_id=environment.device if cuda else None,
-        **{"store": dist.HashStore(), "rank": 0, "world_size": 1} if alone else {},
+        "cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=environment.device if cuda else None, **own
     )
     try:
         yield
