@@ -1,13 +1,16 @@
-"""Any Hugging Face causal language model as beni's llm.
+"""Any Hugging Face causal language model as beni's llm, as long as it can be counted without weights (``rehearsal``).
 
 Packed rows go through beni's segment attention when the model passes it on (most do); a probe decides, because a model
 that ignores the registered name would leak between samples without a word. Logits are computed at label rows only,
-through the model's own head, so logit scaling and soft-capping stay the model's business.
+through the model's own head, so logit scaling and soft-capping stay the model's business; a model whose head cannot be
+asked for some of them computes all.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -23,7 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from beni.errors import ConfigError, WeightsError
+from beni.errors import CompositionError, ConfigError, WeightsError
 from beni.hub import package_file
 from beni.llm import segment_attention
 from beni.llm.base import Llm
@@ -83,7 +86,10 @@ class HFLlm(Llm):
         keep: Int[Tensor, "k"] | None = None,
     ) -> Float[Tensor, "b k v"]:
         inputs = self._inputs(embeds, position_ids, attention_mask, segments)
-        return self.model(**inputs, **({} if keep is None else {"logits_to_keep": keep})).logits
+        if keep is not None and chooses_positions(type(self.model)):
+            return self.model(**inputs, logits_to_keep=keep).logits
+        logits = self.model(**inputs).logits
+        return logits if keep is None else logits[:, keep]
 
     def hidden(
         self,
@@ -202,27 +208,52 @@ def build_llm(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedM
         return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
 
 
+@cache
+def chooses_positions(kind: type[PreTrainedModel]) -> bool:
+    """Whether its head can be asked for some positions only; others (xLSTM) swallow the question and give all."""
+    return "logits_to_keep" in inspect.signature(kind.forward).parameters
+
+
 def rehearsal(
     model: PreTrainedModel, embeds: Float[Tensor, "1 t d"], label_rows: int
 ) -> Callable[[], Float[Tensor, "1 k v"]]:
-    """Logits of one sequence, at its first positions, of a model on the meta device."""
+    """Logits of one sequence, at its first positions where they can be chosen, of a model on the meta device.
+
+    Raises:
+        CompositionError: E-FLOPS, the model reads values to decide what it computes, or cannot run at all.
+    """
+    if hasattr(model, "set_experts_implementation"):  # a product for each expert that a position is sent to
+        model.set_experts_implementation("batched_mm")
 
     def run(embeds: Tensor, rows: int, masked: bool) -> Tensor:
         length = embeds.shape[1]
         with torch.device("meta"):
-            inputs: dict[str, Any] = {"logits_to_keep": torch.arange(rows), "use_cache": False}
+            inputs: dict[str, Any] = {"use_cache": False}
+            if chooses_positions(type(model)):
+                inputs["logits_to_keep"] = torch.arange(rows)
             if masked:  # a 4-D mask is used as it is; building one would read values
                 inputs["attention_mask"] = torch.empty(1, 1, length, length)
                 inputs["position_ids"] = torch.arange(length)[None]
             return model(inputs_embeds=embeds, **inputs).logits
 
-    try:
-        with torch.no_grad():
-            run(embeds[:, :2], 1, True)
-        masked = True
-    except (ValueError, RuntimeError):  # BLOOM and Mamba want 2-D masks, or make one where they are given none
-        masked = False
-    return lambda: run(embeds, label_rows, masked)
+    said = ""
+    for masked in (True, False):  # BLOOM and Mamba want 2-D masks, or make one where they are given none
+        try:
+            with torch.no_grad():
+                run(embeds[:, :2], 1, masked)
+        except UNCOUNTABLE as error:
+            said = said or (str(error).strip() or type(error).__name__).splitlines()[-1]
+            continue
+        return partial(run, embeds, label_rows, masked)
+    raise CompositionError(
+        "E-FLOPS",
+        f"{model.config.model_type} cannot be run without weights, as counting its FLOPs does: {said}",
+        groups=("llm",),
+        fix="correct the field of llm.architecture that this speaks of, or choose another llm, for instance llm=qwen3",
+    )
+
+
+UNCOUNTABLE = (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError)
 
 
 @torch.no_grad()

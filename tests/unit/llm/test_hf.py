@@ -1,0 +1,75 @@
+"""What is particular to families of Hugging Face decoders: experts, heads that give every position."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from beni.errors import CompositionError
+from beni.llm.hf import HFLlm, rehearsal
+from beni.measure.flops import count_flops, count_training_flops
+
+SMALL = {
+    **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "vocab_size": 97, "max_position_embeddings": 64},
+}
+ONE_EXPERT = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+EXPERTS = {
+    "mixtral": SMALL | {"num_local_experts": 8},
+    "phimoe": SMALL | {"num_local_experts": 4},
+    "gpt_oss": SMALL | {"num_local_experts": 4, "head_dim": 8},
+    "qwen2_moe": SMALL | ONE_EXPERT | {"shared_expert_intermediate_size": 16},
+    "qwen3_moe": SMALL | ONE_EXPERT | {"head_dim": 8},
+    "deepseek_v3": SMALL
+    | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
+    | {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    | {"first_k_dense_replace": 1, "num_key_value_heads": 4},
+}
+
+
+def make(family, fields, device="cpu"):
+    torch.manual_seed(0)
+    with torch.device(device):
+        return HFLlm(
+            name=None,
+            weights="random",
+            architecture={"model_type": family, **fields},
+            attn_implementation="eager",
+            tokenizer="embedded",
+        ).eval()
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_a_position_is_billed_the_experts_that_it_is_sent_to(family):
+    llm, twin = make(family, EXPERTS[family]), make(family, EXPERTS[family], "meta")
+    llm.model.set_experts_implementation("eager")  # torch does not count its own grouped products
+    embeds, positions, keep = torch.randn(1, 40, 32), torch.arange(40)[None], torch.tensor([7, 39])
+
+    def run():
+        return llm(embeds, positions, torch.ones_like(positions), keep=keep)
+
+    assert llm.flops(40, 2) == pytest.approx(count_flops(run), rel=1e-3)
+    embeds.requires_grad_()
+    rehearsed = rehearsal(twin.model, embeds.detach().to("meta").requires_grad_(), 2)
+    assert count_training_flops(lambda: [rehearsed()]) == pytest.approx(count_training_flops(lambda: [run()]), rel=1e-3)
+
+
+def test_an_llm_that_reads_values_to_choose_what_it_computes_is_refused_by_name():
+    llm = make("jetmoe", SMALL | {"num_local_experts": 4, "kv_channels": 8}, "meta")
+    with pytest.raises(CompositionError, match=r"E-FLOPS \[llm\]: jetmoe cannot be run without weights.*meta tensor"):
+        llm.flops(8, 1)
+    fields = SMALL | ONE_EXPERT | {"head_dim": 8, "num_experts_per_tok": 8}
+    with pytest.raises(
+        CompositionError, match=r"E-FLOPS.*qwen3_moe.*not in range for dimension\n  fix: correct the field"
+    ):
+        make("qwen3_moe", fields, "meta").flops(8, 1)
+
+
+@torch.no_grad()
+def test_a_model_that_gives_every_position_is_taken_at_the_ones_asked_for():
+    llm = make("xlstm", {"hidden_size": 32, "num_hidden_layers": 1, "num_blocks": 1, "num_heads": 4, "vocab_size": 97})
+    embeds, positions = torch.randn(1, 4, 32), torch.arange(4)[None]
+    whole = llm(embeds, positions, torch.ones_like(positions))
+    for keep in ([1, 3], [3, 0, 2, 1]):
+        assert llm(embeds, positions, torch.ones_like(positions), keep=torch.tensor(keep)).equal(whole[:, keep])
+    assert llm.flops(4, 1) == llm.flops(4, 4)  # its head costs what it computes
