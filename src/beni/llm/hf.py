@@ -9,7 +9,8 @@ asked for some of them computes all.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, Literal
 
@@ -260,24 +261,50 @@ UNCOUNTABLE = (ValueError, RuntimeError, TypeError, KeyError, AttributeError, In
 def isolates_segments(llm: Llm) -> bool:
     """Whether a packed row gives each sample the logits it has alone (difference at most 1e-3 of their range).
 
-    Models that do not pass the registered attention or its keyword arguments on are found here; for them the padded
-    layout is the one to use.
+    Models that do not pass the registered attention or its keyword arguments on are found here, and those that have a
+    window or chunks of attention in their mask only (Phi-MoE, Llama 4); for them the padded layout is the one to use.
     """
-    device = next(llm.parameters()).device
-    ids = torch.arange(12, device=device) * 7919 % llm.vocab_size
-    embeds = llm.embed(ids[None])
-    positions = torch.cat([torch.arange(7), torch.arange(5)]).to(device)[None]
     training = llm.training
     llm.eval()  # dropout would make any two passes differ
     try:
-        packed = llm(embeds, positions, segments=SegmentPlan.build(torch.tensor([0, 7, 12], device=device), 12))
-        alone = [
-            llm(embeds[:, a:b], positions[:, a:b], torch.ones(1, b - a, dtype=torch.long, device=device))
-            for a, b in ((0, 7), (7, 12))
-        ]
+        if not _isolates(llm):
+            return False
+        with narrow_windows(llm):
+            return _isolates(llm)
     except (TypeError, ValueError, KeyError):
         return False
     finally:
         llm.train(training)
+
+
+def _isolates(llm: Llm) -> bool:
+    device = next(llm.parameters()).device
+    ids = torch.arange(12, device=device) * 7919 % llm.vocab_size
+    embeds = llm.embed(ids[None])
+    positions = torch.cat([torch.arange(7), torch.arange(5)]).to(device)[None]
+    packed = llm(embeds, positions, segments=SegmentPlan.build(torch.tensor([0, 7, 12], device=device), 12))
+    alone = [
+        llm(embeds[:, a:b], positions[:, a:b], torch.ones(1, b - a, dtype=torch.long, device=device))
+        for a, b in ((0, 7), (7, 12))
+    ]
     reference = torch.cat(alone, dim=1)
     return bool((packed - reference).abs().max() <= 1e-3 * reference.abs().max().clamp(min=1e-6))
+
+
+WINDOWS = ("sliding_window", "attention_chunk_size")
+"""What transformers' masks read from a config in every call, and layers keep for their attention."""
+
+
+@contextmanager
+def narrow_windows(llm: Llm) -> Iterator[None]:
+    """Inside the block windows and chunks of attention reach 3 positions, so that a short segment is longer."""
+    holders = {id(holder): holder for module in llm.modules() for holder in (module, getattr(module, "config", None))}
+    before = [(h, name, getattr(h, name, None)) for h in holders.values() for name in WINDOWS]
+    wide = [(holder, name, reach) for holder, name, reach in before if isinstance(reach, int) and reach > 3]
+    for holder, name, _ in wide:
+        setattr(holder, name, 3)
+    try:
+        yield
+    finally:
+        for holder, name, reach in wide:
+            setattr(holder, name, reach)

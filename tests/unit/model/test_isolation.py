@@ -131,6 +131,27 @@ def test_the_probe_finds_a_model_without_segment_attention():
     assert not isolates_segments(llm)
 
 
+IN_THE_MASK = {
+    "phimoe": KV | {"sliding_window": 16, "num_local_experts": 4},
+    "llama4_text": KV
+    | {"attention_chunk_size": 16, "num_local_experts": 2, "head_dim": 8, "intermediate_size_mlp": 64},
+    "mistral": KV | {"sliding_window": 16},
+}
+
+
+@pytest.mark.parametrize("family", IN_THE_MASK)
+def test_the_probe_finds_a_window_that_only_the_mask_knows(monkeypatch, family):
+    monkeypatch.setitem(FAMILIES, family, SMALL | IN_THE_MASK[family])
+    llm = make(family).eval()
+    before = llm.model.config.to_dict()
+    samples = [torch.arange(40) * 31 % 97, torch.arange(20) * 31 % 97]  # longer than the window
+    with torch.no_grad():
+        pairs = zip(packed(llm, samples), alone(llm, samples), strict=True)
+        same = all(torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3) for ours, theirs in pairs)
+    assert same == (family == "mistral") == isolates_segments(llm)
+    assert llm.model.config.to_dict() == before
+
+
 def test_an_attention_that_a_model_lacks_is_an_error_with_the_fix():
     with pytest.raises(ConfigError, match=r"llm.attn_implementation=sdpa: Gemma2[^$]*attn_implementation=eager"):
         HFLlm(
