@@ -178,15 +178,28 @@ def segment_attention(
     if q.is_cuda:
         if torch.is_autocast_enabled("cuda"):  # as torch's own attention does
             q, k, v = (x.to(torch.get_autocast_dtype("cuda")) for x in (q, k, v))
-        plain = segments.blocks is None and softcap is None and dropout == 0
-        if plain and q.dtype in HALF and flash_takes(q.shape[-1]):
+        if suits_flash(q, k, v, segments, dropout, softcap):
             return flash(q, k, v, segments, scaling, sliding_window)[None].to(query.dtype), None
     return in_rectangles(q, k, v, segments, scaling, dropout, sliding_window, softcap)[None], None
 
 
-def flash_takes(width: int) -> bool:
-    """Whether flash attention has kernels for heads of that width."""
-    return width % 8 == 0 and width <= 256
+def suits_flash(
+    q: Float[Tensor, "t h dq"],
+    k: Float[Tensor, "t kv dk"],
+    v: Float[Tensor, "t kv dv"],
+    segments: SegmentPlan,
+    dropout: float,
+    softcap: float | None,
+) -> bool:
+    """Whether flash attention computes this on a GPU; the rectangles compute all of it."""
+    plain = segments.blocks is None and softcap is None and dropout == 0
+    return plain and q.dtype in HALF and flash_takes(q.shape[-1], k.shape[-1], v.shape[-1])
+
+
+def flash_takes(*widths: int) -> bool:
+    """Whether flash attention has kernels for heads of such queries, keys and values: one width, and not any."""
+    width = widths[0]
+    return set(widths) == {width} and width % 8 == 0 and width <= 256
 
 
 def flash(

@@ -9,7 +9,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import beni.llm.segment_attention as module
 from beni.errors import ConfigError
 from beni.llm.hf import HFLlm, isolates_segments
-from beni.llm.segment_attention import NAME, SegmentPlan, flash, flash_takes, in_rectangles, segment_attention
+from beni.llm.segment_attention import (
+    NAME,
+    SegmentPlan,
+    flash,
+    flash_takes,
+    in_rectangles,
+    segment_attention,
+    suits_flash,
+)
 
 SMALL = {
     "hidden_size": 32,
@@ -236,3 +244,22 @@ def test_the_whole_model_packed_equals_padded_in_loss_and_gradient(tiny_run, tin
 @pytest.mark.parametrize(("width", "taken"), [(4, False), (8, True), (72, True), (100, False), (264, False)])
 def test_heads_that_flash_attention_refuses_are_known(width, taken):
     assert flash_takes(width) == taken  # seen on an H200: "head_size must be a multiple of 8"
+
+
+@pytest.mark.parametrize(
+    ("change", "suits"),
+    [
+        ({}, True),
+        ({"value": 8}, False),  # latent attention has values narrower than keys (DeepSeek)
+        ({"softcap": 5.0}, False),
+        ({"dropout": 0.1}, False),
+        ({"blocks": True}, False),
+        ({"dtype": torch.float32}, False),
+    ],
+)
+def test_flash_attention_is_chosen_for_what_it_computes(change, suits):
+    dtype = change.get("dtype", torch.bfloat16)
+    q, k, v = (torch.zeros(5, n, width, dtype=dtype) for n, width in ((4, 16), (2, 16), (2, change.get("value", 16))))
+    blocks = torch.zeros(5, dtype=torch.long) if "blocks" in change else None
+    plan = SegmentPlan.build(torch.tensor([0, 2, 5]), 5, blocks)
+    assert suits_flash(q, k, v, plan, change.get("dropout", 0.0), change.get("softcap")) == suits
