@@ -46,7 +46,7 @@ class Optim:
         decay_ratio: share of the steps in which ``wsd`` falls, in (0, 1]; null under every other schedule.
         min_lr: learning rate at the last step; ``constant`` does not fall.
         warmup_ratio: share of the steps that warm up linearly, in [0, 1).
-        weight_decay: decoupled, on matrices only (no norms, biases or embeddings).
+        weight_decay: decoupled, on what inputs are multiplied with (no norms, biases, embeddings, positions, latents).
         clip: largest global gradient norm; 0 switches clipping off.
     """
 

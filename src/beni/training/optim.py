@@ -15,11 +15,15 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
+from transformers.pytorch_utils import Conv1D
 
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.training.layers import layer_factors
 
 Groups = Sequence[dict[str, Any]]
+
+MULTIPLYING = (nn.Linear, Conv1D, nn.modules.conv._ConvNd, nn.MultiheadAttention)
+"""Modules that multiply what comes in by their weight."""
 
 ADAFACTOR_EPS = 1e-15
 """Its square, 1e-30, is the paper's. torch would take the machine epsilon, a floor under the mean square as well: a
@@ -41,7 +45,7 @@ class Together(Optimizer):
 
 
 def build_optimizer(model: BeniForConditionalGeneration, settings: Mapping[str, Any]) -> Optimizer:
-    """Over the trainable parameters; weight decay on matrices, not on norms, biases and embeddings.
+    """Over the trainable parameters; weight decay on what ``multiplied`` names and on nothing else.
 
     Each group has an ``lr_scale``, of its component and layer, which multiplies the rate of every step.
     """
@@ -62,31 +66,48 @@ def build_optimizer(model: BeniForConditionalGeneration, settings: Mapping[str, 
             raise ValueError(f"no optimizer {unknown}")  # config/check.py has refused it
 
 
+def multiplied(model: BeniForConditionalGeneration) -> set[int]:
+    """``id`` of each tensor that inputs are multiplied with: the weights of linear layers (adapters among them),
+    convolutions and torch's attention, and in the llm's layers also routers and stacks of experts, which are bare
+    tensors.
+
+    What is looked up, added or put beside inputs is none of them: norms, biases, embeddings, whoever keeps them and in
+    whatever shape (tables of positions, relative ones too; class, mask and register tokens), latents and queries.
+    """
+    looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    weights = [
+        parameter
+        for module in model.modules()
+        if isinstance(module, MULTIPLYING)
+        for name, parameter in module.named_parameters(recurse=False)
+        if name.endswith("weight")
+    ]
+    for layer in model.llm.layers():
+        weights += [parameter for name, parameter in layer.named_parameters() if not name.endswith("bias")]
+    return {id(parameter) for parameter in weights if parameter.ndim >= 2} - looked_up
+
+
 def hidden_matrices(model: BeniForConditionalGeneration) -> set[int]:
-    """``id`` of each matrix that maps hidden states to hidden states: no embedding, head, latents, norm or bias.
+    """``id`` of each matrix that maps hidden states to hidden states: of what is ``multiplied``, all but the head,
+    convolutions and stacks of experts.
 
     A matrix of one row or column is a vector and has nothing to orthogonalise.
     """
-    head = model.llm.model.get_output_embeddings()
-    weights = {
-        id(module): module._parameters.get("weight")
-        for module in model.modules()
-        if not isinstance(module, nn.Embedding)
-    }
-    return {id(w) for of, w in weights.items() if w is not None and w.ndim == 2 and min(w.shape) > 1 and of != id(head)}
+    chosen, head = multiplied(model), model.llm.model.get_output_embeddings()
+    matrices = {id(p) for p in model.parameters() if id(p) in chosen and p.ndim == 2 and min(p.shape) > 1}
+    return matrices - {id(p) for p in (() if head is None else head.parameters())}
 
 
 def _groups(model: BeniForConditionalGeneration, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of what trains, by component, by whether it decays, and by layer where layers differ."""
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    matrices = multiplied(model)
     groups: list[dict[str, Any]] = []
     for name, component in model.named_children():
         factors = layer_factors(component, settings["layer_decay"].get(name, 1.0))
         alike: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for parameter in component.parameters():
             if parameter.requires_grad:
-                matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
-                alike.setdefault((matrix, factors.get(id(parameter), 1.0)), []).append(parameter)
+                alike.setdefault((id(parameter) in matrices, factors.get(id(parameter), 1.0)), []).append(parameter)
         groups += [
             {
                 "params": parameters,

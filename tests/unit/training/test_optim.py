@@ -10,6 +10,7 @@ import torch
 
 from beni.config.schema import COMPONENTS
 from beni.hub import OPTIMIZER_PACKAGES
+from beni.model.spec import propagate
 from beni.training.optim import build_optimizer, hidden_matrices
 from beni.training.step import clip_and_update
 
@@ -41,6 +42,53 @@ def test_matrices_decay_and_norms_biases_and_embeddings_do_not(tiny_model):
     assert decay["llm.model.model.norm.weight"] == 0
     assert decay["connector.layers.0.bias"] == 0
     assert decay["resampler.norm.weight"] == 0
+
+
+BARE = {
+    "dinov2": (
+        {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 24, "patch_size": 12},
+        {"cls_token", "mask_token", "position_embeddings"},
+    ),
+    "swin": (
+        {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 3, "image_size": 24, "patch_size": 4},
+        {"relative_position_bias_table"},
+    ),
+    "perceiver": ((), {"latents"}),
+    "c_abstractor": (("resampler.side=1",), {"positions.weight"}),
+}
+"""Backbone or resampler -> a small one, and its tensors of two or more dimensions that nothing is multiplied with."""
+
+
+@pytest.mark.parametrize("part", BARE)
+def test_embeddings_kept_as_bare_tensors_do_not_decay_and_are_left_to_adamw(tiny_run, part):
+    small, expected = BARE[part]
+    if isinstance(small, dict):
+        run = tiny_run("train.plan.vision=full")
+        run["vision"] |= {"architecture": {"model_type": part} | small}
+    else:
+        run = tiny_run(f"resampler={part}", *small)
+    model = propagate(run)
+    component = model.vision if isinstance(small, dict) else model.resampler
+    groups, hidden = build_optimizer(model, SETTINGS).param_groups, hidden_matrices(model)
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    kept = {n: p for n, p in component.named_parameters() if p.ndim >= 2 and id(p) not in decayed}
+    assert {next(end for end in expected if name.endswith(end)) for name in kept} == expected
+    assert not any(id(p) in hidden for p in kept.values())
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_routers_and_stacks_of_experts_decay_and_the_biases_of_experts_do_not(tiny_run, kind):
+    run = tiny_run("llm.attn_implementation=eager")
+    run["llm"]["architecture"] |= {"model_type": kind, "num_local_experts": 2, "head_dim": 8}
+    model = propagate(run)
+    groups = build_optimizer(model, SETTINGS).param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    bare = {n.rpartition("mlp.")[2]: p for n, p in model.llm.layers()[0].named_parameters() if ".mlp." in f".{n}"}
+    biases = {"router.bias", "experts.gate_up_proj_bias", "experts.down_proj_bias"} & bare.keys()
+    assert {name for name, p in bare.items() if id(p) not in decayed} == biases
+    assert {"experts.gate_up_proj", "experts.down_proj"} < bare.keys()
+    router = next(p for name, p in bare.items() if name in ("router.weight", "gate.weight"))
+    assert id(router) in hidden_matrices(model)
 
 
 def test_a_tied_embedding_is_optimized_once_and_does_not_decay(tiny_model):
