@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -47,5 +48,14 @@ class Adapter(ABC):
         """Reads what ``save`` has written.
 
         Raises:
-            ResumeError: when those adapters do not fit into these.
+            ResumeError: when there is nothing in ``folder``, those adapters do not fit into these, or would compute
+                something else here.
+        """
+
+    @abstractmethod
+    def require_alike(self, other: Mapping[str, Any], source: str) -> None:
+        """Makes sure that the tensors of adapters of the node ``other``, found in ``source``, compute the same here.
+
+        Raises:
+            ResumeError: when they do not, though names and shapes may agree.
         """

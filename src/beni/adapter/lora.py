@@ -34,6 +34,8 @@ ADAPTER = "default"
 PREFIX = "base_model.model."
 """What stands before a module's name in a file of peft."""
 
+FIX = "fix: set adapter and train.plan as the run that wrote it has them"
+
 
 class Lora(Adapter):
     """Low-rank adapters beside the linear layers that ``targets`` name.
@@ -96,11 +98,9 @@ class Lora(Adapter):
             setattr(component.get_submodule(parent), last, layer.get_base_layer())
 
     def save(self, component: nn.Module, state: Mapping[str, Tensor], folder: Path, base: str | None) -> None:
-        config = copy.deepcopy(_config(component))
+        config = self._written(component)
         tensors = get_peft_model_state_dict(component, dict(state), ADAPTER, save_embedding_layers=False)
-        if self.init != "zero":  # as an adapter of twice the rank beside the published weights
-            config.init_lora_weights = True
-            config.r, config.lora_alpha = 2 * self.r, self.alpha * (math.sqrt(2) if self.rslora else 2)
+        if self.init != "zero":
             for name, _ in adapted(component):
                 a, b = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
                 tensors[a] = torch.cat([tensors[a], state[f"{name}.lora_initial_A"]])
@@ -111,22 +111,48 @@ class Lora(Adapter):
         save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
     def load(self, component: nn.Module, folder: Path) -> None:
+        if not (folder / "adapter_config.json").is_file():
+            raise ResumeError(f"{folder} holds no adapters: it has no adapter_config.json\n  {FIX}")
+        theirs, here = LoraConfig.from_pretrained(str(folder)), self._written(component)
+        for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
+            if getattr(theirs, key) != getattr(here, key):
+                raise ResumeError(
+                    f"{folder} holds other adapters than this model has: {key}={getattr(theirs, key)}, this model's "
+                    f"would be written with {getattr(here, key)}\n  {FIX}"
+                )
         tensors = {k.removeprefix(PREFIX): t for k, t in load_file(folder / "adapter_model.safetensors").items()}
         ours = get_peft_model_state_dict(component, adapter_name=ADAPTER, save_embedding_layers=False)
         twice = self.init != "zero"
         sizes = {name: tensor.numel() * (2 if twice and _low_rank(name) else 1) for name, tensor in ours.items()}
         clash = {name for name in ours.keys() & tensors.keys() if tensors[name].numel() != sizes[name]}
         if differ := sorted(ours.keys() ^ tensors.keys() | clash):
-            raise ResumeError(
-                f"{folder} holds other adapters than this model has: {differ[0]}\n"
-                "  fix: set adapter and train.plan as the run that wrote it has them"
-            )
+            raise ResumeError(f"{folder} holds other adapters than this model has: {differ[0]}\n  {FIX}")
         if twice:
             for name, layer in adapted(component):
                 a, b = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
                 self._exchange_initial(layer, tensors[a][self.r :], -tensors[b][:, self.r :])
                 tensors[a], tensors[b] = tensors[a][: self.r].clone(), tensors[b][:, : self.r].clone()
         set_peft_model_state_dict(component, tensors, ADAPTER)
+
+    def require_alike(self, other: Mapping[str, Any], source: str) -> None:
+        ours = {"r": self.r, "alpha": self.alpha, "dora": self.dora, "rslora": self.rslora}
+        for key, value in ours.items():
+            if key in other and other[key] != value:
+                there, here = (str(one).lower() for one in (other[key], value))
+                raise ResumeError(
+                    f"{source} has adapters of another kind than this run: adapter.{key}={there}, here {here}\n"
+                    f"  fix: set adapter.{key}={there}"
+                )
+
+    def _written(self, component: nn.Module) -> LoraConfig:
+        """What ``save`` writes: where something was taken out of the weights, an adapter of twice the rank beside the
+        published ones.
+        """
+        config = copy.deepcopy(_config(component))
+        if self.init != "zero":
+            config.init_lora_weights = True
+            config.r, config.lora_alpha = 2 * self.r, cast(int, self.alpha * (math.sqrt(2) if self.rslora else 2))
+        return config
 
     def _require_decomposable(self, layers: list[nn.Module], name: str) -> None:
         """A weight that something is taken out of is not packed, and has as many directions as are taken."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,6 +28,9 @@ class NoAdapter(Adapter):
         raise _refusal()
 
     def load(self, component: nn.Module, folder: Path) -> None:
+        raise _refusal()
+
+    def require_alike(self, other: Mapping[str, Any], source: str) -> None:
         raise _refusal()
 
 

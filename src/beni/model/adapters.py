@@ -84,9 +84,15 @@ def load(model: BeniForConditionalGeneration, folder: Path) -> None:
             f"{folder / PARTS} is of another model: it differs in {differ[0]}\n"
             "  fix: build the model of the run that wrote it"
         )
-    for name in adapted(model):
-        if name in BACKBONES:
-            model.adapter.load(backbone(model, name), folder / name)
+    here = [name for name in adapted(model) if name in BACKBONES]
+    name = next((name for name in BACKBONES if (folder / name).is_dir() and name not in here), None)
+    if name is not None:
+        raise ResumeError(
+            f"{folder} holds adapters of {name}, and this model has train.plan.{name}={model.config.plan[name]}\n"
+            f"  fix: build the model with train.plan.{name}=lora"
+        )
+    for name in here:
+        model.adapter.load(backbone(model, name), folder / name)
     model.load_state_dict(saved, strict=False)
 
 

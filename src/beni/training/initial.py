@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from beni.errors import ResumeError
 from beni.model import adapters
+from beni.model.configuration import BeniConfig
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.quantized import packed_layers
 from beni.nn.packed import PREFIX
@@ -28,7 +30,7 @@ def load_initial(model: BeniForConditionalGeneration, source: Path) -> list[str]
 
     Raises:
         ResumeError: when there is no saved model, it shares nothing, a tensor has another shape, or it has adapters
-            that this model lacks.
+            that this model lacks or that would compute something else here.
     """
     folder = source / "model" if (source / "model").is_dir() else source
     files = sorted(folder.glob("*.safetensors"))
@@ -49,6 +51,8 @@ def load_initial(model: BeniForConditionalGeneration, source: Path) -> list[str]
             f"train.init_from={source} has adapters of another kind than this run, they differ in "
             f"{min(theirs ^ expected)}\n  fix: set adapter and train.plan as that run has them"
         )
+    if theirs:
+        model.adapter.require_alike(_adapter(folder), f"train.init_from={source}")
     clash = [n for n in saved if n in ours and ours[n].shape != saved[n].shape]
     shared = {n: t for n, t in saved.items() if n in ours and n not in packed}
     if clash or not (shared or packed):
@@ -59,6 +63,11 @@ def load_initial(model: BeniForConditionalGeneration, source: Path) -> list[str]
     for component in sorted(came - components):
         adapters.reset(model, component)
     return sorted(ours.keys() - shared.keys() - packed)
+
+
+def _adapter(folder: Path) -> Mapping[str, Any]:
+    """The ``adapter`` node that the saved model was built with."""
+    return BeniConfig.from_pretrained(folder).parts["adapter"]
 
 
 def _pack(model: BeniForConditionalGeneration, saved: Mapping[str, Tensor]) -> set[str]:

@@ -11,6 +11,8 @@ from unit.model.test_lora import BOTH, KINDS, TAKES_OUT, disturb, logits
 
 PERCEIVER = ("resampler=perceiver", "resampler.num_latents=3", "resampler.num_heads=2", "resampler.head_dim=8")
 
+HALF = ("train.plan.llm=lora", "train.plan.vision=frozen", "adapter.r=4")
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_saved_alone_come_back_exactly(tiny_run, tiny_model, steps_of, tmp_path, kind):
@@ -69,12 +71,31 @@ def test_another_decomposition_of_the_same_weights_does_not_matter(tiny_run, tin
         (r"vision holds other adapters[^$]*fix: set adapter", ("adapter=lora", *BOTH, "adapter.targets=[q_proj]")),
         (r"vision holds other adapters[^$]*fix: set adapter", ("adapter=dora", *BOTH)),
         (r"parts.safetensors is of another model", ("adapter=lora", *BOTH, *PERCEIVER)),
+        (
+            r"vision holds other adapters[^$]*lora_alpha=32, [^$]* 16[^$]*fix: set adapter",
+            ("adapter=lora", *BOTH, "adapter.alpha=16"),
+        ),
+        (
+            r"vision holds other adapters[^$]*use_rslora=False, [^$]* True[^$]*fix: set adapter",
+            ("adapter=rslora", *BOTH),
+        ),
+        (r"vision holds other adapters[^$]*r=4[^$]*fix: set adapter", ("adapter=lora", *BOTH, "adapter.r=2")),
+        (
+            r"adapters of vision[^$]*train.plan.vision=frozen[^$]*fix: [^$]*train.plan.vision=lora",
+            ("adapter=lora", *HALF),
+        ),
     ],
 )
 def test_adapters_of_another_model_are_refused(tiny_model, tmp_path, words, overrides):
     tiny_model("adapter=lora", *BOTH).save_adapters(tmp_path)
     with pytest.raises(ResumeError, match=words):
         tiny_model(*overrides).load_adapters(tmp_path)
+
+
+def test_adapters_that_the_folder_lacks_are_asked_for(tiny_model, tmp_path):
+    tiny_model("adapter=lora", *HALF).save_adapters(tmp_path)
+    with pytest.raises(ResumeError, match=r"vision holds no adapters[^$]*fix: set adapter and train.plan"):
+        tiny_model("adapter=lora", *BOTH).load_adapters(tmp_path)
 
 
 def test_a_folder_without_adapters_is_refused(tiny_model, tmp_path):

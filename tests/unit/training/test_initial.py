@@ -70,6 +70,16 @@ def test_adapters_of_another_kind_are_an_error(saved, tiny_model, theirs, ours):
         load_initial(tiny_model(f"adapter={ours}", "train.plan.llm=lora"), folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "overrides"),
+    [("alpha=32", ["adapter.alpha=16"]), ("rslora=false", ["adapter.alpha=32", "adapter.rslora=true"])],
+)
+def test_adapters_of_another_scale_are_an_error(saved, tiny_model, key, overrides):
+    _, folder = saved(*LORA, "adapter.alpha=32")
+    with pytest.raises(ResumeError, match=rf"another kind[^$]*adapter\.{key}, here [^$]*fix: set adapter\.{key}"):
+        load_initial(tiny_model(*LORA, *overrides), folder)
+
+
 def test_adapters_that_have_no_place_are_an_error(saved, tiny_model):
     _, folder = saved(*LORA)
     with pytest.raises(ResumeError, match=r"adapters of another kind[^$]*lora_[^$]*fix: set adapter"):
