@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ class Adapter(ABC):
     @abstractmethod
     def reset(self, component: nn.Module) -> None:
         """Begins anew beside the weights that ``component`` has now, drawing what ``inject`` has drawn."""
+
+    @abstractmethod
+    def bare(self, component: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Names and values of the weights that ``inject`` has changed, as they were before."""
 
     @abstractmethod
     def merge(self, component: nn.Module) -> None:

@@ -91,6 +91,12 @@ class Lora(Adapter):
             layer.update_layer(ADAPTER, self.r, lora_alpha=self.alpha, config=_config(component))
         self._keep_initial(component)
 
+    def bare(self, component: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        if self.init != "zero":
+            for name, layer in adapted(component):
+                taken = _product(layer, layer.lora_initial_B, layer.lora_initial_A)
+                yield f"{name}.base_layer.weight", layer.get_base_layer().weight.detach() + taken
+
     def merge(self, component: nn.Module) -> None:
         for name, layer in list(adapted(component)):
             layer.merge()
@@ -183,10 +189,9 @@ class Lora(Adapter):
         """Takes another ``b @ a`` out of the base: decompositions differ in sign or rounding between machines."""
         if layer.lora_initial_A.equal(a) and layer.lora_initial_B.equal(b):
             return
-        weight, scaling = layer.get_base_layer().weight, layer.scaling[ADAPTER]
-        change = (layer.lora_initial_B @ layer.lora_initial_A - b @ a) * scaling
         with torch.no_grad():
-            weight.add_(change.T if layer.fan_in_fan_out else change)
+            change = _product(layer, layer.lora_initial_B, layer.lora_initial_A) - _product(layer, b, a)
+            layer.get_base_layer().weight.add_(change)
             layer.lora_initial_A.copy_(a)
             layer.lora_initial_B.copy_(b)
 
@@ -194,6 +199,12 @@ class Lora(Adapter):
 def adapted(component: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     """The layers that have an adapter, with their names."""
     return ((name, module) for name, module in component.named_modules() if isinstance(module, LoraLayer))
+
+
+def _product(layer: LoraLayer, b: Tensor, a: Tensor) -> Tensor:
+    """What such an adapter adds to the weight of ``layer``."""
+    product = (b @ a) * layer.scaling[ADAPTER]
+    return product.T if layer.fan_in_fan_out else product
 
 
 def _config(component: nn.Module) -> LoraConfig:

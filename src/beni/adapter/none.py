@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ class NoAdapter(Adapter):
         raise _refusal()
 
     def reset(self, component: nn.Module) -> None:
+        raise _refusal()
+
+    def bare(self, component: nn.Module) -> Iterator[tuple[str, Tensor]]:
         raise _refusal()
 
     def merge(self, component: nn.Module) -> None:

@@ -1,15 +1,18 @@
 """The adapters of a whole model: put in, begun anew, merged, and saved without the weights they stand beside.
 
 An adapter folder has one folder of peft for each backbone with adapters (``llm/``, ``vision/``), which plain peft puts
-beside the published backbone, and ``parts.safetensors`` with everything else that is not in a published backbone.
+beside the published backbone, and ``parts.safetensors`` with everything else that is not in a published backbone. Where
+frozen weights are not the published ones but those of another run (``train.init_from``), the folder says whose.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -59,20 +62,23 @@ def save(model: BeniForConditionalGeneration, folder: Path, state: Mapping[str, 
     """
     state = model.state_dict() if state is None else state
     folder.mkdir(parents=True, exist_ok=True)
+    bases = _bases(model)
     for name in adapted(model):
         if name in BACKBONES:
             prefix = f"{name}.model."
             own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-            model.adapter.save(backbone(model, name), own, folder / name, model.config.parts[name].get("name"))
+            base = bases[name]["source"] if name in bases else model.config.parts[name].get("name")
+            model.adapter.save(backbone(model, name), own, folder / name, base)
     kept = {key: state[key].detach().cpu().contiguous() for key in _own_keys(model, state)}
-    save_file(kept, folder / PARTS, metadata={"format": "pt"})
+    save_file(kept, folder / PARTS, metadata={"format": "pt", "bases": json.dumps(bases)})
 
 
 def load(model: BeniForConditionalGeneration, folder: Path) -> None:
     """Reads what ``save`` has written into a model of the same parts, plan and backbones, not yet sharded.
 
     Raises:
-        ResumeError: when there is nothing in ``folder``, or something else than such a model has.
+        ResumeError: when there is nothing in ``folder``, or something else than such a model has, or it belongs beside
+            other frozen weights.
     """
     if not (folder / PARTS).is_file():
         raise ResumeError(f"{folder} holds no adapters: it has no {PARTS}")
@@ -84,6 +90,7 @@ def load(model: BeniForConditionalGeneration, folder: Path) -> None:
             f"{folder / PARTS} is of another model: it differs in {differ[0]}\n"
             "  fix: build the model of the run that wrote it"
         )
+    _require_bases(model, folder)
     here = [name for name in adapted(model) if name in BACKBONES]
     name = next((name for name in BACKBONES if (folder / name).is_dir() and name not in here), None)
     if name is not None:
@@ -99,6 +106,28 @@ def load(model: BeniForConditionalGeneration, folder: Path) -> None:
 def adapted(model: BeniForConditionalGeneration) -> Iterator[str]:
     """Components that have adapters."""
     return (name for name, mode in model.config.plan.items() if mode == "lora")
+
+
+def _bases(model: BeniForConditionalGeneration) -> dict[str, dict[str, str]]:
+    """Of frozen backbones whose weights came from another run: whose."""
+    return {name: base for name, base in model.config.bases.items() if model.config.plan.get(name) != "full"}
+
+
+def _require_bases(model: BeniForConditionalGeneration, folder: Path) -> None:
+    with safe_open(folder / PARTS, "pt") as file:
+        said = (file.metadata() or {}).get("bases")
+    if said is None:  # written before folders said so
+        return
+    theirs, ours = json.loads(said), _bases(model)
+    for name in sorted(theirs.keys() | ours.keys()):
+        there, here = (bases.get(name, {"source": "no other run", "digest": ""}) for bases in (theirs, ours))
+        if there["digest"] != here["digest"]:
+            call = f'beni.training.initial.load_initial(model, Path("{there["source"]}"))'
+            fix = f"call {call} before" if name in theirs else "build the model without train.init_from"
+            raise ResumeError(
+                f"{folder} belongs beside {name} weights that come from {there['source']} (train.init_from), this "
+                f"model's come from {here['source']}\n  fix: {fix}, or take the run's whole model, in its model/"
+            )
 
 
 def _own_keys(model: BeniForConditionalGeneration, state: Mapping[str, Tensor]) -> set[str]:

@@ -16,6 +16,7 @@ class BeniConfig(PreTrainedConfig):
         plan: component -> ``frozen``, ``full`` or ``lora``; decides where adapters are.
         image_token_id: placeholder that visual tokens replace.
         seed: of the named streams that draw initial weights.
+        bases: backbone -> ``source`` and ``digest`` of other weights that ``train.init_from`` brought.
     """
 
     model_type = "beni"
@@ -26,10 +27,12 @@ class BeniConfig(PreTrainedConfig):
         plan: dict[str, str] | None = None,
         image_token_id: int = 0,
         seed: int = 0,
+        bases: dict[str, dict[str, str]] | None = None,
         **kwargs: Any,
     ) -> None:
         self.parts = parts or {}
         self.plan = plan or {}
         self.image_token_id = image_token_id
         self.seed = seed
+        self.bases = bases or {}
         super().__init__(**kwargs)

@@ -70,6 +70,44 @@ def test_adapters_of_another_kind_are_an_error(saved, tiny_model, theirs, ours):
         load_initial(tiny_model(f"adapter={ours}", "train.plan.llm=lora"), folder)
 
 
+@pytest.mark.parametrize("kind", ["lora", "pissa"])
+def test_adapters_beside_weights_that_came_from_another_run_are_read_beside_those_only(
+    saved, tiny_model, tmp_path, kind
+):
+    _, folder = saved()
+    overrides = (f"adapter={kind}", "train.plan.llm=lora", "train.plan.vision=frozen")
+    ours, again = tiny_model(*overrides), tiny_model(*overrides)
+    load_initial(ours, folder)
+    with torch.no_grad():
+        ours.llm.model.model.layers[0].self_attn.q_proj.lora_B.default.weight.add_(0.1)
+    ours.save_adapters(tmp_path / "adapters")
+    with pytest.raises(ResumeError, match=r"beside llm weights that come from \S+run \(.*no other run[^$]*fix: call"):
+        again.load_adapters(tmp_path / "adapters")
+    assert str(folder) in (tmp_path / "adapters" / "llm" / "adapter_config.json").read_text()
+    moved = folder.rename(tmp_path / "moved")
+    load_initial(again, moved)
+    again.load_adapters(tmp_path / "adapters")
+    assert all(tensor.equal(again.state_dict()[name]) for name, tensor in ours.state_dict().items())
+    bare = tiny_model(*overrides)
+    bare.save_adapters(tmp_path / "bare")
+    with pytest.raises(ResumeError, match=r"come from no other run[^$]*fix: build the model without train\.init_from"):
+        again.load_adapters(tmp_path / "bare")
+
+
+@pytest.mark.parametrize("kind", ["lora", "pissa"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_run_that_left_the_backbones_alone_is_no_base_of_its_own(tiny_model, tmp_path, kind, dtype):
+    """The align stage trains the connector only, and may have kept the backbones in 16 bits."""
+    plan = ("train.plan.llm=frozen", "train.plan.vision=frozen")
+    tiny_model(*plan).to(dtype).save_pretrained(tmp_path / "model")
+    overrides = (f"adapter={kind}", "train.plan.llm=lora", plan[1])
+    ours, again = tiny_model(*overrides), tiny_model(*overrides)
+    load_initial(ours, tmp_path)
+    assert ours.config.bases == {}
+    ours.save_adapters(tmp_path / "adapters")
+    again.load_adapters(tmp_path / "adapters")
+
+
 @pytest.mark.parametrize(
     ("key", "overrides"),
     [("alpha=32", ["adapter.alpha=16"]), ("rslora=false", ["adapter.alpha=32", "adapter.rslora=true"])],
