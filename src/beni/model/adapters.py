@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,7 +33,10 @@ def inject(model: BeniForConditionalGeneration) -> None:
     """Puts adapters into every component whose plan is ``lora``; each draws from a stream of its own."""
     for name in adapted(model):
         component = backbone(model, name)
-        device = next(component.parameters()).device  # meta, where the component's weights are still to come
+        tensors = chain(component.parameters(), component.buffers())
+        device = next(
+            (tensor.device for tensor in tensors), torch.get_default_device()
+        )  # meta, where the component's weights are still to come
         with torch_stream(model.config.seed, "init", "adapter", name), device:
             model.adapter.inject(component, name)
 

@@ -32,6 +32,13 @@ def linear_layers(component: nn.Module, head: bool = False) -> dict[str, nn.Modu
     }
 
 
+LEFT_OUT = {
+    "adapter": "set train.plan.{name}=full, or frozen",
+    "quantization": "leave {name} out of quantization.targets, for instance quantization.targets=all-linear for the llm",
+}
+"""Config group with ``targets`` -> how a component is left out of them."""
+
+
 def chosen_layers(component: nn.Module, name: str, wanted: Targets, group: str, code: str) -> dict[str, nn.Module]:
     """The layers of ``component``, called ``name``, that ``wanted`` stands for: all but the head, or every one whose
     name ends with one of ``wanted``.
@@ -41,15 +48,23 @@ def chosen_layers(component: nn.Module, name: str, wanted: Targets, group: str, 
         code: of the error.
 
     Raises:
-        CompositionError: when a name matches nothing, or a head that is one weight with the token embedding.
+        CompositionError: when there is no linear layer, a name matches nothing, or a head that is one weight with the
+            token embedding.
     """
+    if not (inside := linear_layers(component)):
+        raise CompositionError(
+            code,
+            f"{group}.targets={wanted}: {name}, {type(component).__name__}, has no linear layers",
+            groups=(group, name),
+            fix=LEFT_OUT[group].format(name=name),
+        )
     if isinstance(wanted, str):
-        return linear_layers(component)
+        return inside
     layers = linear_layers(component, head=True)
     matches = {end: [one for one in layers if one == end or one.endswith(f".{end}")] for end in wanted}
     missing = [end for end, found in matches.items() if not found]
     if missing or not wanted:
-        ends = sorted({one.rpartition(".")[2] for one in linear_layers(component)})
+        ends = sorted({one.rpartition(".")[2] for one in inside})
         raise CompositionError(
             code,
             f"{group}.targets={missing} are no linear layers of {name}, {type(component).__name__}; it has {ends}",

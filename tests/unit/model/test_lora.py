@@ -113,6 +113,15 @@ def test_targets_that_cannot_be_are_an_error_that_says_what_can(tiny_run, words,
     assert str(caught.value).startswith("E-ADAPTER [adapter x llm]")
 
 
+@pytest.mark.parametrize("resampler", ["none", "avg_pool"])
+def test_a_component_without_linear_layers_takes_no_adapter(tiny_run, resampler):
+    side = ["resampler.side=1"] if resampler == "avg_pool" else []
+    with pytest.raises(CompositionError, match=r"resampler, \w+, has no linear layers") as caught:
+        propagate(tiny_run("adapter=lora", "train.plan.resampler=lora", f"resampler={resampler}", *side))
+    assert str(caught.value).startswith("E-ADAPTER [adapter x resampler]")
+    assert "fix: set train.plan.resampler=full, or frozen" in str(caught.value)
+
+
 def test_layers_inside_torchs_own_attention_get_no_adapter():
     """It reads their weights and never calls them: an adapter there would do nothing."""
     from beni.nn.linear import linear_layers

@@ -251,6 +251,11 @@ def test_a_base_that_was_quantized_in_another_way_is_an_error(tiny_model, tmp_pa
     ("words", "fix", "overrides"),
     [
         ("train.plan.llm=full", "train.plan.llm=lora with adapter=lora", ("train.plan.llm=full",)),
+        (
+            "views, SingleView, has no linear layers",
+            "leave views out of quantization.targets",
+            (*FROZEN, "train.plan.views=frozen", "quantization.targets={views: all-linear}"),
+        ),
         ("no linear layers of llm", "all-linear or some of", (*FROZEN, "quantization.targets={llm: [wq]}")),
         (
             "adapter.init=pissa_niter_16",
