@@ -30,7 +30,7 @@ from beni.data.sample import Source
 from beni.data.schedule import Schedule, needs_lengths
 from beni.data.template import IGNORE, Renderer
 from beni.data.verdicts import Verdicts
-from beni.distributed.collectives import Peers, agree, anywhere, barrier
+from beni.distributed.collectives import Peers, anywhere, barrier
 from beni.distributed.environment import Environment, process_group, read_environment
 from beni.distributed.fsdp import is_sharded, require_offload, shard
 from beni.distributed.hand_out import hand_out, tensors_of
