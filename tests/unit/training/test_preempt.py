@@ -51,6 +51,14 @@ def test_a_signal_while_the_model_is_built_ends_the_run_as_one_elsewhere_does(ti
     assert json.loads((run_folder(run) / "status.json").read_text())["state"] == "preempted"
 
 
+def test_a_signal_while_the_data_is_indexed_ends_the_run_before_it_has_written_anything(tiny_run, monkeypatch):
+    monkeypatch.setattr("beni.run.make_schedule", lambda *known, **more: os.kill(os.getpid(), signal.SIGUSR1))
+    run = tiny_run()
+    with pytest.raises(Preempted, match="SIGUSR1 before the first"):
+        train(run)
+    assert not run_folder(run).exists()
+
+
 @EACH
 def test_one_of_several_processes_ends_where_they_meet(number):
     with pytest.raises(Preempted, match=number.name), Preemption(lambda asked: asked) as preemption:  # noqa: PT012
