@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 
 import jaxtyping
 import pytest
@@ -16,7 +17,7 @@ from beni.run import train
 
 SETTINGS = ("train.steps=4", "checkpoint.every=1", "checkpoint.keep=4", "optim.lr=1e-2", "train.ema=0.5")
 SETTINGS += ("eval.examples=2", "eval.every=1", "checkpoint.keep_best=eval/loss", "checkpoint.export=true")
-SETTINGS += ("llm.architecture.tie_word_embeddings=true",)
+SETTINGS += ("llm.architecture.tie_word_embeddings=true", "train.thaw.llm=0.5")
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +62,26 @@ def test_weights_average_and_steps_are_told_apart(folder, tmp_path):
     assert same(seen["best"], tensors(tmp_path / "again"))
 
 
-def test_a_run_without_a_saved_model_is_built_anew(folder, tmp_path):
+@contextmanager
+def without_saved_model(folder, tmp_path):
     (folder / "model").rename(tmp_path / "model")
     try:
-        assert main([str(folder), "--out", str(tmp_path / "out")]) == 0
+        yield
     finally:
         (tmp_path / "model").rename(folder / "model")
+
+
+def test_a_run_without_a_saved_model_is_built_anew(folder, tmp_path):
+    with without_saved_model(folder, tmp_path):
+        assert main([str(folder), "--out", str(tmp_path / "out")]) == 0
     assert same(tensors(tmp_path / "out"), tensors(folder / "model"))
+
+
+def test_what_waited_for_its_thaw_is_as_it_was_built_not_as_the_run_left_it(folder, tmp_path):
+    assert main([str(folder), "--out", str(tmp_path / "out"), "--checkpoint", "2"]) == 0
+    with without_saved_model(folder, tmp_path):
+        assert main([str(folder), "--out", str(tmp_path / "anew"), "--checkpoint", "2"]) == 0
+    assert same(tensors(tmp_path / "out"), tensors(tmp_path / "anew"))
 
 
 @pytest.fixture

@@ -40,7 +40,13 @@ def restore(
     theirs = [key.removeprefix("model/") for key in saved if key.startswith("model/")]
     if strange := sorted(n for n in theirs if n not in ours or tuple(ours[n].shape) != saved.shape(f"model/{n}")):
         raise ResumeError(f"{folder}: the checkpoint is of another model: no such tensors here as {strange[0]}")
+    # what had not been updated yet is as it was built, not as the finished run left it
+    updated = {key.removeprefix("model/") for key in read(root, steps(root)[-1]).tensors if key.startswith("model/")}
+    waiting = sorted(updated - set(theirs))
+    initial = dict(_built(run).named_parameters()) if waiting else {}
     with torch.no_grad():
+        for name in waiting:
+            ours[name].copy_(initial[name])
         for name in theirs:
             key = f"{kind}/{name}" if f"{kind}/{name}" in saved else f"model/{name}"
             ours[name].copy_(saved[key])
@@ -67,12 +73,18 @@ def _untrained(folder: Path, run: Mapping[str, Any]) -> BeniForConditionalGenera
     """All that checkpoints leave out: frozen weights, and what was measured when the run began."""
     if (folder / "model").is_dir():
         return BeniForConditionalGeneration.from_pretrained(folder / "model")
-    model = build(run)
+    model = _built(run)
     if model.fusion.calibrates:
         raise ResumeError(
             f"{folder}: its fusion was measured on the first batch (fusion.match_text_rms), which only the saved model "
             "keeps\n  fix: finish the run with checkpoint.export=true"
         )
+    return model
+
+
+def _built(run: Mapping[str, Any]) -> BeniForConditionalGeneration:
+    """The model before its first step."""
+    model = build(run)
     if run["train"]["init_from"] is not None:
         load_initial(model, Path(run["train"]["init_from"]))
     if run["train"]["precision"] == "bf16":
