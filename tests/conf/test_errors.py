@@ -56,7 +56,7 @@ MISTAKES = {
     "optim.lr=0": ("optim.lr=0", "set optim.lr="),
     "optim.clip=nan": ("optim.clip=nan", "set optim.clip=0 or more"),
     "optim.warmup_ratio=1": ("optim.warmup_ratio=1", "set optim.warmup_ratio="),
-    "optim.min_lr=1": ("exceeds optim.lr", "set optim.min_lr"),
+    "optim.min_lr=1": ("exceeds optim.lr", "set optim.min_lr=0.0"),
     "optim.betas=[0.9]": ("optim.betas=[0.9]", "two numbers"),
     "optim.eps=0": ("optim.eps=0", "set optim.eps=1e-8"),
     "optim.layer_decay.llm=1.1": ("optim.layer_decay.llm=1.1", "set optim.layer_decay.llm="),
@@ -112,6 +112,14 @@ MISTAKES = {
     "train.memory_budget=2": ("train.memory_budget=2", "set train.memory_budget=0.5"),
     "train.plan.llm=lora": ("train.plan.llm=lora", "set adapter=lora"),
     "adapter=lora adapter.r=0": ("adapter.r=0", "set adapter.r=8"),
+    "adapter=lora": ("adapter=lora, but no component's plan is lora", "set train.plan.llm=lora, or adapter=none"),
+    "adapter=lora adapter.alpha=0": ("adapter.alpha=0, expected at least 1", "set adapter.alpha=16"),
+    "adapter=lora adapter.targets={head:all-linear}": ("targets.head is no component", "leave head out"),
+    "optim.lr_scale.llm=0.1 train.plan.llm=frozen": ("optim.lr_scale.llm=0.1, but", "set optim.lr_scale.llm=1.0"),
+    "optim.layer_decay.vision=0.9 train.plan.vision=frozen": ("layer_decay.vision=0.9, but", "train.plan.vision=full"),
+    "quantization=hqq quantization.group_size=0": ("group_size=0, expected at least 1", "group_size=64"),
+    "quantization=bnb_int8 quantization.threshold=-1": ("threshold=-1, expected at least 0", "threshold=6.0"),
+    "quantization=bnb_nf4 quantization.targets={head:all-linear}": ("targets.head is no component", "leave head out"),
     "adapter=lora adapter.dropout=1": ("adapter.dropout=1", "set adapter.dropout=0.05"),
     "adapter=lora adapter.targets=linear": ("adapter.targets=linear", "set adapter.targets=all-linear"),
     "adapter=lora adapter.targets={vision:[q_proj]}": ("train.plan.vision is auto, not lora", "train.plan.vision=lora"),
@@ -138,6 +146,10 @@ def test_a_mistake_is_answered_with_the_value_and_the_fix(overrides: str) -> Non
         assert words in message
     assert "fix:" in message
     assert len(message.splitlines()) == 2, "one mistake, one problem and its fix"
+
+
+def test_a_rate_that_does_not_fall_may_lie_below_one_that_nobody_reads() -> None:
+    assert compose(["optim.schedule=constant", "optim.lr=1e-5"])["optim"]["min_lr"] > 1e-5
 
 
 @pytest.mark.parametrize(

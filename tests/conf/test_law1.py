@@ -142,10 +142,14 @@ def test_every_optimizer_has_a_file() -> None:
     assert {f"optim/{name}" for name in OPTIMIZERS} == set(options("optim"))
 
 
+NEEDED = {option: ["train.plan.llm=lora"] for option in options("adapter") if option != "adapter/none"}
+"""Option -> what it does nothing without."""
+
+
 @pytest.mark.parametrize("option", PARTS)
 def test_an_option_composes_into_a_sound_run(option: str) -> None:
     group, _, name = option.partition("/")
-    run = compose([f"{group}={name}"])
+    run = compose([f"{group}={name}", *NEEDED.get(option, [])])
     assert run[group] == content(option)
     assert run["choices"][group] == name
 

@@ -44,7 +44,7 @@ class Optim:
         schedule: how the rate falls after warming up: ``cosine`` or ``linear`` to the last step, ``wsd`` stays and
             falls linearly in the last ``decay_ratio`` of the steps, ``constant`` stays.
         decay_ratio: share of the steps in which ``wsd`` falls, in (0, 1]; null under every other schedule.
-        min_lr: learning rate at the last step; ``constant`` does not fall.
+        min_lr: learning rate at the last step, at most ``lr``; ``constant`` does not read it.
         warmup_ratio: share of the steps that warm up linearly, in [0, 1).
         weight_decay: decoupled, on what inputs are multiplied with (no norms, biases, embeddings, positions, latents).
         clip: largest global gradient norm; 0 switches clipping off.
@@ -136,8 +136,11 @@ def optim_ranges(run: Mapping[str, Any]) -> Iterator[str]:
     optim = run["optim"]
     if not 0 < optim["lr"] < math.inf:
         yield f"optim.lr={optim['lr']}, expected a number above 0\n  fix: set optim.lr=1e-4"
-    elif optim["min_lr"] > optim["lr"]:
-        yield f"optim.min_lr={optim['min_lr']} exceeds optim.lr={optim['lr']}\n  fix: set optim.min_lr below it"
+    elif optim["schedule"] != "constant" and optim["min_lr"] > optim["lr"]:
+        yield (
+            f"optim.min_lr={optim['min_lr']} exceeds optim.lr={optim['lr']}\n"
+            f"  fix: set optim.min_lr={optim['lr'] / 10:g}, or another rate below it"
+        )
     for component, scale in optim["lr_scale"].items():
         if not 0 < scale < math.inf:
             yield (
@@ -150,6 +153,13 @@ def optim_ranges(run: Mapping[str, Any]) -> Iterator[str]:
                 f"optim.layer_decay.{component}={decay}, expected a number in (0, 1]\n"
                 f"  fix: set optim.layer_decay.{component}=0.75, or 1.0 for none"
             )
+    for key in ("lr_scale", "layer_decay"):
+        for component, factor in optim[key].items():
+            if factor != 1 and run["train"]["plan"][component] == "frozen":
+                yield (
+                    f"optim.{key}.{component}={factor}, but train.plan.{component}=frozen never trains\n"
+                    f"  fix: set optim.{key}.{component}=1.0, or train.plan.{component}=full"
+                )
     yield from _own_ranges(optim)
     yield from _schedule_ranges(optim)
     name = optim["optimizer"]

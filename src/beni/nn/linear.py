@@ -34,7 +34,7 @@ def linear_layers(component: nn.Module, head: bool = False) -> dict[str, nn.Modu
 
 LEFT_OUT = {
     "adapter": "set train.plan.{name}=full, or frozen",
-    "quantization": "leave {name} out of quantization.targets (all-linear alone is the llm)",
+    "quantization": "leave {name} out of quantization.targets; all-linear means the llm",
 }
 """Config group with ``targets`` -> how a component is left out of them."""
 

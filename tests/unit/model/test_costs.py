@@ -61,7 +61,8 @@ def counted(monkeypatch, steps_of, tiny_run):
     monkeypatch.setattr(segment_attention, "WASTE", 1.0)  # no padding inside attention
 
     def count(state, *overrides, mode="none", change=lambda batch: batch, small=SMALL):
-        values = ("resampler=perceiver", "adapter=lora", "adapter.targets=[q_proj,v_proj]", *small, *overrides)
+        adapter = ("adapter=lora", "train.plan.llm=lora", "adapter.targets=[q_proj,v_proj]")
+        values = ("resampler=perceiver", *adapter, *small, *overrides)
         run = deepcopy(COMPOSED.get(values) or COMPOSED.setdefault(values, tiny_run(*values)))
         run["train"]["plan"] |= dict(one.split("=") for one in STATES[state].split(","))
         model, twin = build(run), propagate(run)

@@ -262,7 +262,6 @@ def test_a_base_that_was_quantized_in_another_way_is_an_error(tiny_model, tmp_pa
             "adapter.init=zero",
             ("train.plan.llm=lora", "adapter=pissa"),
         ),
-        ("train.plan.head=None", "train.plan.head=lora", (*FROZEN, "quantization.targets={head: all-linear}")),
     ],
 )
 def test_what_cannot_be_packed_is_an_error_with_a_fix(tiny_run, absent, words, fix, overrides):
