@@ -50,7 +50,7 @@ class Lora(Adapter):
         rslora: scale by the root of the rank.
         init: ``zero`` (the update begins at nothing), ``pissa`` (the largest singular directions of the weight),
             ``pissa_niter_4`` or ``_16`` (the same by so many randomised iterations: seconds where ``pissa`` takes
-            minutes) or ``olora`` (the first directions of its QR decomposition).
+            minutes) or ``olora`` (the first directions of its QR decomposition; not for GPT-2's ``Conv1D``).
     """
 
     def __init__(
@@ -168,6 +168,13 @@ class Lora(Adapter):
                 f"adapter.init={self.init} takes its directions out of the weights of {name}, which are quantized",
                 groups=("adapter", "quantization", name),
                 fix="set adapter.init=zero, or quantization=none",
+            )
+        if self.init == "olora" and any(isinstance(layer, Conv1D) for layer in layers):
+            raise CompositionError(
+                "E-ADAPTER",
+                f"adapter.init=olora of peft takes the weights of {name}, which are Conv1D, for their transposes",
+                groups=("adapter", name),
+                fix="set adapter.init=pissa or zero",
             )
         smallest = min(side for layer in layers for side in cast(Tensor, layer.weight).shape)
         if smallest < self.r:

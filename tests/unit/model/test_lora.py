@@ -113,6 +113,13 @@ def test_targets_that_cannot_be_are_an_error_that_says_what_can(tiny_run, words,
     assert str(caught.value).startswith("E-ADAPTER [adapter x llm]")
 
 
+def test_transposed_weights_are_not_decomposed_by_olora(tiny_run):
+    run = tiny_run("adapter=olora", "train.plan.llm=lora")
+    run["llm"]["architecture"] = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 512}
+    with pytest.raises(CompositionError, match=r"init=olora[^$]*Conv1D[^$]*fix: set adapter\.init=pissa"):
+        propagate(run)
+
+
 @pytest.mark.parametrize("resampler", ["none", "avg_pool"])
 def test_a_component_without_linear_layers_takes_no_adapter(tiny_run, resampler):
     side = ["resampler.side=1"] if resampler == "avg_pool" else []
