@@ -1,4 +1,4 @@
-"""Any Hugging Face causal language model as beni's llm, as long as it can be counted without weights (``rehearsal``).
+"""Any Hugging Face causal language model as beni's llm, as long as it can be counted without weights (``rehearse``).
 
 Packed rows go through beni's segment attention when the model passes it on (most do); a probe decides, because a model
 that ignores the registered name would leak between samples without a word. Logits are computed at label rows only,
@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -154,12 +154,16 @@ class HFLlm(Llm):
         return {f"{prefix}model.{key}": f"{prefix}model.{source}" for key, source in tied}
 
     def rehearsal(self, embeds: Float[Tensor, "1 t d"], label_rows: int) -> Callable[[], Float[Tensor, "1 k v"]]:
-        return rehearsal(self.model, embeds, label_rows)
+        return partial(rehearse, self.model, embeds, label_rows, self._masked)
 
     def flops(self, length: int, label_rows: int) -> int:
         with torch.device("meta"):
             model, embeds = build_llm(self.config, "eager"), torch.empty(1, length, self.hidden_size)
-        return count_flops(rehearsal(model, embeds, label_rows))
+        return count_flops(partial(rehearse, model, embeds, label_rows, prepare_rehearsal(model)))
+
+    @cached_property
+    def _masked(self) -> bool:
+        return prepare_rehearsal(self.model)
 
     def load_pretrained(self) -> None:
         if self.name is None:
@@ -215,43 +219,44 @@ def chooses_positions(kind: type[PreTrainedModel]) -> bool:
     return "logits_to_keep" in inspect.signature(kind.forward).parameters
 
 
-def rehearsal(
-    model: PreTrainedModel, embeds: Float[Tensor, "1 t d"], label_rows: int
-) -> Callable[[], Float[Tensor, "1 k v"]]:
-    """Logits of one sequence, at its first positions where they can be chosen, of a model on the meta device.
+def prepare_rehearsal(model: PreTrainedModel) -> bool:
+    """Makes a model on the meta device one that can be counted, and tells whether to rehearse it with a 4-D mask.
 
     Raises:
         CompositionError: E-FLOPS, the model reads values to decide what it computes, or cannot run at all.
     """
     if hasattr(model, "set_experts_implementation"):  # a product for each expert that a position is sent to
         model.set_experts_implementation("batched_mm")
-
-    def run(embeds: Tensor, rows: int, masked: bool) -> Tensor:
-        length = embeds.shape[1]
-        with torch.device("meta"):
-            inputs: dict[str, Any] = {"use_cache": False}
-            if chooses_positions(type(model)):
-                inputs["logits_to_keep"] = torch.arange(rows)
-            if masked:  # a 4-D mask is used as it is; building one would read values
-                inputs["attention_mask"] = torch.empty(1, 1, length, length)
-                inputs["position_ids"] = torch.arange(length)[None]
-            return model(inputs_embeds=embeds, **inputs).logits
-
-    said = ""
+    embeds, said = torch.empty(1, 2, model.get_input_embeddings().embedding_dim, device="meta"), ""
     for masked in (True, False):  # BLOOM and Mamba want 2-D masks, or make one where they are given none
         try:
             with torch.no_grad():
-                run(embeds[:, :2], 1, masked)
+                rehearse(model, embeds, 1, masked)
         except UNCOUNTABLE as error:
             said = said or (str(error).strip() or type(error).__name__).splitlines()[-1]
             continue
-        return partial(run, embeds, label_rows, masked)
+        return masked
     raise CompositionError(
         "E-FLOPS",
         f"{model.config.model_type} cannot be run without weights, as counting its FLOPs does: {said}",
         groups=("llm",),
         fix="correct the field of llm.architecture that this speaks of, or choose another llm, for instance llm=qwen3",
     )
+
+
+def rehearse(
+    model: PreTrainedModel, embeds: Float[Tensor, "1 t d"], label_rows: int, masked: bool
+) -> Float[Tensor, "1 k v"]:
+    """Logits of one sequence on the meta device, at its first positions where they can be chosen."""
+    length = embeds.shape[1]
+    with torch.device("meta"):
+        inputs: dict[str, Any] = {"use_cache": False}
+        if chooses_positions(type(model)):
+            inputs["logits_to_keep"] = torch.arange(label_rows)
+        if masked:  # a 4-D mask is used as it is; building one would read values
+            inputs["attention_mask"] = torch.empty(1, 1, length, length)
+            inputs["position_ids"] = torch.arange(length)[None]
+        return model(inputs_embeds=embeds, **inputs).logits
 
 
 UNCOUNTABLE = (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError)

@@ -15,13 +15,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from itertools import pairwise
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from beni.config.schema import COMPONENTS
-from beni.measure.flops import count_training_flops
+from beni.measure.flops import count_flops, count_training_flops
 from beni.model.modeling import IGNORE, BeniForConditionalGeneration
 from beni.stage import Stage, StageContext, TokenSpec
 from beni.types import Batch, Prompt, VisualTokens
@@ -33,6 +37,12 @@ Recomputing = Callable[[Sequence[nn.Module]], AbstractContextManager[None]]
 
 SHORT = 8
 """Positions of the shortest rehearsal of an llm."""
+
+LONG = 300
+"""Positions at which a rate is tried: more than the chunks of Mamba 2 (256), few for models with a loop over them."""
+
+BLOCK = 64
+"""Positions between two counts of an llm that has no rate."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +103,36 @@ class Rate:
 
     @staticmethod
     def fit(count: Callable[[int, int], int]) -> Rate:
-        """From ``count(length, rows)`` of one sequence, which is of this form."""
+        """From ``count(length, rows)`` of one short sequence, which is of this form."""
         one, two, three = (count(SHORT * times, 1) for times in (1, 2, 3))
         row = (count(SHORT, 3) - one) / 2
         pair = (three - 2 * two + one) / (2 * SHORT**2)
         position = (two - one) / SHORT - 3 * SHORT * pair
         return Rate(one - position * SHORT - pair * SHORT**2 - row, position, pair, row)
+
+
+class Staircase:
+    """What an llm costs that works through a sequence in chunks (Mamba 2, xLSTM, Qwen3-Next).
+
+    It is counted at the beginning of each block of lengths that occurs, and where a block is full. Longer ones cost in
+    addition what short sequences say of positions and pairs. Right for chunks of one block or several, whether a part
+    of a chunk costs as much as a whole one (Mamba 2) or is computed position by position (xLSTM).
+
+    Args:
+        count: FLOPs of one sequence of so many positions, the head on one of them.
+        short: fitted to short sequences; its head and its attention are those of long ones.
+    """
+
+    def __init__(self, count: Callable[[int], int], short: Rate) -> None:
+        self._count, self._short, self.pair = cache(count), short, short.pair
+
+    def of(self, lengths: Sequence[int], rows: int) -> int:
+        """As of ``Rate``."""
+        return round(sum(map(self._sequence, lengths)) + self._short.row * rows)
+
+    def _sequence(self, length: int) -> int:
+        counted = length if length % BLOCK == 0 else max(SHORT, length // BLOCK * BLOCK + 1)
+        return self._count(counted) - self._short.of([counted], 1) + self._short.of([length], 0)
 
 
 class Costs:
@@ -121,7 +155,7 @@ class Costs:
         self.twin, self._image = twin.eval(), image_token_id
         self._recomputing, self._attention_kept = recomputing, attention_kept
         self._known: dict[object, tuple[int, int]] = {}
-        self._rates: dict[bool, tuple[Rate, Rate]] = {}
+        self._rates: dict[bool, tuple[Rate | Staircase, Rate | Staircase]] = {}
 
     def recount(self, trained: Collection[str]) -> None:
         """From now on the parameters of these names train, and no others."""
@@ -151,7 +185,7 @@ class Costs:
         recomputed += again.of(lengths, 0)
         return Bill(own, round(useful.pair * sum(n**2 for n in lengths) / 2), recomputed, self._padding(batch, useful))
 
-    def _padding(self, batch: Batch, rate: Rate) -> int:
+    def _padding(self, batch: Batch, rate: Rate | Staircase) -> int:
         """What a padded batch costs more; fusions that look ahead lay its rows end to end first."""
         if batch.attention_mask is None or self.twin.fusion.sees_ahead:
             return 0
@@ -214,34 +248,61 @@ class Costs:
             self._known[key] = self._count(stage, forward)
         return self._known[key][0]
 
-    def _rehearse_llm(self, reached: bool) -> tuple[Rate, Rate]:
+    def _rehearse_llm(self, reached: bool) -> tuple[Rate | Staircase, Rate | Staircase]:
         """What it costs and computes again, with embeddings that want a gradient or do not."""
-        llm = self.twin.llm
 
-        def count(length: int, rows: int) -> tuple[int, int]:
-            with torch.device("meta"):
-                embeds = torch.empty(1, length, llm.hidden_size, requires_grad=reached)
-            rehearsed = llm.rehearsal(embeds, rows)
-            return self._count(llm, lambda: [rehearsed()], llm.layers())
+        @cache
+        def count(length: int, rows: int = 1) -> tuple[int, int]:
+            rehearsed = self._rehearsed(length, rows, reached)
+            return self._count(self.twin.llm, lambda: [rehearsed()], self.twin.llm.layers())
 
-        counted = {(length, rows): count(length, rows) for length, rows in _RUNS}
-        useful, again = (Rate.fit(lambda n, k, which=which: counted[n, k][which]) for which in (0, 1))
+        useful, again = (Rate.fit(lambda n, k, which=which: count(n, k)[which]) for which in (0, 1))
+        if not self._has_rate:
+            return Staircase(lambda n: count(n)[0], useful), Staircase(lambda n: count(n)[1], again)
         return useful, replace(again, pair=0.0) if self._attention_kept else again
+
+    @cached_property
+    def _has_rate(self) -> bool:
+        """Whether what short sequences cost tells what long ones do, within 1 %."""
+
+        @cache
+        def count(length: int) -> int:
+            return count_flops(self._rehearsed(length, 1, reached=False))
+
+        said = Rate.fit(lambda length, _: count(length)).of([LONG], 1)
+        return abs(said - count(LONG)) <= 0.01 * count(LONG)
+
+    def _rehearsed(self, length: int, rows: int, reached: bool) -> Callable[[], Tensor]:
+        with torch.device("meta"):
+            embeds = torch.empty(1, length, self.twin.llm.hidden_size, requires_grad=reached)
+        return self.twin.llm.rehearsal(embeds, rows)
 
     def _count(
         self, part: nn.Module, forward: Callable[[], Iterable[Tensor]], layers: Sequence[nn.Module] = ()
     ) -> tuple[int, int]:
         """Useful FLOPs, and those that the layers compute again."""
-        useful = count_training_flops(forward)
+        with _Attention() as attention:
+            useful = count_training_flops(forward)
         again = 0
         if self._recomputing is not None and layers:
             with self._recomputing(layers):
                 again = count_training_flops(forward) - useful
+            again -= attention.flops if self._attention_kept else 0
         part.zero_grad(set_to_none=True)
         return useful, again
 
 
-_RUNS = ((SHORT, 1), (2 * SHORT, 1), (3 * SHORT, 1), (SHORT, 3))
+class _Attention(TorchFunctionMode):
+    """Counts the forward products of scaled-dot-product attention that a gradient passes."""
+
+    flops = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is F.scaled_dot_product_attention and out.requires_grad:
+            q, k, v = (*args, *((kwargs or {})[name] for name in ("query", "key", "value")[len(args) :]))[:3]
+            self.flops += 2 * q.shape[:-1].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+        return out
 
 
 def _tokens(spec: TokenSpec, wants_gradient: bool) -> VisualTokens:

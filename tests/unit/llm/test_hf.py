@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from beni.errors import CompositionError
-from beni.llm.hf import HFLlm, rehearsal
+from beni.llm.hf import HFLlm
 from beni.measure.flops import count_flops, count_training_flops
 
 SMALL = {
@@ -50,7 +50,7 @@ def test_a_position_is_billed_the_experts_that_it_is_sent_to(family):
 
     assert llm.flops(40, 2) == pytest.approx(count_flops(run), rel=1e-3)
     embeds.requires_grad_()
-    rehearsed = rehearsal(twin.model, embeds.detach().to("meta").requires_grad_(), 2)
+    rehearsed = twin.rehearsal(embeds.detach().to("meta").requires_grad_(), 2)
     assert count_training_flops(lambda: [rehearsed()]) == pytest.approx(count_training_flops(lambda: [run()]), rel=1e-3)
 
 

@@ -9,11 +9,12 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from beni.llm import segment_attention
-from beni.measure.flops import counting
+from beni.measure.flops import count_training_flops, counting
 from beni.model.build import build
-from beni.model.costs import Bill, Costs
+from beni.model.costs import Bill, Costs, Staircase
 from beni.model.spec import propagate
 from beni.training.blocks import recompute, recomputing
 from beni.training.step import forward_backward
@@ -34,6 +35,21 @@ SMALL = ("resampler.num_latents=4", "resampler.num_heads=2", "resampler.head_dim
 CPU = torch.device("cpu")
 COMPOSED = {}
 """Overrides -> run; the plan is changed in a copy."""
+
+
+def counting_kept_attention():
+    """Counts CPU attention as the one operation that a selective policy keeps, four products back."""
+    kept, backward = (getattr(torch.ops.aten, FUSED + end) for end in ("", "_backward"))
+    return FlopCounterMode(
+        display=False,
+        custom_mapping={
+            kept: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+            backward: lambda gradient, q, k, v, *_, **__: 2 * sdpa_flop_count(q, k, v),
+        },
+    )
+
+
+FUSED = "_scaled_dot_product_flash_attention_for_cpu"
 
 
 def with_a_text(batch):
@@ -67,10 +83,10 @@ def counted(monkeypatch, steps_of, tiny_run):
         run["train"]["plan"] |= dict(one.split("=") for one in STATES[state].split(","))
         model, twin = build(run), propagate(run)
         batch = change(steps_of(run, model)[0][0])
-        costs = Costs(twin, model.config.image_token_id, partial(recomputing, mode=mode) if mode != "none" else None)
-        bill = costs.bill(batch)
+        again, kept = partial(recomputing, mode=mode) if mode != "none" else None, mode == "selective"
+        bill = Costs(twin, model.config.image_token_id, again, kept).bill(batch)
         recompute(model.layers_with_gradient(), mode, 0.0)
-        with counting() as counter:
+        with counting_kept_attention() if kept else counting() as counter:
             forward_backward(model, [batch], 0, CPU, "fp32")
         return bill, counter.get_total_flops()
 
@@ -111,6 +127,48 @@ def test_recomputation_is_billed_apart(counted, state):
     assert bill.components == plain.components
     assert bill.recomputed > 0
     assert bill.useful + bill.recomputed == pytest.approx(flops, rel=0.001)
+
+
+@pytest.mark.parametrize("state", ["connector", "everything"])
+def test_attention_that_is_kept_is_not_billed_again(counted, state):
+    bill, flops = counted(state, mode="selective")
+    assert bill.recomputed > 0
+    assert bill.recomputed == pytest.approx(flops - bill.useful, rel=0.001)
+
+
+MIXTRAL = ("llm.architecture.model_type=mixtral", "++llm.architecture.num_local_experts=4")
+
+
+def test_a_mixture_of_experts_is_billed_what_torch_counts(counted, monkeypatch):
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    plain = ALL_EXPERTS_FUNCTIONS["batched_mm"]  # torch does not count its grouped products
+    monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS._global_mapping, "grouped_mm", plain)
+    bill, flops = counted("everything", *MIXTRAL, change=with_a_text)
+    assert bill.useful == pytest.approx(flops, rel=0.001)
+
+
+MAMBA = (
+    *("llm.architecture.model_type=mamba2", "++llm.architecture.num_heads=4", "++llm.architecture.head_dim=16"),
+    *("++llm.architecture.state_size=8", "++llm.architecture.n_groups=1", "++llm.architecture.chunk_size=64"),
+    "llm.attn_implementation=eager",
+)
+
+
+def test_an_llm_that_works_in_chunks_is_billed_its_chunks(tiny_run):
+    run = tiny_run("train.plan.llm=full", "train.plan.vision=frozen", *MAMBA)
+    rate, _ = Costs(propagate(run), 0)._rehearse_llm(reached=True)
+    llm = propagate(run).llm
+
+    def counted(length):
+        with torch.device("meta"):
+            embeds = torch.empty(1, length, llm.hidden_size, requires_grad=True)
+        rehearsed = llm.rehearsal(embeds, 5)
+        return count_training_flops(lambda: [rehearsed()])
+
+    assert isinstance(rate, Staircase)
+    for lengths in ([20], [65], [128], [30, 300]):
+        assert rate.of(lengths, 5 * len(lengths)) == pytest.approx(sum(map(counted, lengths)), rel=0.001)
 
 
 def test_a_prompt_is_billed_to_the_stage_that_reads_it(counted):
