@@ -227,7 +227,7 @@ def prepare_rehearsal(model: PreTrainedModel) -> bool:
     """
     if hasattr(model, "set_experts_implementation"):  # a product for each expert that a position is sent to
         model.set_experts_implementation("batched_mm")
-    embeds, said = torch.empty(1, 2, model.get_input_embeddings().embedding_dim, device="meta"), ""
+    embeds, said = torch.empty(1, 2, int(model.get_input_embeddings().weight.shape[1]), device="meta"), ""
     for masked in (True, False):  # BLOOM and Mamba want 2-D masks, or make one where they are given none
         try:
             with torch.no_grad():
