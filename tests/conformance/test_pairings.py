@@ -39,7 +39,7 @@ IMPOSSIBLE = {
     "E-QUANT": "quantization=bnb_nf4 train.plan.llm=full",
     "E-ADAPTER": "adapter=lora train.plan.llm=lora adapter.targets=[nothing]",
 }
-"""Code -> what provokes it at real sizes, offline. E-ATTN and E-HEAD need weights: below."""
+"""Code -> what provokes it at real sizes, offline. E-FLOPS is for counting, E-ATTN and E-HEAD need weights: below."""
 
 
 @pytest.mark.parametrize("code", IMPOSSIBLE)
@@ -55,6 +55,12 @@ def test_an_impossible_pair_is_refused_with_its_code_groups_and_fix(code):
 
 def _has_weights(word, overrides):
     return not any(option.startswith(word.partition(".")[0] + "=cambrian") for option in overrides) or "vision" in word
+
+
+def test_an_llm_that_cannot_run_without_weights_cannot_be_planned():
+    run = compose(["llm.architecture.model_type=jetmoe", "++llm.architecture.num_local_experts=4"])
+    with pytest.raises(CompositionError, match=r"^E-FLOPS \[llm\]: jetmoe .*\n  fix: .+"):
+        propagate(run).llm.flops(8, 1)
 
 
 def test_an_llm_that_ignores_beni_s_attention_cannot_look_ahead(tiny_run):
@@ -84,7 +90,7 @@ def test_every_code_of_the_source_is_provoked_here_and_explained_in_the_docs():
     }
     page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| `(E-[A-Z]+)` \|", page, re.M))
-    assert raised == explained == {*IMPOSSIBLE, "E-ATTN", "E-HEAD"}
+    assert raised == explained == {*IMPOSSIBLE, "E-FLOPS", "E-ATTN", "E-HEAD"}
 
 
 GROUPS = ("vision", "views", "selector", "resampler", "connector")
