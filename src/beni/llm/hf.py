@@ -159,11 +159,11 @@ class HFLlm(Llm):
     def flops(self, length: int, label_rows: int) -> int:
         with torch.device("meta"):
             model, embeds = build_llm(self.config, "eager"), torch.empty(1, length, self.hidden_size)
-        return count_flops(partial(rehearse, model, embeds, label_rows, prepare_rehearsal(model)))
+        return count_flops(partial(rehearse, model, embeds, label_rows, prepare_rehearsal(model, self.hidden_size)))
 
     @cached_property
     def _masked(self) -> bool:
-        return prepare_rehearsal(self.model)
+        return prepare_rehearsal(self.model, self.hidden_size)
 
     def load_pretrained(self) -> None:
         if self.name is None:
@@ -219,7 +219,7 @@ def chooses_positions(kind: type[PreTrainedModel]) -> bool:
     return "logits_to_keep" in inspect.signature(kind.forward).parameters
 
 
-def prepare_rehearsal(model: PreTrainedModel) -> bool:
+def prepare_rehearsal(model: PreTrainedModel, width: int) -> bool:
     """Makes a model on the meta device one that can be counted, and tells whether to rehearse it with a 4-D mask.
 
     Raises:
@@ -227,7 +227,7 @@ def prepare_rehearsal(model: PreTrainedModel) -> bool:
     """
     if hasattr(model, "set_experts_implementation"):  # a product for each expert that a position is sent to
         model.set_experts_implementation("batched_mm")
-    embeds, said = torch.empty(1, 2, int(model.get_input_embeddings().weight.shape[1]), device="meta"), ""
+    embeds, said = torch.empty(1, 2, width, device="meta"), ""
     for masked in (True, False):  # BLOOM and Mamba want 2-D masks, or make one where they are given none
         try:
             with torch.no_grad():
