@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -72,6 +72,7 @@ class HFLlm(Llm):
             self.model = build_llm(self.config, attn_implementation)
         text = self.config.get_text_config()
         self.hidden_size = self.model.get_input_embeddings().embedding_dim
+        self._masked: bool | None = None
         self.vocab_size = self.model.get_input_embeddings().num_embeddings
         self.max_positions = text.to_dict().get("max_position_embeddings")
 
@@ -154,16 +155,14 @@ class HFLlm(Llm):
         return {f"{prefix}model.{key}": f"{prefix}model.{source}" for key, source in tied}
 
     def rehearsal(self, embeds: Float[Tensor, "1 t d"], label_rows: int) -> Callable[[], Float[Tensor, "1 k v"]]:
+        if self._masked is None:
+            self._masked = prepare_rehearsal(self.model, self.hidden_size)
         return partial(rehearse, self.model, embeds, label_rows, self._masked)
 
     def flops(self, length: int, label_rows: int) -> int:
         with torch.device("meta"):
             model, embeds = build_llm(self.config, "eager"), torch.empty(1, length, self.hidden_size)
         return count_flops(partial(rehearse, model, embeds, label_rows, prepare_rehearsal(model, self.hidden_size)))
-
-    @cached_property
-    def _masked(self) -> bool:
-        return prepare_rehearsal(self.model, self.hidden_size)
 
     def load_pretrained(self) -> None:
         if self.name is None:
