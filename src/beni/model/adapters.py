@@ -34,9 +34,8 @@ def inject(model: BeniForConditionalGeneration) -> None:
     for name in adapted(model):
         component = backbone(model, name)
         tensors = chain(component.parameters(), component.buffers())
-        device = next(
-            (tensor.device for tensor in tensors), torch.get_default_device()
-        )  # meta, where the component's weights are still to come
+        # meta, where the component's weights are still to come
+        device = next((tensor.device for tensor in tensors), torch.get_default_device())
         with torch_stream(model.config.seed, "init", "adapter", name), device:
             model.adapter.inject(component, name)
 

@@ -40,9 +40,10 @@ def restore(
     theirs = [key.removeprefix("model/") for key in saved if key.startswith("model/")]
     if strange := sorted(n for n in theirs if n not in ours or tuple(ours[n].shape) != saved.shape(f"model/{n}")):
         raise ResumeError(f"{folder}: the checkpoint is of another model: no such tensors here as {strange[0]}")
-    # what had not been updated yet is as it was built, not as the finished run left it
-    updated = {key.removeprefix("model/") for key in read(root, steps(root)[-1]).tensors if key.startswith("model/")}
-    waiting = sorted(updated - set(theirs))
+    # a component that had yet to begin (train.thaw) is as it was built, not as the finished run left it
+    begun = {name.partition(".")[0] for name in theirs}
+    later = {component for component, mode in run["train"]["plan"].items() if mode != "frozen"} - begun
+    waiting = [name for name in ours if name.partition(".")[0] in later]
     initial = dict(_built(run).named_parameters()) if waiting else {}
     with torch.no_grad():
         for name in waiting:
