@@ -64,6 +64,10 @@ class TrainabilityError(BeniError):
     """What actually trains differs from the plan of the run."""
 
 
+class DivergenceError(BeniError):
+    """A loss or gradient that is not finite, or a loss far above those before it, in a run that ends at such."""
+
+
 class Preempted(BaseException):
     """A signal has ended the run; the same command goes on where it was.
 

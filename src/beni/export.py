@@ -1,7 +1,9 @@
 """``python -m beni.export runs/<study>/<run>``: a run's model as a folder for transformers, or as programs.
 
-``pretrained`` writes a ``save_pretrained`` folder with its tokenizer; ``torch_export`` and ``torchscript`` write each
-component (vision, resampler, connector, llm, whole) as a program, and parity.json with its difference from eager.
+``pretrained`` writes a ``save_pretrained`` folder with its tokenizer, ``merged`` the same with the adapters added to
+the weights, so that it needs no peft; ``adapters`` all but frozen backbones, a few MB; ``torch_export`` and ``torchscript``
+write each component (vision, resampler, connector, llm, whole) as a program, and parity.json with its difference from
+eager.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="the average of the weights, or the weights themselves (default: what the run scores, see train.ema)",
     )
-    formats = ("pretrained", "torch_export", "torchscript")
+    formats = ("pretrained", "merged", "adapters", "torch_export", "torchscript")
     command.add_argument("--format", choices=formats, default="pretrained", help="%(choices)s (%(default)s)")
     command.add_argument("--text", type=int, default=16, help="tokens of text in the programs' example (%(default)s)")
     command.add_argument("--out", type=Path, help="folder to write (default: <run>/export/<format>-<step>)")
@@ -83,10 +85,17 @@ def export(arguments: argparse.Namespace, show) -> Path:
     model, step = restore(arguments.run, run, arguments.checkpoint, average)
     kind = "average of the weights" if average else "weights"
     out: Path = arguments.out or arguments.run / "export" / f"{arguments.format}-{step}"
+    if arguments.format == "merged" and "lora" not in run["train"]["plan"].values():
+        raise ConfigError("--format merged, but this run has no adapters\n  fix: set --format pretrained")
     if out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty\n  fix: remove it, or choose another folder with --out")
     show(f"{kind} after step {step}", highlight=False)
-    if arguments.format == "pretrained":
+    if arguments.format == "adapters":
+        model.save_adapters(out)
+        return out
+    if arguments.format == "merged":
+        model.merge_adapters()
+    if arguments.format in ("pretrained", "merged"):
         model.save_pretrained(out)
         load_tokenizer(run["llm"]).save_pretrained(out)
         return out

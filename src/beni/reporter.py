@@ -17,8 +17,9 @@ from beni.data.schedule import Schedule
 from beni.data.template import Renderer
 from beni.distributed.collectives import gather_objects
 from beni.distributed.environment import Environment
+from beni.distributed.fsdp import is_sharded
 from beni.errors import DataError, Preempted
-from beni.evals.gallery import write_gallery
+from beni.evals.gallery import draw_gallery, write_gallery
 from beni.evals.scores import Scorer, summarise
 from beni.measure import memory
 from beni.model.modeling import BeniForConditionalGeneration
@@ -51,10 +52,10 @@ class Reporter:
         self.folder, self.run, self.source, self.environment = folder, run, source, environment
         self.schedule, self.fetcher = schedule, fetcher
         settings = run["train"]
-        self.scorer = Scorer(
-            model, renderer, viewer, source.task, layout, settings["precision"], run["eval"]["batch_size"], between
-        )
+        how = (settings["precision"], run["eval"]["batch_size"], environment.device)
+        self.scorer = Scorer(model, renderer, viewer, source.task, layout, *how, between)
         self.heldout: Sequence[Sample] = ()
+        self.rows: Sequence[dict[str, Any]] = ()
         self.start, self.step = time.perf_counter(), 0
         self.active = environment.is_main
         self.before = float(folder.status.get("seconds", 0.0))
@@ -122,6 +123,7 @@ class Reporter:
             self.notice(f"{len(samples) - len(rows) // 2} held-out samples are left out: their pictures cannot be read")
         if not rows:
             raise DataError("no held-out sample has pictures that can be read\n  fix: see data_errors.jsonl")
+        self.rows = rows
         values = summarise(rows, "true") | summarise(rows, "blank")
         if decay := self.run["train"]["ema"]:
             values["eval/ema"] = decay  # these are scores of the averaged weights
@@ -132,24 +134,20 @@ class Reporter:
             )
             self._log(step, values)
             self.folder.update(step=step, **{k: v for k, v in values.items() if k.count("/") == 1})
-            self.rows = rows
         return values
 
     def end(self) -> None:
-        """The gallery, the final status and report.html."""
+        """The gallery, the final status and report.html; called by all ranks."""
+        together = is_sharded(self.environment.world, self.run["fsdp"])
+        samples = _spread(self.heldout, self.run["eval"]["gallery"]) if self.active or together else []
+        gallery = draw_gallery(self.scorer, samples, self.rows, together and self.environment.world > 1)
         if not self.active:
             return
-        shown = _spread(self.heldout, self.run["eval"]["gallery"])
-        if shown and self.run["fsdp"]["mode"] == "none":
-            self.folder.backlog.write(self.folder.path / "gallery.jsonl", lambda: self._draw(shown))
+        if gallery:
+            path = self.folder.path
+            self.folder.backlog.write(path / "gallery.jsonl", lambda: write_gallery(path, gallery))
         self.folder.update(state="finished", **self._cost(), **self._banked())
         self.folder.backlog.write(self.folder.path / "report.html", lambda: render_report(self.folder.path))
-
-    def _draw(self, shown: Sequence[Sample]) -> None:
-        scorer = self.scorer
-        write_gallery(
-            self.folder.path, scorer.model, shown, scorer.renderer, scorer.viewer, scorer.precision, self.rows
-        )
 
     def _heldout(self) -> Sequence[Sample]:
         samples, limit = self.source.heldout(), self.run["eval"]["examples"]
@@ -166,6 +164,7 @@ class Reporter:
         bad = []
         for i, mine in enumerate(urls):
             if i % ahead == 0:
+                self.scorer.between()
                 self.fetcher.want([url for some in urls[i : i + 2 * ahead] for url in some])
             try:
                 for url in mine:

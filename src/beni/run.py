@@ -6,7 +6,6 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,13 @@ from beni.config.check import check, profiled_steps
 from beni.data.ahead import LookAhead
 from beni.data.fetch import Fetcher
 from beni.data.fetched import Fetched
-from beni.data.images import size_if_any
 from beni.data.index import Index
 from beni.data.lengths import RunLengths
 from beni.data.loader import Steps, first_pictures
+from beni.data.probe import probe_samples
 from beni.data.sample import Source
 from beni.data.schedule import Schedule, needs_lengths
-from beni.data.template import IGNORE, Renderer
+from beni.data.template import Renderer
 from beni.data.verdicts import Verdicts
 from beni.distributed.collectives import Peers, anywhere, barrier
 from beni.distributed.environment import Environment, process_group, read_environment
@@ -49,7 +48,6 @@ from beni.model.plan import apply_plan, count_parameters
 from beni.model.spec import SpecTable, estimate_memory, propagate, remedies, spec_table
 from beni.model.viewer import Viewer
 from beni.nn.precision import autocast
-from beni.nn.streams import numpy_stream
 from beni.reporter import Reporter
 from beni.tracker.backlog import room_for
 from beni.tracker.folder import RunFolder
@@ -61,10 +59,7 @@ from beni.training.preempt import Preemption
 from beni.training.state import whole_on_main
 from beni.training.trainable import store_frozen_in_bf16
 from beni.training.window import Meter
-from beni.types import ImageLayout
 from beni.vision.feature_bank import FeatureBank, describe
-
-PROBE_SAMPLES = 32
 
 
 def plan(run: Mapping[str, Any]) -> BeniForConditionalGeneration:
@@ -117,14 +112,13 @@ def _train(
     schedule = make_schedule(run, source, renderer, viewer, progress=environment.is_main)
     schedule.require(environment.world, settings["accumulation"])
     probe = probe_samples(source, renderer, viewer)
-    length, label_rows = probe.length, probe.label_rows
-    table = spec_table(planned, run, length, label_rows, probe.image)
-    sizes = (environment.world, length, label_rows, environment.local_world, environment.on_first_machine)
-    memory.require(
-        estimate_memory(planned, run, *sizes),
-        environment.device,
-        lambda: remedies(planned, run, environment.device, *sizes),
-    )
+    table = spec_table(planned, run, probe.length, probe.label_rows, probe.image)
+    laid_out = probe.laid_out(settings["layout"])
+    sizes = (environment.world, *laid_out, environment.local_world, environment.on_first_machine)
+    need = estimate_memory(planned, run, *sizes)
+    doubts = memory.require(need, environment.device, lambda: remedies(planned, run, environment.device, *sizes))
+    if doubts and environment.is_main:
+        Console(stderr=True).print("\n".join(doubts), highlight=False)
 
     folder = RunFolder(run, writes=environment.is_main)
     if folder.finished() and run["checkpoint"]["resume"] == "auto":
@@ -325,44 +319,6 @@ def _layout(model: BeniForConditionalGeneration, wanted: str, folder: RunFolder)
         folder.update(layout="padded")
         return "padded"
     return wanted
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A mean training sample, over a seeded draw of a few.
-
-    Attributes:
-        length: positions, visual ones included.
-        label_rows: supervised positions.
-        image: layout of the image with the most views among them; of a usual picture where no sample has one.
-        views: views, mean.
-        remote: whether a picture of theirs has to be fetched.
-    """
-
-    length: int
-    label_rows: int
-    image: ImageLayout
-    views: float
-    remote: bool = False
-
-
-def probe_samples(source: Source, renderer: Renderer, viewer: Viewer) -> Probe:
-    """Encodes a few training samples."""
-    chosen = numpy_stream(0, "plan.probe").choice(len(source), min(PROBE_SAMPLES, len(source)), replace=False)
-    samples = [source.train(int(index), 0) for index in chosen]
-    layouts = [[viewer.plan(size_if_any(image)) for image in sample.images] for sample in samples]
-    encoded = [
-        renderer.encode(sample, [viewer.markup(one) for one in layout])
-        for sample, layout in zip(samples, layouts, strict=True)
-    ]
-    images = [one for layout in layouts for one in layout] or [viewer.plan((0, 0))]
-    return Probe(
-        length=round(sum(len(e.ids) for e in encoded) / len(encoded)),
-        label_rows=max(1, round(sum(int((e.labels != IGNORE).sum()) for e in encoded) / len(encoded))),
-        image=max(images, key=lambda one: len(one.views)),
-        views=sum(len(one.views) for layout in layouts for one in layout) / len(samples),
-        remote=any(image.url is not None for sample in samples for image in sample.images),
-    )
 
 
 def _write_identity(

@@ -27,6 +27,7 @@ from beni.llm.tokenizer import load_tokenizer
 from beni.model import loss
 from beni.model.build import build as build_model
 from beni.run import make_schedule
+from beni.training.blocks import prepare_blocks
 from beni.training.step import forward_backward
 from beni.training.trainable import named_trainable, set_modes
 from beni.types import Batch
@@ -73,6 +74,7 @@ def main(settings) -> None:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:  # zero at first, which would hide the gradient of its partner
                 torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+        prepare_blocks(model, train)
         shard(model, model.sharding_units(), environment, run["fsdp"], "fp32")
         set_modes(model, train["plan"])
         source, renderer = build(run["data"], train["seed"]), Renderer(load_tokenizer(run["llm"]), run["template"])

@@ -29,11 +29,11 @@ def joined(ranks) -> np.ndarray:
     return np.concatenate([columns[name] for name in sorted(columns)], axis=1)
 
 
-def agree(alone, shared, steps):
-    """Losses, and each step's gradient, to 1e-6 of their size."""
+def agree(alone, shared, steps, within=1e-6):
+    """Losses, and each step's gradient, to ``within`` of their size."""
     (losses, expected), (theirs, found) = alone, shared
     assert len(expected) == len(found) == steps
-    np.testing.assert_allclose(theirs, losses, rtol=1e-6)
+    np.testing.assert_allclose(theirs, losses, rtol=within)
     size = np.linalg.norm(expected, axis=1)
     assert size.min() > 0
-    assert (np.linalg.norm(found - expected, axis=1) / size).max() <= 1e-6
+    assert (np.linalg.norm(found - expected, axis=1) / size).max() <= within

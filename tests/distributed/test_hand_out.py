@@ -17,7 +17,14 @@ pytestmark = pytest.mark.slow
 PROGRAM = Path(__file__).with_name("pretrained.py")
 SETTINGS = (
     *("train.steps=3", "train.batch_size=4", "data.text_share=0.5", "optim.lr=1e-2", "optim.warmup_ratio=0"),
-    *("eval.every=0", "eval.examples=2", "checkpoint.export=true", "checkpoint.every=0", "optim.eps=1e-3"),
+    *(
+        "eval.every=0",
+        "eval.examples=2",
+        "eval.gallery=2",
+        "checkpoint.export=true",
+        "checkpoint.every=0",
+        "optim.eps=1e-3",
+    ),
 )
 CASES = {
     "all trains": ("train.plan.vision=full", "train.plan.llm=full"),
@@ -62,10 +69,16 @@ def test_every_process_trains_on_the_weights_that_the_first_has_read(folders, ti
         folder = Path(ranks[0]["folder"])
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         (file,) = (folder / "model").glob("*.safetensors")
-        seen[world] = [line["train/loss"] for line in lines if "train/loss" in line], load_file(file)
+        shown = [json.loads(line) for line in (folder / "gallery.jsonl").read_text().splitlines()]
+        assert all((folder / image).is_file() for line in shown for image in line["images"])
+        losses = [line["train/loss"] for line in lines if "train/loss" in line]
+        seen[world] = losses, load_file(file), [(line["id"], line["prediction"]) for line in shown]
     bf16 = "train.precision=bf16" in values
     assert len(seen[1][0]) == 3
     assert seen[2][0] == pytest.approx(seen[1][0], rel=1e-2 if bf16 else 1e-5)
+    assert [name for name, _ in seen[2][2]] == [name for name, _ in seen[1][2]]
+    assert len(seen[1][2]) == 2
+    assert bf16 or seen[2][2] == seen[1][2]
     assert seen[2][1].keys() == seen[1][1].keys()
     for name, tensor in seen[1][1].items():
         apart = (seen[2][1][name].float() - tensor.float()).norm()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from beni.config.compose import compose
@@ -16,14 +18,15 @@ SPLITS = [(1, 2, "none"), (1, 8, "none"), (2, 1, "full"), (2, 4, "full"), (2, 2,
 
 @pytest.fixture(scope="module")
 def step(tiny_values, tmp_path_factory):
-    """step(world, accumulation, mode, layout) -> losses and gradients."""
+    """step(world, accumulation, mode, layout, *overrides) -> losses and gradients."""
     folder = tmp_path_factory.mktemp("splits")
 
-    def run(world, accumulation, mode, layout="packed"):
+    def run(world, accumulation, mode, layout="packed", *overrides, steps=STEPS):
         values = ["data.text_share=0.3", "train.plan.vision=full", "train.batch_size=8", f"train.layout={layout}"]
         values += [f"fsdp={mode}", *(("fsdp.shard_size=2",) if mode == "hybrid" else ())]
-        composed = compose([*tiny_values, *values, f"train.accumulation={accumulation}"])
-        return gradients_of(composed, folder / f"{world}-{accumulation}-{mode}-{layout}", world, steps=STEPS)
+        composed = compose([*tiny_values, *values, f"train.accumulation={accumulation}", *overrides])
+        name = "-".join([str(world), str(accumulation), mode, layout, *(word.partition("=")[2] for word in overrides)])
+        return gradients_of(composed, folder / name, world, steps=steps)
 
     return run
 
@@ -37,6 +40,18 @@ def whole(step):
 @pytest.mark.parametrize(("world", "accumulation", "mode"), SPLITS)
 def test_a_split_step_has_the_gradients_of_a_whole_one(step, whole, world, accumulation, mode):
     agree(whole, step(world, accumulation, mode), STEPS)
+
+
+@pytest.mark.parametrize(("mode", "checkpointing"), [("full", "full"), ("full", "selective"), ("ddp", "selective")])
+def test_layers_computed_again_on_two_ranks_have_the_gradients_of_kept_ones(step, whole, mode, checkpointing):
+    agree(whole, step(2, 2, mode, "packed", f"train.activation_checkpointing={checkpointing}"), STEPS)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of CPU code needs g++")
+def test_compiled_layers_on_two_ranks_have_the_gradients_of_plain_ones(step, whole):
+    settings = ("train.compile=true", "train.activation_checkpointing=selective")
+    compiled = step(2, 1, "full", "packed", *settings, steps=1)  # other lengths would be compiled anew
+    agree((whole[0][:1], whole[1][:1]), compiled, 1, 1e-4)
 
 
 def test_packed_samples_have_the_gradients_of_padded_ones(step, whole):

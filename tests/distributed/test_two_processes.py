@@ -27,13 +27,13 @@ SECONDS = 300
 
 @pytest.fixture(scope="module")
 def launch(tiny_values, tmp_path_factory):
-    """launch(world, folder, mode, *overrides) -> what each rank saw; the processes are killed after ``SECONDS``."""
+    """launch(world, folder, mode, *overrides, spoilt) -> what each rank saw; they are killed after ``SECONDS``."""
     root = tmp_path_factory.mktemp("distributed")
 
-    def start(world, folder, mode, *overrides):
+    def start(world, folder, mode, *overrides, **more):
         run = compose([*tiny_values, *SETTINGS, *PERCEIVER, f"fsdp={mode}", *overrides])
         out = root / f"seen-{len(list(root.glob('settings-*')))}"
-        return run_ranks(WORKER, {"run": run, "folder": str(root / folder)}, out, world, SECONDS)
+        return run_ranks(WORKER, {"run": run, "folder": str(root / folder), **more}, out, world, SECONDS)
 
     start.root = root
     return start
@@ -114,6 +114,55 @@ def test_a_checkpoint_of_one_world_size_resumes_at_another(launch, one, sharded,
     assert [rank["began"] for rank in ranks] == [2] * world
     assert ranks[0]["losses"].keys() == {"3"}
     agree(ranks[0], one)
+
+
+@pytest.mark.parametrize("mode", ["full", "ddp"])
+def test_what_is_saved_after_an_evaluation_is_all_of_it_and_goes_on_exactly(launch, mode):
+    """An evaluation leaves gathered weights behind, and those are not what checkpoints, thaws and optimizers know."""
+    settings = ("checkpoint.every=0", "checkpoint.keep=9", "checkpoint.keep_best=eval/loss", "eval.every=1")
+    settings += ("train.thaw.llm=0.6",)
+    (alone,) = launch(1, f"alone-{mode}", "none", *settings)
+    whole = launch(2, f"scored-{mode}", mode, *settings)
+    agree(whole[0], alone)
+    ours, theirs = (
+        {name for file in (launch.root / folder / "step_00000001").glob("*.safetensors") for name in load_file(file)}
+        for folder in (f"scored-{mode}", f"alone-{mode}")
+    )
+    assert {name.split("@")[0] for name in ours} == {name.split("@")[0] for name in theirs}
+    cut = launch.root / f"scored-{mode}-cut"
+    shutil.copytree(launch.root / f"scored-{mode}", cut)
+    for later in cut.glob("step_0000000[23]"):
+        shutil.rmtree(later)
+    (cut / "best.json").unlink()
+    for rank, uncut in zip(launch(2, cut.name, mode, *settings), whole, strict=True):
+        assert rank["began"] == 1
+        assert rank["losses"] == {step: loss for step, loss in uncut["losses"].items() if step != "1"}
+
+
+@pytest.mark.parametrize("mode", ["full", "ddp"])
+def test_text_on_one_rank_and_pictures_on_the_other_have_the_norm_of_one_process(launch, mode):
+    norm = ("fusion.out_norm=rmsnorm", "train.accumulation=1", "train.batch_size=2")
+    (alone,) = launch(1, f"normed-{mode}", "none", *norm)
+    ranks = launch(2, f"normed-two-{mode}", mode, *norm)
+    assert any(a != b for a, b in zip(*(rank["pictured"] for rank in ranks), strict=True))
+    for rank in ranks:
+        agree(rank, alone)
+
+
+@pytest.mark.parametrize("mode", ["full", "ddp"])
+@pytest.mark.parametrize("every", [2, 0])
+def test_ranks_that_go_back_over_a_spoilt_step_come_to_the_digits_of_leaving_it_out(launch, mode, every):
+    settings = (f"checkpoint.every={every}", "train.steps=5", "train.thaw.llm=0.6", "train.ema=0.5", "eval.every=2")
+    seen = {
+        policy: launch(2, f"{policy}-{mode}-{every}", mode, f"train.guard.nonfinite={policy}", *settings, spoilt=4)
+        for policy in ("skip", "rewind")
+    }
+    for skipped, back in zip(seen["skip"], seen["rewind"], strict=True):
+        assert back["began"] == (2 if every else 0)
+        del skipped["losses"]["4"], back["losses"]["4"]
+        assert back["losses"] == skipped["losses"]
+        assert len(set(back["losses"].values())) == 4
+        assert back["evaluated"] == skipped["evaluated"]
 
 
 def test_tied_embeddings_stay_tied(launch):

@@ -1,6 +1,7 @@
 """One rank of a distributed test: ``worker.py SETTINGS.json`` trains and writes what the rank saw.
 
-SETTINGS: run (a composed run), folder (of its checkpoints), out (where each rank writes).
+SETTINGS: run (a composed run), folder (of its checkpoints), out (where each rank writes); spoilt, if given, is a step
+(from 1) whose gradients are not finite, nor is its loss.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from beni.distributed.fsdp import shard, tied
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build as build_model
 from beni.run import make_schedule
+from beni.training import loop
 from beni.training.loop import Job
 from beni.training.state import whole_on_main
 
@@ -67,12 +69,30 @@ def note_dtypes(optimizer, *_) -> None:
     DTYPES.update(str(p.grad.dtype) for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
 
 
+def spoil(number: int) -> None:
+    """Makes that step's loss and gradients NaN, each time."""
+    forward_backward = loop.forward_backward
+
+    def run(model, batches, step, *rest):
+        total, labels = forward_backward(model, batches, step, *rest)
+        if step + 1 != number:
+            return total, labels
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(float("nan"))
+        return float("nan"), labels
+
+    loop.forward_backward = run
+
+
 def main(settings) -> None:
     torch.set_num_threads(1)
     run = settings["run"]
     train = run["train"]
     environment = read_environment("cpu")
     register_optimizer_step_pre_hook(note_dtypes)
+    if "spoilt" in settings:
+        spoil(settings["spoilt"])
     with process_group(environment):
         model = build_model(run)
         shard(model, model.sharding_units(), environment, run["fsdp"], train["precision"])
@@ -81,7 +101,7 @@ def main(settings) -> None:
         viewer = model.viewer
         log = Log()
 
-        def evaluate(step: int) -> None:
+        def evaluate(step: int) -> dict[str, float]:
             """As evals/scores.py does: encode first, then predict."""
             model.eval()
             other = make_schedule(run | {"train": train | {"seed": 5, "batch_size": 4}}, source, renderer, viewer)
@@ -89,6 +109,7 @@ def main(settings) -> None:
             with torch.no_grad():
                 visual = model.encode_images(batch.pixels, batch.layouts)
                 log.evaluated = float(model(**batch.model_inputs() | {"pixels": None}, visual=visual).loss)
+            return {"eval/loss": log.evaluated}
 
         schedule = make_schedule(run, source, renderer, viewer)
         job = Job(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import jaxtyping
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
@@ -155,3 +156,28 @@ def test_a_folder_that_is_no_run_or_is_not_empty_is_refused(folder, tmp_path, ca
     assert "has no config.yaml" in capsys.readouterr().err
     assert main([str(folder), "--out", str(folder)]) == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_adapters_gives_their_folder_and_merged_weights(tiny_values, tmp_path, capsys):
+    from beni.config.compose import compose
+
+    values = ("train.steps=2", "optim.lr=1e-2", "train.plan.llm=lora", "adapter=dora", "checkpoint.export=true")
+    run = train(compose([*tiny_values, *values, f"paths.runs={tmp_path}"]))
+    assert main([str(run), "--format", "adapters"]) == 0
+    for name in ("parts.safetensors", "llm/adapter_model.safetensors"):
+        ours, theirs = load_file(run / "export" / "adapters-2" / name), load_file(run / "adapters" / name)
+        assert ours.keys() == theirs.keys()
+        assert same(ours, theirs)
+    assert main([str(run), "--format", "merged"]) == 0
+    merged = AutoModel.from_pretrained(run / "export" / "merged-2")
+    assert not [name for name in merged.state_dict() if "lora" in name]
+    ids = torch.arange(20, 26)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            merged(ids).logits, AutoModel.from_pretrained(run / "model")(ids).logits, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_run_without_adapters_has_none_to_merge(folder, capsys):
+    assert main([str(folder), "--format", "merged"]) == 2
+    assert "fix: set --format pretrained" in capsys.readouterr().err

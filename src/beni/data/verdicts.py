@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from beni.errors import ResourceError
+
 
 class Verdicts:
     """URL -> why it is bad. Every process of a run appends to a file of its own and reads those of the others.
@@ -28,12 +30,23 @@ class Verdicts:
         return self._known.get(url)
 
     def give(self, url: str, reason: str) -> None:
-        """Decides; on disk before anybody acts on it."""
+        """Decides; on disk before anybody acts on it.
+
+        Raises:
+            ResourceError: when the disk does not take it: a run that resumes could decide otherwise.
+        """
         self._known[url] = reason
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / f"rank{self.rank}-{os.getpid()}.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"url": url, "reason": reason}) + "\n")
+            path = self.folder / f"rank{self.rank}-{os.getpid()}.jsonl"
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"url": url, "reason": reason}) + "\n")
+            except OSError as error:
+                raise ResourceError(
+                    f"{path} could not be written: {error}; it notes which pictures are bad\n"
+                    "  fix: make room; the same command goes on from the newest checkpoint"
+                ) from error
 
     def _refresh(self, folder: Path) -> None:
         """Reads what has been added since the last look."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,9 @@ from torch.distributed.tensor import DTensor
 from beni.errors import BeniError
 
 Value = TypeVar("Value")
+FOREVER = timedelta(days=365)
+"""Collectives wait until the watchdog ends the run: torch's own limits, 10 minutes and 30, are shorter than a download
+of weights or an export that the others wait for may be."""
 
 
 def world_size() -> int:
@@ -22,11 +26,16 @@ def world_size() -> int:
 
 def sum_over_ranks(value: float, device: torch.device) -> float:
     """The sum of a number over all ranks."""
+    return sums([value], device)[0]
+
+
+def sums(values: Sequence[float], device: torch.device) -> list[float]:
+    """Element by element, the sum over all ranks, also of what no 64-bit integer holds."""
     if world_size() == 1:
-        return value
-    tensor = torch.tensor(value, dtype=torch.float64, device=device)
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
-    return float(tensor)
+    return tensor.tolist()
 
 
 def sum_counts(values: Sequence[int], device: torch.device) -> list[int]:
@@ -85,6 +94,11 @@ def sum_gradients(parameters: Iterable[Tensor], device: torch.device) -> None:
             dist.all_reduce(parameter.grad)
 
 
+def wait_for_ever(group: dist.ProcessGroup | None = None) -> None:
+    """Lets collectives of a group (all ranks when None) wait as long as the watchdog lets them."""
+    dist.distributed_c10d._set_pg_timeout(FOREVER, group)
+
+
 def barrier() -> None:
     """Waits for all ranks."""
     if world_size() > 1:
@@ -100,7 +114,7 @@ class Peers:
     def __init__(self) -> None:
         self.world = world_size()
         self.rank = dist.get_rank() if self.world > 1 else 0
-        self._group: Any = dist.new_group(backend="gloo") if self.world > 1 else None
+        self._group: Any = dist.new_group(backend="gloo", timeout=FOREVER) if self.world > 1 else None
 
     def gather(self, value: Value) -> list[Value]:
         """What each rank gave, in their order."""

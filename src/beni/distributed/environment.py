@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from beni.distributed.collectives import wait_for_ever
 from beni.errors import ConfigError, ResourceError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -91,6 +92,7 @@ def process_group(environment: Environment, sharded: bool = False) -> Iterator[N
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=environment.device if cuda else None, **own
     )
+    wait_for_ever()
     try:
         yield
     finally:

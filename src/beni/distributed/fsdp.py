@@ -27,6 +27,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
+from beni.distributed.collectives import wait_for_ever
 from beni.distributed.environment import Environment
 from beni.errors import ConfigError
 
@@ -109,6 +110,15 @@ def meet_all(model: nn.Module) -> None:
             MET.add(module)
 
 
+def reshard(model: nn.Module) -> None:
+    """Lets go of whole weights that a forward pass without a backward pass has left behind, where there are any: then
+    ``parameters()`` gives what optimizers and checkpoints know.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def shards(settings: Mapping[str, Any], world: int, local_world: int | None) -> int:
     """Processes that share one copy of what trains.
 
@@ -146,7 +156,10 @@ def _mesh(settings: Mapping[str, Any], environment: Environment) -> DeviceMesh:
     size = shards(settings, world, environment.local_world)
     if size == world:
         return init_device_mesh(kind, (world,))
-    return init_device_mesh(kind, (world // size, size), mesh_dim_names=("replicate", "shard"))
+    mesh = init_device_mesh(kind, (world // size, size), mesh_dim_names=("replicate", "shard"))
+    for group in mesh.get_all_groups():
+        wait_for_ever(group)
+    return mesh
 
 
 def _require_whole(ties: list[tuple[str, ...]], model: nn.Module, units: list[nn.Module]) -> None:

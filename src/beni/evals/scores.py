@@ -32,6 +32,7 @@ class Scorer:
             among the sample's choices; ``loss``: only the loss.
         precision: ``bf16`` or ``fp32``, as in training.
         batch_size: sequences of one forward pass.
+        device: that computes; weights may live elsewhere (``fsdp.offload``).
         between: called before every forward pass, by all ranks alike; may raise to end the evaluation.
     """
 
@@ -42,6 +43,7 @@ class Scorer:
     layout: str
     precision: str
     batch_size: int
+    device: torch.device
     between: Callable[[], None] = lambda: None
 
     def score(self, samples: Sequence[Sample], variant: Variant) -> Iterator[dict[str, Any]]:
@@ -86,7 +88,7 @@ class Scorer:
 
     def _forward(self, items: list[Item]) -> tuple[list[float], list[bool], list[str]]:
         """Mean token log-likelihood, all-correct flag and greedy text of every item's labels."""
-        device = next(self.model.parameters()).device
+        device = self.device
         batch = collate(items, self.layout, self.renderer.tokens.pad).to(device)
         with autocast(device, self.precision):
             inputs = batch.model_inputs()

@@ -1,14 +1,14 @@
 """What a run will need in memory, estimated before anything is allocated, and what the machine has.
 
 An estimate: weights, gradients, AdamW moments and averages are exact; activations follow from widths and depths, as
-counted in a Llama layer of this code, and are right within some 30 %. They are those of the llm: an encoder that trains
-has its own beside them.
+counted in a Llama layer of this code, and are right within some 30 % (``WITHIN``). They are those of the llm: an
+encoder that trains has its own beside them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -24,6 +24,8 @@ MOMENTS = {"adamw": 8, "adamw_8bit": 2, "muon": 4, "lion": 4, "adafactor": 0}
 KEPT = {("fp32", True): (12, 4), ("bf16", True): (20, 4), ("fp32", False): (6, 3), ("bf16", False): (9, 3)}
 """Precision, and whether a layer trains -> how many of its widths and of its intermediate widths it keeps for each
 position; under bf16 what stands between the products stays in fp32 and counts twice."""
+WITHIN = 1.3
+"""Times what activations take, the estimate of them is at most."""
 SELECTIVE = (4, 1)
 """What ``train.activation_checkpointing=selective`` keeps beside a layer's input."""
 
@@ -150,23 +152,34 @@ def available(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
-def require(memory: Memory, device: torch.device, remedies: Callable[[], Mapping[str, Memory]] = dict) -> None:
-    """Raises ResourceError when ``memory`` does not fit, saying how much is lacking where.
+def require(memory: Memory, device: torch.device, remedies: Callable[[], Mapping[str, Memory]] = dict) -> list[str]:
+    """What may not fit, since activations are estimated; empty where all of it does.
 
     Args:
         remedies: overrides -> what the run would need with them; those that help there are named.
+
+    Raises:
+        ResourceError: when ``memory`` does not fit even with the fewest activations that it may mean; says how much is
+            lacking where.
     """
+    doubts, others = [], None
+    least = replace(memory, activations=round(memory.activations / WITHIN)).needed(device)
     for place, needed in memory.needed(device).items():
         free = available(place)
         if needed <= free:
             continue
-        others = {name: other.needed(device)[place] for name, other in remedies().items()}
-        helpful = [f"{name} (then {size / GIB:.1f} GiB)" for name, size in others.items() if size < 0.99 * needed]
-        raise ResourceError(
+        others = remedies() if others is None else others
+        sizes = {name: other.needed(device)[place] for name, other in others.items()}
+        helpful = [f"{name} (then {size / GIB:.1f} GiB)" for name, size in sizes.items() if size < 0.99 * needed]
+        lacking = (
             f"this run needs about {needed / GIB:.1f} GiB ({memory.explain()}), {place} has {free / GIB:.1f} GiB "
-            f"free: {(needed - free) / GIB:.1f} GiB are lacking\n"
-            f"  fix: {'set ' + ' or '.join(helpful) if helpful else 'choose smaller parts or a larger machine'}"
+            f"free: {(needed - free) / GIB:.1f} GiB are lacking"
         )
+        fix = f"  fix: {'set ' + ' or '.join(helpful) if helpful else 'choose smaller parts or a larger machine'}"
+        if least[place] > free:
+            raise ResourceError(f"{lacking}\n{fix}")
+        doubts.append(f"{lacking}; activations are an estimate, so it is tried\n{fix}")
+    return doubts
 
 
 def peak_gib(device: torch.device) -> float:

@@ -18,6 +18,7 @@ H100_SXM = {"bf16": 989.4e12, "tf32": 494.7e12, "fp32": 67e12}
 RATES = {
     # the data sheets give the double, with sparsity:
     # resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet
+    ("h200", "nvl"): {"bf16": 835.5e12},
     ("h200",): H100_SXM,
     ("h100", "pcie"): {"bf16": 756.5e12, "tf32": 378e12, "fp32": 51e12},
     ("h100", "nvl"): {"bf16": 835e12},

@@ -45,12 +45,16 @@ class Profile:
 
     def __init__(self, steps: tuple[int, int], folder: Path, tell: Callable[[str, Mapping[str, float]], None]) -> None:
         (self.first, self.last), self.folder, self.tell = steps, folder, tell
+        self._done = False
         self._profile: profile | None = None
         self._waited = self._begun = 0.0
 
     def reached(self, finished: int, clock: Goodput) -> None:
         """So many steps have been taken; ``clock`` knows how long the loop has waited for data."""
-        if self._profile is None and finished == self.first - 1:
+        if self._done:
+            return
+        if self._profile is None and self.first - 1 <= finished < self.last:
+            self.first = finished + 1  # a run that goes on within the range profiles the rest of it
             _wait_for_device()
             cuda = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
             self._profile = profile(activities=[ProfilerActivity.CPU, *cuda])
@@ -61,16 +65,27 @@ class Profile:
             split = clock.split()
             self._profile.stop()
             self._write(sum(split.values()) - self._begun, split["data"] - self._waited, self._profile)
-            self._profile = None
+            self._profile, self._done = None, True
+        elif finished >= self.last:
+            self._done = True
+            if not (self.folder / "shares.json").exists():
+                steps = f"{self.first} to {self.last}"
+                self.tell(f"steps {steps} are not profiled: the run goes on after step {finished}", {})
 
     def _write(self, wall: float, waited: float, found: profile) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        found.export_chrome_trace(str(self.folder / "trace.json.gz"))
         shares = fractions(split(kernels(found.events() or ()), wall, waited))
         values = {"first": self.first, "last": self.last, "seconds": wall, "shares": shares}
-        (self.folder / "shares.json").write_text(json.dumps(values, indent=1))
+        trace = self.folder / "trace.json.gz"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "shares.json").write_text(json.dumps(values, indent=1))
+            found.export_chrome_trace(str(trace))
+            kept = str(trace)
+        except OSError as error:  # a full disk costs the trace, not the run
+            trace.unlink(missing_ok=True)
+            kept = f"{trace} could not be written: {error}"
         parts = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
-        self.tell(f"profile of steps {self.first} to {self.last}: {parts}; {self.folder / 'trace.json.gz'}", shares)
+        self.tell(f"profile of steps {self.first} to {self.last}: {parts}; {kept}", shares)
 
 
 def kernels(events: Iterable[FunctionEvent]) -> dict[str, list[Interval]]:

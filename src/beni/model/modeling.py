@@ -175,7 +175,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
             visual = self.encode_images(pixels, layouts, context, pixel_keys, calls)
         embeds = self.fusion(embeds, is_image, visual)
         if visual is None and calls is not None and calls.stages:
-            embeds = embeds + self._encode_blank(embeds.device, calls).x.sum() * 0.0
+            embeds = embeds + self._blank(embeds.device, calls)
         if position_ids is None:
             position_ids = _positions(input_ids, attention_mask)
         if cu_seqlens is None and attention_mask is None:
@@ -353,11 +353,13 @@ class BeniForConditionalGeneration(PreTrainedModel):
         """Select, resample, connect."""
         return self.connector(self.resampler(self.selector(tokens, context), context), context)
 
-    def _encode_blank(self, device: torch.device, calls: Calls) -> VisualTokens:
-        """A blank image, which takes the way of any other."""
+    def _blank(self, device: torch.device, calls: Calls) -> Tensor:
+        """Zero, made of a blank image that takes the way of any other."""
         height, width = self.vision.transform.tile
         blank = self.viewer(PILImage.new("RGB", (width, height)))
-        return self.encode_images(to_device(stack_views(blank.pixels), device), (blank.layout,), calls=calls)
+        visual = self.encode_images(to_device(stack_views(blank.pixels), device), (blank.layout,), calls=calls)
+        places = torch.ones(1, int(visual.mask.sum()), dtype=torch.bool, device=device)
+        return self.fusion(visual.x.new_zeros(*places.shape, visual.x.shape[-1]), places, visual).sum() * 0.0
 
     def _stage(self, group: str, tokens: TokenSpec, **known: Any) -> Stage:
         with torch_stream(self.config.seed, "init", group):

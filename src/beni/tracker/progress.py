@@ -20,6 +20,8 @@ FIELDS = {
     "samples_per_s": "{:,.1f} samples/s",
     "data_wait": "data wait {:.0%}",
     "mfu": "MFU {:.1%}",
+    "hfu": "HFU {:.1%}",
+    "memory/peak_gib": "{:.1f} GiB",
     "goodput/compute": "goodput {:.0%}",
 }
 """Keys of metrics.jsonl that are shown, and how; the last value of each."""
@@ -116,7 +118,10 @@ class Progress:
         self._written, self._unwritten = now, False
 
     def _line(self) -> str:
-        shown = [template.format(self._values[key]) for key, template in FIELDS.items() if key in self._values]
+        values = self._values
+        if values.get("hfu") == values.get("mfu"):  # nothing is computed again
+            values = {key: value for key, value in values.items() if key != "hfu"}
+        shown = [template.format(values[key]) for key, template in FIELDS.items() if key in values]
         return "  ".join([self._eta(), *shown])
 
     def _eta(self) -> str:

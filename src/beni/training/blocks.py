@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+import torch._functorch.config
 import torch.nn.attention.varlen  # registers its operation
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -30,20 +31,15 @@ ATTENTION = (
 )
 
 
-def recompute(blocks: Sequence[nn.Module], mode: Mode, budget: float) -> None:
+def recompute(blocks: Sequence[nn.Module], mode: Mode) -> None:
     """Makes ``blocks`` give up activations and compute them again in the backward pass.
 
     Args:
         mode: ``none`` keeps all; ``full`` keeps a block's inputs only; ``selective`` keeps the results of attention and
-            of every second matrix product (torchtitan's rule); ``memory_budget`` lets the compiler choose what to keep
-            within ``budget`` (needs ``train.compile=true``).
-        budget: share in [0, 1] of the memory that keeping all would take.
+            of every second matrix product (torchtitan's rule); ``memory_budget`` leaves the choice to the compiler
+            (``compile_blocks``).
     """
-    if mode == "memory_budget":
-        import torch._functorch.config as settings
-
-        settings.activation_memory_budget = budget
-    elif mode != "none":
+    if mode in ("full", "selective"):
         for block in blocks:
             block.forward = _recomputed(block.forward, _contexts if mode == "selective" else None)
 
@@ -52,7 +48,7 @@ def recompute(blocks: Sequence[nn.Module], mode: Mode, budget: float) -> None:
 def recomputing(blocks: Sequence[nn.Module], mode: Mode) -> Iterator[None]:
     """The same as ``recompute``, inside the block only; for counting."""
     before = [block.__dict__.get("forward") for block in blocks]
-    recompute(blocks, mode, budget=0.0)
+    recompute(blocks, mode)
     try:
         yield
     finally:
@@ -64,13 +60,21 @@ def recomputing(blocks: Sequence[nn.Module], mode: Mode) -> Iterator[None]:
 
 def prepare_blocks(model: BeniForConditionalGeneration, settings: Mapping[str, Any]) -> None:
     """What the ``train`` section says of repeated layers; before sharding, whose hooks go around."""
-    recompute(model.layers_with_gradient(), settings["activation_checkpointing"], settings["memory_budget"])
+    mode = settings["activation_checkpointing"]
+    recompute(model.layers_with_gradient(), mode)
     if settings["compile"]:
-        compile_blocks([*model.vision.blocks(), *model.llm.layers()])
+        budget = settings["memory_budget"] if mode == "memory_budget" else 1.0
+        compile_blocks([*model.vision.blocks(), *model.llm.layers()], budget)
 
 
-def compile_blocks(blocks: Sequence[nn.Module]) -> None:
-    """Compiles each block by itself, in place: equal blocks share one compilation, and names stay as they are."""
+def compile_blocks(blocks: Sequence[nn.Module], budget: float = 1.0) -> None:
+    """Compiles each block by itself, in place: equal blocks share one compilation, and names stay as they are.
+
+    Args:
+        budget: share in [0, 1] of what keeping all activations would take, within which the compiler keeps some; it
+            holds for whatever this process compiles from then on.
+    """
+    torch._functorch.config.activation_memory_budget = budget
     for block in blocks:
         block.compile()
 

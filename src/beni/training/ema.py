@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from beni.distributed.fsdp import reshard
 from beni.training.trainable import named_trainable
 
 
@@ -56,9 +56,7 @@ class Average:
         """Exchanges average and weights."""
         if self._update is None:
             return
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # the root keeps its whole weights after evaluation, and would go on with them
+        reshard(model)  # it would go on with whole weights that an evaluation has left behind
         for average, weight in zip(local(self.tensors.values()), local(self._weights.values()), strict=True):
             kept = weight.clone()
             weight.copy_(average)

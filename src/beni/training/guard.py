@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from beni.errors import DivergenceError
 from beni.training.trainable import named_trainable
 
 FEWEST = 8
@@ -25,15 +26,16 @@ NORMAL = 1.4826
 
 
 class Rewind(Exception):
-    """The run goes back to its newest checkpoint.
+    """The run goes back to its newest checkpoint, or to its beginning.
 
     Attributes:
         step: number of the step (from 1) that is left out from then on.
+        told: what is wrong with it.
     """
 
-    def __init__(self, step: int) -> None:
-        super().__init__(step)
-        self.step = step
+    def __init__(self, step: int, told: str) -> None:
+        super().__init__(told)
+        self.step, self.told = step, told
 
 
 class Guard:
@@ -59,17 +61,8 @@ class Guard:
         """What a checkpoint keeps."""
         return {"losses": self.losses, "left_out": sorted(self.left_out)}
 
-    def begin(self, done: int, state: Mapping[str, Any]) -> None:
-        """Goes on after ``done`` steps with the state of a checkpoint; after a rewind what it was for is known too.
-
-        Raises:
-            FloatingPointError: when there was no checkpoint to go back to.
-        """
-        if self.left_out and not done:
-            raise FloatingPointError(
-                f"step {max(self.left_out)} is to be left out and there is no checkpoint to go back to\n"
-                "  fix: lower checkpoint.every, or set train.guard to skip instead of rewind"
-            )
+    def begin(self, state: Mapping[str, Any]) -> None:
+        """Goes on with the state of a checkpoint, or without one; after a rewind what it was for stays known."""
         self.losses = list(state.get("losses", []))
         self.left_out |= set(state.get("left_out", []))
 
@@ -88,7 +81,7 @@ class Guard:
 
         Raises:
             Rewind: the run is to go back.
-            FloatingPointError: the run is to end.
+            DivergenceError: the run is to end.
         """
         if step in self.left_out:
             return False, None
@@ -99,10 +92,10 @@ class Guard:
         culprit = "" if math.isfinite(norm) else _culprit(model)
         told = f"{problem}{culprit}; samples of this process: {', '.join(samples)}"
         if policy == "halt" or len(self.left_out) >= self.settings["most"]:
-            raise FloatingPointError(f"{told}\n  fix: {self._fix(policy)}")
+            raise DivergenceError(f"{told}\n  fix: {self._fix(policy)}")
         self.left_out.add(step)
         if policy == "rewind":
-            raise Rewind(step)
+            raise Rewind(step, told)
         return False, f"{told}; the step is left out"
 
     def _problem(self, step: int, loss: float, norm: float) -> tuple[str | None, str]:

@@ -82,7 +82,7 @@ class Trainer:
             Preempted: when a signal has ended the run; it is saved then.
             ResourceError: when a checkpoint cannot be saved and ``checkpoint.on_error=halt``.
             TrainabilityError: when what trains differs from the plan.
-            FloatingPointError: when a loss or gradient is not finite, or the loss has jumped, and ``train.guard`` ends
+            DivergenceError: when a loss or gradient is not finite, or the loss has jumped, and ``train.guard`` ends
                 the run then.
         """
         optimizer, average, guard = (
@@ -97,17 +97,16 @@ class Trainer:
                     self._fit(job, optimizer, average, saver)
                     break
                 except Rewind as rewind:
-                    saver.go_back(rewind.step)
+                    saver.go_back(rewind)
                     spent, started = saver.clock.handed_over()
                     job = replace(job, spent=spent, started=started)
-                    job.log.notice(f"the run goes back to its newest checkpoint and leaves step {rewind.step} out")
         average.swap(job.model)  # what is exported and shown after this
 
     def _fit(self, job: Job, optimizer: torch.optim.Optimizer, average: Average, saver: Saver) -> None:
         model, device, beat = job.model, job.environment.device, job.watchdog.beat
         done, before = saver.resume()
         guard = saver.guard
-        guard.begin(done, before.get("guard", {}))
+        guard.begin(before.get("guard", {}))
         job.log.begin(done)
         shown = Shown(
             job.steps.source.names,
@@ -205,6 +204,7 @@ class Trainer:
             beat("evaluate", self.steps)
             clock.go("other")
             self._evaluate(job, average, saver, self.steps, shown.totals())
+            beat("end", self.steps)
             saver.settle(self.steps)
 
     def _recount(self, job: Job) -> None:

@@ -19,7 +19,7 @@ from beni.errors import ConfigError, ResourceError, ResumeError
 from beni.measure.goodput import Goodput
 from beni.training.checkpoint import Checkpoints, Outcome
 from beni.training.ema import Average
-from beni.training.guard import Guard
+from beni.training.guard import Guard, Rewind
 from beni.training.state import Initial, named_tensors, scatter
 
 LAST_WORDS = 60.0
@@ -114,10 +114,14 @@ class Saver:
         self.saved = found.step
         return found.step, found.values
 
-    def go_back(self, step: int) -> None:
-        """Forgets what was learned, so that ``resume`` finds what it would in a new process; told at ``step``."""
+    def go_back(self, rewind: Rewind) -> None:
+        """Forgets what was learned, so that ``resume`` finds what it would in a new process."""
         assert self._initial is not None, "train.guard never rewinds"
-        self.settle(step)
+        self.settle(rewind.step)
+        self.log.notice(
+            f"{rewind.told}; the run goes back to its newest checkpoint, or to its beginning without one, "
+            f"and leaves step {rewind.step} out"
+        )
         self._initial.restore(self.optimizer, self.average)
 
     def save(self, step: int, totals: Mapping[str, Counts]) -> None:

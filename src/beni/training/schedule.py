@@ -12,7 +12,8 @@ from typing import Any
 
 
 def learning_rate(step: int, steps: int, settings: Mapping[str, Any]) -> float:
-    """Rate of optimizer step ``step`` (from 0) of ``steps``; it reaches ``min_lr`` at the last of them.
+    """Rate of optimizer step ``step`` (from 0) of ``steps``; it reaches ``min_lr`` at the last of them, where more than
+    one is left after the warm-up.
 
     Args:
         settings: ``schedule``, ``lr``, ``min_lr``, ``warmup_ratio`` and ``decay_ratio`` of config/optim.py.
@@ -28,7 +29,7 @@ def learning_rate(step: int, steps: int, settings: Mapping[str, Any]) -> float:
         case "linear":
             return floor + (peak - floor) * (1 - progress)
         case "wsd":
-            falling = max(1, round(settings["decay_ratio"] * steps))
+            falling = min(max(1, round(settings["decay_ratio"] * steps)), steps - 1 - warmup)
             left = steps - 1 - step
             return peak if left >= falling else floor + (peak - floor) * left / falling
         case "constant":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from beni.distributed.fsdp import reshard
 from beni.errors import ResumeError
 from beni.training.ema import Average, local
 from beni.training.shards import SavedTensors
@@ -23,6 +24,7 @@ def named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, average: A
 
     Tensors are the live ones; a plain number of an optimizer's state is a tensor made of it.
     """
+    reshard(model)
     tensors: dict[str, Tensor] = {}
     for name, parameter in named_trainable(model):
         state = optimizer.state.get(parameter)
@@ -45,12 +47,14 @@ class Initial:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._weights = [parameter for _, parameter in named_trainable(model)]
         self._values = [part.detach().to("cpu", copy=True) for part in local(self._weights)]
 
     @torch.no_grad()
     def restore(self, optimizer: torch.optim.Optimizer, average: Average) -> None:
         """Everything as a new process would have it before it reads a checkpoint."""
+        reshard(self._model)
         for weight, value in zip(local(self._weights), self._values, strict=True):
             weight.copy_(value)
         average.begin()

@@ -13,6 +13,7 @@ from types import TracebackType
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from beni.distributed.fsdp import reshard
 from beni.errors import TrainabilityError
 from beni.training.trainable import named_trainable, set_modes
 
@@ -35,6 +36,7 @@ class Thaw:
         self, model: nn.Module, plan: Mapping[str, str], shares: Mapping[str, float], steps: int, done: int
     ) -> None:
         self._model, self._plan = model, plan
+        reshard(model)
         waiting = {name: math.ceil(share * steps) for name, share in shares.items() if share}
         self._begins = {name: begin for name, begin in waiting.items() if begin >= done}
         self._parameters = {
@@ -72,15 +74,14 @@ class Thaw:
         names = [name for name, begin in self._begins.items() if begin <= step]
         if not names:
             return names
-        sharded = [module for module in self._model.modules() if isinstance(module, FSDPModule)]
-        for module in sharded:
-            module.reshard()  # the root may hold whole weights since an evaluation
+        reshard(self._model)
         for name in names:
             del self._begins[name]
             for parameter in self._parameters.pop(name):
                 parameter.requires_grad_(True)
-        for module in sharded:
-            module.unshard()  # a unit looks up the dtype of its gradients here: until now it may have had none
-            module.reshard()
+        for module in self._model.modules():
+            if isinstance(module, FSDPModule):
+                module.unshard()  # a unit looks up the dtype of its gradients here: until now it may have had none
+                module.reshard()
         self.set_modes()
         return names

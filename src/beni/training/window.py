@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from beni.distributed.collectives import sum_counts, world_size
+from beni.distributed.collectives import sums, world_size
 from beni.measure.goodput import Goodput, fractions
 from beni.measure.memory import usage
 from beni.measure.peak import Peak
@@ -66,7 +66,7 @@ class Window:
         bill = self.bill
         if hits + misses:
             bill = bill.scaled("vision", encoded / (hits + misses))
-        samples, tokens, *flops = sum_counts([self.samples, self.tokens, *bill.values()], self.device)
+        samples, tokens, *flops = map(int, sums([self.samples, self.tokens, *bill.values()], self.device))
         values = {
             "samples_per_s": samples / seconds,
             "tokens_per_s": tokens / seconds,

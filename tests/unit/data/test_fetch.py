@@ -24,7 +24,7 @@ from beni.data.fetched import Fetched
 from beni.data.images import BadImage, Image, decode, public_name
 from beni.data.sample import Message, Sample, Source
 from beni.data.verdicts import Verdicts
-from beni.errors import DataError
+from beni.errors import DataError, ResourceError
 from hostile import BAD, GOOD, HostileServer, encoded, noise
 
 SETTINGS = compose([])["images"]
@@ -115,6 +115,12 @@ def test_a_verdict_outlives_the_process_and_asks_for_nothing(fetcher, server, tm
         with pytest.raises(BadImage, match="http 404"):
             resumed.get(url)
     assert server.requests["404.png"] == asked
+
+
+def test_a_verdict_that_the_disk_does_not_take_ends_the_run_with_a_fix(tmp_path):
+    (tmp_path / "full").write_text("a file where the folder should be")
+    with pytest.raises(ResourceError, match=r"rank0-\d+\.jsonl could not be written: .*\n  fix: make room"):
+        Verdicts(tmp_path / "full", 0).give("http://a/d", "timeout")
 
 
 def test_a_process_sees_the_verdicts_that_another_has_just_given(tmp_path):

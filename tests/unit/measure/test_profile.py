@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import time
@@ -15,6 +16,8 @@ from beni.config.identity import signature
 from beni.measure.goodput import Goodput
 from beni.measure.profile import Profile, kernels, split, union
 from beni.run import train
+
+CPU = torch.device("cpu")
 
 
 def test_a_union_joins_what_overlaps_or_touches():
@@ -59,11 +62,42 @@ def test_starting_the_profiler_is_no_part_of_a_step(tmp_path, monkeypatch):
             super().start()
 
     monkeypatch.setattr("beni.measure.profile.profile", Slow)
-    found, clock = Profile((1, 1), tmp_path, lambda line, shares: None), Goodput(torch.device("cpu"))
+    found, clock = Profile((1, 1), tmp_path, lambda line, shares: None), Goodput(CPU)
     found.reached(0, clock)
     torch.ones(2).add(1)
     found.reached(1, clock)
     assert json.loads((tmp_path / "shares.json").read_text())["seconds"] < 0.5
+
+
+def test_a_full_disk_costs_the_trace_and_not_the_shares(tmp_path, monkeypatch):
+    def full(self, path):
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr(profile, "export_chrome_trace", full)
+    told: list[tuple[str, dict[str, float]]] = []
+    found, clock = Profile((1, 1), tmp_path, lambda line, shares: told.append((line, dict(shares)))), Goodput(CPU)
+    found.reached(0, clock)
+    torch.ones(2).add(1)
+    found.reached(1, clock)
+    ((line, shares),) = told
+    assert "trace.json.gz could not be written" in line
+    assert "No space left" in line
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_a_run_that_goes_on_within_the_range_profiles_the_rest_and_beyond_it_says_so(tmp_path):
+    told: list[str] = []
+    for done, expected in ((5, "steps 2 to 4 are not profiled: the run goes on after step 5"), (2, "steps 3 to 4: ")):
+        found, clock = Profile((2, 4), tmp_path, lambda line, shares: told.append(line)), Goodput(CPU)
+        for finished in range(done, 7):
+            found.reached(finished, clock)
+            torch.ones(2).add(1)
+        assert expected in told.pop()
+        assert not told
+    values = json.loads((tmp_path / "shares.json").read_text())
+    assert (values["first"], values["last"]) == (3, 4)
+    Profile((2, 4), tmp_path, lambda line, shares: told.append(line)).reached(5, clock)  # an earlier process did it
+    assert not told
 
 
 def test_a_run_profiles_the_steps_it_is_asked_for(tiny_run):

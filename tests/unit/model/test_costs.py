@@ -85,7 +85,7 @@ def counted(monkeypatch, steps_of, tiny_run):
         batch = change(steps_of(run, model)[0][0])
         again, kept = partial(recomputing, mode=mode) if mode != "none" else None, mode == "selective"
         bill = Costs(twin, model.config.image_token_id, again, kept).bill(batch)
-        recompute(model.layers_with_gradient(), mode, 0.0)
+        recompute(model.layers_with_gradient(), mode)
         with counting_kept_attention() if kept else counting() as counter:
             forward_backward(model, [batch], 0, CPU, "fp32")
         return bill, counter.get_total_flops()

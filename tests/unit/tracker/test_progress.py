@@ -49,6 +49,17 @@ def test_a_plain_line_says_step_eta_loss_lr_rates_and_waiting(out, clock):
     ]
 
 
+def test_what_is_computed_again_is_shown_where_there_is_any(out, clock):
+    cost = {"mfu": 0.4, "memory/peak_gib": 12.34, "goodput/compute": 0.9}
+    with Progress(2, console=Console(file=out), clock=clock, every=0) as progress:
+        progress.update(1, cost | {"hfu": 0.4})
+        progress.update(2, cost | {"hfu": 0.5})
+    assert [line.split("  ", 2)[2] for line in out.getvalue().splitlines()] == [
+        "MFU 40.0%  12.3 GiB  goodput 90%",
+        "MFU 40.0%  HFU 50.0%  12.3 GiB  goodput 90%",
+    ]
+
+
 def test_plain_lines_come_every_ten_seconds_and_first_and_last(out, clock):
     with Progress(100, console=Console(file=out), clock=clock) as progress:
         for step in range(1, 101):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from beni.errors import DivergenceError
 from beni.training.guard import Guard, Rewind
 
 SETTINGS = {"nonfinite": "halt", "spike": "accept", "threshold": 10.0, "window": 16, "most": 3}
@@ -42,7 +43,7 @@ def test_a_jump_that_was_left_out_is_not_looked_back_at():
 def test_more_than_the_most_end_the_run():
     of = guard(nonfinite="skip", most=2)
     accepts(of, [float("nan")] * 2)
-    with pytest.raises(FloatingPointError, match=r"(?s)step 3 is nan.*2 steps were left out before.*guard.most"):
+    with pytest.raises(DivergenceError, match=r"(?s)step 3 is nan.*2 steps were left out before.*guard.most"):
         of.accepts(MODEL, 3, float("nan"), 1.0, "a")
 
 
@@ -51,7 +52,7 @@ def test_a_gradient_that_is_not_finite_is_named():
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     model[1].weight.grad[0, 0] = float("inf")
-    with pytest.raises(FloatingPointError, match=r"gradient of step 4 is not finite.*not: 1\.weight; samples .*: a, b"):
+    with pytest.raises(DivergenceError, match=r"gradient of step 4 is not finite.*not: 1\.weight; samples .*: a, b"):
         guard().accepts(model, 4, 1.0, float("inf"), ["a", "b"])
 
 
@@ -59,16 +60,16 @@ def test_a_checkpoint_keeps_what_decisions_rest_on():
     one, other = guard(spike="skip"), guard(spike="skip")
     losses = [1.0] * 9 + [7.0]
     accepts(one, losses)
-    other.begin(10, one.state())
+    other.begin(one.state())
     assert (other.losses, other.left_out) == (one.losses, {10})
     assert other.metrics() == {"steps_left_out": 1.0}
 
 
 def test_a_rewind_is_asked_for_once_a_step():
     of = guard(spike="rewind")
-    with pytest.raises(Rewind):
+    with pytest.raises(Rewind, match=r"the loss of step 10 is 7, .* samples of this process: a"):
         accepts(of, [*[1.0] * 9, 7.0])
-    of.begin(8, {"losses": [1.0] * 8})
+    of.begin({"losses": [1.0] * 8})
     assert of.accepts(MODEL, 10, 7.0, 1.0, "a") == (False, None)
 
 
@@ -96,7 +97,7 @@ def spoilt(monkeypatch):
 
 def test_a_run_ends_at_a_loss_that_is_not_finite(tiny_run, fit, tmp_path, spoilt):
     spoilt(3)
-    with pytest.raises(FloatingPointError, match=r"(?s)loss of step 3 is nan; the first gradient that is not: .*fix:"):
+    with pytest.raises(DivergenceError, match=r"(?s)loss of step 3 is nan; the first gradient that is not: .*fix:"):
         fit(tiny_run(*RUN), tmp_path)
 
 
@@ -156,7 +157,13 @@ def test_a_spoilt_step_is_left_out_and_nothing_of_it_stays(tiny_run, fit, tmp_pa
     assert {step: resumed.losses[step] for step in after} == after
 
 
-def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tiny_run, fit, tmp_path, spoilt):
-    spoilt(2)
-    with pytest.raises(FloatingPointError, match=r"(?s)step 2 .*no checkpoint to go back to.*fix: lower checkpoint"):
-        fit(tiny_run(*RUN, "checkpoint.every=0", "train.guard.nonfinite=rewind"), tmp_path)
+def test_without_a_checkpoint_a_run_goes_back_to_its_beginning(tiny_run, fit, tmp_path, spoilt):
+    spoilt(3)
+    settings = (*RUN, "checkpoint.every=0", "train.ema=0.5")
+    model, log = fit(tiny_run(*settings, "train.guard.nonfinite=rewind"), tmp_path / "rewind")
+    other, theirs = fit(tiny_run(*settings, "train.guard.nonfinite=skip"), tmp_path / "skip")
+    assert any("loss of step 3 is nan" in told and "leaves step 3 out" in told for told in log.notices)
+    del log.losses[3], theirs.losses[3]
+    assert log.losses == theirs.losses
+    for name, tensor in other.state_dict().items():
+        assert model.state_dict()[name].equal(tensor), name

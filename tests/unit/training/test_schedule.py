@@ -51,7 +51,12 @@ def test_constant_stays_at_the_peak_after_warming_up():
 def test_short_runs_have_a_finite_rate(steps, schedule):
     seen = rates(steps, schedule=schedule, warmup_ratio=0.0, decay_ratio=0.1 if schedule == "wsd" else None)
     assert all(0.1 <= rate <= 1.0 for rate in seen)
-    assert seen[0] == 1.0 or (schedule == "wsd" and steps == 1)
+    assert seen[0] == 1.0
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
+def test_one_step_after_the_warm_up_is_at_the_peak(schedule):
+    assert rates(2, schedule=schedule, warmup_ratio=0.5, decay_ratio=0.5 if schedule == "wsd" else None) == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
