@@ -1,9 +1,9 @@
 """``python -m beni.export runs/<study>/<run>``: a run's model as a folder for transformers, or as programs.
 
 ``pretrained`` writes a ``save_pretrained`` folder with its tokenizer, ``merged`` the same with the adapters added to
-the weights, so that it needs no peft; ``adapters`` all but frozen backbones, a few MB; ``torch_export`` and ``torchscript``
-write each component (vision, resampler, connector, llm, whole) as a program, and parity.json with its difference from
-eager.
+the weights, so that it needs no peft; ``adapters`` all but frozen backbones, a few MB; ``torch_export`` and
+``torchscript`` write each component (vision, resampler, connector, llm, whole) as a program, and parity.json with its
+difference from eager.
 """
 
 from __future__ import annotations

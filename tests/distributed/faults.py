@@ -43,6 +43,8 @@ from typing import Any
 TESTS = Path(__file__).resolve().parents[1]
 STEPS = 24
 EVERY = 5
+EVALUATES = 7
+"""Steps between evaluations, which come where nothing has been saved: a signal there is what saves."""
 PATIENCE = 180
 """Seconds after which a run that should have ended has not."""
 STRUCK = 0.9
@@ -50,7 +52,7 @@ STRUCK = 0.9
 OVERRIDES = (
     *(f"train.steps={STEPS}", f"checkpoint.every={EVERY}", "train.accumulation=2", "train.workers=1"),
     *("optim.lr=1e-2", "connector.dropout=0.1", "data.text_share=0.3", "data.heldout=2"),
-    *("eval.every=10", "eval.examples=2", "checkpoint.export=true"),
+    *(f"eval.every={EVALUATES}", "eval.examples=2", "checkpoint.export=true"),
 )
 """64 samples in steps of 8: an epoch is 8 steps, and a step two micro-batches a rank."""
 
@@ -529,7 +531,7 @@ def ask_building(campaign: Campaign, folder: Path, world: int, rng: random.Rando
 def ask_evaluating(campaign: Campaign, folder: Path, world: int, rng: random.Random, began: int) -> Life:
     """A signal to a rank, or to all, in the next evaluation: also one that is made up for."""
     life = _asked(campaign, folder, world, rng, "beni.evals.scores:Scorer.score")
-    evaluated = next(step for step in (*range(10, STEPS, 10), STEPS) if step >= began)
+    evaluated = next(step for step in (*range(EVALUATES, STEPS, EVALUATES), STEPS) if step >= began)
     assert whole_checkpoints(folder)[-1] == evaluated
     return life
 

@@ -16,14 +16,24 @@ pytestmark = pytest.mark.slow
 
 PROGRAM = Path(__file__).with_name("faults.py")
 KINDS = {
-    1: ("kill_anywhere", "disk_full", "ask_term", "ask_evaluating"),
-    2: ("kill_in_save", "truncate", "hang", "ask_building"),
+    1: ("kill_anywhere", "disk_full", "ask_term", "ask_usr2", "kill_at_epoch"),
+    2: ("kill_in_save", "kill_in_accumulation", "truncate", "hang", "ask_building", "ask_evaluating"),
 }
 
 
 @pytest.mark.parametrize("world", KINDS)
 def test_a_run_that_is_broken_again_and_again_ends_as_if_untouched(world):
-    options = ("--fork", "--seed", "3", "--kills", "4", "--world", str(world), "--kinds", *KINDS[world])
+    options = (
+        "--fork",
+        "--seed",
+        "3",
+        "--kills",
+        str(len(KINDS[world])),
+        "--world",
+        str(world),
+        "--kinds",
+        *KINDS[world],
+    )
     done = subprocess.run(
         [sys.executable, str(PROGRAM), *options],
         capture_output=True,
@@ -32,7 +42,7 @@ def test_a_run_that_is_broken_again_and_again_ends_as_if_untouched(world):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 of 4 faults struck in" in done.stdout
+    assert "{0} of {0} faults struck in".format(len(KINDS[world])) in done.stdout
     assert "every loss as if untouched" in done.stdout
 
 
