@@ -139,7 +139,7 @@ class Reporter:
     def end(self) -> None:
         """The gallery, the final status and report.html; called by all ranks."""
         together = is_sharded(self.environment.world, self.run["fsdp"])
-        samples = _spread(self.heldout, self.run["eval"]["gallery"]) if self.active or together else []
+        samples = _spread(self.heldout, self.run["eval"]["gallery"])
         gallery = draw_gallery(self.scorer, samples, self.rows, together and self.environment.world > 1)
         if not self.active:
             return

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from beni.config.compose import compose
-from distributed.processes import run_ranks
+from distributed.processes import run_module, run_ranks, start_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -163,6 +163,42 @@ def test_ranks_that_go_back_over_a_spoilt_step_come_to_the_digits_of_leaving_it_
         assert back["losses"] == skipped["losses"]
         assert len(set(back["losses"].values())) == 4
         assert back["evaluated"] == skipped["evaluated"]
+
+
+@pytest.mark.parametrize("mode", ["full", "none"])
+def test_samples_that_one_rank_cannot_draw_end_all_ranks_with_the_reason(launch, tiny_values, mode):
+    out = launch.root / f"bad-{mode}"
+    run = compose([*tiny_values, *SETTINGS, f"fsdp={mode}"])
+    settings = {"run": run, "folder": str(launch.root / f"{mode}-bad"), "bad": 2}
+    codes, _ = start_ranks(WORKER, settings, out, 2, SECONDS).end()
+    assert codes == [1, 1]
+    first, last = (Path(f"{out}.{rank}.said").read_text() for rank in range(2))
+    assert "beni.errors.DataError: rank 1: the picture x.png is bad\n  fix: remove it" in first
+    assert "beni.errors.DataError: the picture x.png is bad\n  fix: remove it" in last
+
+
+def test_muon_updates_matrices_of_which_a_rank_has_nothing(launch):
+    adapters = ("train.plan.vision=lora", "adapter=dora", "adapter.r=1", "optim=muon", "optim.min_lr=0")
+    (alone,) = launch(1, "thin", "none", *adapters)
+    ranks = launch(2, "thin-two", "full", *adapters)
+    for rank in ranks:
+        assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+        assert rank["evaluated"] == pytest.approx(alone["evaluated"], rel=1e-4)
+    cut = launch.root / "thin-cut"
+    shutil.copytree(launch.root / "thin-two", cut)
+    shutil.rmtree(cut / "step_00000003")
+    for rank, whole in zip(launch(2, cut.name, "full", *adapters), ranks, strict=True):
+        assert rank["began"] == 2
+        assert rank["losses"]["3"] == whole["losses"]["3"]
+
+
+def test_replicas_end_with_a_gallery(tiny_overrides, tmp_path):
+    done = run_module(
+        "beni.train", *tiny_overrides, "train.steps=2", "eval.gallery=2", f"paths.runs={tmp_path}", world=2
+    )
+    assert done.returncode == 0, done.stderr
+    (gallery,) = tmp_path.glob("*/*/gallery.jsonl")
+    assert len(gallery.read_text().splitlines()) == 2
 
 
 def test_tied_embeddings_stay_tied(launch):

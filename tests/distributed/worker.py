@@ -1,7 +1,8 @@
 """One rank of a distributed test: ``worker.py SETTINGS.json`` trains and writes what the rank saw.
 
 SETTINGS: run (a composed run), folder (of its checkpoints), out (where each rank writes); spoilt, if given, is a step
-(from 1) whose gradients are not finite, nor is its loss.
+(from 1) whose gradients are not finite, nor is its loss, and bad, if given, a step for which the last rank cannot draw
+samples.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from beni.data.loader import Steps
 from beni.data.template import Renderer
 from beni.distributed.environment import process_group, read_environment
 from beni.distributed.fsdp import shard, tied
+from beni.errors import DataError
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build as build_model
 from beni.run import make_schedule
@@ -55,12 +57,15 @@ class Watched(Steps):
     """The steps, with a note of which micro-batches of this rank have an image."""
 
     def __getitem__(self, step):
+        if [step + 1] == BAD and self.rank == self.world - 1:
+            raise DataError("the picture x.png is bad\n  fix: remove it")
         batches = super().__getitem__(step)
         PICTURED.extend(batch.pixels is not None for batch in batches)
         return batches
 
 
 PICTURED: list[bool] = []
+BAD: list[int] = []
 DTYPES: set[str] = set()
 
 
@@ -91,6 +96,7 @@ def main(settings) -> None:
     train = run["train"]
     environment = read_environment("cpu")
     register_optimizer_step_pre_hook(note_dtypes)
+    BAD.extend([settings["bad"]] if "bad" in settings else [])
     if "spoilt" in settings:
         spoil(settings["spoilt"])
     with process_group(environment):

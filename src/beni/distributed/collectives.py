@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from beni.errors import BeniError
+from beni.errors import BeniError, DataError
 
 Value = TypeVar("Value")
 FOREVER = timedelta(days=365)
@@ -67,6 +67,23 @@ def gather_objects(values: list[Any]) -> list[Any]:
     parts: list[Any] = [None] * world_size()
     dist.all_gather_object(parts, values)
     return [value for part in parts for value in part]
+
+
+def raise_alike(error: Exception | None) -> NoReturn:
+    """Called by all ranks when some have met an error: raises their own there.
+
+    Raises:
+        DataError: on the others, naming the rank and what it met; RuntimeError where that is a bug.
+    """
+    mine = [] if error is None else [(_rank(), isinstance(error, BeniError), str(error), type(error).__name__)]
+    (rank, known, text, kind), *_ = gather_objects(mine)
+    if error is not None:
+        raise error
+    raise DataError(f"rank {rank}: {text}") if known else RuntimeError(f"rank {rank} failed, {kind}: {text}")
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def max_over_ranks(values: Sequence[int], device: torch.device) -> list[int]:

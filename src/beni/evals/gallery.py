@@ -40,11 +40,11 @@ class Shown:
 def draw_gallery(
     scorer: Scorer, samples: Sequence[Sample], rows: Sequence[dict[str, Any]], together: bool
 ) -> list[Shown]:
-    """Lets the model answer; greedily, not teacher-forced.
+    """Lets the model answer; greedily, not teacher-forced. Called by all ranks.
 
     Args:
         rows: rows of scores.jsonl of these samples; where there is a score it decides right or wrong.
-        together: all ranks draw at once, as a model that they share needs.
+        together: the model is sharded, so ranks must go on until all have their answers.
     """
     scores = {row["id"]: row for row in rows if row["variant"] == "true"}
     shown = []

@@ -16,7 +16,7 @@ import torch
 
 from beni.data.ledger import Counts
 from beni.data.loader import load
-from beni.distributed.collectives import agree, sum_counts
+from beni.distributed.collectives import sum_counts
 from beni.errors import Preempted
 from beni.measure.goodput import Goodput
 from beni.model.loss import Loss
@@ -28,7 +28,7 @@ from beni.training.optim import build_optimizer
 from beni.training.saver import Saver
 from beni.training.schedule import learning_rate
 from beni.training.shown import Shown
-from beni.training.step import component_norms, forward_backward, gradient_norm, update, whole
+from beni.training.step import caught, component_norms, forward_backward, gradient_norm, together, update, whole
 from beni.training.thaw import Thaw
 from beni.training.trainable import TrainabilityCheck, named_trainable
 from beni.training.window import Window
@@ -131,12 +131,10 @@ class Trainer:
         clock.go("data")
         loaded = load(job.steps, done, self.steps, self.workers, pin=device.type == "cuda")
         with thaw, job.preemption.deferred(), closing(loaded):
-            for step, batches in enumerate(loaded, start=done):
+            for step, drawn in enumerate(caught(loaded), start=done):
                 clock.go("communication")
                 beat("step", step)
-                same, (stop, settled) = agree(batches[0].order, [job.preemption.asked, saver.settled], device)
-                if not same:
-                    raise RuntimeError(f"ranks drew different samples for step {step + 1}; do they see the same files?")
+                batches, (stop, settled) = together(drawn, step, [job.preemption.asked, saver.settled], device)
                 clock.go("other")
                 if settled:
                     saver.settle(step)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.optim import Optimizer
 from transformers.pytorch_utils import Conv1D
 
@@ -149,7 +149,7 @@ def _adamw_8bit(groups: Groups, settings: Mapping[str, Any]) -> Optimizer:
 
 
 def _muon(groups: Groups, settings: Mapping[str, Any]) -> Optimizer:
-    optimizer = torch.optim.Muon(
+    optimizer = ShardedMuon(
         groups,
         lr=settings["lr"],
         momentum=settings["momentum"],
@@ -171,6 +171,48 @@ def _whole_gradients(optimizer: Optimizer, *_: Any) -> None:
             if isinstance(parameter.grad, DTensor):
                 whole = [Replicate()] * parameter.grad.device_mesh.ndim
                 parameter.grad = parameter.grad.redistribute(placements=whole)
+
+
+class ShardedMuon(torch.optim.Muon):
+    """torch's, also of matrices with fewer rows than there are shards, such as those of LoRA: DTensor (torch 2.13) does
+    not add a whole update to one of which some rank has nothing.
+
+    Whole matrices stand in for them during a step, so the arithmetic is that of a single process.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        stand_ins: list[tuple[list[Any], int, DTensor, nn.Parameter]] = []
+        for group in self.param_groups:
+            parameters = group["params"]
+            for place, parameter in enumerate(parameters):
+                if parameter.grad is not None and _is_thin(parameter):
+                    whole = nn.Parameter(parameter.full_tensor())
+                    whole.grad = parameter.grad.full_tensor()
+                    self._hand_over(parameter, whole)
+                    parameters[place] = whole
+                    stand_ins.append((parameters, place, parameter, whole))
+        try:
+            super().step()
+        finally:
+            for parameters, place, parameter, whole in stand_ins:
+                parameters[place] = parameter
+                self._hand_over(whole, parameter)
+                mesh, placements = parameter.device_mesh, parameter.placements
+                own = distribute_tensor(whole.detach(), mesh, placements, src_data_rank=None)
+                parameter.to_local().copy_(own.to_local())
+
+    def _hand_over(self, one: Any, other: Any) -> None:
+        if one in self.state:
+            self.state[other] = self.state.pop(one)
+
+
+def _is_thin(parameter: Any) -> bool:
+    """Whether a rank may have nothing of it."""
+    if not isinstance(parameter, DTensor):
+        return False
+    sizes = zip(parameter.placements, parameter.device_mesh.shape, strict=True)
+    return any(isinstance(placed, Shard) and parameter.shape[placed.dim] < size for placed, size in sizes)
 
 
 def _lion(groups: Groups, settings: Mapping[str, Any]) -> Optimizer:

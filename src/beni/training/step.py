@@ -6,14 +6,14 @@ and 8x1 micro-batching give one gradient, and a short answer weighs as much a to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from beni.distributed.collectives import max_over_ranks, sum_gradients, sum_over_ranks
+from beni.distributed.collectives import agree, max_over_ranks, raise_alike, sum_gradients, sum_over_ranks
 from beni.distributed.fsdp import meet_all
 from beni.measure.goodput import Goodput
 from beni.model.loss import Loss
@@ -21,6 +21,33 @@ from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.ragged import Calls
 from beni.nn.precision import autocast
 from beni.types import Batch
+
+
+def caught(drawing: Iterable[list[Batch]]) -> Iterator[list[Batch] | Exception]:
+    """What is drawn; where that fails the error, and no more."""
+    try:
+        yield from drawing
+    except Exception as error:
+        yield error
+
+
+def together(
+    drawn: list[Batch] | Exception, step: int, wishes: Sequence[bool], device: torch.device
+) -> tuple[list[Batch], list[bool]]:
+    """The batches of a step, and which wishes any rank has; in one collective.
+
+    Raises:
+        Exception: what drawing raised on this rank.
+        DataError: on the other ranks, the same in words; RuntimeError where it is a bug.
+        RuntimeError: when ranks drew different samples.
+    """
+    failed = isinstance(drawn, Exception)
+    same, [broken, *wished] = agree(0 if failed else drawn[0].order, [failed, *wishes], device)
+    if broken:
+        raise_alike(drawn if failed else None)
+    if failed or not same:
+        raise RuntimeError(f"ranks drew different samples for step {step + 1}; do they see the same files?")
+    return drawn, wished
 
 
 def forward_backward(
