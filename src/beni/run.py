@@ -276,9 +276,8 @@ def _meter(planned: BeniForConditionalGeneration, renderer: Renderer, settings: 
 def _build(run: Mapping[str, Any], renderer: Renderer, with_weights: bool) -> BeniForConditionalGeneration:
     model = build(run["model"], run, renderer.tokens.image, with_weights)
     if run["train"]["init_from"] is not None and with_weights:
-        kept = load_initial(model, Path(run["train"]["init_from"]))
-        parts = sorted({name.partition(".")[0] for name in kept})
-        Console(stderr=True).print(f"train.init_from: all tensors taken, but for those of {parts or 'nothing'}")
+        taken = load_initial(model, Path(run["train"]["init_from"]))
+        Console(stderr=True).print(taken.describe(), highlight=False)
     return model
 
 

@@ -54,6 +54,8 @@ def merge(model: BeniForConditionalGeneration) -> None:
         dequantize(model, name)  # to add to rounded weights and round them again would lose what was learned
         model.adapter.merge(backbone(model, name))
         model.config.plan[name] = "frozen"
+        if name in BACKBONES:
+            model.config.bases[name] = {"source": "adapters that were merged", "digest": ""}  # as nobody published them
     model.adapter = NoAdapter()
     model.config.parts["adapter"] = {"_target_": f"{NoAdapter.__module__}.{NoAdapter.__name__}"}
 

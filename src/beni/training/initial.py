@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -19,30 +20,51 @@ from beni.model.quantized import BACKBONES, backbone, packed_layers
 from beni.nn.packed import PREFIX
 
 
-def load_initial(model: BeniForConditionalGeneration, source: Path) -> list[str]:
+@dataclass(frozen=True)
+class Taken:
+    """What came of another run's weights.
+
+    Attributes:
+        taken: tensors that came.
+        kept: tensors of this model that kept their own values.
+        left: tensors of the other one that have no place here.
+        named: backbones that this run names otherwise, and that the other run had left as published.
+    """
+
+    taken: int
+    kept: list[str]
+    left: list[str]
+    named: list[str]
+
+    def describe(self) -> str:
+        """For the reader of the run."""
+        lines = [f"train.init_from: {self.taken} tensors taken"]
+        lines += [f"begin anew: {_counted(self.kept)}"] if self.kept else []
+        lines += [f"left behind: {_counted(self.left)}"] if self.left else []
+        lines += [f"as this run names them, not as that one did: {', '.join(self.named)}"] if self.named else []
+        return "; ".join(lines)
+
+
+def load_initial(model: BeniForConditionalGeneration, source: Path) -> Taken:
     """Copies every tensor that the saved model at ``source`` shares with ``model`` by name and shape.
 
-    Adapters of components that have none there begin anew beside the weights that came. Backbones that got other
-    weights than they were built with are noted in the model's config: their adapters belong beside those.
+    A component of another kind begins anew. A backbone that this run names otherwise stays as it names it, where the
+    other run had left its own as published. Adapters of components that have none there begin anew beside the weights
+    that came. Backbones that got other weights than they were built with are noted in the model's config: their
+    adapters belong beside those.
 
     Args:
         source: run folder (its ``model/`` is taken) or ``save_pretrained`` folder.
 
-    Returns:
-        Names of the tensors of ``model`` that kept their own values.
-
     Raises:
-        ResumeError: when there is no saved model, it shares nothing, a tensor has another shape, or it has adapters
-            that this model lacks or that would compute something else here.
+        ResumeError: when there is no saved model, it shares nothing, a tensor has another shape, a component has more
+            there than here, or it has adapters that this model lacks or that would compute something else here.
     """
-    folder = source / "model" if (source / "model").is_dir() else source
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ResumeError(
-            f"train.init_from={source} holds no saved model (*.safetensors); set it to a run folder that was finished "
-            "with checkpoint.export=true, or to a save_pretrained folder"
-        )
-    saved = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    folder = _folder(source)
+    saved = {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    theirs = BeniConfig.from_pretrained(folder)
+    named = _named_otherwise(model, theirs, source)
+    saved = {name: tensor for name, tensor in saved.items() if name.partition(".")[0] not in named}
     ours = model.state_dict()
     saved = {_place(name, ours): tensor for name, tensor in saved.items()}
     packed = _pack(model, saved)
@@ -52,23 +74,103 @@ def load_initial(model: BeniForConditionalGeneration, source: Path) -> list[str]
     if adapted ^ expected:
         raise ResumeError(
             f"train.init_from={source} has adapters of another kind than this run, they differ in "
-            f"{min(adapted ^ expected)}\n  fix: set adapter and train.plan as that run has them"
+            f"{min(adapted ^ expected)}\n  fix: set adapter and train.plan as that run has them, or add them to its "
+            "weights: python -m beni.export RUN --format merged"
         )
     if adapted:
-        model.adapter.require_alike(_adapter(folder), f"train.init_from={source}")
+        model.adapter.require_alike(theirs.parts["adapter"], f"train.init_from={source}")
     clash = [n for n in saved if n in ours and ours[n].shape != saved[n].shape]
     shared = {n: t for n, t in saved.items() if n in ours and n not in packed}
     if clash or not (shared or packed):
         what = f"{clash[0]} has shape {tuple(saved[clash[0]].shape)}" if clash else "no tensor has a name of this model"
         raise ResumeError(f"train.init_from={source} does not fit this run: {what}")
+    left = sorted(
+        name for name in saved if name not in ours and name not in packed and not _is_packed_here(name, packed)
+    )
+    _require_whole(left, {*shared, *packed}, source)
     for name in _changed(model, ours, shared, packed, components):
-        theirs = {key: tensor for key, tensor in saved.items() if key.startswith(f"{name}.") and "lora_" not in key}
-        model.config.bases[name] = {"source": str(source), "digest": _digest(theirs)}
+        base = {key: tensor for key, tensor in saved.items() if key.startswith(f"{name}.") and "lora_" not in key}
+        model.config.bases[name] = {"source": str(source), "digest": _digest(base)}
     model.load_state_dict(shared, strict=False)
     came = {name.partition(".")[0] for name in (*shared, *packed) if ".base_layer." in name}
     for component in sorted(came - components):
         adapters.reset(model, component)
-    return sorted(ours.keys() - shared.keys() - packed)
+    kept = sorted(name for name in ours if name not in shared and name not in packed)
+    kept = [name for name in kept if name.partition(".")[0] not in named]
+    return Taken(len(shared) + len(packed), kept, left, named)
+
+
+def _folder(source: Path) -> Path:
+    """Of the saved model.
+
+    Raises:
+        ResumeError: when there is none.
+    """
+    if not source.is_dir():
+        raise ResumeError(f"train.init_from={source}: there is no such folder, seen from {Path.cwd()}")
+    if (source / "complete.json").is_file():
+        raise ResumeError(
+            f"train.init_from={source} is a checkpoint, which holds only what its run has trained\n  fix: python -m "
+            f"beni.export {source.parent.parent} --checkpoint {source.name.rpartition('_')[2].lstrip('0')}, and set "
+            "train.init_from to the folder that it names"
+        )
+    if (source / adapters.PARTS).is_file():
+        raise ResumeError(
+            f"train.init_from={source} holds adapters without the weights they stand beside\n"
+            "  fix: set it to the model/ folder beside it, or to what python -m beni.export RUN writes"
+        )
+    folder = source / "model" if (source / "model").is_dir() else source
+    if not any(folder.glob("*.safetensors")):
+        raise ResumeError(
+            f"train.init_from={source} holds no saved model (*.safetensors); set it to a run folder that was finished "
+            "with checkpoint.export=true, or to a save_pretrained folder"
+        )
+    return folder
+
+
+def _named_otherwise(model: BeniForConditionalGeneration, theirs: BeniConfig, source: Path) -> list[str]:
+    """Backbones of which the two runs name different ones, the other run's being as published: this run's stay.
+
+    Raises:
+        ResumeError: when the other run has changed its own.
+    """
+    found = []
+    for name in BACKBONES:
+        there, here = (config.parts[name].get("name") for config in (theirs, model.config))
+        if there == here or not isinstance(there, str) or not isinstance(here, str):
+            continue
+        if theirs.plan.get(name) != "frozen" or name in theirs.bases:
+            raise ResumeError(
+                f"train.init_from={source} has trained {name} weights that began as {there}, and this run names {here}"
+                f"\n  fix: set {name}.name={there}, or start from a run that had left its {name} alone"
+            )
+        found.append(name)
+    return found
+
+
+def _is_packed_here(name: str, packed: Collection[str]) -> bool:
+    """Whether a saved weight has come into a layer that packs it."""
+    layer = name.removesuffix(".weight")
+    return any(f"{one}.{PREFIX}" in key for one in (layer, f"{layer}.base_layer") for key in packed)
+
+
+def _require_whole(left: Collection[str], came: Collection[str], source: Path) -> None:
+    """Raises ResumeError where a component has come in part only."""
+    for component in sorted({name.partition(".")[0] for name in left}):
+        mine = [name for name in left if name.startswith(f"{component}.")]
+        if any(name.startswith(f"{component}.") for name in came):
+            bits = any(f".{PREFIX}" in name for name in mine)
+            fix = f"set {'quantization' if bits else component} as that run has it"
+            raise ResumeError(
+                f"train.init_from={source}: its {component} has {len(mine)} tensors that this run's lacks, such as "
+                f"{mine[0]}\n  fix: {fix}"
+            )
+
+
+def _counted(names: Collection[str]) -> str:
+    """``llm (28 adapter tensors), resampler (12 tensors)``."""
+    kinds = Counter((name.partition(".")[0], "adapter " if "lora_" in name else "") for name in names)
+    return ", ".join(f"{component} ({count} {kind}tensors)" for (component, kind), count in sorted(kinds.items()))
 
 
 def _changed(
@@ -121,11 +223,6 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         whole.update(name.encode())
         whole.update(flat[:: max(1, flat.numel() // 1000)].contiguous().view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()[:16]
-
-
-def _adapter(folder: Path) -> Mapping[str, Any]:
-    """The ``adapter`` node that the saved model was built with."""
-    return BeniConfig.from_pretrained(folder).parts["adapter"]
 
 
 def _pack(model: BeniForConditionalGeneration, saved: Mapping[str, Tensor]) -> set[str]:

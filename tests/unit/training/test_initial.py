@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from beni.errors import ResumeError
+from beni.model.configuration import BeniConfig
 from beni.training.initial import load_initial
 
 PERCEIVER = ("resampler=perceiver", "resampler.num_latents=3", "resampler.num_heads=2", "resampler.head_dim=8")
@@ -27,7 +28,7 @@ def saved(tiny_model, tmp_path):
 def test_all_weights_come_from_the_other_run(saved, tiny_model):
     theirs, folder = saved()
     ours = tiny_model()
-    assert load_initial(ours, folder) == []
+    assert load_initial(ours, folder).kept == []
     for name, tensor in theirs.state_dict().items():
         assert ours.state_dict()[name].equal(tensor), name
 
@@ -35,7 +36,7 @@ def test_all_weights_come_from_the_other_run(saved, tiny_model):
 def test_a_part_the_other_run_lacks_keeps_its_own_weights_and_is_named(saved, tiny_model):
     _, folder = saved()
     ours, untouched = tiny_model(*PERCEIVER), tiny_model(*PERCEIVER)
-    kept = load_initial(ours, folder)
+    kept = load_initial(ours, folder).kept
     assert kept
     assert all(name.startswith("resampler.") for name in kept)
     assert ours.resampler.latents.equal(untouched.resampler.latents)
@@ -44,7 +45,7 @@ def test_a_part_the_other_run_lacks_keeps_its_own_weights_and_is_named(saved, ti
 def test_weights_that_adapters_stand_beside_are_loaded_too(saved, tiny_model):
     theirs, folder = saved()
     ours = tiny_model(*LORA)
-    kept = load_initial(ours, folder)
+    kept = load_initial(ours, folder).kept
     assert all("lora_" in name for name in kept)
     inside = ours.llm.model.model.layers[0].self_attn.q_proj.base_layer.weight
     assert inside.equal(theirs.llm.model.model.layers[0].self_attn.q_proj.weight)
@@ -143,3 +144,64 @@ def test_a_tied_head_stays_tied(saved, tiny_model):
     assert ours.llm.model.lm_head.weight is ours.llm.model.model.embed_tokens.weight
     assert ours.llm.model.lm_head.weight.equal(theirs.llm.model.lm_head.weight)
     assert isinstance(ours.llm.model.lm_head.weight, torch.nn.Parameter)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "said"),
+    [
+        ("connector=mlp2x_gelu", "connector=linear", r"its connector has \d+ tensors .* such as connector\."),
+        ("llm.architecture.num_hidden_layers=3", "llm.architecture.num_hidden_layers=2", r"its llm has 9 tensors"),
+    ],
+)
+def test_a_component_that_would_come_in_part_is_an_error(saved, tiny_model, theirs, ours, said):
+    _, folder = saved(theirs)
+    with pytest.raises(ResumeError, match=rf"{said}[^$]*fix: set (connector|llm) as that run has it"):
+        load_initial(tiny_model(ours), folder)
+
+
+def test_a_component_without_a_place_here_is_left_behind_and_told(saved, tiny_model):
+    _, folder = saved(*PERCEIVER)
+    taken = load_initial(tiny_model(), folder)
+    assert {name.partition(".")[0] for name in taken.left} == {"resampler"}
+    assert f"left behind: resampler ({len(taken.left)} tensors)" in taken.describe()
+
+
+def test_weights_that_were_packed_there_are_not_lost_here(saved, tiny_model):
+    pytest.importorskip("hqq")
+    packed = ("quantization=hqq", "quantization.group_size=32", *LORA)
+    _, folder = saved(*packed)
+    with pytest.raises(ResumeError, match=r"its llm has \d+ tensors [^$]*packed_[^$]*fix: set quantization"):
+        load_initial(tiny_model(*LORA), folder)
+
+
+def test_a_backbone_that_this_run_names_otherwise_stays_where_the_other_was_as_published(saved, tiny_model):
+    frozen = ("train.plan.llm=frozen", "train.plan.vision=frozen")
+    theirs, folder = saved(*frozen)
+    ours = tiny_model(*frozen)
+    ours.config.parts["llm"] = {**ours.config.parts["llm"], "name": "another"}
+    own = {name: tensor.clone() for name, tensor in ours.llm.state_dict().items()}
+    config = BeniConfig.from_pretrained(folder / "model")
+    config.parts["llm"]["name"] = "one"
+    config.save_pretrained(folder / "model")
+    taken = load_initial(ours, folder)
+    assert taken.named == ["llm"]
+    assert all(tensor.equal(own[name]) for name, tensor in ours.llm.state_dict().items())
+    assert all(t.equal(theirs.connector.state_dict()[n]) for n, t in ours.connector.state_dict().items())
+    config.plan["llm"] = "full"
+    config.save_pretrained(folder / "model")
+    with pytest.raises(ResumeError, match=r"trained llm weights that began as one, and this run names another"):
+        load_initial(ours, folder)
+
+
+def test_what_is_no_model_says_what_it_is(saved, tiny_model, tmp_path):
+    theirs, _ = saved(*LORA)
+    theirs.save_adapters(tmp_path / "adapters")
+    with pytest.raises(ResumeError, match=r"holds adapters without[^$]*fix: set it to the model/"):
+        load_initial(tiny_model(*LORA), tmp_path / "adapters")
+    step = tmp_path / "run" / "checkpoints" / "step_00000120"
+    step.mkdir(parents=True)
+    (step / "complete.json").touch()
+    with pytest.raises(ResumeError, match=r"is a checkpoint[^$]*beni\.export \S+run --checkpoint 120"):
+        load_initial(tiny_model(), step)
+    with pytest.raises(ResumeError, match=r"no such folder, seen from /"):
+        load_initial(tiny_model(), tmp_path / "nothing")
