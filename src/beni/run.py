@@ -36,7 +36,7 @@ from beni.distributed.hand_out import hand_out, tensors_of
 from beni.distributed.host import use_host
 from beni.distributed.watchdog import Watchdog
 from beni.errors import CompositionError
-from beni.llm.hf import isolates_segments
+from beni.llm.hf import VARYING_ROPE, isolates_segments, require_embeddings
 from beni.llm.tokenizer import load_tokenizer
 from beni.measure import memory
 from beni.measure.peak import Peak, find_peak
@@ -301,6 +301,13 @@ def _feature_bank(
 
 def _layout(model: BeniForConditionalGeneration, wanted: str, folder: RunFolder) -> str:
     """``padded`` where the llm cannot keep packed samples apart."""
+    require_embeddings(model.llm)
+    rope = getattr(model.llm.config.get_text_config(), "rope_parameters", None) or {}
+    if (kind := rope.get("rope_type")) in VARYING_ROPE:
+        Console(stderr=True).print(
+            f"rope_type={kind}: a sample of more positions than this llm was first made for changes what the others of "
+            "its micro-batch get, as it does in transformers"
+        )
     needed = wanted == "packed" or model.fusion.sees_ahead
     if needed and not isolates_segments(model.llm):
         name = model.llm.model.config.model_type

@@ -39,7 +39,7 @@ IMPOSSIBLE = {
     "E-QUANT": "quantization=bnb_nf4 train.plan.llm=full",
     "E-ADAPTER": "adapter=lora train.plan.llm=lora adapter.targets=[nothing]",
 }
-"""Code -> what provokes it at real sizes, offline. E-FLOPS is for counting, E-ATTN and E-HEAD need weights: below."""
+"""Code -> what provokes it at real sizes, offline. E-FLOPS is for counting, others need weights: below."""
 
 
 @pytest.mark.parametrize("code", IMPOSSIBLE)
@@ -73,6 +73,23 @@ def test_an_llm_that_ignores_beni_s_attention_cannot_look_ahead(tiny_run):
         train(run)
 
 
+def test_an_llm_that_makes_more_of_ids_than_of_embeddings_is_no_llm_for_pictures(tiny_run):
+    from beni.run import train
+
+    run = tiny_run()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    run["llm"] |= {"architecture": {"model_type": "roberta", "is_decoder": True, "vocab_size": 512, **sizes}}
+    with pytest.raises(CompositionError, match=r"^E-EMBED \[llm\]: roberta"):
+        train(run)
+
+
+def test_an_llm_without_its_layers_in_a_list_is_refused(tiny_model):
+    model = tiny_model()
+    model.llm.config.num_hidden_layers = 7
+    with pytest.raises(CompositionError, match=r"^E-LAYERS \[llm\]: llama says num_hidden_layers=7"):
+        model.llm.layers()
+
+
 def test_a_head_that_is_no_plain_matrix_cannot_be_fused(tiny_run):
     from beni.run import train
 
@@ -90,7 +107,7 @@ def test_every_code_of_the_source_is_provoked_here_and_explained_in_the_docs():
     }
     page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| `(E-[A-Z]+)` \|", page, re.M))
-    assert raised == explained == {*IMPOSSIBLE, "E-FLOPS", "E-ATTN", "E-HEAD"}
+    assert raised == explained == {*IMPOSSIBLE, "E-FLOPS", "E-ATTN", "E-HEAD", "E-EMBED", "E-LAYERS"}
 
 
 GROUPS = ("vision", "views", "selector", "resampler", "connector")

@@ -30,12 +30,12 @@ class Fusion(nn.Module, ABC):
 
     @abstractmethod
     def blocks(
-        self, is_image: Bool[Tensor, "t"], asked: Bool[Tensor, "t"], cu_seqlens: Int[Tensor, "s_plus_1"]
+        self, images: Int[Tensor, "t"], asked: Bool[Tensor, "t"], cu_seqlens: Int[Tensor, "s_plus_1"]
     ) -> Int[Tensor, "t"]:
         """For a packed row: positions of one segment with the same number from 0 on see each other; -1 for the others.
 
         Args:
-            is_image: placeholders.
+            images: number of the image of each placeholder; -1 elsewhere.
             asked: positions before the first supervised one of their segment.
             cu_seqlens: borders of the segments.
         """

@@ -77,13 +77,14 @@ class InlineFusion(Fusion):
         return embeds.masked_scatter(is_image[..., None], flat)
 
     def blocks(
-        self, is_image: Bool[Tensor, "t"], asked: Bool[Tensor, "t"], cu_seqlens: Int[Tensor, "s_plus_1"]
+        self, images: Int[Tensor, "t"], asked: Bool[Tensor, "t"], cu_seqlens: Int[Tensor, "s_plus_1"]
     ) -> Int[Tensor, "t"]:
-        wanted = is_image if self.image_attention == "image" else asked
-        begins = torch.ones_like(wanted)  # a run of wanted positions is a block; borders of segments end it
-        begins[1:] = wanted[1:] & ~wanted[:-1]
+        if self.image_attention == "image":
+            return images
+        begins = torch.ones_like(asked)  # a run of them is a block; borders of segments end it
+        begins[1:] = asked[1:] & ~asked[:-1]
         begins[cu_seqlens[:-1].long()] = True
-        return torch.where(wanted, begins.cumsum(0), -1)
+        return torch.where(asked, begins.cumsum(0), -1)
 
     @property
     def calibrates(self) -> bool:

@@ -77,7 +77,8 @@ class HFLlm(Llm):
         self.max_positions = text.to_dict().get("max_position_embeddings")
 
     def embed(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
-        return self.model.get_input_embeddings()(ids)
+        embeds, factor = self.model.get_input_embeddings()(ids), FACTORS.get(self.config.model_type)
+        return embeds if factor is None else embeds * getattr(self.config, factor)
 
     def forward(
         self,
@@ -145,9 +146,15 @@ class HFLlm(Llm):
         return pad_sequence(said, batch_first=True, padding_value=options.get("pad_token_id") or 0)
 
     def layers(self) -> list[nn.Module]:
-        decoder = self.model.get_decoder()
         depth = self.config.get_text_config().num_hidden_layers
-        lists = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+        lists = [m for m in self.model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+        if not lists:
+            raise CompositionError(
+                "E-LAYERS",
+                f"{self.config.model_type} says num_hidden_layers={depth}, and has no list of as many layers",
+                groups=("llm",),
+                fix="choose another llm, for instance llm=qwen3",
+            )
         return list(lists[0])
 
     def tied_keys(self, prefix: str) -> dict[str, str]:
@@ -210,6 +217,42 @@ def build_llm(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedM
         )
     with buildable("llm", kind, attn_implementation):
         return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
+
+
+FACTORS = {"falcon_h1": "embedding_multiplier"}
+"""Model type -> field that text embeddings are multiplied by where, and only where, transformers embeds ids itself."""
+
+VARYING_ROPE = ("longrope", "dynamic")
+"""Kinds of rotary positions whose frequencies depend on the longest sample of a call."""
+
+
+@torch.no_grad()
+def require_embeddings(llm: Llm) -> None:
+    """Raises CompositionError (E-EMBED) where an llm makes more of ids than of their embeddings, with positions from 0
+    on: per-layer embeddings (Gemma 3n), positions that begin elsewhere (RoBERTa). Visual tokens have no ids.
+    """
+    device = next(llm.parameters()).device
+    ids = torch.arange(8, device=device)[None] * 7919 % llm.vocab_size
+    mask, training = torch.ones_like(ids), llm.training
+    llm.eval()
+    try:
+        own = llm.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        given = llm(llm.embed(ids), torch.arange(8, device=device)[None], mask)
+    finally:
+        llm.train(training)
+    if (given - own).abs().max() > 1e-3 * own.abs().max().clamp(min=1e-6):
+        raise CompositionError(
+            "E-EMBED",
+            f"{llm.config.model_type} computes other logits from embeddings than from the ids they belong to, and "
+            "visual tokens have no ids",
+            groups=("llm",),
+            fix="choose another llm, for instance llm=qwen3",
+        )
+
+
+def generates(llm: Llm) -> bool:
+    """Whether transformers generates from embeddings with it; with Zamba 2 and others from ids only."""
+    return "inputs_embeds" in inspect.signature(type(llm.model).prepare_inputs_for_generation).parameters
 
 
 @cache

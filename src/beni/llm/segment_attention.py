@@ -127,7 +127,7 @@ def _rectangle(group: list[tuple[int, int]], device: torch.device, blocks: Tenso
     if blocks is not None:
         own = blocks[index].masked_fill(~real, -1)
         both = (own[:, :, None] == own[:, None, :]) & (own[:, :, None] >= 0)
-        sees = both.triu(1) if bool(both.triu(1).any()) else None
+        sees = both if bool(both.triu(1).any()) else None
     return Rectangle(index, real, sees)
 
 
@@ -261,8 +261,8 @@ def causal(
     softcap: float | None,
     sees: Bool[Tensor, "s length length"] | None = None,
 ) -> Tensor:
-    """Plain causal attention of a rectangle, with the two variations that decoders in the wild have, and with later
-    positions that may be seen too; a sliding window limits how far back, not how far ahead, as in Gemma 3.
+    """Plain causal attention of a rectangle, with the two variations that decoders in the wild have, and with positions
+    that see each other both ways, also beyond a sliding window, as in Gemma 3.
     """
     length = q.shape[2]
     if sees is None and softcap is None and (window is None or window >= length):

@@ -182,7 +182,10 @@ class Costs:
         useful, again = self._rates[reached]
         lengths, labels = batch.lengths, batch.num_labels
         own["llm"] = useful.of(lengths, labels)
-        recomputed += again.of(lengths, 0)
+        laid_out = lengths
+        if batch.attention_mask is not None and not self.twin.fusion.sees_ahead:
+            laid_out = [batch.input_ids.shape[1]] * len(lengths)  # padding is computed again like the rest
+        recomputed += again.of(laid_out, 0)
         return Bill(own, round(useful.pair * sum(n**2 for n in lengths) / 2), recomputed, self._padding(batch, useful))
 
     def _padding(self, batch: Batch, rate: Rate | Staircase) -> int:

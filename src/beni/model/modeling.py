@@ -30,7 +30,7 @@ from beni.llm.base import Llm
 from beni.model import adapters, quantized
 from beni.model.configuration import BeniConfig
 from beni.model.loss import Loss, token_loss
-from beni.model.predict import Sequences, predict
+from beni.model.predict import Sequences, image_numbers, predict
 from beni.model.prompts import prompts
 from beni.model.ragged import Calls, on_each_grid, on_each_size
 from beni.model.viewer import Viewer, placeholders
@@ -181,7 +181,8 @@ class BeniForConditionalGeneration(PreTrainedModel):
         if cu_seqlens is None and attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         supervised = None if labels is None else labels != IGNORE
-        sequences = Sequences(embeds, is_image, supervised, position_ids, attention_mask, cu_seqlens, longest)
+        images = image_numbers(is_image, visual if self.fusion.sees_ahead else None)
+        sequences = Sequences(embeds, images, supervised, position_ids, attention_mask, cu_seqlens, longest)
         if labels is None:
             return BeniOutput(logits=predict(self.llm, self.fusion, sequences))
 
@@ -284,7 +285,8 @@ class BeniForConditionalGeneration(PreTrainedModel):
         embeds, blocks = self.fusion(embeds, is_image, visual), None
         if self.fusion.sees_ahead:
             borders = torch.arange(len(mask) + 1, device=mask.device) * mask.shape[1]
-            blocks = self.fusion.blocks(is_image.flatten(), mask.flatten().bool(), borders).view_as(mask)
+            images = image_numbers(is_image, visual).flatten()
+            blocks = self.fusion.blocks(images, mask.flatten().bool(), borders).view_as(mask)
         return self.llm.generate(embeds, mask, blocks, **options)
 
     def merge_adapters(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from beni.data.collate import collate
 from beni.errors import CompositionError
 from beni.fusion.inline import InlineFusion
-from beni.model.predict import Sequences, before_answers
+from beni.model.predict import Sequences, before_answers, image_numbers
 from beni.stage import TokenSpec
 from beni.types import VisualTokens
 
@@ -29,9 +29,34 @@ def bits(text):
     return torch.tensor([c != "." for c in text])
 
 
-def test_an_images_tokens_are_a_block_and_the_border_of_a_sample_ends_it():
+def test_an_images_tokens_are_a_block_also_beside_another_image_and_around_text():
+    mask = torch.tensor([[True, True, False], [True, True, True], [True, True, False]])
+    visual = VisualTokens(torch.zeros(3, 3, 8), mask, torch.zeros(3, 3, 2), torch.ones(3, 3))
+    images = image_numbers(bits(".####.###.")[None], visual)[0]
+    assert images.tolist() == [-1, 0, 0, 1, 1, -1, 1, 2, 2, -1]
+    blocks = inline(image_attention="image").blocks(images, bits("." * 10), torch.tensor([0, 6, 10]))
+    assert blocks.equal(images)
+    assert image_numbers(bits(".##.")[None], None).tolist() == [[-1, 0, 0, -1]]
+
+
+def test_an_image_does_not_see_the_one_after_it(tiny_run, tiny_model, steps_of):
+    overrides = ("vision.image_size=24", "fusion.image_attention=image")
+    model, steps = tiny_model(*overrides), steps_of(tiny_run(*overrides), tiny_model(*overrides))
+    one = steps.items(0, 0)[0][0]
+    pixels = torch.stack([one.images[0].pixels[0]] * 2)
+    ids = torch.from_numpy(one.encoded.ids)
+    places = (ids == model.config.image_token_id).nonzero()[:, 0]
+    both = torch.cat([ids[: places[-1] + 1], ids[places], ids[places[-1] + 1 :]])[None]
+    last = slice(int(places[0]), int(places[-1]) + 1)
+    with torch.no_grad():
+        seen = [model(both, torch.stack([pixels[0], other])).logits[0] for other in (pixels[1], pixels[1] + 1)]
+    assert seen[0][last].equal(seen[1][last])
+    assert not seen[0][-1].equal(seen[1][-1])
+
+
+def test_an_images_block_ends_where_its_tokens_do():
     blocks = inline(image_attention="image").blocks(
-        bits(".##.##|##.".replace("|", "")), bits("." * 9), torch.tensor([0, 6, 9])
+        torch.tensor([-1, 0, 0, -1, 1, 1, 2, 2, -1]), bits("." * 9), torch.tensor([0, 6, 9])
     )
     assert blocks[[0, 3, 8]].tolist() == [-1, -1, -1]
     assert blocks[1] == blocks[2]
@@ -41,7 +66,7 @@ def test_an_images_tokens_are_a_block_and_the_border_of_a_sample_ends_it():
 
 
 def test_all_before_the_answer_is_a_block_of_its_sample():
-    blocks = inline(image_attention="prefix").blocks(bits("." * 7), bits("##..##."), torch.tensor([0, 4, 7]))
+    blocks = inline(image_attention="prefix").blocks(bits("." * 7).long() - 1, bits("##..##."), torch.tensor([0, 4, 7]))
     assert (blocks >= 0).tolist() == [True, True, False, False, True, True, False]
     assert blocks[0] == blocks[1] != blocks[4] == blocks[5]
 
@@ -49,11 +74,10 @@ def test_all_before_the_answer_is_a_block_of_its_sample():
 def test_before_the_answers_is_before_the_first_supervised_position_of_each_sample():
     row = torch.zeros(1, 9, 2)
     labels = bits("..#.#...#")[None]
-    packed = Sequences(
-        row, labels, labels, torch.arange(9)[None], cu_seqlens=torch.tensor([0, 5, 9], dtype=torch.int32)
-    )
+    none = torch.full((1, 9), -1)
+    packed = Sequences(row, none, labels, torch.arange(9)[None], cu_seqlens=torch.tensor([0, 5, 9], dtype=torch.int32))
     assert before_answers(packed).tolist() == bits("##...###.").tolist()
-    without = Sequences(row, labels, None, torch.arange(9)[None], cu_seqlens=torch.tensor([0, 9]))
+    without = Sequences(row, none, None, torch.arange(9)[None], cu_seqlens=torch.tensor([0, 9]))
     assert before_answers(without).all()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from beni.errors import CompositionError
-from beni.llm.hf import HFLlm
+from beni.llm.hf import HFLlm, generates, require_embeddings
 from beni.measure.flops import count_flops, count_training_flops
 
 SMALL = {
@@ -73,3 +73,21 @@ def test_a_model_that_gives_every_position_is_taken_at_the_ones_asked_for():
     for keep in ([1, 3], [3, 0, 2, 1]):
         assert llm(embeds, positions, torch.ones_like(positions), keep=torch.tensor(keep)).equal(whole[:, keep])
     assert llm.flops(4, 1) == llm.flops(4, 4)  # its head costs what it computes
+
+
+def test_text_is_embedded_as_the_llm_embeds_ids():
+    fields = SMALL | {
+        "embedding_multiplier": 3.0,
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 4,
+    }
+    require_embeddings(make("falcon_h1", fields))
+    with pytest.raises(CompositionError, match=r"^E-EMBED \[llm\]: roberta"):
+        require_embeddings(make("roberta", SMALL | {"is_decoder": True}))
+
+
+def test_llms_that_transformers_generates_with_from_embeddings_are_known():
+    assert generates(make("llama", SMALL))
+    assert not generates(make("bamba", SMALL | {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 4}))

@@ -65,7 +65,7 @@ def computed(llm, how, precision="fp32", rows=13):
     draw = torch.Generator().manual_seed(1)
     embeds = torch.randn(2, 9, llm.hidden_size, generator=draw).requires_grad_()
     mask = torch.ones(2, 9, dtype=torch.long)
-    sequences = Sequences(embeds, mask < 0, None, torch.arange(9).expand(2, 9), mask)
+    sequences = Sequences(embeds, mask - 2, None, torch.arange(9).expand(2, 9), mask)
     places = torch.arange(18)[:rows].div(9, rounding_mode="floor"), torch.arange(18)[:rows] % 9
     targets = torch.randint(VOCABULARY, (rows,), generator=draw)
     fusion = InlineFusion.__new__(InlineFusion)  # only asked whether positions look ahead
