@@ -78,17 +78,23 @@ def export(arguments: argparse.Namespace, show) -> Path:
     from beni.errors import ConfigError
     from beni.llm.tokenizer import load_tokenizer
     from beni.model.programs import write_programs
+    from beni.tracker.backlog import room_for
     from beni.training.restore import restore
 
     run = load_frozen(arguments.run)
-    average = run["train"]["ema"] > 0 if arguments.average is None else arguments.average
-    model, step = restore(arguments.run, run, arguments.checkpoint, average)
-    kind = "average of the weights" if average else "weights"
-    out: Path = arguments.out or arguments.run / "export" / f"{arguments.format}-{step}"
+    averaged = run["train"]["ema"] > 0
+    average = averaged if arguments.average is None else arguments.average
     if arguments.format == "merged" and "lora" not in run["train"]["plan"].values():
         raise ConfigError("--format merged, but this run has no adapters\n  fix: set --format pretrained")
-    if out.is_dir() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty\n  fix: remove it, or choose another folder with --out")
+    if arguments.out is not None:
+        _require_empty(arguments.out)
+    model, step = restore(arguments.run, run, arguments.checkpoint, average)
+    kind = "average of the weights" if average else "weights"
+    name = f"{arguments.format}-{step}" + ("-weights" if averaged and not average else "")
+    out: Path = arguments.out or arguments.run / "export" / name
+    with room_for(out):
+        out.mkdir(parents=True, exist_ok=True)
+    _require_empty(out)
     show(f"{kind} after step {step}", highlight=False)
     if arguments.format == "adapters":
         model.save_adapters(out)
@@ -107,6 +113,14 @@ def export(arguments: argparse.Namespace, show) -> Path:
         if one.reason is not None:
             show(f"{one.component}: {one.reason}", highlight=False, markup=False, soft_wrap=True)
     return out
+
+
+def _require_empty(out: Path) -> None:
+    from beni.errors import ConfigError
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        what = "is not empty" if out.is_dir() else "is no folder"
+        raise ConfigError(f"{out} {what}\n  fix: remove it, or choose another folder with --out")
 
 
 def parity_table(found: Sequence[Parity]) -> Table:

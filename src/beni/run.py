@@ -45,6 +45,7 @@ from beni.model.costs import Costs
 from beni.model.loss import resolve
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters
+from beni.model.quantized import packed_layers
 from beni.model.spec import SpecTable, estimate_memory, propagate, remedies, spec_table
 from beni.model.viewer import Viewer
 from beni.nn.precision import autocast
@@ -139,9 +140,8 @@ def _train(
         model = _build(run, renderer, with_weights=main or not handed)
         apply_plan(model, settings["plan"])
         preemption.meet()
-        if environment.is_main:
-            _write_identity(folder, run, source, schedule, renderer, model, table)
         # the others may have no weights yet
+        peers.from_main(lambda: _write_identity(folder, run, source, schedule, renderer, model, table))
         layout = peers.from_main(lambda: _layout(model, settings["layout"], folder))
         loss = peers.from_main(lambda: resolve(model.llm, settings["loss"]))
         if settings["precision"] == "bf16":
@@ -336,7 +336,11 @@ def _write_identity(
     model: BeniForConditionalGeneration,
     table: SpecTable,
 ) -> None:
-    """Everything that proves two runs comparable: data order, template, initial weights of each component."""
+    """Everything that proves two runs comparable: data order, template, initial weights of each component.
+
+    Raises:
+        ResumeError: when the run has checkpoints of other data or frozen weights.
+    """
     settings = run["train"]
     folder.identity |= {
         "data_fingerprint": source.fingerprint(),
@@ -347,6 +351,11 @@ def _write_identity(
             "init": {name: _hash_weights(module) for name, module in model.named_children()},
         },
     }
+    exact = {name for name, how in settings["plan"].items() if how != "full"}  # checkpoints lack what is frozen there
+    if run["adapter"].get("init", "zero") != "zero":  # what is computed another machine may round otherwise
+        exact -= {name for name, how in settings["plan"].items() if how == "lora"}
+    for notice in folder.require_same(exact - {name.partition(".")[0] for name, _ in packed_layers(model)}):
+        Console(stderr=True).print(notice, highlight=False)
     folder.write_json("identity.json", folder.identity)
     folder.write_json("spec.json", table.to_dict())
     folder.update(parameters=count_parameters(model))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig
 
+from beni.config.folder import lock_of
 from beni.config.frozen import load_frozen
 from beni.config.identity import run_folder
 from beni.errors import BeniError, CompositionError, ConfigError, Preempted, ResumeError
@@ -39,9 +41,31 @@ def test_a_frozen_arm_waits_with_its_whole_config(tiny_run: Runs) -> None:
 def test_freezing_leaves_an_arm_alone_that_is(tiny_run: Runs, state: str) -> None:
     folder = freeze_arm(tiny_run())
     write_status(folder, state=state, step=1)
-    freeze_arm(tiny_run("tracker=tensorboard"))
+    with lock_of(folder) if state == "running" else nullcontext():
+        freeze_arm(tiny_run("tracker=tensorboard"))
+        assert settle_arm(folder) == (None if state == "finished" else "in use by another process")
     assert read_status(folder)["state"] == state
     assert load_frozen(folder)["choices"]["tracker"] == "jsonl"
+
+
+def test_an_arm_whose_process_was_killed_is_queued_again_with_what_is_asked_for_now(tiny_run: Runs) -> None:
+    folder = freeze_arm(tiny_run())
+    write_status(folder, state="running", step=1)
+    freeze_arm(tiny_run("tracker=tensorboard"))
+    assert read_status(folder)["state"] == "queued"
+    assert load_frozen(folder)["choices"]["tracker"] == "tensorboard"
+
+
+@pytest.mark.parametrize("state", ["finished", "failed"])
+def test_an_arm_that_starts_over_sets_aside_what_is_there_and_then_goes_on(tiny_run: Runs, state: str) -> None:
+    folder = freeze_arm(tiny_run())
+    error = None if state == "finished" else {"type": "DataError", "message": "gone", "traceback": ""}
+    write_status(folder, state=state, step=1, error=error)
+    assert freeze_arm(tiny_run("checkpoint.resume=never")) == folder
+    assert (read_status(folder)["state"], read_status(folder)["step"]) == ("queued", 0)
+    assert load_frozen(folder)["checkpoint"]["resume"] == "auto"
+    kept = read_status(folder.with_name(f"{folder.name}.old1"))
+    assert (kept["state"], kept["error"]) == (state, error)
 
 
 def test_an_arm_that_failed_is_queued_again_and_keeps_its_step(tiny_run: Runs) -> None:

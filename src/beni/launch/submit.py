@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from beni.config.folder import in_use, set_aside, that_goes_on
 from beni.config.identity import run_folder
 from beni.errors import BeniError, Preempted
 from beni.launch.status import failure, first_line, read_status, write_status
@@ -51,12 +52,19 @@ def check_arms(runs: Sequence[dict[str, Any]]) -> None:
 
 
 def freeze_arm(run: dict[str, Any]) -> Path:
-    """Writes the frozen config and a queued status into the arm's run folder, unless it is finished or running."""
+    """Writes the frozen config and a queued status into the arm's run folder, unless it is finished, or a process works
+    in it. With ``checkpoint.resume=never`` what stands there is set aside first.
+    """
     folder = run_folder(run)
+    if in_use(folder):
+        return folder
+    if run["checkpoint"]["resume"] == "never":
+        set_aside(folder)
     status = read_status(folder)
-    if status.get("state") not in ("finished", "running"):
+    if status.get("state") != "finished":
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(run, sort_keys=False, allow_unicode=True))
+        frozen = yaml.safe_dump(that_goes_on(run), sort_keys=False, allow_unicode=True)
+        (folder / "config.yaml").write_text(frozen)
         begun = {"step": 0, "steps": run["train"]["steps"]} | status
         write_status(folder, **begun | {"state": "queued", "error": None})
     return folder
@@ -112,6 +120,8 @@ def settle_arm(folder: Path, error: BaseException | None = None) -> str | None:
     status = read_status(folder)
     if status.get("state") == "finished":
         return None
+    if in_use(folder):
+        return "in use by another process"
     if status.get("state") not in ("failed", "preempted") or not status.get("error"):
         status |= {"state": "failed", "error": failure(error or ArmFailed("the job ended before the run did"))}
         write_status(folder, **status)

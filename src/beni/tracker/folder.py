@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from beni.config.folder import lock_of, set_aside, that_goes_on
 from beni.config.identity import difference, now, provenance, relevant, run_folder
 from beni.errors import Preempted, ResumeError
 from beni.tracker.backlog import Backlog, room_for
@@ -49,7 +49,7 @@ class RunFolder:
             return
         with room_for(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path.parent / f".{self.path.name}.lock")
+        lock = lock_of(self.path)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -64,6 +64,34 @@ class RunFolder:
             raise
         finally:
             lock.release()
+
+    def require_same(self, exact: Collection[str]) -> list[str]:
+        """Compares ``identity`` with that of the checkpoints that are here.
+
+        Args:
+            exact: components whose first weights are in no checkpoint, and must be those that they were.
+
+        Returns:
+            What else differs, for the reader: weights that a checkpoint replaces, or that are computed from others.
+
+        Raises:
+            ResumeError: when the data, the template or the weights of ``exact`` are others.
+        """
+        if not any(self.path.glob("checkpoints/step_*/complete.json")):
+            return []
+        try:
+            before = json.loads((self.path / "identity.json").read_text())
+            lines = difference(_proof(before), _proof(self.identity))
+        except (OSError, ValueError, KeyError):
+            return []
+        weights = [line for line in lines if line.startswith("weights.")]
+        bad = [line for line in lines if line not in weights or line.split(":")[0].removeprefix("weights.") in exact]
+        if bad:
+            raise ResumeError(
+                "\n  ".join([f"{self.path} was begun with other data or weights:", *bad])
+                + "\n  fix: bring them back, or set checkpoint.resume=never to start over (the old folder is kept)"
+            )
+        return [f"first weights are not those that the run began with ({line})" for line in weights]
 
     def update(self, **values: Any) -> None:
         """Merges ``values`` into status.json."""
@@ -107,18 +135,15 @@ class RunFolder:
             return False
 
     def _prepare(self) -> None:
-        if self.path.exists() and self.run["checkpoint"]["resume"] == "never":
-            number = 1
-            while (kept := self.path.with_name(f"{self.path.name}.old{number}")).exists():
-                number += 1
-            shutil.move(self.path, kept)
+        if self.run["checkpoint"]["resume"] == "never":
+            set_aside(self.path)
         frozen = self.path / "config.yaml"
         if frozen.is_file():
             theirs = yaml.safe_load(frozen.read_text())
             if changed := difference(relevant(theirs), relevant(self.run)):
                 raise ResumeError(f"{self.path} holds another run; it differs in\n  " + "\n  ".join(changed))
         self.path.mkdir(parents=True, exist_ok=True)
-        self.replace(frozen.name, yaml.safe_dump(self.run, sort_keys=False, allow_unicode=True))
+        self.replace(frozen.name, yaml.safe_dump(that_goes_on(self.run), sort_keys=False, allow_unicode=True))
         try:
             self.status = json.loads((self.path / "status.json").read_text())
         except (OSError, ValueError):
@@ -140,3 +165,12 @@ class RunFolder:
         )
         if self.backlog.waiting:
             self.backlog.tell(f"the run ends, and these are not written: {self.backlog.waiting}")
+
+
+def _proof(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run must not change between two calls."""
+    return {
+        "data": {"fingerprint": identity["data_fingerprint"], "order": identity["hashes"]["data_order"]},
+        "template": identity["template_hash"],
+        "weights": identity["hashes"]["init"],
+    }

@@ -238,7 +238,10 @@ class Trainer:
         if saver.saved != step and step > 0:
             saver.save(step, totals)
         saver.settle(step)
-        kept = "its checkpoint is saved, the same command goes on from there" if saver.saved == step else "not saved"
+        how = "" if job.checkpoint["resume"] == "auto" else "with checkpoint.resume=auto "
+        kept = (
+            f"its checkpoint is saved, the same command {how}goes on from there" if saver.saved == step else "not saved"
+        )
         raise Preempted(f"{job.preemption.name} after step {step}: {kept}")
 
 
