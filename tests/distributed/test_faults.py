@@ -16,8 +16,8 @@ pytestmark = pytest.mark.slow
 
 PROGRAM = Path(__file__).with_name("faults.py")
 KINDS = {
-    1: ("kill_anywhere", "disk_full", "ask_term", "ask_usr2", "kill_at_epoch"),
-    2: ("kill_in_save", "kill_in_accumulation", "truncate", "hang", "ask_building", "ask_evaluating"),
+    1: ("kill_anywhere", "disk_full", "truncate", "ask_usr2", "kill_at_epoch"),
+    2: ("kill_in_save", "kill_in_accumulation", "hang", "ask_evaluating"),
 }
 
 
