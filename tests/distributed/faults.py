@@ -509,11 +509,11 @@ def ask_int(campaign: Campaign, folder: Path, world: int, rng: random.Random, be
     return _ask(campaign, folder, world, rng, began, signal.SIGINT)
 
 
-def _asked(campaign: Campaign, folder: Path, world: int, rng: random.Random, where: str) -> Life:
-    """A signal to a rank, or to all, at the first call of a function; all end with the exit code for it."""
+def _asked(campaign: Campaign, folder: Path, world: int, rng: random.Random, where: str, calls: int) -> Life:
+    """A signal to a rank, or to all, at that call of a function; all end with the exit code for it."""
     number = rng.choice((signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT))
     asked = range(world) if rng.random() < 0.3 else [rng.randrange(world)]
-    one = {"where": where, "calls": 1, "action": str(int(number))}
+    one = {"where": where, "calls": calls, "action": str(int(number))}
     life = campaign.start(folder, world, {rank: [one] for rank in asked})
     assert life.end() == [75] * world, ([rank.poll() for rank in life.ranks], life.said())
     status = json.loads(next(folder.glob("runs/*/*/status.json")).read_text())
@@ -523,14 +523,15 @@ def _asked(campaign: Campaign, folder: Path, world: int, rng: random.Random, whe
 
 def ask_building(campaign: Campaign, folder: Path, world: int, rng: random.Random, began: int) -> Life:
     """A signal to a rank, or to all, while the model is built."""
-    life = _asked(campaign, folder, world, rng, "beni.model.build:build_model")
+    # the first model is that of the plan, before the run listens to signals
+    life = _asked(campaign, folder, world, rng, "beni.model.modeling:BeniForConditionalGeneration.__init__", 2)
     assert max(whole_checkpoints(folder), default=0) == began
     return life
 
 
 def ask_evaluating(campaign: Campaign, folder: Path, world: int, rng: random.Random, began: int) -> Life:
     """A signal to a rank, or to all, in the next evaluation: also one that is made up for."""
-    life = _asked(campaign, folder, world, rng, "beni.evals.scores:Scorer._forward")
+    life = _asked(campaign, folder, world, rng, "beni.evals.scores:Scorer._forward", 1)
     evaluated = next(step for step in (*range(EVALUATES, STEPS, EVALUATES), STEPS) if step >= began)
     assert whole_checkpoints(folder)[-1] == evaluated
     return life
