@@ -351,7 +351,8 @@ def _write_identity(
             "init": {name: _hash_weights(module) for name, module in model.named_children()},
         },
     }
-    exact = {name for name, how in settings["plan"].items() if how != "full"}  # checkpoints lack what is frozen there
+    # checkpoints lack what is frozen, and what waits for train.thaw
+    exact = {name for name, how in settings["plan"].items() if how != "full" or settings["thaw"].get(name)}
     if run["adapter"].get("init", "zero") != "zero":  # what is computed another machine may round otherwise
         exact -= {name for name, how in settings["plan"].items() if how == "lora"}
     for notice in folder.require_same(exact - {name.partition(".")[0] for name, _ in packed_layers(model)}):

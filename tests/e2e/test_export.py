@@ -181,3 +181,15 @@ def test_a_checkpoint_of_adapters_gives_their_folder_and_merged_weights(tiny_val
 def test_a_run_without_adapters_has_none_to_merge(folder, capsys):
     assert main([str(folder), "--format", "merged"]) == 2
     assert "fix: set --format pretrained" in capsys.readouterr().err
+
+
+def test_where_nothing_can_be_written_is_said_before_the_model_is_built(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("beni.training.restore.restore", lambda *_: pytest.fail("built"))
+    (tmp_path / "file").touch()
+    assert main([str(folder), "--out", str(tmp_path / "file")]) == 2
+    assert "file is no folder" in capsys.readouterr().err
+
+
+def test_average_and_weights_have_folders_of_their_own(folder):
+    assert main([str(folder), "--checkpoint", "2"]) == main([str(folder), "--checkpoint", "2", "--no-average"]) == 0
+    assert {"pretrained-2", "pretrained-2-weights"} <= {path.name for path in (folder / "export").iterdir()}

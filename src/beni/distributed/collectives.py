@@ -130,7 +130,7 @@ class Peers:
 
     def __init__(self) -> None:
         self.world = world_size()
-        self.rank = dist.get_rank() if self.world > 1 else 0
+        self.rank = _rank()
         self._group: Any = dist.new_group(backend="gloo", timeout=FOREVER) if self.world > 1 else None
 
     def gather(self, value: Value) -> list[Value]:

@@ -10,6 +10,7 @@ import torch
 from beni.data.collate import collate
 from beni.errors import CompositionError
 from beni.fusion.inline import InlineFusion
+from beni.llm.segment_attention import SegmentPlan, causal
 from beni.model.predict import Sequences, before_answers, image_numbers
 from beni.stage import TokenSpec
 from beni.types import VisualTokens
@@ -194,3 +195,17 @@ def test_a_run_measures_the_scale_on_its_first_batch_and_saves_it(tiny_run):
     kept = BeniForConditionalGeneration.from_pretrained(train(again) / "model")
     assert kept.fusion.scale.equal(model.fusion.scale)
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+
+
+def test_a_block_that_is_longer_than_a_sliding_window_sees_all_of_itself():
+    plan = SegmentPlan.build(torch.tensor([0, 8]), 8, torch.tensor([-1, 0, 0, 0, 0, 0, -1, -1]))
+    (rectangle,) = plan.rectangles
+    q = torch.zeros(1, 1, 8, 8)
+    weights = causal(q, q, torch.eye(8)[None, None], None, 0.0, 2, None, rectangle.sees)[0, 0]
+    assert (weights > 0).int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 0, 0],
+        *[[0, 1, 1, 1, 1, 1, 0, 0]] * 4,
+        [0, 0, 0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0, 1, 1],
+    ]

@@ -19,6 +19,7 @@ CPU = torch.device("cpu")
         ("NVIDIA H100 NVL", "bf16", 835e12),
         ("NVIDIA H100 NVL", "fp32", None),
         ("NVIDIA H200", "tf32", 494.7e12),
+        ("NVIDIA H200 NVL", "bf16", 835.5e12),
         ("NVIDIA A100-SXM4-40GB", "fp32", 19.5e12),
         ("Some Card 9000", "bf16", None),
     ],

@@ -129,6 +129,12 @@ def test_recomputation_is_billed_apart(counted, state):
     assert bill.useful + bill.recomputed == pytest.approx(flops, rel=0.001)
 
 
+def test_padding_that_is_computed_again_is_billed_as_such(counted):
+    bill, flops = counted("everything", "train.layout=padded", mode="full")
+    assert bill.padding > 0
+    assert bill.useful + bill.padding + bill.recomputed == pytest.approx(flops, rel=0.001)
+
+
 @pytest.mark.parametrize("state", ["connector", "everything"])
 def test_attention_that_is_kept_is_not_billed_again(counted, state):
     bill, flops = counted(state, mode="selective")
