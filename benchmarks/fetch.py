@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from beni import compose, train
-from beni.data.fetch import Fetcher
+from beni.data.fetch.fetcher import Fetcher
 from harness import interleaved, write_result
 
 LATENCY = (0.02, 0.06)

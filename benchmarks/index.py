@@ -19,12 +19,12 @@ import psutil
 
 from beni import compose
 from beni.config.build import build
-from beni.data.index import Index
-from beni.data.lengths import RunLengths
-from beni.data.schedule import Schedule
-from beni.data.template import Renderer
+from beni.data.order.index import Index
+from beni.data.order.lengths import RunLengths
+from beni.data.order.schedule import Schedule
+from beni.data.render.template import Renderer
 from beni.llm.tokenizer import load_tokenizer
-from beni.model.spec import propagate
+from beni.model.costing.table import propagate
 from harness import write_result
 
 WORDS = ("red", "blue", "green", "circle", "square", "triangle", "left", "right", "top", "is", "there", "what", "the")

@@ -19,12 +19,12 @@ from PIL import Image as PILImage
 
 from beni import compose
 from beni.config.build import build as build_part
-from beni.data.loader import Steps
-from beni.data.template import Renderer
+from beni.data.batch.loader import Steps
+from beni.data.render.template import Renderer
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build
 from beni.run import make_schedule
-from beni.training.optim import build_optimizer
+from beni.training.optim.build import build_optimizer
 from beni.training.step import clip_and_update, forward_backward
 from beni.training.trainable import set_modes
 from harness import interleaved, write_result

@@ -111,8 +111,8 @@ def tiny_model(tiny_run: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
 def steps_of() -> Callable[..., Any]:
     """(run, model) -> the run's micro-batches by step, as ``beni.run`` makes them; further fields by keyword."""
     from beni.config.build import build
-    from beni.data.loader import Steps
-    from beni.data.template import Renderer
+    from beni.data.batch.loader import Steps
+    from beni.data.render.template import Renderer
     from beni.llm.tokenizer import load_tokenizer
     from beni.run import make_schedule
 

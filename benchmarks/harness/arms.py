@@ -26,7 +26,7 @@ from beni.distributed.fsdp import shard
 from beni.llm import segment_attention
 from beni.measure.memory import peak_gib
 from beni.model import loss
-from beni.model.spec import propagate
+from beni.model.costing.table import propagate
 from beni.training.blocks import prepare_blocks
 from beni.training.loop import Job
 from beni.training.trainable import store_frozen_in_bf16

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from beni.model.spec import propagate
+from beni.model.costing.table import propagate
 from harness import Timed, interleaved, llava
 
 FOLDER = Path(__file__).resolve().parents[1]

@@ -20,8 +20,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from beni import compose
 from beni.config.build import build as build_part
-from beni.data.loader import Steps
-from beni.data.template import IGNORE, Renderer
+from beni.data.batch.loader import Steps
+from beni.data.render.template import IGNORE, Renderer
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build_model
 from beni.model.modeling import BeniForConditionalGeneration

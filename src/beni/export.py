@@ -74,12 +74,12 @@ def export(arguments: argparse.Namespace, show) -> Path:
     """
     import json
 
-    from beni.config.frozen import load_frozen
     from beni.errors import ConfigError
     from beni.llm.tokenizer import load_tokenizer
     from beni.model.programs import write_programs
-    from beni.tracker.backlog import room_for
-    from beni.training.restore import restore
+    from beni.runs.backlog import room_for
+    from beni.runs.frozen import load_frozen
+    from beni.training.checkpoint.restore import restore
 
     run = load_frozen(arguments.run)
     averaged = run["train"]["ema"] > 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from beni.errors import BeniError
 
 if TYPE_CHECKING:
-    from beni.data.schedule import Schedule
+    from beni.data.order.schedule import Schedule
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,13 +72,13 @@ def look(run: Mapping[str, Any], numbers: Sequence[int], rank: int, world: int) 
         BeniError: as a run with the same configuration would.
     """
     from beni.config.build import build
-    from beni.data.fetch import Fetcher
-    from beni.data.fetched import Fetched
-    from beni.data.loader import Steps
-    from beni.data.preview import histogram, preview
-    from beni.data.template import Renderer
+    from beni.data.batch.loader import Steps
+    from beni.data.batch.preview import histogram, preview
+    from beni.data.fetch.fetcher import Fetcher
+    from beni.data.fetch.source import Fetched
+    from beni.data.render.template import Renderer
     from beni.llm.tokenizer import load_tokenizer
-    from beni.model.spec import propagate
+    from beni.model.costing.table import propagate
     from beni.run import make_schedule
 
     train = run["train"]

@@ -16,7 +16,7 @@ from beni.errors import BeniError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from beni.model.spec import SpecTable
+    from beni.model.costing.table import SpecTable
 
 
 WIDTH_OF_A_FILE = 120  # columns, where the output is a pipe or a log and has no width of its own
@@ -73,7 +73,7 @@ def show(run: dict, size: tuple[int, int], text: int, labels: int, processes: tu
     from rich.console import Console
 
     from beni.analysis import formats
-    from beni.model.spec import estimate_memory, propagate, spec_table
+    from beni.model.costing.table import estimate_memory, propagate, spec_table
     from beni.model.viewer import placeholders
 
     model = propagate(run)

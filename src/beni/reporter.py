@@ -9,12 +9,12 @@ from typing import Any
 
 from beni.analysis.render import render_report
 from beni.config.build import build
-from beni.data.fetch import Fetcher
+from beni.data.batch.loader import Viewer
+from beni.data.fetch.fetcher import Fetcher
 from beni.data.images import BadImage
-from beni.data.loader import Viewer
+from beni.data.order.schedule import Schedule
+from beni.data.render.template import Renderer
 from beni.data.sample import Sample, Source
-from beni.data.schedule import Schedule
-from beni.data.template import Renderer
 from beni.distributed.collectives import gather_objects
 from beni.distributed.environment import Environment
 from beni.distributed.fsdp import is_sharded
@@ -24,8 +24,8 @@ from beni.evals.scores import Scorer, summarise
 from beni.llm.hf import generates
 from beni.measure import memory
 from beni.model.modeling import BeniForConditionalGeneration
+from beni.runs.folder import RunFolder
 from beni.tracker.base import Tracker
-from beni.tracker.folder import RunFolder
 from beni.tracker.metrics import MetricsFile
 from beni.tracker.progress import Progress
 

@@ -14,21 +14,20 @@ import torch
 from rich.console import Console
 
 from beni import hub
-from beni.analysis.collect import collect_run
 from beni.analysis.terminal_tables import run_table
 from beni.config.build import build
 from beni.config.check import check, profiled_steps
-from beni.data.ahead import LookAhead
-from beni.data.fetch import Fetcher
-from beni.data.fetched import Fetched
-from beni.data.index import Index
-from beni.data.lengths import RunLengths
-from beni.data.loader import Steps, first_pictures
-from beni.data.probe import probe_samples
+from beni.data.batch.loader import Steps, first_pictures
+from beni.data.batch.probe import probe_samples
+from beni.data.fetch.ahead import LookAhead
+from beni.data.fetch.fetcher import Fetcher
+from beni.data.fetch.source import Fetched
+from beni.data.fetch.verdicts import Verdicts
+from beni.data.order.index import Index
+from beni.data.order.lengths import RunLengths
+from beni.data.order.schedule import Schedule, needs_lengths
+from beni.data.render.template import Renderer
 from beni.data.sample import Source
-from beni.data.schedule import Schedule, needs_lengths
-from beni.data.template import Renderer
-from beni.data.verdicts import Verdicts
 from beni.distributed.collectives import Peers, anywhere, barrier
 from beni.distributed.environment import Environment, process_group, read_environment
 from beni.distributed.fsdp import is_sharded, require_offload, shard
@@ -41,23 +40,24 @@ from beni.llm.tokenizer import load_tokenizer
 from beni.measure import memory
 from beni.measure.peak import Peak, find_peak
 from beni.measure.profile import Profile
-from beni.model.costs import Costs
+from beni.model.costing.counts import Costs
+from beni.model.costing.table import SpecTable, estimate_memory, propagate, remedies, spec_table
 from beni.model.loss import resolve
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters
 from beni.model.quantized import packed_layers
-from beni.model.spec import SpecTable, estimate_memory, propagate, remedies, spec_table
 from beni.model.viewer import Viewer
 from beni.nn.precision import autocast
 from beni.reporter import Reporter
-from beni.tracker.backlog import room_for
-from beni.tracker.folder import RunFolder
+from beni.runs.backlog import room_for
+from beni.runs.folder import RunFolder
+from beni.runs.read import collect_run
 from beni.tracker.progress import index_progress
 from beni.training.blocks import prepare_blocks, recomputing
+from beni.training.checkpoint.tensors import whole_on_main
 from beni.training.initial import load_initial
 from beni.training.loop import Job, Trainer
 from beni.training.preempt import Preemption
-from beni.training.state import whole_on_main
 from beni.training.trainable import store_frozen_in_bf16
 from beni.training.window import Meter
 from beni.vision.feature_bank import FeatureBank, describe

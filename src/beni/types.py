@@ -168,7 +168,7 @@ class Batch:
         layouts: how each image became views, in reading order.
         owners: the sample (0, 1, ... within the micro-batch) that each image belongs to.
         ids: sample ids, in order, for logs.
-        counts: what the micro-batch holds, by source (data/ledger.py).
+        counts: what the micro-batch holds, by source (data/batch/ledger.py).
         faults: pictures that could not be had, as lines of data_errors.jsonl.
         order: hash of the data order of the whole step; ranks compare it.
         notices: what the process that drew it wants a person to know.

@@ -153,7 +153,7 @@ def test_a_rate_that_does_not_fall_may_lie_below_one_that_nobody_reads() -> None
 
 
 @pytest.mark.parametrize(
-    "target", ["os.system", "beni.run.os.system", "beni.config.identity.subprocess.run", "builtins.eval"]
+    "target", ["os.system", "beni.run.os.system", "beni.runs.identity.subprocess.run", "builtins.eval"]
 )
 def test_a_target_hidden_in_a_parts_mapping_is_refused(target: str) -> None:
     with pytest.raises(ConfigError, match="_target_"):

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from beni.config.compose import compose
-from beni.model.spec import propagate
+from beni.model.costing.table import propagate
 from beni.paths import conf_dir
 from beni.plan import main
 

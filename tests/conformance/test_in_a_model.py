@@ -7,15 +7,15 @@ from copy import deepcopy
 import pytest
 import torch
 
-from beni.data.collate import collate
+from beni.data.batch.collate import collate
 from beni.model.build import build_model
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan
-from beni.training.optim import build_optimizer
+from beni.training.optim.build import build_optimizer
 from beni.training.step import clip_and_update, forward_backward
 from beni.training.trainable import TrainabilityCheck
-from conformance.conftest import node
-from conformance.small_model import small_run
+from support.options import node
+from support.small_model import small_run
 
 GROUPS = ("vision", "views", "selector", "resampler", "connector", "fusion", "llm")
 

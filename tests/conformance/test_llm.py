@@ -8,7 +8,7 @@ import torch
 from beni.llm.head import splits_head
 from beni.llm.hf import isolates_segments
 from beni.measure.flops import count_flops
-from beni.model.spec import propagate
+from beni.model.costing.table import propagate
 
 GROUPS = ("llm",)
 LENGTH = 9

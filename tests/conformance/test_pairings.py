@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from beni.config.compose import compose
 from beni.errors import CompositionError, ConfigError, WeightsError
 from beni.model.build import build_model
+from beni.model.costing.table import propagate
 from beni.model.plan import apply_plan
-from beni.model.spec import propagate
 from beni.training.step import forward_backward
-from conformance.conftest import needed, node, options
-from conformance.shrink import shrink_stage
-from conformance.small_model import LONG
+from support.options import needed, node, options
+from support.shrink import shrink_stage
+from support.small_model import LONG
 
 ROOT = Path(__file__).parents[2]
 RANDOM = "vision.weights=random llm.weights=random"

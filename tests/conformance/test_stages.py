@@ -7,8 +7,8 @@ import pytest
 from beni.conformance.properties import PROPERTIES
 from beni.conformance.subject import Subject, find_subject
 from beni.conformance.verdict import Excused, NotMet
-from conformance.conftest import DIM, node
-from conformance.shrink import shrink_stage
+from support.options import DIM, node
+from support.shrink import shrink_stage
 
 GROUPS = ("selector", "resampler", "connector")
 

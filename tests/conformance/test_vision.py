@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from beni.measure.flops import count_flops
-from beni.model.spec import propagate
+from beni.model.costing.table import propagate
 
 GROUPS = ("vision",)
 WIDE = ("resnet", "mobilenet_v2", "efficientnet")

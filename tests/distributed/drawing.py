@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 from beni.config.build import build
-from beni.data.loader import Steps, load
-from beni.data.template import Renderer
+from beni.data.batch.loader import Steps, load
+from beni.data.render.template import Renderer
 from beni.llm.tokenizer import load_tokenizer
-from beni.model.spec import propagate
+from beni.model.costing.table import propagate
 from beni.run import make_schedule
 
 

@@ -19,8 +19,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from beni.config.build import build
-from beni.data.loader import Steps
-from beni.data.template import Renderer
+from beni.data.batch.loader import Steps
+from beni.data.render.template import Renderer
 from beni.distributed.environment import process_group, read_environment
 from beni.distributed.fsdp import shard
 from beni.llm.tokenizer import load_tokenizer

@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 
 from beni.config.build import build
-from beni.data.loader import Steps
-from beni.data.template import Renderer
+from beni.data.batch.loader import Steps
+from beni.data.render.template import Renderer
 from beni.distributed.environment import process_group, read_environment
 from beni.distributed.fsdp import shard
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build as build_model
 from beni.run import make_schedule
-from beni.training.optim import build_optimizer
+from beni.training.optim.build import build_optimizer
 from beni.training.step import clip_and_update, forward_backward
 
 

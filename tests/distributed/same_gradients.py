@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distributed.processes import run_ranks
+from support.processes import run_ranks
 
 PROGRAM = Path(__file__).with_name("gradients.py")
 

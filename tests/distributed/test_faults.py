@@ -1,4 +1,4 @@
-"""A short fault campaign; the long one is ``python tests/distributed/faults.py --kills 50 --seed 0``."""
+"""A short fault campaign; the long one is ``python tests/support/faults.py --kills 50 --seed 0``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from distributed import faults
+from support import faults
 
 pytestmark = pytest.mark.slow
 
-PROGRAM = Path(__file__).with_name("faults.py")
+PROGRAM = Path(faults.__file__)
 KINDS = {
     1: ("kill_anywhere", "disk_full", "truncate", "ask_usr2", "kill_at_epoch"),
     2: ("kill_in_save", "kill_in_accumulation", "hang", "ask_evaluating"),

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from beni.config.compose import compose
 from beni.model.build import build
-from distributed.processes import run_ranks
+from support.processes import run_ranks
 
 pytestmark = pytest.mark.slow
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from beni.errors import WeightsError
-from conformance.conftest import needed, options
-from conformance.small_model import small_run
-from distributed.processes import run_ranks
+from support.options import needed, options
+from support.processes import run_ranks
+from support.small_model import small_run
 
 pytestmark = pytest.mark.slow
 

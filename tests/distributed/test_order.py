@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from beni.config.compose import compose
-from distributed.processes import start_ranks
+from support.processes import start_ranks
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ import pytest
 
 from beni.config.compose import compose
 from beni.hub import OPTIMIZER_PACKAGES
-from distributed.processes import run_ranks
+from support.processes import run_ranks
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from beni.config.compose import compose
-from distributed.processes import run_module, run_ranks, start_ranks
+from support.processes import run_module, run_ranks, start_ranks
 
 pytestmark = pytest.mark.slow
 

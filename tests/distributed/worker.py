@@ -15,8 +15,8 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from beni.config.build import build
-from beni.data.loader import Steps
-from beni.data.template import Renderer
+from beni.data.batch.loader import Steps
+from beni.data.render.template import Renderer
 from beni.distributed.environment import process_group, read_environment
 from beni.distributed.fsdp import shard, tied
 from beni.errors import DataError
@@ -24,8 +24,8 @@ from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build as build_model
 from beni.run import make_schedule
 from beni.training import loop
+from beni.training.checkpoint.tensors import whole_on_main
 from beni.training.loop import Job
-from beni.training.state import whole_on_main
 
 
 class Log:

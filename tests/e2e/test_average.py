@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from beni.distributed.collectives import Peers
 from beni.run import train
-from beni.training.checkpoint import Checkpoints
+from beni.training.checkpoint.files import Checkpoints
 
 
 def test_what_is_exported_is_the_average_and_the_scores_say_so(tiny_run):

@@ -184,7 +184,7 @@ def test_a_run_without_adapters_has_none_to_merge(folder, capsys):
 
 
 def test_where_nothing_can_be_written_is_said_before_the_model_is_built(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("beni.training.restore.restore", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr("beni.training.checkpoint.restore.restore", lambda *_: pytest.fail("built"))
     (tmp_path / "file").touch()
     assert main([str(folder), "--out", str(tmp_path / "file")]) == 2
     assert "file is no folder" in capsys.readouterr().err

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from distributed.processes import run_module
-from hostile import BAD, GOOD, HostileServer
+from support.hostile import BAD, GOOD, HostileServer
+from support.processes import run_module
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed.processes import run_module
+from support.processes import run_module
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ import torch
 
 from beni.errors import BeniError
 from beni.model.build import build_model
+from beni.model.costing.table import propagate
 from beni.model.modeling import BeniForConditionalGeneration
-from beni.model.spec import propagate
-from beni.training.optim import build_optimizer
+from beni.training.optim.build import build_optimizer
 from beni.training.step import clip_and_update, forward_backward
 
 VIT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed.processes import run_module
+from support.processes import run_module
 
 STEPS = 24
 OVERRIDES = (
@@ -102,7 +102,7 @@ def test_a_failed_run_leaves_its_traceback_in_its_status(tiny_overrides, tmp_pat
 
 @pytest.mark.parametrize("kind", ["another key of the signature", "no key at all"])
 def test_a_command_finds_its_own_run_folder_only(tiny_run, kind):
-    from beni.config.identity import run_folder
+    from beni.runs.identity import run_folder
 
     ours = tiny_run()
     theirs = tiny_run("optim.lr=0.5") if kind.startswith("another") else tiny_run("train.log_every=7")

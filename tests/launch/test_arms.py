@@ -17,13 +17,13 @@ import pytest
 import yaml
 from omegaconf import DictConfig
 
-from beni.config.folder import lock_of
-from beni.config.frozen import load_frozen
-from beni.config.identity import run_folder
 from beni.errors import BeniError, CompositionError, ConfigError, Preempted, ResumeError
 from beni.launch import submit
-from beni.launch.status import read_status, write_status
 from beni.launch.submit import ImpossibleArm, check_arms, freeze_arm, run_arms, settle_arm
+from beni.runs.frozen import load_frozen
+from beni.runs.identity import run_folder
+from beni.runs.lock import lock_of
+from beni.runs.status import read_status, write_status
 
 Runs = Callable[..., dict[str, Any]]
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from distributed.processes import run_module
+from support.processes import run_module
 
 EXPERIMENT = """# @package _global_
 # A sweep in an experiment file.

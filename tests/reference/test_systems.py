@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from beni.config.compose import compose
-from beni.data.collate import stack_views
+from beni.data.batch.collate import stack_views
 from beni.model.build import build_model
 from reference.convert import rename
 from reference.harness import all_cases

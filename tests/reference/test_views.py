@@ -16,7 +16,7 @@ from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
-from beni.data.images import ImageTransform
+from beni.nn.pixels import ImageTransform
 from beni.stage import StageContext, TokenSpec
 from beni.types import VisualTokens
 from beni.views.anyres import AnyRes

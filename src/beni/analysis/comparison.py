@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beni.analysis.collect import Arm, Run, arms, collect_study, number
 from beni.analysis.pairing import Pairing, prove_pairing
 from beni.analysis.stats import Difference, Summary, blank_metric, metric_value, paired_difference, summarize
 from beni.errors import BeniError
+from beni.runs.read import Arm, Run, arms, collect_study, number
 
 
 @dataclass(frozen=True)

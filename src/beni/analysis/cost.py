@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from beni.analysis import formats
-from beni.analysis.collect import Run, number
+from beni.runs.read import Run, number
 
 UTILISATION = {"mfu": "MFU", "mfu_causal": "MFU, causal attention halved", "hfu": "HFU"}
 NOT_BILLED = {"padding": "padding, beside it", "recomputed": "computed again, beside it"}

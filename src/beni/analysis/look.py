@@ -1,7 +1,7 @@
 """What the model sees, on one page or in a terminal: crops, loss mask, packs, lengths.
 
-The values come from ``beni.data.preview``; here they are only laid out. The page is a single file without outside links
-or scripts. Everything a data set says is text to be escaped, never markup.
+The values come from ``beni.data.batch.preview``; here they are only laid out. The page is a single file without outside
+links or scripts. Everything a data set says is text to be escaped, never markup.
 """
 
 from __future__ import annotations

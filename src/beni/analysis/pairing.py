@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from beni.analysis.collect import Arm, Run, plain
+from beni.runs.read import Arm, Run, plain
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import Any
 import jinja2
 
 from beni.analysis import cost, formats
-from beni.analysis.collect import Run, collect_run, number, plain
 from beni.analysis.plots import Curve, plot, smooth
 from beni.analysis.stats import example_values, metric_value
+from beni.runs.read import Run, collect_run, number, plain
 
 GALLERY_PICTURES = 36
 _MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif"}

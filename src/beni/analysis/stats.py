@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from beni.analysis.collect import Arm, Run, number
+from beni.runs.read import Arm, Run, number
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from beni.analysis import formats
-from beni.analysis.collect import Run, number
 from beni.analysis.comparison import Comparison
 from beni.analysis.stats import metric_value
 from beni.analysis.tables import COST_HEADER, SCORE_HEADER, cost_cells, details, score_cells, unfinished_lines
+from beni.runs.read import Run, number
 
 _COLORS = {"yes": "green", "confounded": "red", "unknown": "yellow", "finished": "green", "failed": "red"}
 

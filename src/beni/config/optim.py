@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class LrScale:
-    """Learning rate of each component as a multiple of ``optim.lr`` (training/optim.py)."""
+    """Learning rate of each component as a multiple of ``optim.lr`` (training/optim/build.py)."""
 
     vision: float
     views: float
@@ -26,7 +26,7 @@ class LrScale:
 
 @dataclass(frozen=True)
 class LayerDecay:
-    """Rate of each layer as a multiple of that of the layer above it (training/layers.py). 1 is none."""
+    """Rate of each layer as a multiple of that of the layer above it (training/optim/layers.py). 1 is none."""
 
     vision: float
     llm: float
@@ -34,7 +34,7 @@ class LayerDecay:
 
 @dataclass(frozen=True)
 class Optim:
-    """What every optimizer reads (training/optim.py, training/schedule.py).
+    """What every optimizer reads (training/optim/build.py, training/optim/rate.py).
 
     Attributes:
         optimizer: which one; its own values stand in the class below that is named after it.

@@ -132,7 +132,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Template:
-    """How a conversation becomes text (data/template.py).
+    """How a conversation becomes text (data/render/template.py).
 
     Attributes:
         name: of the template, for logs.
@@ -151,7 +151,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which samples make up a step (data/schedule.py).
+    """Which samples make up a step (data/order/schedule.py).
 
     Attributes:
         unit: what ``train.batch_size`` counts: ``sample`` or ``pack`` (samples end to end, isolated).
@@ -202,7 +202,7 @@ class Fsdp:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Saving and resuming (training/saver.py).
+    """Saving and resuming (training/checkpoint/saver.py).
 
     Attributes:
         every: steps between checkpoints; 0 saves none but the last.
@@ -223,7 +223,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Images:
-    """Pictures that are fetched while training runs, and what becomes of bad ones (data/fetch.py, data/usable.py).
+    """Pictures that are fetched while training runs, and what becomes of bad ones (data/fetch/, data/batch/usable.py).
 
     Attributes:
         concurrency: requests at once, of one process.
@@ -279,7 +279,7 @@ class Eval:
 
 @dataclass(frozen=True)
 class Paths:
-    """Where things go (config/identity.py).
+    """Where things go (runs/identity.py).
 
     Attributes:
         runs: root of the run folders.
@@ -290,7 +290,7 @@ class Paths:
 
 @dataclass(frozen=True)
 class Study:
-    """Which question the run belongs to (config/identity.py, analysis/).
+    """Which question the run belongs to (runs/identity.py, analysis/).
 
     Attributes:
         name: folder of the study under ``paths.runs``.

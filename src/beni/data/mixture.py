@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from beni.data.images import Augment
+from beni.data.order.schedule import epoch_order
 from beni.data.sample import Part, Sample, Source
-from beni.data.schedule import epoch_order
 from beni.errors import DataError
 from beni.nn.streams import derive
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL.Image import Image as Picture
 
-from beni.data.collate import stack_views
+from beni.data.batch.collate import stack_views
 from beni.data.images import BadImage, blank_like, decode
 from beni.data.sample import Sample
 from beni.evals.scores import Scorer

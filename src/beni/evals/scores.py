@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from PIL.Image import Image as Picture
 
-from beni.data.collate import Item, collate, stack_views
+from beni.data.batch.collate import Item, collate, stack_views
+from beni.data.batch.loader import Viewer, item
 from beni.data.images import BadImage, Image, blank_like, decode
-from beni.data.loader import Viewer, item
+from beni.data.render.template import Renderer
 from beni.data.sample import Sample, Task
-from beni.data.template import Renderer
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.precision import autocast
 from beni.types import ViewedImage, VisualTokens, to_device

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from beni.config.command import report
-from beni.config.frozen import load_frozen
 from beni.errors import PREEMPTED, BeniError, Preempted
-from beni.launch.status import failure, read_status, write_status
+from beni.runs.frozen import load_frozen
+from beni.runs.status import failure, read_status, write_status
 
 
 def main(arguments: list[str]) -> int:

@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
-from beni.config.folder import in_use, set_aside, that_goes_on
-from beni.config.identity import run_folder
 from beni.errors import BeniError, Preempted
-from beni.launch.status import failure, first_line, read_status, write_status
+from beni.runs.identity import run_folder
+from beni.runs.lock import in_use, set_aside, that_goes_on
+from beni.runs.status import failure, first_line, read_status, write_status
 from beni.training.preempt import SIGNALS
 
 

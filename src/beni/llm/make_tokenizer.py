@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from beni.data import questions
-from beni.data.scenes import Scene
+from beni.data.shapes import questions
+from beni.data.shapes.scenes import Scene
 from beni.llm.tokenizer import CARRIED
 
 VOCABULARY = 512

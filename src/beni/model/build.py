@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from beni.data.tokens import resolve_tokens
+from beni.data.render.tokens import resolve_tokens
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.configuration import BeniConfig
 from beni.model.modeling import BeniForConditionalGeneration

@@ -23,7 +23,7 @@ from transformers.utils.generic import ModelOutput
 
 from beni.adapter.base import Adapter
 from beni.config.build import build, build_stage
-from beni.data.collate import pixel_key, stack_views
+from beni.data.batch.collate import pixel_key, stack_views
 from beni.errors import CompositionError
 from beni.fusion.base import Fusion
 from beni.llm.base import Llm

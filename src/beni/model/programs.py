@@ -17,7 +17,7 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor, nn
 
-from beni.data.collate import stack_views
+from beni.data.batch.collate import stack_views
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.viewer import placeholders
 from beni.stage import StageContext, TokenSpec

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL.Image import Image as Picture
 
-from beni.data.images import PictureTransform
 from beni.fusion.base import Fusion
+from beni.nn.pixels import PictureTransform
 from beni.stage import Nested, TokenSpec
 from beni.types import ImageLayout, Markup, ViewedImage
 from beni.views.base import Views

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from beni.tracker.backlog import Backlog
+from beni.runs.backlog import Backlog
 
 
 class MetricsFile:

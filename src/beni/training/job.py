@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from beni.data.loader import Steps
+from beni.data.batch.loader import Steps
 from beni.distributed.environment import Environment
 from beni.distributed.watchdog import Watchdog
 from beni.measure.profile import Profile
 from beni.model.modeling import BeniForConditionalGeneration
+from beni.training.checkpoint.saver import SaverLog
 from beni.training.preempt import Preemption
-from beni.training.saver import SaverLog
 from beni.training.shown import DataLog
 from beni.training.window import Meter
 

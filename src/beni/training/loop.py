@@ -14,19 +14,19 @@ from typing import Any, NoReturn
 
 import torch
 
-from beni.data.ledger import Counts
-from beni.data.loader import load
+from beni.data.batch.ledger import Counts
+from beni.data.batch.loader import load
 from beni.distributed.collectives import sum_counts
 from beni.errors import Preempted
 from beni.measure.goodput import Goodput
 from beni.model.loss import Loss
 from beni.nn.streams import derive
+from beni.training.checkpoint.saver import Saver
 from beni.training.ema import Average
 from beni.training.guard import Guard, Rewind
 from beni.training.job import Job
-from beni.training.optim import build_optimizer
-from beni.training.saver import Saver
-from beni.training.schedule import learning_rate
+from beni.training.optim.build import build_optimizer
+from beni.training.optim.rate import learning_rate
 from beni.training.shown import Shown
 from beni.training.step import caught, component_norms, forward_backward, gradient_norm, together, update, whole
 from beni.training.thaw import Thaw

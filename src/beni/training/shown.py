@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from beni.data.ledger import Counts, Ledger
+from beni.data.batch.ledger import Counts, Ledger
 from beni.distributed.collectives import gather_objects, sum_counts
 from beni.errors import DataError
 from beni.types import Batch

@@ -17,8 +17,8 @@ from PIL import Image as PILImage
 from PIL.Image import Image as Picture
 from torch import Tensor
 
-from beni.data.images import PictureTransform
 from beni.errors import ConfigError
+from beni.nn.pixels import PictureTransform
 from beni.nn.rows import concatenate, constant, real_tokens, with_line_ends
 from beni.stage import TokenSpec
 from beni.types import ImageLayout, Markup, VisualTokens

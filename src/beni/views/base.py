@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from PIL.Image import Image as Picture
 from torch import Tensor
 
-from beni.data.images import PictureTransform
+from beni.nn.pixels import PictureTransform
 from beni.stage import Stage, StageContext, TokenSpec
 from beni.types import ImageLayout, Markup, VisualTokens
 

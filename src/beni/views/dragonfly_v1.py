@@ -17,8 +17,8 @@ import torch
 from PIL.Image import Image as Picture
 from torch import Tensor
 
-from beni.data.images import PictureTransform
 from beni.errors import ConfigError
+from beni.nn.pixels import PictureTransform
 from beni.nn.rows import real_tokens
 from beni.stage import TokenSpec
 from beni.types import ImageLayout, Markup, VisualTokens

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from PIL.Image import Image as Picture
 from torch import Tensor
 
-from beni.data.images import PictureTransform
 from beni.errors import CompositionError
 from beni.nn.grid import from_map, to_map
+from beni.nn.pixels import PictureTransform
 from beni.nn.rows import concatenate, real_tokens
 from beni.stage import TokenSpec
 from beni.types import ImageLayout, Markup, VisualTokens

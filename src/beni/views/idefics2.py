@@ -14,8 +14,8 @@ from PIL.Image import Image as Picture
 from PIL.Image import Resampling
 from torch import Tensor
 
-from beni.data.images import PictureTransform
 from beni.errors import CompositionError
+from beni.nn.pixels import PictureTransform
 from beni.nn.rows import real_tokens
 from beni.stage import TokenSpec
 from beni.types import ImageLayout, Markup, VisualTokens

@@ -16,8 +16,8 @@ from PIL.Image import Image as Picture
 from PIL.Image import Resampling
 from torch import Tensor
 
-from beni.data.images import PictureTransform
 from beni.errors import ConfigError
+from beni.nn.pixels import PictureTransform
 from beni.stage import StageContext, TokenSpec
 from beni.types import ImageLayout, Markup, VisualTokens
 from beni.views.base import Views

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from PIL.Image import Image as Picture
 from torch import Tensor
 
-from beni.data.images import PictureTransform
 from beni.errors import CompositionError, ConfigError
 from beni.nn.grid import to_map
+from beni.nn.pixels import PictureTransform
 from beni.stage import StageContext, TokenSpec
 from beni.types import ImageLayout, Markup, VisualTokens
 from beni.views.base import Views

@@ -16,8 +16,8 @@ from PIL import Image as PILImage
 from PIL.Image import Image as Picture
 from torch import Tensor, nn
 
-from beni.data.images import PictureTransform
 from beni.errors import CompositionError
+from beni.nn.pixels import PictureTransform
 from beni.nn.rows import images_of, real_tokens
 from beni.stage import StageContext, TokenSpec
 from beni.types import ImageLayout, Markup, VisualTokens

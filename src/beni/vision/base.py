@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from beni.data.images import PictureTransform
+from beni.nn.pixels import PictureTransform
 from beni.stage import TokenSpec
 from beni.types import VisualTokens
 

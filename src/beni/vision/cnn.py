@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from beni.data.images import ImageTransform, as_size
 from beni.errors import CompositionError, WeightsError
 from beni.hub import package_file
 from beni.measure.flops import count_flops
 from beni.nn.batch_norm import flattened
+from beni.nn.pixels import ImageTransform, as_size
 from beni.stage import TokenSpec
 from beni.types import VisualTokens
 from beni.vision.base import VisionEncoder

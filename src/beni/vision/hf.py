@@ -27,11 +27,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
-from beni.data.images import ImageTransform, as_size, as_triple
 from beni.errors import CompositionError, WeightsError
 from beni.measure.flops import count_flops
 from beni.nn.architecture import read_architecture
 from beni.nn.batch_norm import settle_statistics
+from beni.nn.pixels import ImageTransform, as_size, as_triple
 from beni.stage import TokenSpec
 from beni.types import VisualTokens
 from beni.vision.backbone import build_encoder, model_inputs, own_size, pooling, repeated_blocks

@@ -27,8 +27,8 @@ from PIL.Image import Image as Picture
 from PIL.Image import new as new_picture
 from torch import Tensor, nn
 
-from beni.data.images import PictureTransform
 from beni.errors import CompositionError, ConfigError
+from beni.nn.pixels import PictureTransform
 from beni.nn.streams import torch_stream
 from beni.stage import TokenSpec
 from beni.types import VisualTokens

@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from beni.data.images import ImageTransform, as_size, as_triple
 from beni.errors import CompositionError, WeightsError
 from beni.measure.flops import count_flops
 from beni.nn.batch_norm import settle_statistics
+from beni.nn.pixels import ImageTransform, as_size, as_triple
 from beni.stage import TokenSpec
 from beni.types import VisualTokens
 from beni.vision.backbone import repeated_blocks

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from beni.analysis import cost
-from beni.analysis.collect import collect_run
 from beni.analysis.render import render_report
+from beni.runs.read import collect_run
 
 TOLD = {
     "mfu": 0.412,

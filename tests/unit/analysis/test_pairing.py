@@ -1,7 +1,7 @@
 import pytest
 
-from beni.analysis.collect import arms, collect_study
 from beni.analysis.pairing import prove_pairing
+from beni.runs.read import arms, collect_study
 
 
 @pytest.fixture

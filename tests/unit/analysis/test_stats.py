@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from beni.analysis.collect import arms, collect_study
 from beni.analysis.stats import blank_metric, metric_value, paired_difference, summarize
+from beni.runs.read import arms, collect_study
 
 
 def write_scores(folder, scores):

@@ -3,9 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
-from beni.analysis.collect import collect_run
 from beni.analysis.comparison import compare_study
 from beni.analysis.terminal_tables import compare_table, run_table
+from beni.runs.read import collect_run
 
 
 def shown(item, width=80):

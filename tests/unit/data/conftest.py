@@ -12,9 +12,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from beni.data.images import Image
+from beni.data.order.schedule import Schedule
+from beni.data.render.template import Renderer
 from beni.data.sample import Message, Sample
-from beni.data.schedule import Schedule
-from beni.data.template import Renderer
 from beni.hub import package_file
 from beni.llm.tokenizer import CARRIED
 from beni.paths import cache_dir, conf_dir

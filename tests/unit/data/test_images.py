@@ -9,8 +9,9 @@ import torch
 from PIL import Image as PILImage
 from PIL import PngImagePlugin
 
-from beni.data.images import GREY, Augment, Image, ImageTransform, as_triple, blank_like, decode
+from beni.data.images import GREY, Augment, Image, blank_like, decode
 from beni.errors import DataError
+from beni.nn.pixels import ImageTransform, as_triple
 
 HALF = (0.5, 0.5, 0.5)
 

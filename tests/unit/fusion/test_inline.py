@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from beni.data.collate import collate
+from beni.data.batch.collate import collate
 from beni.errors import CompositionError
 from beni.fusion.inline import InlineFusion
 from beni.llm.segment_attention import SegmentPlan, causal

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from beni.data import questions
-from beni.data.scenes import Scene
+from beni.data.shapes import questions
+from beni.data.shapes.scenes import Scene
 from beni.errors import ConfigError
 from beni.llm.make_tokenizer import SPECIAL, VOCABULARY, byte_tokenizer, make_tokenizer
 from beni.llm.tokenizer import CARRIED, load_tokenizer

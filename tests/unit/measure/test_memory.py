@@ -32,8 +32,8 @@ def test_weights_gradients_and_moments_are_counted_exactly():
 
 
 def test_moments_and_averages_are_counted_by_optimizer(tiny_run, tiny_model):
+    from beni.model.costing.table import estimate_memory
     from beni.model.plan import count_parameters
-    from beni.model.spec import estimate_memory
 
     model = tiny_model()
     trained = sum(count["trained"] for count in count_parameters(model).values())
@@ -50,7 +50,7 @@ def test_moments_and_averages_are_counted_by_optimizer(tiny_run, tiny_model):
 
 def test_logits_are_counted_as_the_loss_keeps_them(tiny_run, tiny_model, monkeypatch):
     from beni.model import loss
-    from beni.model.spec import estimate_memory
+    from beni.model.costing.table import estimate_memory
 
     model = tiny_model()
     monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * model.llm.vocab_size * 10)
@@ -120,7 +120,7 @@ def test_processes_of_a_machine_share_its_memory(monkeypatch):
 
 
 def test_what_is_offloaded_moves_to_the_memory_of_the_machine(tiny_run, tiny_model):
-    from beni.model.spec import estimate_memory
+    from beni.model.costing.table import estimate_memory
 
     model = tiny_model("train.plan.vision=frozen")
 
@@ -138,8 +138,8 @@ def test_what_is_offloaded_moves_to_the_memory_of_the_machine(tiny_run, tiny_mod
 
 
 def test_processes_that_are_handed_weights_build_only_what_is_drawn(tiny_run, tiny_model):
+    from beni.model.costing.table import estimate_memory
     from beni.model.plan import count_parameters
-    from beni.model.spec import estimate_memory
 
     model = tiny_model()
     counts = {stage: 4 * sum(count.values()) for stage, count in count_parameters(model).items()}
@@ -156,7 +156,7 @@ def test_processes_that_are_handed_weights_build_only_what_is_drawn(tiny_run, ti
 
 
 def test_hybrid_shares_what_trains_within_a_machine_alone(tiny_run, tiny_model):
-    from beni.model.spec import estimate_memory
+    from beni.model.costing.table import estimate_memory
 
     model, run = tiny_model(), tiny_run("fsdp=hybrid")
     many, few = (estimate_memory(model, run, 8, 64, 8, local).optimizer for local in (8, 2))
@@ -202,7 +202,7 @@ def kept_for_the_backward_pass(monkeypatch, model, mode, precision, positions):
 @pytest.mark.parametrize("plan", ["full", "frozen"])
 @pytest.mark.parametrize("mode", ["none", "selective", "full"])
 def test_activations_are_estimated_as_layers_keep_them(tiny_run, tiny_model, monkeypatch, mode, plan, precision):
-    from beni.model.spec import estimate_memory
+    from beni.model.costing.table import estimate_memory
     from beni.training.trainable import store_frozen_in_bf16
 
     overrides = [f"train.activation_checkpointing={mode}", f"train.plan.llm={plan}", "train.batch_size=1"]
@@ -217,7 +217,7 @@ def test_activations_are_estimated_as_layers_keep_them(tiny_run, tiny_model, mon
 
 
 def test_activation_checkpointing_lessens_what_is_estimated(tiny_run, tiny_model):
-    from beni.model.spec import estimate_memory
+    from beni.model.costing.table import estimate_memory
 
     model = tiny_model()
 
@@ -231,7 +231,7 @@ def test_activation_checkpointing_lessens_what_is_estimated(tiny_run, tiny_model
 
 
 def test_the_fix_names_what_would_help_this_run_and_what_it_may_have(tiny_run, tiny_model):
-    from beni.model.spec import estimate_memory, remedies
+    from beni.model.costing.table import estimate_memory, remedies
 
     model = tiny_model("train.plan.vision=frozen")
 

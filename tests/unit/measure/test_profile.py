@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from beni.config.identity import signature
 from beni.measure.goodput import Goodput
 from beni.measure.profile import Profile, kernels, split, union
 from beni.run import train
+from beni.runs.identity import signature
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from beni.errors import CompositionError, DataError
-from beni.model.spec import propagate
+from beni.model.costing.table import propagate
 
 PERCEIVER = "resampler=perceiver"
 SMALL = (PERCEIVER, "resampler.num_latents=5", "resampler.num_heads=2", "resampler.head_dim=8")

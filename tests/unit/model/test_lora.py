@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from beni.errors import CompositionError
+from beni.model.costing.table import propagate
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import count_parameters
-from beni.model.spec import propagate
 
 PERCEIVER = ("resampler=perceiver", "resampler.num_latents=3", "resampler.num_heads=2", "resampler.head_dim=8")
 BOTH = ("train.plan.llm=lora", "train.plan.vision=lora", "adapter.r=4")

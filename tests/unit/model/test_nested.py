@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from beni.model.spec import propagate, spec_table
+from beni.model.costing.table import propagate, spec_table
 
 SIZES = ("vision.image_size=24", "vision.architecture.patch_size=6")
 MQT = ("resampler=mqt", "resampler.max_queries=9", "resampler.num_queries=9", "resampler.num_heads=4")
@@ -37,7 +37,7 @@ def test_a_sample_is_predicted_alike_at_its_scale_in_any_company(tiny_run, tiny_
     overrides = (*SIZES, *OPTIONS["m3"], "data.text_share=0")
     model = tiny_model(*overrides)
     steps = steps_of(tiny_run(*overrides), model)
-    from beni.data.collate import collate
+    from beni.data.batch.collate import collate
 
     items = [item for index in range(4) for item in steps.items(0, index)[0]]
     assert len({image.layout.scale for item in items for image in item.images}) > 1

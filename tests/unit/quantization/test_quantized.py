@@ -11,10 +11,10 @@ import torch
 from beni.errors import CompositionError, ResourceError, ResumeError, WeightsError
 from beni.hub import QUANTIZATION_PACKAGES, require_weights
 from beni.measure.memory import GIB
+from beni.model.costing.table import estimate_memory, propagate
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import count_parameters
 from beni.model.quantized import packed_layers
-from beni.model.spec import estimate_memory, propagate
 from beni.nn.packed import PackedLinear
 from beni.training.initial import load_initial
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from beni.errors import ResourceError
-from beni.tracker.backlog import Backlog
+from beni.runs.backlog import Backlog
 from beni.tracker.metrics import MetricsFile
 
 

@@ -9,9 +9,9 @@ import threading
 
 import pytest
 
-from beni.config.identity import run_folder
 from beni.errors import Preempted
 from beni.run import train
+from beni.runs.identity import run_folder
 from beni.training import preempt
 from beni.training.preempt import Preemption
 

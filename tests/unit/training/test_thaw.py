@@ -48,7 +48,7 @@ def test_nothing_changes_before_the_thaw_and_everything_trains_after_it(weights)
 
 def test_moments_begin_at_the_thaw(weights, tmp_path):
     from beni.distributed.collectives import Peers
-    from beni.training.checkpoint import Checkpoints
+    from beni.training.checkpoint.files import Checkpoints
 
     weights("train.thaw.llm=0.5")
     saved = Checkpoints(tmp_path, Peers(), 1).newest([]).tensors

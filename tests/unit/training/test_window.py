@@ -7,8 +7,8 @@ import torch
 
 from beni.measure.goodput import PARTS, Goodput
 from beni.measure.peak import Peak
-from beni.model.costs import Costs
-from beni.model.spec import propagate
+from beni.model.costing.counts import Costs
+from beni.model.costing.table import propagate
 from beni.training.window import Meter, Window
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image as PILImage
 
-from beni.data.images import ImageTransform
 from beni.errors import CompositionError, ConfigError
+from beni.nn.pixels import ImageTransform
 from beni.stage import StageContext, TokenSpec
 from beni.types import VisualTokens
 from beni.views.s2 import S2Views

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from beni.data.collate import pixel_key
+from beni.data.batch.collate import pixel_key
 from beni.errors import ResourceError
 from beni.stage import TokenSpec
 from beni.types import VisualTokens

@@ -1,0 +1,80 @@
+"""Captions: a picture and what it shows, in columns, in a folder or in WebDataset tars."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from beni.data.formats.fields import MEND, column, columns_of, pictures_of, short, text_of
+from beni.data.formats.table import Table, exchange
+from beni.data.records.base import Row
+from beni.data.records.open import open_rows
+from beni.data.sample import Sample
+from beni.errors import DataError
+
+
+class Captions(Table):
+    """Pictures to describe.
+
+    Args:
+        seed: of the run; draws prompts and captions.
+        path: see ``beni.data.records.base.open_rows``.
+        subset: of a set of the hub.
+        split: of a set of the hub.
+        rows: take only the first so many.
+        columns: names of the columns ``image`` and ``caption``; a caption may be a list, of which each epoch draws one.
+        prompts: what is said after the picture, one drawn each time; empty for nothing, as in LLaVA's align stage.
+        images: folder that relative paths are meant to; null for the working directory.
+        heldout: records held out for the loss, with the first prompt and caption.
+        augment: see ``beni.data.images.Augment``.
+
+    Raises:
+        DataError: when a record lacks something; names file and record.
+    """
+
+    task = "loss"
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        path: str | None,
+        subset: str | None,
+        split: str,
+        rows: int | None,
+        columns: dict[str, str],
+        prompts: list[str],
+        images: str | None,
+        heldout: int,
+        augment: dict[str, Any],
+    ) -> None:
+        self.columns = columns_of(columns, "image", "caption")
+        self.prompts = prompts
+        records = open_rows(path, subset=subset, split=split, rows=rows)
+        super().__init__(seed, records, heldout, augment, images, {**self.columns, "prompts": prompts, "seed": seed})
+        # where nothing is drawn, one index serves all epochs; what the first record says ``read`` holds the others to
+        self._listed = isinstance(column(self.rows[0], self.columns["caption"], self.rows.where(0)), list)
+        self.varies = self._listed or len(prompts) > 1
+
+    def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:
+        name = self.columns["image"]
+        pictures = pictures_of(column(row, name, where), self.root, name, where)
+        if not pictures:
+            raise DataError(f"{where}: {name!r} holds no picture, expected one\n  {MEND}")
+        value = column(row, self.columns["caption"], where)
+        if isinstance(value, list) and not self._listed:
+            raise DataError(
+                f"{where}: {self.columns['caption']!r} is {short(value)}, but a text in the first record\n"
+                "  fix: write a list in every record"
+            )
+        many = value if isinstance(value, list) else [value]
+        if not many:
+            raise DataError(f"{where}: {self.columns['caption']!r} is an empty list, expected a caption\n  {MEND}")
+        caption = text_of(many[_drawn(rng, len(many))], self.columns["caption"], where)
+        prompt = self.prompts[_drawn(rng, len(self.prompts))] if self.prompts else None
+        return Sample("", exchange([*pictures, *([] if prompt is None else [prompt])], caption))
+
+
+def _drawn(rng: np.random.Generator | None, count: int) -> int:
+    return 0 if rng is None or count == 1 else int(rng.integers(count))

@@ -1,0 +1,49 @@
+"""Texts in a column: language modelling without pictures, one sample a row."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from beni.data.formats.fields import column, text_of
+from beni.data.formats.table import Table
+from beni.data.records.base import Row
+from beni.data.records.open import open_rows
+from beni.data.sample import Message, Sample
+
+
+class TextRows(Table):
+    """Texts; with ``template=plain`` every token is supervised.
+
+    Args:
+        seed: of the run.
+        path: see ``beni.data.records.base.open_rows``.
+        subset: of a set of the hub.
+        split: of a set of the hub.
+        rows: take only the first so many.
+        column: that holds the text.
+        heldout: records held out for the loss.
+
+    Raises:
+        DataError: when a record has no text; names file and record.
+    """
+
+    task = "loss"
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        path: str | None,
+        subset: str | None,
+        split: str,
+        rows: int | None,
+        column: str,
+        heldout: int,
+    ) -> None:
+        self.column = column
+        records = open_rows(path, subset=subset, split=split, rows=rows)
+        super().__init__(seed, records, heldout, {}, None, {"column": column})
+
+    def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:
+        said = text_of(column(row, self.column, where), self.column, where)
+        return Sample("", (Message("assistant", (said,)),))

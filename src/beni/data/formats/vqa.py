@@ -1,0 +1,90 @@
+"""Visual question answering: one picture or several, a question and its answer in columns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from beni.data.formats.fields import MEND, column, columns_of, pictures_of, short, text_of
+from beni.data.formats.table import Table, exchange
+from beni.data.records.base import Row
+from beni.data.records.open import open_rows
+from beni.data.sample import Sample
+from beni.errors import DataError
+
+
+class Vqa(Table):
+    """Questions that have an answer; held-out ones are scored by it, or by choosing where there are choices.
+
+    Args:
+        seed: of the run.
+        path: see ``beni.data.records.base.open_rows``.
+        subset: of a set of the hub.
+        split: of a set of the hub.
+        rows: take only the first so many.
+        columns: names of the columns ``image``, ``question``, ``answer`` and, where there are any, ``choices`` (else
+            null). An answer may be a list of what several people said: the most frequent counts, of equals the first.
+            Where there are choices it may be the number of one, from 0.
+        suffix: put behind every question, on a line of its own; LLaVA-1.5 asks for "a single word or phrase" there.
+        images: folder that relative paths are meant to; null for the working directory.
+        heldout: records held out.
+        augment: see ``beni.data.images.Augment``.
+
+    Raises:
+        DataError: when a record lacks something; names file and record.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        path: str | None,
+        subset: str | None,
+        split: str,
+        rows: int | None,
+        columns: dict[str, str | None],
+        suffix: str,
+        images: str | None,
+        heldout: int,
+        augment: dict[str, Any],
+    ) -> None:
+        self.columns = columns_of(columns, "image", "question", "answer", optional=("choices",))
+        self.suffix = suffix
+        self.task = "choice" if "choices" in self.columns else "answer"
+        records = open_rows(path, subset=subset, split=split, rows=rows)
+        super().__init__(seed, records, heldout, augment, images, {**self.columns, "suffix": suffix})
+
+    def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:
+        name = self.columns["image"]
+        pictures = pictures_of(column(row, name, where), self.root, name, where)
+        question = text_of(column(row, self.columns["question"], where), self.columns["question"], where)
+        choices = self._choices(row, where)
+        answer = self._answer(column(row, self.columns["answer"], where), choices, where)
+        asked = f"{question}\n{self.suffix}" if self.suffix else question
+        return Sample("", exchange([*pictures, asked], answer), choices=choices)
+
+    def _answer(self, value: Any, choices: tuple[str, ...], where: str) -> str:
+        name = self.columns["answer"]
+        if isinstance(value, int) and value in range(len(choices)):
+            return choices[value]
+        if isinstance(value, list):
+            said = [text_of(one, name, where).strip() for one in value]
+            if not said:
+                raise DataError(f"{where}: {name!r} is an empty list, expected an answer\n  {MEND}")
+            answer = Counter(said).most_common(1)[0][0]
+        else:
+            answer = text_of(value, name, where).strip()
+        if choices and answer not in choices:
+            raise DataError(f"{where}: the answer {answer!r} is none of the choices {', '.join(choices)}\n  {MEND}")
+        return answer
+
+    def _choices(self, row: Row, where: str) -> tuple[str, ...]:
+        if "choices" not in self.columns:
+            return ()
+        name = self.columns["choices"]
+        value = column(row, name, where)
+        if not isinstance(value, list) or len(value) < 2:
+            raise DataError(f"{where}: {name!r} is {short(value)}, expected a list of at least two choices\n  {MEND}")
+        return tuple(text_of(one, name, where).strip() for one in value)

@@ -1,0 +1,115 @@
+"""From the index to what each sample costs *this* run: positions of the llm, pictures, pixels of the encoder.
+
+The index counts text; how many positions an image takes follows from its size and the run's visual path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from beni.data.order.index import Columns, Index
+from beni.errors import ConfigError, DataError
+from beni.types import ImageLayout, Markup
+
+
+@dataclass(frozen=True)
+class Loads:
+    """One row a sample.
+
+    Attributes:
+        tokens: positions, visual ones included.
+        labels: supervised ones among them.
+        images: pictures.
+        pixels: of all views of its pictures.
+    """
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    images: np.ndarray
+    pixels: np.ndarray
+
+
+class Planner(Protocol):
+    """What lengths need of a model; handed over by run.py."""
+
+    def seen(self, size: tuple[int, int]) -> Sequence[ImageLayout]:
+        """The layouts at which training sees a picture of (height, width), one after another; the longest of those it
+        draws from.
+        """
+        ...
+
+    def markup(self, layout: ImageLayout) -> Markup:
+        """What stands in the text for an image."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunLengths:
+    """Loads of a run.
+
+    Attributes:
+        template: the ``template`` section.
+        tokens_per_image: positions that the schedule reckons with for an image instead of its own, so that runs with
+            other visual paths get the same packs; None for its own.
+    """
+
+    index: Index
+    planner: Planner
+    template: Mapping[str, Any]
+    tokens_per_image: int | None = None
+
+    def loads(self, epoch: int) -> Loads:
+        """Of all samples of an epoch.
+
+        Raises:
+            DataError: when a sample is longer than ``template.max_length`` and may not be cut.
+            ConfigError: when an image takes more positions than ``schedule.tokens_per_image``.
+        """
+        columns = self.index.columns(epoch)
+        seen, visual, pixels = self._images(columns)
+        times = np.where(columns.images > 0, seen, 1)
+        tokens = columns.text * times + visual
+        limit = self.template["max_length"] * times
+        longer = tokens > limit
+        if longer.any() and self.template["overlong"] == "error":
+            first = int(longer.argmax())
+            raise DataError(
+                f"training sample {first} has {int(tokens[first])} tokens, template.max_length is "
+                f"{self.template['max_length']}, and {int(longer.sum())} of {len(tokens)} are longer\n"
+                f"  fix: set template.max_length={int(tokens.max())}, use fewer visual tokens, or set "
+                "template.overlong=truncate"
+            )
+        if self.tokens_per_image is not None:
+            tokens = columns.text * times + columns.images * self.tokens_per_image
+        return Loads(np.minimum(tokens, limit), columns.labels * times, columns.images, pixels)
+
+    def _images(self, columns: Columns) -> tuple[int, np.ndarray, np.ndarray]:
+        """How often a sample with pictures is seen, and positions and pixels of all its pictures together."""
+        sizes = columns.sizes if self.index.sized else np.zeros((1, 2), dtype=np.int64)
+        unique, which = np.unique(sizes, axis=0, return_inverse=True)
+        costs = np.array([self._cost((int(h), int(w))) for h, w in unique], dtype=np.int64).reshape(-1, 3)
+        times = int(costs[:, 2].max(initial=1))
+        if not self.index.sized:
+            return times, columns.images * costs[0, 0], columns.images * costs[0, 1]
+        sums = np.concatenate([np.zeros((1, 2), dtype=np.int64), costs[which.ravel(), :2].cumsum(0)])
+        both = sums[columns.starts[1:]] - sums[columns.starts[:-1]]
+        return times, both[:, 0], both[:, 1]
+
+    def _cost(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        layouts = self.planner.seen(size)
+        each = [sum(self._length(part) for part in self.planner.markup(layout)) for layout in layouts]
+        most = self.tokens_per_image
+        if most is not None and sum(each) > most:
+            raise ConfigError(
+                f"schedule.tokens_per_image={most}, but a picture of {size[0]}x{size[1]} pixels takes {sum(each)} "
+                f"positions in this run\n  fix: set schedule.tokens_per_image={sum(each)} or more, in all arms alike"
+            )
+        pixels = sum(height * width for layout in layouts for height, width in layout.views)
+        return sum(each), pixels, len(layouts)
+
+    def _length(self, part: int | str) -> int:
+        return part if isinstance(part, int) else self.index.renderer.text_length(part)

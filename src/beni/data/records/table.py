@@ -1,0 +1,187 @@
+"""Parquet, arrow, csv and sets of the Hugging Face hub, through ``datasets``: mapped from disk, pictures encoded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from filelock import FileLock
+
+from beni import hub
+from beni.data.records.base import Row, Rows, files_fingerprint
+from beni.errors import DataError
+from beni.paths import cache_dir
+
+HUB = "hf://datasets/"
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}
+CHUNK = 64
+"""Rows held in memory when a stream is kept; with pictures in them some 10 MB."""
+LOOK = "fix: see whether data.path, data.subset and data.split are right, and whether the files are whole"
+
+
+class TableRows(Rows):
+    """Rows of a ``datasets.Dataset``."""
+
+    def __init__(self, table: Dataset, name: str, fingerprint: str) -> None:
+        # as arrow, pictures are bytes or a path: they are decoded when their sample is drawn, if at all
+        self.table, self.name, self._fingerprint = table.with_format("arrow"), name, fingerprint
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, number: int) -> Row:
+        try:
+            return self.table[number].to_pylist()[0]
+        except Exception as error:  # arrow raises anything for a damaged file
+            raise DataError(f"{self.where(number)}: {type(error).__name__}: {error}") from error
+
+    def where(self, number: int) -> str:
+        return f"{self.name}, row {number}"
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+
+def from_files(files: Sequence[Path]) -> Rows:
+    """Files of one kind.
+
+    Raises:
+        DataError: when they cannot be read.
+    """
+    name, where = _names(files)
+    return TableRows(_loaded(name, **where), name, files_fingerprint(files))
+
+
+def first_of_files(files: Sequence[Path], rows: int) -> Rows:
+    """The first rows of files of one kind, streamed and kept.
+
+    Raises:
+        DataError: when they cannot be read.
+    """
+    name, where = _names(files)
+    return _kept(_loaded(name, **where, streaming=True), rows, name, f"{files_fingerprint(files)}-{rows}")
+
+
+def _names(files: Sequence[Path]) -> tuple[str, dict[str, Any]]:
+    """What errors call the files, and what ``datasets`` must know of them."""
+    names = [str(file) for file in files]
+    where = {"path": BUILDERS[files[0].suffix.lower()], "data_files": names, "split": "train"}
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", where
+
+
+def from_saved(folder: Path, split: str) -> Rows:
+    """What ``save_to_disk`` has written.
+
+    Raises:
+        DataError: when it has no such split.
+    """
+    from datasets import DatasetDict, load_from_disk
+
+    table = load_from_disk(str(folder))
+    if isinstance(table, DatasetDict):
+        if split not in table:
+            raise DataError(
+                f"data.split={split}: {folder} has {', '.join(map(str, table))}\n  fix: set data.split to one of them"
+            )
+        table, folder = table[split], folder / split
+    return TableRows(table, str(folder), files_fingerprint(sorted(folder.glob("data-*.arrow"))))
+
+
+def from_hub(name: str, subset: str | None, split: str, rows: int | None) -> Rows:
+    """A set of the hub.
+
+    Raises:
+        DataError: when it is neither in the cache nor reachable, or has no such subset or split.
+    """
+    from datasets import DownloadConfig
+    from huggingface_hub import constants
+
+    shown = f"{HUB}{name}{f', {subset}' if subset else ''}, {split}"
+    host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
+    offline = constants.HF_HUB_OFFLINE or not hub.reachable(host)
+    options: dict[str, Any] = {"name": subset, "split": split}
+    try:
+        if rows is not None:
+            key = hashlib.sha256(f"{name} {subset} {split}".encode()).hexdigest()[:16]
+            kept = _spool(f"{key}-{rows}")
+            if kept.is_file():
+                return _from_spool(kept, shown, f"{key}-{rows}")
+            if offline:
+                raise OSError(f"{host} cannot be reached")
+            return _kept(_loaded(shown, name, streaming=True, **options), rows, shown, f"{key}-{rows}")
+        table = _loaded(shown, name, download_config=DownloadConfig(local_files_only=offline), **options)
+    except (DataError, OSError) as error:
+        if not offline:
+            raise
+        raise DataError(
+            f"data.path={HUB}{name} is not in the cache, and "
+            + ("HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{host} cannot be reached")
+            + "\n  fix: run once where there is a network, or set data.path to a local copy "
+            f"(hf download {name} --repo-type dataset --local-dir copy, then data.path='copy/**/*.parquet')"
+        ) from error
+    files = [Path(part["filename"]) for part in table.cache_files]
+    return TableRows(table, shown, files_fingerprint(files))  # its own hash changes with the files' dates
+
+
+def _loaded(shown: str, *arguments: Any, **options: Any) -> Any:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(*arguments, **options)
+    except Exception as error:  # the builders raise anything
+        said = str(error).strip().splitlines() or [""]
+        raise DataError(f"data.path: {shown} cannot be read: {type(error).__name__}: {said[0]}\n  {LOOK}") from error
+
+
+def _spool(key: str) -> Path:
+    return cache_dir() / "spool" / f"{key}.arrow"
+
+
+def _kept(stream: IterableDataset, rows: int, shown: str, key: str) -> Rows:
+    """The first rows of a stream, written to the cache once for all processes."""
+    path = _spool(key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.is_file():
+            partial = path.with_suffix(f".{os.getpid()}.partial")
+            try:
+                _write(stream, rows, partial)
+                os.replace(partial, path)
+            except Exception as error:  # readers of files and networks raise anything
+                raise DataError(
+                    f"data.path: {shown} cannot be read: {type(error).__name__}: {error}\n  {LOOK}"
+                ) from error
+            finally:
+                partial.unlink(missing_ok=True)
+    return _from_spool(path, shown, key)
+
+
+def _write(stream: IterableDataset, rows: int, path: Path) -> None:
+    # what the set says of its columns: a first chunk without a value would say that they have no type
+    schema = stream.features.arrow_schema if stream.features else None
+    writer: pa.RecordBatchStreamWriter | None = None
+    try:
+        for table in stream.take(rows).with_format("arrow").iter(batch_size=CHUNK):
+            schema = schema or table.schema
+            writer = writer or pa.ipc.new_stream(path, schema)
+            writer.write_table(table.select(schema.names).cast(schema))
+    finally:
+        if writer is not None:
+            writer.close()
+    if writer is None:
+        raise ValueError("it has no rows")
+
+
+def _from_spool(path: Path, shown: str, key: str) -> Rows:
+    from datasets import Dataset
+
+    return TableRows(Dataset.from_file(str(path)), shown, hashlib.sha256(key.encode()).hexdigest()[:16])

@@ -1,0 +1,113 @@
+"""``data=shapes``: drawn pictures, questions about them, exact answers. Endless, and needs no files.
+
+Sample ``index`` of an epoch is a pure function of (seed, epoch, index), the same on every machine. Training asks
+several questions about a picture in one conversation and ends it with a description: the names of all shapes and their
+places are far more supervision a picture than single answers, and coming last they answer no question beforehand.
+Held-out samples ask one question, from a stream of their own that no seed shares.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from PIL import Image as PILImage
+
+from beni.data.images import Augment, Image
+from beni.data.sample import Message, Sample, Source
+from beni.data.shapes import questions
+from beni.data.shapes.questions import Question
+from beni.data.shapes.scenes import Scene
+
+HELDOUT_SEED = "heldout"
+
+
+class Shapes(Source):
+    """Questions about colour, shape, count, position, relation and existence, and some without or with two pictures.
+
+    Args:
+        seed: of the run; training scenes depend on it, held-out ones do not.
+        size: training samples of one epoch; every epoch draws new ones.
+        heldout: held-out questions.
+        image_size: side of the pictures in pixels.
+        questions: most questions in a training conversation about one picture.
+        describe: end such a conversation with a description of the picture; descriptions are never scored.
+        pictures_share: share of training conversations about two pictures.
+        text_share: share of training conversations without a picture.
+
+    Pictures are not augmented: a flip would make answers about left and right wrong.
+    """
+
+    task = "answer"
+    varies = True
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        size: int,
+        heldout: int,
+        image_size: int,
+        questions: int,
+        describe: bool,
+        pictures_share: float,
+        text_share: float,
+    ) -> None:
+        self.seed, self.size, self.num_heldout, self.image_size = seed, size, heldout, image_size
+        self.questions, self.describe = questions, describe
+        self.pictures_share, self.text_share = pictures_share, text_share
+        self.augment = Augment()
+
+    def __len__(self) -> int:
+        return self.size
+
+    def train(self, index: int, epoch: int) -> Sample:
+        rng = _rng(self.seed, "train", epoch, index)
+        lot = rng.random()
+        if lot < self.text_share:
+            scenes: tuple[Scene, ...] = ()
+            asked = [questions.ask_text(rng) for _ in range(self.questions)]
+        elif lot < self.text_share + self.pictures_share:
+            scenes = (Scene.draw(rng), Scene.draw(rng))
+            asked = [questions.ask_pictures(*scenes, rng) for _ in range(max(1, self.questions // 2))]
+        else:
+            scenes = (Scene.draw(rng),)
+            asked = questions.ask_several(scenes[0], rng, self.questions)
+            if self.describe:
+                asked.append(questions.ask_description(scenes[0], rng))
+        unique = list({q.text: q for q in asked if q is not None}.values()) or [questions.ask_text(rng)]
+        return self._sample(f"train-{epoch}-{index}", scenes, unique)
+
+    def heldout(self) -> Sequence[Sample]:
+        return list(self._heldout())
+
+    def fingerprint(self) -> str:
+        values = {name: value for name, value in vars(self).items() if name != "augment"}
+        return hashlib.sha256(f"shapes-1 {sorted(values.items())}".encode()).hexdigest()[:16]
+
+    def _heldout(self) -> Iterator[Sample]:
+        for index in range(self.num_heldout):
+            rng = _rng(HELDOUT_SEED, index)
+            scene, question = questions.ask_one(rng)
+            yield self._sample(f"heldout-{index}", (scene,), [question])
+
+    def _sample(self, name: str, scenes: tuple[Scene, ...], asked: list[Question]) -> Sample:
+        messages = []
+        for i, question in enumerate(asked):
+            pictures = [
+                Image(partial(_render, scene, self.image_size), f"{name}.{j}") for j, scene in enumerate(scenes)
+            ]
+            messages.append(Message("user", (*(pictures if i == 0 else ()), question.text)))
+            messages.append(Message("assistant", (question.answer,)))
+        return Sample(name, tuple(messages), asked[-1].kind, asked[-1].choices, cluster=name)
+
+
+def _render(scene: Scene, size: int) -> PILImage.Image:
+    return scene.render(size)
+
+
+def _rng(*name: object) -> random.Random:
+    digest = hashlib.blake2b("/".join(map(str, ("shapes", *name))).encode(), digest_size=8).digest()
+    return random.Random(int.from_bytes(digest, "big"))

@@ -1,0 +1,176 @@
+"""The run folder: what a run is, how it is doing, and the lock that keeps a second process out of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import yaml
+from filelock import Timeout
+
+from beni.errors import Preempted, ResumeError
+from beni.runs.backlog import Backlog, room_for
+from beni.runs.identity import difference, now, provenance, relevant, run_folder
+from beni.runs.lock import lock_of, set_aside, that_goes_on
+
+
+class RunFolder:
+    """``runs/<study>/<choices>-s<seed>-<signature>/`` of one run, written by rank 0 only.
+
+    Args:
+        run: the frozen run.
+        writes: whether this process is the one that writes.
+
+    Attributes:
+        backlog: what the disk has not taken yet.
+    """
+
+    def __init__(self, run: Mapping[str, Any], writes: bool) -> None:
+        self.run, self.writes = dict(run), writes
+        self.path = run_folder(self.run)
+        self.identity = provenance(self.run)
+        self.status: dict[str, Any] = {}
+        self.backlog = Backlog()
+
+    @contextmanager
+    def opened(self) -> Iterator[RunFolder]:
+        """Locks the folder and keeps ``status.json`` true until the block ends, also when it ends badly.
+
+        Raises:
+            ResumeError: when another process works in it, or it holds another run.
+            ResourceError: when it cannot be written: at the beginning at all, or at the end all of it.
+        """
+        if not self.writes:
+            yield self
+            return
+        with room_for(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = lock_of(self.path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ResumeError(f"{self.path} is in use by another process; wait for it or stop it") from None
+        try:
+            with room_for(self.path):
+                self._prepare()
+            yield self
+            self.backlog.end()
+        except BaseException as error:
+            self._failed(error)
+            raise
+        finally:
+            lock.release()
+
+    def require_same(self, exact: Collection[str]) -> list[str]:
+        """Compares ``identity`` with that of the checkpoints that are here.
+
+        Args:
+            exact: components whose first weights are in no checkpoint, and must be those that they were.
+
+        Returns:
+            What else differs, for the reader: weights that a checkpoint replaces, or that are computed from others.
+
+        Raises:
+            ResumeError: when the data, the template or the weights of ``exact`` are others.
+        """
+        if not any(self.path.glob("checkpoints/step_*/complete.json")):
+            return []
+        try:
+            before = json.loads((self.path / "identity.json").read_text())
+            lines = difference(_proof(before), _proof(self.identity))
+        except (OSError, ValueError, KeyError):
+            return []
+        weights = [line for line in lines if line.startswith("weights.")]
+        bad = [line for line in lines if line not in weights or line.split(":")[0].removeprefix("weights.") in exact]
+        if bad:
+            raise ResumeError(
+                "\n  ".join([f"{self.path} was begun with other data or weights:", *bad])
+                + "\n  fix: bring them back, or set checkpoint.resume=never to start over (the old folder is kept)"
+            )
+        return [f"first weights are not those that the run began with ({line})" for line in weights]
+
+    def update(self, **values: Any) -> None:
+        """Merges ``values`` into status.json."""
+        if self.writes:
+            self.status |= values | {"updated": now()}
+            self.write_json("status.json", self.status)
+
+    def hung(self, message: str, stack: str) -> None:
+        """Notes that the run hangs. Any rank may call it, from any thread: rank 0 may be the one that hangs."""
+        try:
+            status = json.loads((self.path / "status.json").read_text())
+        except (OSError, ValueError):
+            status = self.status
+        error = {"type": "Hang", "message": message, "traceback": stack}
+        partial = self.path / f".status.json.{os.getpid()}.partial"
+        with suppress(OSError):  # the process is to end, also on a full disk
+            partial.write_text(json.dumps(status | {"state": "failed", "error": error, "updated": now()}, indent=1))
+            os.replace(partial, self.path / "status.json")
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Replaces a JSON file of the folder in one piece, as soon as the disk takes it."""
+        if self.writes:
+            text = json.dumps(value, indent=1, ensure_ascii=False)
+            self.backlog.write(self.path / name, lambda: self.replace(name, text))
+
+    def replace(self, name: str, text: str) -> None:
+        """Replaces a file of the folder in one piece.
+
+        Raises:
+            OSError: when the disk does not take it; the file is as it was.
+        """
+        partial = self.path / f".{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, self.path / name)
+
+    def finished(self) -> bool:
+        """Whether an earlier call of the same run came to its end."""
+        try:
+            return json.loads((self.path / "status.json").read_text())["state"] == "finished"
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def _prepare(self) -> None:
+        if self.run["checkpoint"]["resume"] == "never":
+            set_aside(self.path)
+        frozen = self.path / "config.yaml"
+        if frozen.is_file():
+            theirs = yaml.safe_load(frozen.read_text())
+            if changed := difference(relevant(theirs), relevant(self.run)):
+                raise ResumeError(f"{self.path} holds another run; it differs in\n  " + "\n  ".join(changed))
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.replace(frozen.name, yaml.safe_dump(that_goes_on(self.run), sort_keys=False, allow_unicode=True))
+        try:
+            self.status = json.loads((self.path / "status.json").read_text())
+        except (OSError, ValueError):
+            self.status = {"started": now()}
+        self.update(state="running", steps=self.run["train"]["steps"], step=self.status.get("step", 0), error=None)
+
+    def _failed(self, error: BaseException) -> None:
+        if not self.path.exists():
+            return
+        interrupted = isinstance(error, KeyboardInterrupt | Preempted)
+        self.update(
+            state="preempted" if interrupted else "failed",
+            error={
+                "type": type(error).__name__,
+                "message": str(error),
+                # where a signal met the run says nothing
+                "traceback": "" if interrupted else "".join(traceback.format_exception(error)),
+            },
+        )
+        if self.backlog.waiting:
+            self.backlog.tell(f"the run ends, and these are not written: {self.backlog.waiting}")
+
+
+def _proof(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run must not change between two calls."""
+    return {
+        "data": {"fingerprint": identity["data_fingerprint"], "order": identity["hashes"]["data_order"]},
+        "template": identity["template_hash"],
+        "weights": identity["hashes"]["init"],
+    }

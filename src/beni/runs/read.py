@@ -1,0 +1,288 @@
+"""Run folders read back: what a run was, how it went, what it scored.
+
+- Reads only YAML and JSON text; nothing is unpickled and torch is never imported, so a report takes a moment.
+- Tolerant of a run that is still writing or died: a half-written last line is dropped, a missing file is empty, and
+  whatever could not be read is named in ``Run.problems`` instead of raised.
+- Large files (metrics, scores, gallery) are read when first asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from beni.errors import BeniError
+from beni.runs.identity import relevant
+
+# Choices that name how a run was started or written down; the values they set speak for themselves.
+NOT_IN_LABELS = frozenset({"experiment", "launcher", "tracker", "recipe"})
+
+_RUN_FILES = ("status.json", "identity.json", "config.yaml")
+_NAME = re.compile(r"^(?P<choices>.*?)-s(?P<seed>\d+)-[0-9a-f]{6,}$")
+_SET_ASIDE = re.compile(r"\.old\d+$")  # what checkpoint.resume=never leaves beside a run that was started over
+_ABSENT = object()
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run folder.
+
+    Args:
+        folder: where it lies.
+        config: the frozen, resolved config; empty when it cannot be read.
+        identity: signature, git commit, versions and hashes.
+        status: state, step, error and headline scores.
+        problems: one sentence for each of the three files above that cannot be read.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    status: Mapping[str, Any]
+    problems: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return str(self.identity.get("name") or self.folder.name)
+
+    @property
+    def seed(self) -> int | None:
+        """``train.seed``, or the seed in the folder's name when the config cannot be read."""
+        value = _mapping(self.config.get("train")).get("seed")
+        match = _NAME.match(self.folder.name)
+        if isinstance(value, int):
+            return value
+        return int(match["seed"]) if match else None
+
+    @property
+    def ema(self) -> float | None:
+        """``train.ema``, the decay of the averaged weights that were scored; None where the weights themselves were."""
+        return number(_mapping(self.config.get("train")).get("ema")) or None
+
+    @property
+    def state(self) -> str:
+        """``running | finished | failed | preempted``, or ``unknown`` without a readable status.json."""
+        return str(self.status.get("state") or "unknown")
+
+    @property
+    def reason(self) -> str | None:
+        """Why a run failed, on one line: ``DataError: row 3 has no image``."""
+        error = self.status.get("error")
+        if not error:
+            return None
+        if not isinstance(error, Mapping):
+            return str(error)
+        message = str(error.get("message") or "").strip()
+        return ": ".join(part for part in (str(error.get("type") or ""), " ".join(message.split())) if part)
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.folder / "metrics.jsonl")
+
+    @cached_property
+    def scores(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.folder / "scores.jsonl")
+
+    @cached_property
+    def gallery(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.folder / "gallery.jsonl")
+
+    @cached_property
+    def spec(self) -> Mapping[str, Any]:
+        return _mapping(read_json(self.folder / "spec.json")[0])
+
+    def series(self, key: str) -> list[tuple[int, float]]:
+        """The finite values of one metric by step. A resumed run writes some steps again: the later line counts."""
+        points: dict[int, float] = {}
+        for row in self.metrics:
+            step, value = row.get("step"), number(row.get(key))
+            if isinstance(step, int) and value is not None and math.isfinite(value):
+                points[step] = value
+        return sorted(points.items())
+
+    def examples(self, variant: str = "true") -> dict[str, dict[str, Any]]:
+        """example id -> its row in scores.jsonl, of the last evaluation that scored this variant."""
+        rows = [row for row in self.scores if row.get("variant") == variant and "id" in row]
+        last = max((row.get("step") or 0 for row in rows), default=0)
+        return {str(row["id"]): row for row in rows if (row.get("step") or 0) == last}
+
+    def samples_per_s(self) -> float | None:
+        """Training throughput: from status.json, else the median over the lines of metrics.jsonl."""
+        told = number(self.status.get("samples_per_s"))
+        logged = [value for _, value in self.series("train/samples_per_s")]
+        return statistics.median(logged) if told is None and logged else told
+
+    def trained_parameters(self) -> int | None:
+        """Parameters that receive gradients, from status.json, else from the spec table."""
+        parts = _mapping(self.status.get("parameters")).values()
+        counted = [number(_mapping(part).get("trained")) for part in parts]
+        counted = counted or [number(_mapping(row).get("trained")) for row in self.spec.get("rows") or ()]
+        known = [value for value in counted if value is not None]
+        return int(sum(known)) if known else None
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """Runs that differ in nothing but their seed. ``label`` says what sets the arm apart within its study."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @cached_property
+    def finished(self) -> dict[int | None, Run]:
+        """seed -> finished run; of two runs with one seed the later one."""
+        done = [run for run in self.runs if run.state == "finished"]
+        return {run.seed: run for run in sorted(done, key=lambda run: (run.seed is None, run.seed or 0, _age(run)))}
+
+    @property
+    def failed(self) -> tuple[Run, ...]:
+        return tuple(run for run in self.runs if run.state == "failed")
+
+
+def read_json(path: Path) -> tuple[Any, str | None]:
+    """The content of a JSON file, or ``{}`` and the sentence that says why not."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")), None
+    except OSError as error:
+        return {}, f"{path.name} cannot be read ({error.strerror or error})"
+    except ValueError:
+        return {}, f"{path.name} is not complete JSON"
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file. Lines that are no object (the last one of a killed run) are left out."""
+    rows = []
+    try:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(row, dict):
+                    rows.append(row)
+    except OSError:
+        return rows
+    return rows
+
+
+def number(value: object) -> float | None:
+    """A JSON number as float; ``None`` for anything else (``true`` is not a number)."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def collect_run(folder: Path | str) -> Run:
+    """Reads one run folder. What is missing or damaged ends up in ``Run.problems``."""
+    folder = Path(folder)
+    config, problem = _read_yaml(folder / "config.yaml")
+    identity, identity_problem = read_json(folder / "identity.json")
+    status, status_problem = read_json(folder / "status.json")
+    problems = tuple(found for found in (problem, identity_problem, status_problem) if found)
+    return Run(folder, _mapping(config), _mapping(identity), _mapping(status), problems)
+
+
+def collect_study(path: Path | str) -> list[Run]:
+    """All runs of ``runs/<study>``, in the order in which they were started.
+
+    Raises:
+        BeniError: the folder does not exist, is itself a run, or holds no run.
+    """
+    path = Path(path)
+    wanted = "a study folder runs/<study> that holds run folders (each with config.yaml and status.json)"
+    if not path.is_dir():
+        raise BeniError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}; expected {wanted}")
+    if _is_run(path):
+        raise BeniError(f"{path} is one run; expected {wanted}\n  fix: python -m beni.compare {path.parent}")
+    folders = [child for child in sorted(path.iterdir()) if _is_run(child) and not _SET_ASIDE.search(child.name)]
+    runs = [collect_run(folder) for folder in folders]
+    if not runs:
+        raise BeniError(f"{path} holds no run; expected {wanted}")
+    return sorted(runs, key=_age)
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested config -> ``{"train.seed": 0, ...}``; lists and empty mappings are leaves."""
+    leaves: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        leaves |= flatten(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return leaves
+
+
+def arms(runs: Sequence[Run]) -> list[Arm]:
+    """Groups runs that differ only in their seed (and in what cannot change a result); first started, first listed."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        leaves = _settings(run)
+        key = json.dumps(leaves, sort_keys=True, default=str) if leaves else f"unreadable {run.name}"
+        groups.setdefault(key, []).append(run)
+    members = list(groups.values())
+    labels = _labels([group[0] for group in members])
+    return [Arm(label, tuple(group)) for label, group in zip(labels, members, strict=True)]
+
+
+def _labels(firsts: list[Run]) -> list[str]:
+    """One label an arm: the choices that vary, then the values that vary among arms with the same choice."""
+    choices = [_mapping(run.config.get("choices")) for run in firsts]
+    leaves = [_settings(run) for run in firsts]
+    groups = dict.fromkeys(name for chosen in choices for name in chosen if name not in NOT_IN_LABELS)
+    varying = [name for name in groups if len({str(chosen.get(name)) for chosen in choices}) > 1]
+    labels: list[str] = []
+    for index, run in enumerate(firsts):
+        parts = [f"{name}={plain(choices[index][name])}" for name in varying if name in choices[index]]
+        for key, value in leaves[index].items():
+            owner = next((name for name in varying if key.startswith(f"{name}.")), None)
+            rivals = (
+                other
+                for other, chosen in zip(leaves, choices, strict=True)
+                if owner is None or chosen.get(owner) == choices[index].get(owner)
+            )
+            if not key.endswith("_target_") and any(other.get(key, _ABSENT) != value for other in rivals):
+                parts.append(f"{key}={plain(value)}")
+        match = _NAME.match(run.name)
+        label = " ".join(parts) or (match["choices"] if match else run.name)
+        labels.append(f"{label} #{index + 1}" if label in labels else label)
+    return labels
+
+
+def plain(value: object) -> str:
+    """A config value as it is written on the command line."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """What makes the arm: the leaves that can change a result, without the seed."""
+    leaves = flatten(relevant(dict(run.config)))
+    leaves.pop("train.seed", None)
+    return leaves
+
+
+def _age(run: Run) -> tuple[str, str]:
+    started = run.identity.get("created") or run.status.get("started") or "9"  # "9": unknown comes last
+    return str(started), run.name
+
+
+def _is_run(folder: Path) -> bool:
+    return not folder.name.startswith(".") and any((folder / name).is_file() for name in _RUN_FILES)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _read_yaml(path: Path) -> tuple[Any, str | None]:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), None
+    except OSError as error:
+        return {}, f"{path.name} cannot be read ({error.strerror or error})"
+    except (ValueError, yaml.YAMLError):
+        return {}, f"{path.name} is not complete YAML"

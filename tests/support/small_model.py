@@ -1,0 +1,45 @@
+"""Any option of the visual path inside the smallest model that takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from beni.errors import CompositionError
+from beni.model.costing.table import propagate
+from support.options import node
+from support.shrink import shrink_llm, shrink_stage
+
+GRIDS = (
+    ("vision.image_size=24", "vision.architecture.patch_size=6"),
+    ("vision.image_size=32", "vision.architecture.patch_size=4"),
+    ("vision.image_size=24", "vision.architecture.patch_size=6", "vision.levels=[0,1,2]"),
+    ("vision.image_size=24", "vision.architecture.patch_size=6", "llm.architecture.hidden_size=32"),
+)
+"""4x4 tokens, 8x8, 4x4 with three more layers; the last for what needs equal widths."""
+
+LONG = ("llm.architecture.max_position_embeddings=2048", "template.max_length=2048")
+
+
+def small_run(tiny_run: Callable[..., dict[str, Any]], group: str, option: str) -> dict[str, Any]:
+    """A run with the option, on the first of the grids that it accepts; the llm is wider than the encoder."""
+    refusals = []
+    for grid in GRIDS:
+        run = tiny_run(*LONG, "llm.architecture.hidden_size=48", *grid)
+        run[group] = smaller(group, option)
+        run["choices"][group] = option
+        try:
+            propagate(run)
+        except CompositionError as error:
+            refusals.append(str(error))
+        else:
+            return run
+    raise AssertionError("\n".join(refusals))
+
+
+def smaller(group: str, option: str) -> dict[str, Any]:
+    """An option's values, of a size that costs nothing."""
+    values = node(group, option)
+    if group == "vision":
+        return values
+    return shrink_llm(values) if group == "llm" else shrink_stage(group, option, values)

@@ -1,0 +1,207 @@
+"""The bill of a micro-batch against torch's counter over a real forward and backward pass."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from beni.llm import segment_attention
+from beni.measure.flops import count_training_flops, counting
+from beni.model.build import build
+from beni.model.costing.counts import Bill, Costs
+from beni.model.costing.table import propagate
+from beni.training.blocks import recompute, recomputing
+from beni.training.step import forward_backward
+
+STATES = {
+    "connector": "llm=frozen,vision=frozen",
+    "connector and llm": "llm=full,vision=frozen",
+    "everything": "llm=full,vision=full",
+    "vision under a frozen llm": "llm=frozen,vision=full",
+    "adapters in the llm": "llm=lora,vision=frozen",
+    "adapters in both": "llm=lora,vision=lora",
+    "resampler alone": "llm=frozen,vision=frozen,connector=frozen",
+    "llm alone": "llm=full,vision=frozen,connector=frozen,resampler=frozen",
+    "adapters alone": "llm=lora,vision=frozen,connector=frozen,resampler=frozen",
+    "vision alone": "llm=frozen,vision=full,connector=frozen,resampler=frozen",
+}
+SMALL = ("resampler.num_latents=4", "resampler.num_heads=2", "resampler.head_dim=8", "train.batch_size=4")
+CPU = torch.device("cpu")
+COMPOSED = {}
+"""Overrides -> run; the plan is changed in a copy."""
+
+
+def counting_kept_attention():
+    """Counts CPU attention as the one operation that a selective policy keeps, four products back."""
+    kept, backward = (getattr(torch.ops.aten, FUSED + end) for end in ("", "_backward"))
+    return FlopCounterMode(
+        display=False,
+        custom_mapping={
+            kept: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+            backward: lambda gradient, q, k, v, *_, **__: 2 * sdpa_flop_count(q, k, v),
+        },
+    )
+
+
+FUSED = "_scaled_dot_product_flash_attention_for_cpu"
+
+
+def with_a_text(batch):
+    """The packed batch and, behind it, a sample without a picture."""
+    text = torch.arange(100, 113)[None]
+    labels = torch.where(text > 108, text, -100)
+    return replace(
+        batch,
+        input_ids=torch.cat([batch.input_ids, text], 1),
+        labels=torch.cat([batch.labels, labels], 1),
+        position_ids=torch.cat([batch.position_ids, text - 100], 1),
+        cu_seqlens=F.pad(batch.cu_seqlens, (0, 1), value=batch.input_ids.shape[1] + 13),
+    )
+
+
+def without_pictures(batch):
+    """Its samples with words in the place of pictures."""
+    words = batch.input_ids.clamp(min=100)
+    return replace(batch, input_ids=words, pixels=None, layouts=(), owners=None, pixel_keys=())
+
+
+@pytest.fixture
+def counted(monkeypatch, steps_of, tiny_run):
+    """counted(state, *overrides) -> (bill, what torch counts) of the first micro-batch, changed by ``change``."""
+    monkeypatch.setattr(segment_attention, "WASTE", 1.0)  # no padding inside attention
+
+    def count(state, *overrides, mode="none", change=lambda batch: batch, small=SMALL):
+        adapter = ("adapter=lora", "train.plan.llm=lora", "adapter.targets=[q_proj,v_proj]")
+        values = ("resampler=perceiver", *adapter, *small, *overrides)
+        run = deepcopy(COMPOSED.get(values) or COMPOSED.setdefault(values, tiny_run(*values)))
+        run["train"]["plan"] |= dict(one.split("=") for one in STATES[state].split(","))
+        model, twin = build(run), propagate(run)
+        batch = change(steps_of(run, model)[0][0])
+        again, kept = partial(recomputing, mode=mode) if mode != "none" else None, mode == "selective"
+        bill = Costs(twin, model.config.image_token_id, again, kept).bill(batch)
+        recompute(model.layers_with_gradient(), mode)
+        with counting_kept_attention() if kept else counting() as counter:
+            forward_backward(model, [batch], 0, CPU, "fp32")
+        return bill, counter.get_total_flops()
+
+    return count
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_bill_is_what_torch_counts(counted, state):
+    bill, flops = counted(state, change=with_a_text)
+    assert bill.padding == bill.recomputed == 0
+    assert bill.useful == pytest.approx(flops, rel=0.001)
+
+
+@pytest.mark.parametrize("state", ["connector", "llm alone"])
+def test_without_pictures_vision_costs_nothing(counted, state):
+    bill, flops = counted(state, change=without_pictures)
+    assert bill.useful == bill.components["llm"] == pytest.approx(flops, rel=0.001)
+
+
+def test_a_frozen_llm_that_only_reads_text_has_no_backward_pass(counted):
+    text, _ = counted("connector", change=without_pictures)
+    seen, _ = counted("connector")
+    assert 2 * text.components["llm"] < seen.components["llm"] < 3 * text.components["llm"]
+
+
+def test_padding_is_billed_apart(counted):
+    packed, _ = counted("everything")
+    padded, flops = counted("everything", "train.layout=padded")
+    assert padded.components == packed.components
+    assert padded.padding > 0
+    assert padded.useful + padded.padding == pytest.approx(flops, rel=0.001)
+
+
+@pytest.mark.parametrize("state", ["connector", "adapters in both"])
+def test_recomputation_is_billed_apart(counted, state):
+    plain, _ = counted(state)
+    bill, flops = counted(state, mode="full")
+    assert bill.components == plain.components
+    assert bill.recomputed > 0
+    assert bill.useful + bill.recomputed == pytest.approx(flops, rel=0.001)
+
+
+def test_padding_that_is_computed_again_is_billed_as_such(counted):
+    bill, flops = counted("everything", "train.layout=padded", mode="full")
+    assert bill.padding > 0
+    assert bill.useful + bill.padding + bill.recomputed == pytest.approx(flops, rel=0.001)
+
+
+@pytest.mark.parametrize("state", ["connector", "everything"])
+def test_attention_that_is_kept_is_not_billed_again(counted, state):
+    bill, flops = counted(state, mode="selective")
+    assert bill.recomputed > 0
+    assert bill.recomputed == pytest.approx(flops - bill.useful, rel=0.001)
+
+
+MIXTRAL = ("llm.architecture.model_type=mixtral", "++llm.architecture.num_local_experts=4")
+
+
+def test_a_mixture_of_experts_is_billed_what_torch_counts(counted, monkeypatch):
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    plain = ALL_EXPERTS_FUNCTIONS["batched_mm"]  # torch does not count its grouped products
+    monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS._global_mapping, "grouped_mm", plain)
+    bill, flops = counted("everything", *MIXTRAL, change=with_a_text)
+    assert bill.useful == pytest.approx(flops, rel=0.001)
+
+
+MAMBA = (
+    *("llm.architecture.model_type=mamba2", "++llm.architecture.num_heads=4", "++llm.architecture.head_dim=16"),
+    *("++llm.architecture.state_size=64", "++llm.architecture.n_groups=1", "++llm.architecture.chunk_size=64"),
+    "llm.attn_implementation=eager",
+)
+
+
+def test_an_llm_that_works_in_chunks_is_billed_its_chunks(tiny_run):
+    run = tiny_run("train.plan.llm=full", "train.plan.vision=frozen", *MAMBA)
+    rate, _ = Costs(propagate(run), 0)._rehearse_llm(reached=True)
+    llm = propagate(run).llm
+
+    def counted(length):
+        with torch.device("meta"):
+            embeds = torch.empty(1, length, llm.hidden_size, requires_grad=True)
+        rehearsed = llm.rehearsal(embeds, 5)
+        return count_training_flops(lambda: [rehearsed()])
+
+    for lengths in ([20], [65], [128], [30, 300]):
+        assert rate.of(lengths, 5 * len(lengths)) == pytest.approx(sum(map(counted, lengths)), rel=0.01)
+
+
+def test_a_prompt_is_billed_to_the_stage_that_reads_it(counted):
+    small = ("hidden_size=32", "depth=2", "num_queries=4", "num_heads=2", "intermediate_size=64")
+    override = ["resampler=qformer_instruct", *(f"resampler.{one}" for one in small), "train.batch_size=1"]
+    bill, flops = counted("everything", *override, small=())
+    assert bill.useful == pytest.approx(flops, rel=0.001)
+
+
+def test_causal_attention_is_half_of_its_products(counted, steps_of):
+    bill, _ = counted("connector", "train.batch_size=1")
+    longer, _ = counted("connector", "train.batch_size=1", change=with_a_text)
+    # two layers of 32, forward and backward: two products each way forward, four back, 2 FLOPs each
+    assert longer.causal - bill.causal == pytest.approx(2 * 32 * 13**2 * 2 * (2 + 4) / 2, rel=0.1)
+
+
+def test_what_begins_to_train_is_billed_after_a_recount(tiny_run, steps_of, tiny_model):
+    frozen = tiny_run("train.plan.llm=frozen", "train.plan.vision=frozen")
+    model = tiny_model("train.plan.llm=full", "train.plan.vision=frozen")
+    batch = steps_of(frozen, model)[0][0]
+    image = model.config.image_token_id
+    costs, fresh = (Costs(propagate(run), image) for run in (frozen, tiny_run("train.plan.vision=frozen")))
+    before = costs.bill(batch).useful
+    costs.recount({name for name, p in model.named_parameters() if p.requires_grad})
+    assert before < costs.bill(batch).useful == fresh.bill(batch).useful
+
+
+def test_bills_add_up():
+    one = Bill.of(range(10))
+    assert (one + one).values() == [2 * value for value in range(10)]
+    assert (one + one).useful == 2 * one.useful == 2 * sum(range(7))

@@ -1,0 +1,115 @@
+"""A run's signature covers what can change its result, and nothing else."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beni.config.compose import compose
+from beni.runs.identity import IRRELEVANT, difference, provenance, relevant, run_folder, signature
+
+Runs = Callable[..., dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "tracker=tensorboard",
+        "launcher=slurm_1gpu",
+        "study.name=other",
+        "paths.runs=elsewhere",
+        "checkpoint.every=7",
+        "checkpoint.resume=never",
+        "checkpoint.on_error=halt",
+        "train.watchdog_s=0",
+        "eval.gallery=3",
+        "eval.batch_size=1",
+        "train.log_every=3",
+        "train.workers=3",
+    ],
+)
+def test_what_cannot_change_the_result_leaves_the_signature_alone(override: str) -> None:
+    assert signature(compose([override])) == signature(compose([]))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optim.lr=2e-4",
+        "train.seed=1",
+        "train.steps=601",
+        "train.precision=bf16",
+        "train.layout=padded",
+        "train.threads=1",
+        "train.plan.vision=frozen",
+        "resampler=perceiver",
+        "connector=linear",
+        "data.size=100",
+        "template=chatml",
+        "llm.architecture.num_hidden_layers=5",
+        "eval.examples=10",
+        "fsdp=full",
+    ],
+)
+def test_what_can_change_the_result_changes_the_signature(override: str) -> None:
+    assert signature(compose([override])) != signature(compose([]))
+
+
+def test_a_value_said_aloud_is_the_same_run_as_its_default() -> None:
+    said = compose(["resampler=none", "train.seed=0", "optim.lr=1e-3", "train.plan.llm=full"])
+    assert signature(said) == signature(compose([]))
+    assert run_folder(said) == run_folder(compose([]))
+
+
+def test_the_order_of_keys_is_no_part_of_a_run() -> None:
+    run = compose([])
+    turned = dict(reversed(list(run.items())))
+    assert signature(turned) == signature(run)
+
+
+def test_every_irrelevant_key_exists() -> None:
+    run = compose([])
+    for path in IRRELEVANT:
+        node: Any = run
+        for name in path.split("."):
+            assert name in node, path
+            node = node[name]
+
+
+def test_looking_at_a_run_does_not_change_it() -> None:
+    run = compose([])
+    before = copy.deepcopy(run)
+    relevant(run), signature(run), run_folder(run)
+    assert run == before
+
+
+def test_the_run_folder_says_what_was_chosen_and_lies_in_its_study(tmp_path: Path) -> None:
+    run = compose(["resampler=perceiver", "train.seed=7", "study.name=mine", f"paths.runs={tmp_path}"])
+    folder = run_folder(run)
+    assert folder.parent == tmp_path / "mine"
+    assert folder.name == f"tiny_vit-perceiver-tiny_llama-shapes-s7-{signature(run)}"
+
+
+def test_an_option_in_a_subfolder_makes_no_subfolder_of_runs() -> None:
+    run = compose([])
+    run["choices"]["resampler"] = "mine/wide"
+    assert "-mine_wide-" in run_folder(run).name
+
+
+def test_a_difference_names_the_key_and_both_values() -> None:
+    ours, theirs = compose(["train.seed=1"]), compose(["resampler=perceiver"])
+    lines = difference(relevant(ours), relevant(theirs))
+    assert "train.seed: 1 -> 0" in lines
+    assert any(line.startswith("resampler._target_: ") for line in lines)
+    assert "resampler.depth: None -> 1" in lines
+    assert difference(ours, ours) == []
+
+
+def test_provenance_names_code_and_versions(tiny_run: Runs) -> None:
+    found = provenance(tiny_run())
+    assert found["signature"] in found["name"]
+    assert found["versions"]["torch"]
+    assert set(found["git"]) == {"commit", "dirty"}
+    assert found["command"] == "beni.train(run)"
