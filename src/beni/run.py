@@ -308,10 +308,10 @@ def _layout(model: BeniForConditionalGeneration, wanted: str, folder: RunFolder)
             f"rope_type={kind}: a sample of more positions than this llm was first made for changes what the others of "
             "its micro-batch get, as it does in transformers"
         )
-    needed = wanted == "packed" or model.fusion.sees_ahead
+    needed = wanted == "packed" or model.fusion.looks_ahead
     if needed and not isolates_segments(model.llm):
         name = model.llm.model.config.model_type
-        if model.fusion.sees_ahead:
+        if model.fusion.looks_ahead:
             raise CompositionError(
                 "E-ATTN",
                 f"{name} does not pass beni's segment attention on, so no position of it can look ahead",

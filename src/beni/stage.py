@@ -11,88 +11,162 @@ building, and a part lists those it needs: ``tokens`` (the incoming spec), ``dim
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from beni.types import ImageLayout, Prompt, VisualTokens
+from beni.nn.streams import derive
+from beni.types import ImageLayout, Nested, Prompt, TokenSpec, VisualTokens
+
+Reads = Literal["prompt", "prompt_text", "prompt_hidden", "attn", "keys", "log_gate"]
+"""What a stage may ask for beside the features: see ``Stage.reads``."""
 
 
 @dataclass(frozen=True)
-class TokenSpec:
-    """What is known of an image's visual tokens before any exists.
+class Row:
+    """Whose tokens a row holds.
 
     Attributes:
-        n: visual tokens of one row: of one view, or of one image where the views of an image have been joined.
-        dim: their width.
-        grid: (rows, columns) while the tokens form a dense row-major grid, else None.
-        space: ``vision`` until something maps the tokens to the llm's width, then ``llm``.
-        levels: width of the features of further encoder layers that come along (``VisualTokens.levels``), 0 for none.
-        sources: of each encoder where several look at one picture (``VisualTokens.sources``).
-        scale: which of a stage's nested lengths is meant (``Nested``).
+        image: number of its image in the micro-batch, in reading order.
+        sample: number of its sample in the micro-batch.
+        key: names the row within the data: the id of its sample, which image of it, which view, which nested length.
     """
 
-    n: int
-    dim: int
-    grid: tuple[int, int] | None = None
-    space: Literal["vision", "llm"] = "vision"
-    levels: int = 0
-    sources: tuple[TokenSpec, ...] = ()
-    scale: int = 0
+    image: int
+    sample: int
+    key: str
+
+
+class Sink:
+    """Where stages leave what does not go on with the tokens, under their own names.
+
+    Attributes:
+        losses: ``<stage>/<name>`` -> sum and count of an auxiliary loss.
+        metrics: likewise, of what is logged and nothing else.
+        pictures: ``<stage>/<name>`` -> (number of an image, values of its tokens in [0, 1] with their places), to be
+            drawn over it; only where ``wants_pictures``.
+    """
+
+    def __init__(self, wants_pictures: bool = False) -> None:
+        self.wants_pictures = wants_pictures
+        self.losses: dict[str, tuple[Tensor, int]] = {}
+        self.metrics: dict[str, tuple[Tensor, int]] = {}
+        self.pictures: dict[str, list[tuple[int, Picture]]] = {}
 
 
 @dataclass(frozen=True)
-class Nested:
-    """Several numbers of tokens that a stage can make of a row, the fewer contained in the more.
-
-    Scale 0 is that of evaluation and generation, 1 to ``drawn`` are those of training.
+class Picture:
+    """Values to be drawn over a picture: how far each token is open, what it is attended to.
 
     Attributes:
-        drawn: scales of training.
-        every: training sees each sample at all of them, instead of at one that is drawn for it.
+        values: in [0, 1].
+        yx: centre of each token in its view.
+        view: number of the view within its image.
     """
 
-    drawn: int
-    every: bool
+    values: Float[Tensor, "n"]
+    yx: Float[Tensor, "n 2"]
+    view: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class StageContext:
-    """What a stage may know beside the tokens, and where it leaves what the loss needs.
+    """What a stage may know beside the tokens (read only), and where it leaves what the loss and the log need.
 
     Attributes:
-        step: optimizer step, for schedules inside a stage.
-        aux: named auxiliary losses, already weighted; the model adds them to the loss.
+        step: optimizer steps that are finished, for schedules inside a stage.
+        steps: of the whole run; 0 outside of training.
         layouts: how each image became views, in order; empty when each row is an image of one view.
-        prompt: what is asked about each row's image; only for stages that set ``uses_prompt``, and None where the model
-            was given no text.
+        rows: whose tokens each row holds; empty where nobody knows, and then each row is an image and a sample.
+        prompt: what is asked about each row's image; only for stages that read it (``Stage.reads``), and None where the
+            model was given no text.
         scales: of each row, for a stage with nested lengths; empty where all are 0.
+        seed: of the run.
+        stage: whose context this is; the model fills it in.
+        sink: where auxiliary losses, metrics and pictures go; None for a call that counts for nothing.
     """
 
     step: int = 0
+    steps: int = 0
     layouts: tuple[ImageLayout, ...] = ()
+    rows: tuple[Row, ...] = ()
     prompt: Prompt | None = None
     scales: tuple[int, ...] = ()
-    aux: dict[str, Tensor] = field(default_factory=dict)
+    seed: int = 0
+    stage: str = ""
+    sink: Sink | None = None
 
     def of_rows(self, rows: Int[Tensor, "k"]) -> StageContext:
-        """The same for some rows, repeated or left out as wished; with auxiliary losses of its own."""
-        prompt = None if self.prompt is None else self.prompt.select(rows)
-        scales = tuple(self.scales[i] for i in rows.tolist()) if self.scales else ()
-        return replace(self, prompt=prompt, scales=scales, aux={})
+        """The same for some rows, repeated or left out as wished; layouts are of images, and stay."""
+        chosen = rows.tolist()
+        return replace(
+            self,
+            rows=tuple(self.rows[i] for i in chosen) if self.rows else (),
+            prompt=None if self.prompt is None else self.prompt.select(rows),
+            scales=tuple(self.scales[i] for i in chosen) if self.scales else (),
+        )
+
+    def at(self, stage: str) -> StageContext:
+        """The same for a stage of that name."""
+        return replace(self, stage=stage)
+
+    def loss(self, name: str, total: Float[Tensor, ""], count: int) -> None:
+        """Adds to an auxiliary loss: a sum over ``count`` rows or tokens, as ``Stage.auxiliary`` says. The step divides
+        by the count over all of its micro-batches and ranks.
+        """
+        if self.sink is not None:
+            _add(self.sink.losses, f"{self.stage}/{name}", total, count)
+
+    def metric(self, name: str, total: Float[Tensor, ""], count: int) -> None:
+        """Adds to a metric, the mean of which is logged as ``train/<stage>/<name>``."""
+        if self.sink is not None:
+            _add(self.sink.metrics, f"{self.stage}/{name}", total.detach(), count)
+
+    def picture(self, name: str, row: int, values: Float[Tensor, "n"], yx: Float[Tensor, "n 2"]) -> None:
+        """Leaves values in [0, 1] of the tokens of a row to be drawn over its image, where somebody will look."""
+        if self.sink is not None and self.sink.wants_pictures:
+            image = self.rows[row].image if self.rows else row
+            view = sum(other.image == image for other in self.rows[:row])
+            drawn = Picture(values.detach().float().cpu(), yx.detach().float().cpu(), view)
+            self.sink.pictures.setdefault(f"{self.stage}/{name}", []).append((image, drawn))
+
+    def noise(self, name: str, like: Tensor, draw: Callable[..., Tensor] = torch.rand) -> Tensor:
+        """Random values of the shape of ``like`` ``(rows, ...)``: uniform in [0, 1), or as ``draw`` (``torch.randn``).
+
+        The values of a row depend on the run's seed, the step, the sample and the name alone: not on how samples are
+        dealt to ranks and micro-batches, nor on what other parts draw, nor on how often the layer is computed again.
+        """
+        keys = [row.key for row in self.rows] or [str(i) for i in range(len(like))]
+        drawn = []
+        for key in keys:
+            generator = torch.Generator().manual_seed(derive(self.seed, "noise", self.step, self.stage, name, key))
+            drawn.append(draw(like.shape[1:], generator=generator))
+        return torch.stack(drawn).to(like.device)
+
+
+def _add(sums: dict[str, tuple[Tensor, int]], name: str, total: Tensor, count: int) -> None:
+    before, counted = sums.get(name, (0.0, 0))
+    sums[name] = (before + total, counted + count)
 
 
 class Stage(nn.Module, ABC):
     """Base of every part that maps visual tokens to visual tokens. Subclasses are final.
 
     Attributes:
-        uses_prompt: the stage reads ``StageContext.prompt``.
+        reads: what the stage asks for, and is given only then: the ``prompt`` as embeddings of the llm, its text
+            (``prompt_text``) or the llm's hidden states of it (``prompt_hidden``) in ``StageContext.prompt``; the
+            encoder's attention (``attn``) and ``keys``; the ``log_gate`` of tokens that it merges or attends to.
+        auxiliary: name of each auxiliary loss -> what its sum runs over, ``rows`` or incoming ``tokens`` (as many as
+            the spec says): how many those are in a whole step must be known before its first backward pass.
         nested: the stage can make several numbers of tokens, of which training draws.
     """
 
-    uses_prompt: ClassVar[bool] = False
+    reads: ClassVar[frozenset[Reads]] = frozenset()
+    auxiliary: ClassVar[Mapping[str, Literal["rows", "tokens"]]] = {}
     nested: Nested | None = None
 
     @abstractmethod
@@ -105,7 +179,7 @@ class Stage(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
-        """``(i, n, d) -> (i, m, d')``; padding in ``tokens`` never influences a real token."""
+        """``(i, n, d) -> (i, m, d')``; padding and dropped tokens never influence a real token."""
 
     @abstractmethod
     def flops(self, tokens: TokenSpec) -> int:

@@ -78,7 +78,7 @@ def test_it_is_the_same_after_saving_and_loading_and_it_generates(run, steps_of,
     torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-5)
     item = steps.items(0, 0)[0][0]
     asked = collate([item], "padded", 0).model_inputs()
-    prompt = {key: asked[key] for key in ("input_ids", "pixels", "attention_mask", "layouts", "owners")}
+    prompt = {key: asked[key] for key in ("input_ids", "pixels", "attention_mask", "images")}
     options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
     said = again.generate(**prompt, **options)
     assert said.shape == (1, 3)

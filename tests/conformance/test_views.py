@@ -14,8 +14,8 @@ from beni.model.ragged import on_each_size
 from beni.nn.pixels import ImageTransform
 from beni.nn.streams import torch_stream
 from beni.paths import conf_dir
-from beni.stage import StageContext, TokenSpec
-from beni.types import ImageLayout, VisualTokens
+from beni.stage import StageContext
+from beni.types import ImageLayout, TokenSpec, VisualTokens
 
 GROUPS = ("views",)
 DIM, PATCH, TILE = 6, 4, 16

@@ -23,9 +23,11 @@ from beni.errors import DataError
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build as build_model
 from beni.run import make_schedule
+from beni.stage import StageContext
 from beni.training import loop
 from beni.training.checkpoint.tensors import whole_on_main
 from beni.training.loop import Job
+from beni.types import ImageInputs
 
 
 class Log:
@@ -113,8 +115,10 @@ def main(settings) -> None:
             other = make_schedule(run | {"train": train | {"seed": 5, "batch_size": 4}}, source, renderer, viewer)
             batch = Steps(source, renderer, viewer, other, 1, train["layout"])[0][0]
             with torch.no_grad():
-                visual = model.encode_images(batch.pixels, batch.layouts)
-                log.evaluated = float(model(**batch.model_inputs() | {"pixels": None}, visual=visual).loss)
+                visual = model.encode_images(batch.pixels, StageContext(layouts=batch.layouts))
+                log.evaluated = float(
+                    model(**batch.model_inputs() | {"pixels": None, "images": ImageInputs(visual=visual)}).loss
+                )
             return {"eval/loss": log.evaluated}
 
         schedule = make_schedule(run, source, renderer, viewer)

@@ -89,7 +89,7 @@ def test_the_pair_trains_saves_reloads_and_generates(tiny_run, steps_of, tmp_pat
     inputs = steps[1][0].model_inputs() | {"labels": None}
     with torch.no_grad():
         assert again(**inputs).logits.equal(model(**inputs).logits)
-    prompt = {key: inputs[key] for key in ("input_ids", "pixels", "attention_mask", "layouts", "owners")}
+    prompt = {key: inputs[key] for key in ("input_ids", "pixels", "attention_mask", "images")}
     said = again.generate(**prompt, max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=2)
     assert said.shape == (2, 3)
 

@@ -33,6 +33,7 @@ from transformers import (
 from beni.config.compose import compose
 from beni.data.batch.collate import stack_views
 from beni.model.build import build_model
+from beni.types import ImageInputs
 from reference.convert import rename
 from reference.harness import all_cases
 
@@ -339,9 +340,11 @@ def test_the_recipe_equals_the_system(name):
         seen = ours.viewer(PILImage.fromarray(noise))
         ids = conversation(seen.markup)
         expected = theirs(input_ids=ids, **system.inputs(seen.pixels, size, ids)).logits
-        logits = ours(ids, stack_views(seen.pixels), layouts=(seen.layout,)).logits
+        logits = ours(ids, stack_views(seen.pixels), images=ImageInputs((seen.layout,))).logits
         assert expected.std() > 0.05
         assert (logits - expected).abs().max() <= 1e-4, size
         # and the image matters
         other = ours.viewer(PILImage.fromarray(255 - noise))
-        assert (ours(ids, stack_views(other.pixels), layouts=(other.layout,)).logits - expected).abs().max() > 1e-3
+        assert (
+            ours(ids, stack_views(other.pixels), images=ImageInputs((other.layout,))).logits - expected
+        ).abs().max() > 1e-3

@@ -17,8 +17,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from beni.nn.pixels import ImageTransform
-from beni.stage import StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import StageContext
+from beni.types import TokenSpec, VisualTokens
 from beni.views.anyres import AnyRes
 from beni.views.idefics2 import Idefics2Views
 from beni.views.idefics3 import Idefics3Tiles

@@ -66,13 +66,15 @@ def keeps_the_images_of_a_batch_apart(subject: Subject) -> str:
 
 @torch.no_grad()
 def reads_the_prompt_it_asks_for(subject: Subject) -> str:
-    """A stage that sets ``uses_prompt`` reads the real positions of the prompt only; others do not read it at all."""
+    """A stage whose ``reads`` name the prompt reads its real positions only; others do not read it at all."""
     stage, tokens, prompt = subject.randomised(), subject.tokens(), subject.prompt()
     bare, asked = (run(stage, tokens, given).x for given in (None, prompt))
-    if not stage.uses_prompt:
-        expect(bare.equal(asked), "it reads StageContext.prompt, which it is given only with uses_prompt = True")
+    if "prompt" not in stage.reads:
+        expect(bare.equal(asked), "it reads StageContext.prompt, which it is given only with 'prompt' in its reads")
         return "reads none"
-    expect(asked.shape != bare.shape or not asked.equal(bare), "uses_prompt = True, but the prompt changes nothing")
+    expect(
+        asked.shape != bare.shape or not asked.equal(bare), "its reads name the prompt, but the prompt changes nothing"
+    )
     generator = torch.Generator().manual_seed(0)
     noise = 1e3 * torch.randn(prompt.embeds.shape, generator=generator)
     rubbish = torch.where(prompt.mask[..., None], prompt.embeds, noise)
@@ -134,7 +136,7 @@ def passes_gradients_to_every_parameter_and_token(subject: Subject) -> str:
         absent = [name for name, p in parameters.items() if p.grad is None]
         expect(not absent, f"no gradient reaches {some(absent)}")
         # where no text is, zeros will do; but they must be there for ranks to add up
-        silent = [] if prompt is None and stage.uses_prompt else _silent(stage)
+        silent = [] if prompt is None and "prompt" in stage.reads else _silent(stage)
         expect(not silent, f"the gradient of {some(silent)} is zero")
         # who reads the encoders one by one need not read the first one's tokens once more
         read = list(tokens.features())[1 if tokens.sources else 0 :]

@@ -11,8 +11,7 @@ from beni.conformance.subject import GRIDS, Subject, encoders, run
 from beni.conformance.verdict import Excused, expect, largest, some
 from beni.measure.flops import count_flops
 from beni.nn.streams import torch_stream
-from beni.stage import TokenSpec
-from beni.types import VisualTokens
+from beni.types import TokenSpec, VisualTokens
 
 
 @torch.no_grad()

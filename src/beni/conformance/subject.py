@@ -18,8 +18,8 @@ from beni.config.build import build_stage
 from beni.conformance.verdict import NotMet
 from beni.errors import CompositionError, ConfigError
 from beni.nn.streams import derive, torch_stream
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import Prompt, VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import Prompt, TokenSpec, VisualTokens
 
 GRIDS = ((3, 4), (4, 4), (4, 8), (8, 8), (12, 12))
 IMAGES = 3
@@ -128,7 +128,7 @@ class Subject:
 
     def prompts(self, stage: Stage) -> tuple[Prompt | None, ...]:
         """What the stage is run with, one run each: no text, and a prompt where it reads one."""
-        return (None, self.prompt()) if stage.uses_prompt else (None,)
+        return (None, self.prompt()) if "prompt" in stage.reads else (None,)
 
 
 def run(stage: Stage, tokens: VisualTokens, prompt: Prompt | None = None) -> VisualTokens:
@@ -203,11 +203,6 @@ def padded(tokens: VisualTokens, extra: int, rubbish: float = 1e3) -> VisualToke
         noise[:, :n][mask[:, :n]] = values[mask[:, :n]]
         return noise
 
-    return VisualTokens(
-        x=longer(tokens.x),
-        mask=mask,
-        yx=longer(tokens.yx).clamp(0, 1),
-        size=longer(tokens.size).abs(),
-        levels=None if tokens.levels is None else longer(tokens.levels),
-        sources=tuple(padded(source, extra, rubbish) for source in tokens.sources),
-    )
+    long = tokens.map(lambda tensor: longer(tensor) if tensor.is_floating_point() else mask)
+    sources = tuple(padded(source, extra, rubbish) for source in tokens.sources)
+    return replace(long, mask=mask, yx=long.yx.clamp(0, 1), size=long.size.abs(), sources=sources)

@@ -6,7 +6,8 @@ from typing import Literal
 
 from beni.connector.identity import IdentityConnector
 from beni.connector.mlp import MlpConnector
-from beni.stage import Stage, TokenSpec
+from beni.stage import Stage
+from beni.types import TokenSpec
 
 
 def auto(

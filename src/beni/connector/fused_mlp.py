@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from beni.errors import CompositionError
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 
 class FusedMlpConnector(Stage):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from beni.errors import CompositionError
-from beni.stage import PassThrough, TokenSpec
+from beni.stage import PassThrough
+from beni.types import TokenSpec
 
 
 class IdentityConnector(PassThrough):

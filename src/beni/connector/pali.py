@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 
 class PaliConnector(Stage):

@@ -7,11 +7,13 @@ soft prompt that is the same for every picture and moves away from it as far as 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from beni.errors import CompositionError
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 
 class PrefixConnector(Stage):
@@ -44,17 +46,17 @@ class PrefixConnector(Stage):
 
     def spec(self, tokens: TokenSpec) -> TokenSpec:
         grid = tokens.grid if self.length == 1 else None
-        return TokenSpec(n=tokens.n * self.length, dim=self.dim_out, grid=grid, space="llm")
+        mean = None if tokens.mean is None else tokens.mean * self.length
+        return replace(
+            tokens, n=tokens.n * self.length, mean=mean, dim=self.dim_out, grid=grid, space="llm", sources=()
+        )
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         x = self.proj(self.dropout(self.norm(tokens.x)))
-        return VisualTokens(
-            x=x.unflatten(-1, (self.length, self.dim_out)).flatten(1, 2),
-            mask=tokens.mask.repeat_interleave(self.length, 1),
-            yx=tokens.yx.repeat_interleave(self.length, 1),
-            size=tokens.size.repeat_interleave(self.length, 1) / self.length,
-            grid=tokens.grid if self.length == 1 else None,
-        )
+        grid = tokens.grid if self.length == 1 else None
+        each = tokens.map(lambda tensor: tensor.repeat_interleave(self.length, 1), grid)
+        x = x.unflatten(-1, (self.length, self.dim_out)).flatten(1, 2)
+        return replace(each, x=x, size=each.size / self.length)
 
     def flops(self, tokens: TokenSpec) -> int:
         return 2 * tokens.n * self.proj.in_features * self.proj.out_features

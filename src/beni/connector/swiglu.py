@@ -13,8 +13,8 @@ from torch import nn
 
 from beni.nn.mlp import SwiGLU
 from beni.nn.norms import make_norm, reset_norms
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 
 class SwigluConnector(Stage):

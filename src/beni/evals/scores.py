@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from beni.data.render.template import Renderer
 from beni.data.sample import Sample, Task
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.precision import autocast
+from beni.stage import StageContext
 from beni.types import ViewedImage, VisualTokens, to_device
 
 Variant = Literal["true", "blank"]
@@ -93,18 +94,15 @@ class Scorer:
         with autocast(device, self.precision):
             inputs = batch.model_inputs()
             if not self.model.uses_prompt:  # then what an image becomes does not depend on what is asked about it
-                inputs |= {"pixels": None, "visual": self._encode_once(items, device)}
+                visual = self._encode_once(items, device)
+                inputs |= {"pixels": None, "images": replace(inputs["images"], visual=visual)}
             out = self.model(**inputs)
         tokens = out.logits.float().log_softmax(-1)
         each = tokens.gather(1, out.targets[:, None])[:, 0]
         greedy = tokens.argmax(-1)
-        if batch.cu_seqlens is None:
-            item_of = out.rows
-        else:
-            item_of = torch.searchsorted(batch.cu_seqlens.long(), out.columns, right=True) - 1
         loglik, correct, said = [], [], []
         for i in range(len(items)):
-            mine = item_of == i
+            mine = out.samples == i
             loglik.append(float(each[mine].mean()))
             correct.append(bool((greedy[mine] == out.targets[mine]).all()))
             said.append(self.renderer.decode(greedy[mine].tolist()))
@@ -124,7 +122,9 @@ class Scorer:
                 different_images.append(image)
             place.append(different.setdefault(key, len(different)))
         pixels = to_device(stack_views([view for image in different_images for view in image.pixels]), device)
-        visual = self.model.encode_images(pixels, tuple(image.layout for image in different_images))
+        visual = self.model.encode_images(
+            pixels, StageContext(layouts=tuple(image.layout for image in different_images))
+        )
         return visual.select(torch.tensor(place, device=device))
 
     def _readable(self, samples: Sequence[Sample], variant: Variant) -> tuple[list[Sample], list[list[ViewedImage]]]:

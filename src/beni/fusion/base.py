@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from beni.types import VisualTokens
+from beni.types import Sequence, VisualTokens
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """What a fusion with layers of its own must know of the llm that it puts them into."""
+
+    hidden_size: int
+
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers, in order."""
+        ...
 
 
 class Fusion(nn.Module, ABC):
@@ -15,30 +27,44 @@ class Fusion(nn.Module, ABC):
 
     @abstractmethod
     def placeholders(self, visual_tokens: int) -> int:
-        """Positions of the llm's sequence that so many visual tokens of one image take."""
+        """Positions of the llm's sequence that so many visual tokens of one image take: all, one or none."""
+
+    @abstractmethod
+    def install(self, llm: Decoder) -> None:
+        """Builds the layers that the fusion owns, as the llm's depth and width ask for; called once, before
+        ``init_weights``.
+        """
+
+    @abstractmethod
+    def layers(self) -> list[nn.Module]:
+        """The layers that it owns: sharded, computed again and counted like those of the llm."""
 
     @abstractmethod
     def forward(
-        self, embeds: Float[Tensor, "b t d"], is_image: Bool[Tensor, "b t"], visual: VisualTokens | None
-    ) -> Float[Tensor, "b t d"]:
-        """Text embeddings, where the placeholders are, and the visual tokens in reading order."""
+        self, sequence: Sequence, visual: VisualTokens | None, owners: Int[Tensor, "k"] | None = None
+    ) -> Sequence:
+        """The sequence as the llm is to read it.
+
+        Args:
+            sequence: text embeddings, with the places of images.
+            visual: a row an image, in reading order; None without images.
+            owners: the sample (segment or row) of each image; None where every sample has as many. With the borders of
+                the sequence they tell packed samples, and the images of one, apart.
+
+        Raises:
+            DataError: E-COUNT when placeholders and visual tokens differ in number.
+        """
+
+    @abstractmethod
+    def blank(self, sequence: Sequence, visual: VisualTokens) -> Sequence:
+        """The same sequence, for a rank without images: made to compute what others compute with images, on the tokens
+        of a blank one that counts for nothing, so that all gather the same weights and reduce the same gradients.
+        """
 
     @property
     @abstractmethod
-    def sees_ahead(self) -> bool:
-        """Whether some positions attend to later ones, so that ``blocks`` must be asked."""
-
-    @abstractmethod
-    def blocks(
-        self, images: Int[Tensor, "t"], asked: Bool[Tensor, "t"], cu_seqlens: Int[Tensor, "s_plus_1"]
-    ) -> Int[Tensor, "t"]:
-        """For a packed row: positions of one segment with the same number from 0 on see each other; -1 for the others.
-
-        Args:
-            images: number of the image of each placeholder; -1 elsewhere.
-            asked: positions before the first supervised one of their segment.
-            cu_seqlens: borders of the segments.
-        """
+    def looks_ahead(self) -> bool:
+        """Whether some positions attend to later ones (``Sequence.blocks``), which not every llm can be taught."""
 
     @property
     @abstractmethod

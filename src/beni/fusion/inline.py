@@ -11,21 +11,21 @@ large as the llm's text embeddings.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from beni.errors import DataError
-from beni.fusion.base import Fusion
+from beni.fusion.base import Decoder, Fusion
 from beni.nn.norms import make_norm, reset_norms
-from beni.stage import TokenSpec
-from beni.types import VisualTokens
+from beni.types import Sequence, TokenSpec, VisualTokens
 
 
 class InlineFusion(Fusion):
-    """``(b, t, d)`` with the placeholder positions replaced, in reading order.
+    """The embeddings ``(b, t, d)`` with the placeholder positions replaced, in reading order.
 
     Args:
         tokens: spec of the visual tokens.
@@ -54,37 +54,55 @@ class InlineFusion(Fusion):
             self.register_buffer("scale", torch.ones(()))
 
     @property
-    def sees_ahead(self) -> bool:
+    def looks_ahead(self) -> bool:
         return self.image_attention != "causal"
 
     def placeholders(self, visual_tokens: int) -> int:
         return visual_tokens
 
+    def install(self, llm: Decoder) -> None:
+        """Nothing is put into the llm."""
+
+    def layers(self) -> list[nn.Module]:
+        return []
+
     def forward(
-        self, embeds: Float[Tensor, "b t d"], is_image: Bool[Tensor, "b t"], visual: VisualTokens | None
-    ) -> Float[Tensor, "b t d"]:
-        """Raises DataError (E-COUNT) when placeholders and real visual tokens differ in number."""
+        self, sequence: Sequence, visual: VisualTokens | None, owners: Int[Tensor, "k"] | None = None
+    ) -> Sequence:
         if visual is None:
-            if bool(is_image.any()):
-                raise DataError(f"E-COUNT: {int(is_image.sum())} image placeholders but no image was given")
-            return embeds
-        flat = self._scaled(visual).to(embeds.dtype)
+            if bool(sequence.is_image.any()):
+                raise DataError(f"E-COUNT: {int(sequence.is_image.sum())} image placeholders but no image was given")
+            return self._looking_ahead(sequence, None)
+        laid, is_image = visual.laid, sequence.is_image
+        flat = self._scaled(visual, laid).to(sequence.embeds.dtype)
         # an exported program cannot choose by values
         if not torch.compiler.is_exporting() and (found := int(is_image.sum())) != flat.shape[0]:
             raise DataError(
                 f"E-COUNT: {found} image placeholders for {flat.shape[0]} visual tokens ({visual.x.shape[0]} images)"
             )
-        return embeds.masked_scatter(is_image[..., None], flat)
+        fused = replace(sequence, embeds=sequence.embeds.masked_scatter(is_image[..., None], flat))
+        if visual.log_gate is not None:
+            gates = torch.zeros(is_image.shape, device=flat.device, dtype=visual.log_gate.dtype)
+            fused = replace(fused, log_gate=gates.masked_scatter(is_image, visual.log_gate[laid]))
+        fused = self._looking_ahead(fused, visual)
+        if visual.dropped is None:
+            return fused
+        return fused.keep(torch.ones_like(is_image).masked_scatter(is_image, visual.mask[laid]))
 
-    def blocks(
-        self, images: Int[Tensor, "t"], asked: Bool[Tensor, "t"], cu_seqlens: Int[Tensor, "s_plus_1"]
-    ) -> Int[Tensor, "t"]:
+    def blank(self, sequence: Sequence, visual: VisualTokens) -> Sequence:
+        return replace(sequence, embeds=sequence.embeds + self._scaled(visual, visual.laid).sum() * 0.0)
+
+    def _looking_ahead(self, sequence: Sequence, visual: VisualTokens | None) -> Sequence:
+        """With the blocks of positions that see each other both ways."""
+        if self.image_attention == "causal":
+            return sequence
         if self.image_attention == "image":
-            return images
-        begins = torch.ones_like(asked)  # a run of them is a block; borders of segments end it
-        begins[1:] = asked[1:] & ~asked[:-1]
-        begins[cu_seqlens[:-1].long()] = True
-        return torch.where(asked, begins.cumsum(0), -1)
+            return replace(sequence, blocks=image_numbers(sequence, visual))
+        asked = sequence.asked
+        begins = torch.ones_like(asked)  # a run of them is a block; borders of samples end it
+        begins[:, 1:] = asked[:, 1:] & ~asked[:, :-1]
+        begins |= sequence.begins
+        return replace(sequence, blocks=torch.where(asked, begins.flatten().cumsum(0).view_as(asked), -1))
 
     @property
     def calibrates(self) -> bool:
@@ -94,14 +112,23 @@ class InlineFusion(Fusion):
     def calibrate(self, text: Float[Tensor, "k d"], visual: VisualTokens) -> None:
         """Measures the number that makes ``visual`` as large as ``text`` (root mean squares)."""
         self.scale.fill_(1.0)
-        self.scale.copy_(_rms(text) / _rms(self._scaled(visual)).clamp(min=1e-12))
+        self.scale.copy_(_rms(text) / _rms(self._scaled(visual, visual.mask)).clamp(min=1e-12))
 
-    def _scaled(self, visual: VisualTokens) -> Float[Tensor, "k d"]:
-        flat = self.norm(visual.x[visual.mask])
+    def _scaled(self, visual: VisualTokens, chosen: Bool[Tensor, "i n"]) -> Float[Tensor, "k d"]:
+        flat = self.norm(visual.x[chosen])
         return flat * self.scale.to(flat.dtype) if self.match_text_rms else flat
 
     def init_weights(self) -> None:
         reset_norms(self)
+
+
+def image_numbers(sequence: Sequence, visual: VisualTokens | None) -> Int[Tensor, "b t"]:
+    """Number of the image of each placeholder, in reading order, where each visual token has one; -1 at text."""
+    numbers = sequence.images.clone()
+    if visual is not None:
+        counts = visual.laid.sum(1)
+        numbers[sequence.is_image] = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    return numbers
 
 
 def _rms(x: Tensor) -> Tensor:

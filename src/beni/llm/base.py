@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from beni.llm.segment_attention import SegmentPlan
+from beni.types import Sequence
 
 
 class Llm(nn.Module, ABC):
@@ -24,28 +24,12 @@ class Llm(nn.Module, ABC):
         """Token embeddings, with whatever scaling the model applies to them."""
 
     @abstractmethod
-    def forward(
-        self,
-        embeds: Float[Tensor, "b t d"],
-        position_ids: Int[Tensor, "b t"],
-        attention_mask: Int[Tensor, "b t"] | None = None,
-        segments: SegmentPlan | None = None,
-        keep: Int[Tensor, "k"] | None = None,
-    ) -> Float[Tensor, "b k v"]:
-        """Logits at the positions ``keep`` of every row (all positions when None).
-
-        Exactly one of ``attention_mask`` (padded layout) and ``segments`` (packed layout, one row) is given.
-        """
+    def forward(self, sequence: Sequence, keep: Int[Tensor, "k"] | None = None) -> Float[Tensor, "b k v"]:
+        """Logits at the positions ``keep`` of every row (all positions when None)."""
 
     @abstractmethod
-    def hidden(
-        self,
-        embeds: Float[Tensor, "b t d"],
-        position_ids: Int[Tensor, "b t"],
-        attention_mask: Int[Tensor, "b t"] | None = None,
-        segments: SegmentPlan | None = None,
-    ) -> Float[Tensor, "b t d"]:
-        """What the head is given at every position; arguments as in ``forward``."""
+    def hidden(self, sequence: Sequence) -> Float[Tensor, "b t d"]:
+        """What the head is given at every position."""
 
     @abstractmethod
     def head(self, hidden: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
@@ -56,18 +40,9 @@ class Llm(nn.Module, ABC):
         """The module that maps to the vocabulary."""
 
     @abstractmethod
-    def generate(
-        self,
-        embeds: Float[Tensor, "b t d"],
-        attention_mask: Int[Tensor, "b t"],
-        blocks: Int[Tensor, "b t"] | None = None,
-        **options: Any,
-    ) -> Int[Tensor, "b new"]:
-        """New token ids for left-padded prompts.
-
-        Args:
-            blocks: as in ``SegmentPlan``.
-            options: those of ``transformers`` ``generate``.
+    def generate(self, sequence: Sequence, **options: Any) -> Int[Tensor, "b new"]:
+        """New token ids after the samples of a left-padded sequence, which they see as it is: blocks, gates and kept
+        positions included. ``options`` are those of ``transformers`` ``generate``.
         """
 
     @abstractmethod

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from beni.llm.base import Llm
+from beni.types import Sequence
 
 
 @dataclass
@@ -49,12 +50,12 @@ def decoder_gives(decoder: nn.Module, hidden: Tensor) -> Iterator[None]:
 @torch.no_grad()
 def splits_head(llm: Llm) -> bool:
     """Whether hidden states and then the head give the logits of the whole (difference at most 1e-5 of their range)."""
-    embeds, positions, mask = _probe(llm)
+    sequence = _probe(llm)
     training = llm.training
     llm.eval()
     try:
-        whole = llm(embeds, positions, mask)[0]
-        split = llm.head(llm.hidden(embeds, positions, mask)[0])
+        whole = llm(sequence)[0]
+        split = llm.head(llm.hidden(sequence)[0])
     except (TypeError, ValueError, KeyError, AttributeError):
         return False
     finally:
@@ -68,13 +69,12 @@ def is_linear(llm: Llm) -> bool:
     head = llm.output_layer()
     if type(head) is not nn.Linear:  # an adapted or quantised one computes something else
         return False
-    rows = _probe(llm)[0][0]
+    rows = _probe(llm).embeds[0]
     plain, own = F.linear(rows, head.weight, head.bias), llm.head(rows)
     return bool((plain - own).abs().max() <= 1e-5 * plain.abs().max().clamp(min=1e-6))
 
 
-def _probe(llm: Llm) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings, positions and mask of a row of eight tokens."""
-    device = next(llm.parameters()).device
-    ids = torch.arange(8, device=device)[None] * 7919 % llm.vocab_size
-    return llm.embed(ids), torch.arange(8, device=device)[None], torch.ones_like(ids)
+def _probe(llm: Llm) -> Sequence:
+    """A row of eight tokens."""
+    ids = torch.arange(8, device=next(llm.parameters()).device)[None] * 7919 % llm.vocab_size
+    return Sequence.plain(llm.embed(ids))

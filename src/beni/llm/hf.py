@@ -36,6 +36,7 @@ from beni.llm.head import decoder_gives
 from beni.llm.segment_attention import SegmentPlan
 from beni.measure.flops import count_flops
 from beni.nn.architecture import buildable, read_architecture
+from beni.types import Sequence
 
 
 class HFLlm(Llm):
@@ -80,29 +81,15 @@ class HFLlm(Llm):
         embeds, factor = self.model.get_input_embeddings()(ids), FACTORS.get(self.config.model_type)
         return embeds if factor is None else embeds * getattr(self.config, factor)
 
-    def forward(
-        self,
-        embeds: Float[Tensor, "b t d"],
-        position_ids: Int[Tensor, "b t"],
-        attention_mask: Int[Tensor, "b t"] | None = None,
-        segments: SegmentPlan | None = None,
-        keep: Int[Tensor, "k"] | None = None,
-    ) -> Float[Tensor, "b k v"]:
-        inputs = self._inputs(embeds, position_ids, attention_mask, segments)
+    def forward(self, sequence: Sequence, keep: Int[Tensor, "k"] | None = None) -> Float[Tensor, "b k v"]:
+        inputs = self._inputs(sequence)
         if keep is not None and chooses_positions(type(self.model)):
             return self.model(**inputs, logits_to_keep=keep).logits
         logits = self.model(**inputs).logits
         return logits if keep is None else logits[:, keep]
 
-    def hidden(
-        self,
-        embeds: Float[Tensor, "b t d"],
-        position_ids: Int[Tensor, "b t"],
-        attention_mask: Int[Tensor, "b t"] | None = None,
-        segments: SegmentPlan | None = None,
-    ) -> Float[Tensor, "b t d"]:
-        inputs = self._inputs(embeds, position_ids, attention_mask, segments)
-        return self.model.get_decoder()(**inputs).last_hidden_state
+    def hidden(self, sequence: Sequence) -> Float[Tensor, "b t d"]:
+        return self.model.get_decoder()(**self._inputs(sequence)).last_hidden_state
 
     def head(self, hidden: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
         with decoder_gives(self.model.get_decoder(), hidden[None]):
@@ -112,13 +99,9 @@ class HFLlm(Llm):
         return self.model.get_output_embeddings()
 
     @torch.no_grad()
-    def generate(
-        self,
-        embeds: Float[Tensor, "b t d"],
-        attention_mask: Int[Tensor, "b t"],
-        blocks: Int[Tensor, "b t"] | None = None,
-        **options: Any,
-    ) -> Int[Tensor, "b new"]:
+    def generate(self, sequence: Sequence, **options: Any) -> Int[Tensor, "b new"]:
+        embeds, blocks = sequence.embeds, sequence.blocks
+        attention_mask = sequence.real.long()
         if blocks is None:
             self._attend(self.attn_implementation)
             return self.model.generate(inputs_embeds=embeds, attention_mask=attention_mask, **options)
@@ -188,10 +171,21 @@ class HFLlm(Llm):
     def resolved(self) -> dict[str, Any]:
         return {"architecture": self.config.to_diff_dict() | {"model_type": self.config.model_type}}
 
-    def _inputs(self, embeds: Tensor, positions: Tensor, mask: Tensor | None, segments: SegmentPlan | None) -> dict:
-        self._attend(self.attn_implementation if segments is None else segment_attention.NAME)
-        inputs = {"inputs_embeds": embeds, "position_ids": positions, "attention_mask": mask, "use_cache": False}
-        return inputs if segments is None else inputs | {"segments": segments}
+    def _inputs(self, sequence: Sequence) -> dict[str, Any]:
+        """Keyword arguments of transformers' model for either layout."""
+        inputs = {
+            "inputs_embeds": sequence.embeds,
+            "position_ids": sequence.position_ids,
+            "attention_mask": sequence.mask,
+            "use_cache": False,
+        }
+        if sequence.cu_seqlens is None:
+            self._attend(self.attn_implementation)
+            return inputs
+        self._attend(segment_attention.NAME)
+        blocks = None if sequence.blocks is None else sequence.blocks[0]
+        length = sequence.embeds.shape[1]
+        return inputs | {"segments": SegmentPlan.build(sequence.cu_seqlens, length, blocks, sequence.longest)}
 
     def _attend(self, implementation: str) -> None:
         if self.model.config._attn_implementation != implementation:
@@ -233,11 +227,11 @@ def require_embeddings(llm: Llm) -> None:
     """
     device = next(llm.parameters()).device
     ids = torch.arange(8, device=device)[None] * 7919 % llm.vocab_size
-    mask, training = torch.ones_like(ids), llm.training
+    training = llm.training
     llm.eval()
     try:
-        own = llm.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        given = llm(llm.embed(ids), torch.arange(8, device=device)[None], mask)
+        own = llm.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        given = llm(Sequence.plain(llm.embed(ids)))
     finally:
         llm.train(training)
     if (given - own).abs().max() > 1e-3 * own.abs().max().clamp(min=1e-6):
@@ -328,12 +322,14 @@ def _isolates(llm: Llm) -> bool:
     device = next(llm.parameters()).device
     ids = torch.arange(12, device=device) * 7919 % llm.vocab_size
     embeds = llm.embed(ids[None])
-    positions = torch.cat([torch.arange(7), torch.arange(5)]).to(device)[None]
-    packed = llm(embeds, positions, segments=SegmentPlan.build(torch.tensor([0, 7, 12], device=device), 12))
-    alone = [
-        llm(embeds[:, a:b], positions[:, a:b], torch.ones(1, b - a, dtype=torch.long, device=device))
-        for a, b in ((0, 7), (7, 12))
-    ]
+    alone = [Sequence.plain(embeds[:, a:b]) for a, b in ((0, 7), (7, 12))]
+    both = Sequence(
+        embeds=embeds,
+        position_ids=torch.cat([one.position_ids for one in alone], 1),
+        images=torch.full_like(ids[None], -1),
+        cu_seqlens=torch.tensor([0, 7, 12], device=device),
+    )
+    packed, alone = llm(both), [llm(one) for one in alone]
     reference = torch.cat(alone, dim=1)
     return bool((packed - reference).abs().max() <= 1e-3 * reference.abs().max().clamp(min=1e-6))
 

@@ -8,8 +8,8 @@ is computed twice (the way of Liger-Kernel, arXiv 2410.10989, in plain torch: an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections import abc
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from beni.errors import CompositionError, ConfigError
-from beni.fusion.base import Fusion
 from beni.llm.base import Llm
 from beni.llm.head import is_linear, splits_head
-from beni.model.predict import Places, Sequences, hidden_states, predict
-
-Loss = Literal["auto", "full", "chunked", "fused"]
+from beni.model.inputs import Loss
+from beni.model.predict import hidden_states, predict
+from beni.types import Places, Sequence
 
 CHUNK_BYTES = 256 * 2**20
 """Of the fp32 logits of one piece: 1365 rows of 49,152 words, 523 of 128,256."""
@@ -65,15 +64,15 @@ def resolve(llm: Llm, wanted: Loss) -> Loss:
 
 
 def token_loss(
-    llm: Llm, fusion: Fusion, sequences: Sequences, places: Places, targets: Int[Tensor, "k"], how: Loss
+    llm: Llm, sequence: Sequence, places: Places, targets: Int[Tensor, "k"], how: Loss
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "k v"] | None]:
     """The summed loss of the labels that stand behind ``places``, and their logits where ``how`` keeps them."""
     if how == "auto":
         how = "full" if len(targets) <= chunk_rows(llm.vocab_size) else "chunked"
     if how == "full":
-        logits = predict(llm, fusion, sequences, places)
+        logits = predict(llm, sequence, places)
         return F.cross_entropy(logits.float(), targets, reduction="sum"), logits
-    hidden = hidden_states(llm, fusion, sequences, places)
+    hidden = hidden_states(llm, sequence, places)
     return (fused if how == "fused" else chunked)(llm, hidden, targets), None
 
 
@@ -118,7 +117,7 @@ def fused(llm: Llm, hidden: Float[Tensor, "k d"], targets: Int[Tensor, "k"]) -> 
     return each.float().sum()  # torch's own sum has the dtype of its inputs: three digits in bf16
 
 
-def _leaves(loss: Tensor) -> Sequence[Tensor]:
+def _leaves(loss: Tensor) -> abc.Sequence[Tensor]:
     """The tensors that want a gradient of ``loss``."""
     found: dict[Tensor, None] = {}
     seen, waiting = set(), [loss.grad_fn]

@@ -8,18 +8,17 @@ bit-identical.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from PIL import Image as PILImage
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedModel
-from transformers.utils.generic import ModelOutput
 
 from beni.adapter.base import Adapter
 from beni.config.build import build, build_stage
@@ -27,44 +26,24 @@ from beni.data.batch.collate import pixel_key, stack_views
 from beni.errors import CompositionError
 from beni.fusion.base import Fusion
 from beni.llm.base import Llm
-from beni.model import adapters, quantized
+from beni.model import adapters, auxiliary, quantized
 from beni.model.configuration import BeniConfig
-from beni.model.loss import Loss, token_loss
-from beni.model.predict import Sequences, image_numbers, predict
-from beni.model.prompts import prompts
-from beni.model.ragged import Calls, on_each_grid, on_each_size
+from beni.model.context import context_of, embedded
+from beni.model.inputs import BeniOutput, Calls, StepInputs
+from beni.model.loss import token_loss
+from beni.model.predict import predict
+from beni.model.ragged import on_each_grid, on_each_size
 from beni.model.viewer import Viewer, placeholders
 from beni.nn.streams import torch_stream
 from beni.quantization.base import Quantization
-from beni.stage import Nested, Stage, StageContext, TokenSpec
-from beni.types import Batch, ImageLayout, Pixels, VisualTokens, to_device
+from beni.stage import Stage, StageContext
+from beni.types import Batch, ImageInputs, ImageLayout, Nested, Pixels, SampleInputs, TokenSpec, VisualTokens, to_device
 from beni.views.base import Views
 from beni.vision.base import VisionEncoder
 from beni.vision.feature_bank import FeatureBank
 
-IGNORE = -100
 UNPACKED = {"_target_": "beni.quantization.none.NoQuantization"}
 """What models saved before there was quantization have."""
-
-
-@dataclass
-class BeniOutput(ModelOutput):
-    """What ``forward`` returns.
-
-    Attributes:
-        loss: summed token losses divided by ``num_items``, auxiliary losses added; None without labels.
-        logits: ``(k, v)`` at the positions that predict a label, or ``(b, t, v)`` without labels; None where the loss
-            was computed without keeping them.
-        targets: ``(k,)`` label ids.
-        rows: ``(k,)`` batch row of each label.
-        columns: ``(k,)`` position of each label in its row.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    targets: Tensor | None = None
-    rows: Tensor | None = None
-    columns: Tensor | None = None
 
 
 class BeniForConditionalGeneration(PreTrainedModel):
@@ -82,6 +61,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         CompositionError: when a part cannot follow the one before it.
     """
 
+    config: BeniConfig
     config_class = BeniConfig
     base_model_prefix = "beni"
     main_input_name = "input_ids"
@@ -113,6 +93,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
             )
         with torch_stream(seed, "init", "fusion"):
             self.fusion: Fusion = build(parts["fusion"], self.specs["llm"], self.llm.hidden_size)
+            self.fusion.install(self.llm)
             self.fusion.init_weights()
         self._check_views()
 
@@ -132,77 +113,71 @@ class BeniForConditionalGeneration(PreTrainedModel):
         input_ids: Int[Tensor, "b t"],
         pixels: Pixels | None = None,
         labels: Int[Tensor, "b t"] | None = None,
-        position_ids: Int[Tensor, "b t"] | None = None,
         attention_mask: Int[Tensor, "b t"] | None = None,
-        cu_seqlens: Int[Tensor, "s_plus_1"] | None = None,
-        longest: int | None = None,
-        layouts: tuple[ImageLayout, ...] = (),
-        owners: Int[Tensor, "k"] | None = None,
-        pixel_keys: Sequence[str] = (),
-        visual: VisualTokens | None = None,
-        num_items: int | Tensor | None = None,
-        step: int = 0,
-        calls: Calls | None = None,
-        loss: Loss = "full",
-        **_: Any,
+        position_ids: Int[Tensor, "b t"] | None = None,
+        images: ImageInputs = ImageInputs(),
+        samples: SampleInputs = SampleInputs(),
+        how: StepInputs = StepInputs(),
     ) -> BeniOutput:
-        """One micro-batch to its loss.
+        """One micro-batch to its loss: encode, view, select, resample, connect, fuse, predict.
 
         Args:
+            input_ids: with a placeholder for each position of an image.
             pixels: all views, stacked, or a list of them where their sizes differ.
-            cu_seqlens: borders of the segments of one packed row; without it every row is a sample of its own.
-            longest: at least as long as any segment; the row when None.
-            layouts: how each image became views; none when each image is one view.
-            owners: the sample (segment or row) of each image; without it every sample has as many.
-            pixel_keys: hash of each view's pixels, for the feature bank; without it they are hashed here.
-            visual: visual tokens already encoded, instead of ``pixels``, one row an image.
-            num_items: what the summed loss is divided by; the labels of this micro-batch when None.
-            step: optimizer step, for stages with a schedule.
-            calls: that every rank of a sharded model makes now; one without images encodes a blank one, which counts
-                for nothing.
-            loss: how head and loss are computed (model/loss.py); only ``full`` is sure to return logits.
+            labels: ``labels[t]`` is the token *at* t; ``IGNORE`` where nothing is supervised.
+            attention_mask: 1 at real positions of padded rows.
+            position_ids: counted from 0 at the first real position of each row when None.
+            images: how the images became views, and whose they are.
+            samples: borders of the samples in a packed row.
+            how: the optimizer step that this is part of.
 
         Raises:
             DataError: E-COUNT when placeholders and visual tokens differ in number.
         """
-        context = StageContext(step=step)
-        embeds, is_image = self._embed(input_ids)
-        if visual is None and pixels is not None:
-            if self.uses_prompt:
-                asked = ~is_image if labels is None else ~is_image & (labels == IGNORE)
-                asked = asked if attention_mask is None else asked & attention_mask.bool()
-                context.prompt = prompts(embeds, asked, cu_seqlens, owners, len(layouts) or len(pixels))
-            visual = self.encode_images(pixels, layouts, context, pixel_keys, calls)
-        embeds = self.fusion(embeds, is_image, visual)
-        if visual is None and calls is not None and calls.stages:
-            embeds = embeds + self._blank(embeds.device, calls)
-        if position_ids is None:
-            position_ids = _positions(input_ids, attention_mask)
-        if cu_seqlens is None and attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        supervised = None if labels is None else labels != IGNORE
-        images = image_numbers(is_image, visual if self.fusion.sees_ahead else None)
-        sequences = Sequences(embeds, images, supervised, position_ids, attention_mask, cu_seqlens, longest)
+        text = embedded(self, input_ids, labels, attention_mask, position_ids, samples)
+        context = context_of(self, text, pixels, images, samples, how)
+        visual = images.visual if pixels is None else self.encode_images(pixels, context, images.keys, how.calls)
+        sequence = self.fusion(text, visual, images.owners)
+        if visual is None and how.calls is not None and how.calls.stages:
+            sequence = self.fusion.blank(sequence, self._blank_image(text.embeds.device, how.calls))
         if labels is None:
-            return BeniOutput(logits=predict(self.llm, self.fusion, sequences))
+            return BeniOutput(logits=predict(self.llm, sequence), sink=context.sink)
+        places, targets = sequence.predicted()
+        total, logits = token_loss(self.llm, sequence, places, targets, how.loss)
+        token_mean = total / (len(targets) if how.num_items is None else how.num_items)
+        losses = auxiliary.means(context.sink, self.auxiliary_counts(images.layouts), how.auxiliary)
+        return BeniOutput(
+            loss=sum(losses.values(), token_mean),
+            logits=logits,
+            token_loss=token_mean,
+            auxiliary=losses,
+            targets=targets,
+            rows=places[0],
+            columns=places[1] + 1,
+            samples=sequence.samples(places),
+            lengths=None if sequence.images.shape == text.images.shape else sequence.lengths(),
+            sink=context.sink,
+        )
 
-        rows, before = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)  # label at t is predicted at t - 1
-        targets = labels[rows, before + 1]
-        total, logits = token_loss(self.llm, self.fusion, sequences, (rows, before), targets, loss)
-        whole = total / (len(targets) if num_items is None else num_items)
-        for auxiliary in context.aux.values():
-            whole = whole + auxiliary
-        return BeniOutput(loss=whole, logits=logits, targets=targets, rows=rows, columns=before + 1)
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """Name -> stage, in the order of the data's way."""
+        return {
+            "views": self.views,
+            "selector": self.selector,
+            "resampler": self.resampler,
+            "connector": self.connector,
+        }
 
     @property
     def uses_prompt(self) -> bool:
         """Whether what an image becomes depends on what is asked about it."""
-        return any(stage.uses_prompt for stage in (self.views, self.selector, self.resampler, self.connector))
+        return any("prompt" in stage.reads for stage in self.stages.values())
 
     @property
     def nested(self) -> Nested | None:
         """The several numbers of visual tokens that training draws from, where a stage has them."""
-        return next((stage.nested for stage in (self.selector, self.resampler, self.connector) if stage.nested), None)
+        return next((stage.nested for stage in self.stages.values() if stage.nested), None)
 
     @property
     def viewer(self) -> Viewer:
@@ -212,9 +187,10 @@ class BeniForConditionalGeneration(PreTrainedModel):
     @torch.no_grad()
     def calibrate(self, batch: Batch) -> None:
         """Lets the fusion measure the size of visual tokens and of text on a first batch that has both."""
-        embeds, is_image = self._embed(batch.input_ids)
+        text = embedded(self, batch.input_ids)
         if batch.pixels is not None:
-            self.fusion.calibrate(embeds[~is_image], self.encode_images(batch.pixels, batch.layouts))
+            context = StageContext(layouts=batch.layouts)
+            self.fusion.calibrate(text.embeds[~text.is_image], self.encode_images(batch.pixels, context))
 
     def row_specs(self, layout: ImageLayout) -> dict[str, list[TokenSpec]]:
         """What is known of the visual tokens of such an image behind each stage: one spec a view behind ``vision``, one
@@ -232,33 +208,25 @@ class BeniForConditionalGeneration(PreTrainedModel):
     def encode_images(
         self,
         pixels: Pixels,
-        layouts: tuple[ImageLayout, ...] = (),
-        context: StageContext | None = None,
-        pixel_keys: Sequence[str] = (),
+        context: StageContext = StageContext(),
+        keys: Sequence[str] = (),
         calls: Calls | None = None,
     ) -> VisualTokens:
         """Pixels of all views to visual tokens of the llm's width, one row an image.
 
         Args:
             pixels: all views, stacked, or a list of them where their sizes differ.
-            layouts: how each image became views; none when each image is one view.
-            context: what the stages may know; its prompt has one row an image.
-            pixel_keys: as in ``forward``.
-            calls: as in ``forward``.
+            context: what the stages may know: how the images became views, and, of the rows that views make of them,
+                whose they are and what is asked about them.
+            keys: hash of each view's pixels, for the feature bank; without it they are hashed here.
+            calls: that every rank of a sharded model makes now.
         """
         calls = calls or Calls()
-        context = context or StageContext()
-        context.layouts = layouts
-        if layouts and (context.prompt is not None or self.nested is not None):
-            rows = [i for i, one in enumerate(layouts) for _ in self.row_specs(one)["views"]]
-            context.scales = tuple(layouts[i].scale for i in rows)
-            if context.prompt is not None:
-                context.prompt = context.prompt.select(torch.tensor(rows, device=context.prompt.embeds.device))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_vision()):
-            tokens = on_each_size(self._encode_views, pixels, pixel_keys, calls.encoder)
-        tokens = self.views(tokens, context)
+            tokens = on_each_size(self._encode_views, pixels, keys, calls.encoder)
+        tokens = self.views(tokens, context.at("views"))
         tokens = on_each_grid(self._to_llm, tokens, context, calls.stages)
-        return self.views.finish(tokens, context)
+        return self.views.finish(tokens, context.at("views"))
 
     @torch.no_grad()
     def generate(
@@ -266,9 +234,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         input_ids: Int[Tensor, "b t"],
         pixels: Pixels | None = None,
         attention_mask: Int[Tensor, "b t"] | None = None,
-        layouts: tuple[ImageLayout, ...] = (),
-        owners: Int[Tensor, "k"] | None = None,
-        visual: VisualTokens | None = None,
+        images: ImageInputs = ImageInputs(),
         **options: Any,
     ) -> Int[Tensor, "b new"]:
         """New token ids after left-padded prompts, with a key/value cache.
@@ -276,18 +242,10 @@ class BeniForConditionalGeneration(PreTrainedModel):
         ``options`` go to ``transformers``' ``generate`` (``max_new_tokens``, ``do_sample``, ``eos_token_id`` ...).
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        embeds, is_image = self._embed(input_ids)
-        if visual is None and pixels is not None:
-            context = StageContext()
-            if self.uses_prompt:
-                context.prompt = prompts(embeds, ~is_image & mask.bool(), None, owners, len(layouts) or len(pixels))
-            visual = self.encode_images(pixels, layouts, context)
-        embeds, blocks = self.fusion(embeds, is_image, visual), None
-        if self.fusion.sees_ahead:
-            borders = torch.arange(len(mask) + 1, device=mask.device) * mask.shape[1]
-            images = image_numbers(is_image, visual).flatten()
-            blocks = self.fusion.blocks(images, mask.flatten().bool(), borders).view_as(mask)
-        return self.llm.generate(embeds, mask, blocks, **options)
+        text = replace(embedded(self, input_ids, attention_mask=mask), left_padded=True)
+        context = context_of(self, text, pixels, images, SampleInputs(), StepInputs())
+        visual = images.visual if pixels is None else self.encode_images(pixels, context, images.keys)
+        return self.llm.generate(self.fusion(text, visual, images.owners), **options)
 
     def merge_adapters(self) -> None:
         """Adds the adapters to the weights they stand beside, in place: what is saved then needs no peft."""
@@ -307,13 +265,13 @@ class BeniForConditionalGeneration(PreTrainedModel):
 
     def sharding_units(self) -> list[nn.Module]:
         """The modules that FSDP shards one by one, bottom-up."""
-        return [*self.llm.layers(), *self.vision.blocks(), self.resampler]
+        return [*self.llm.layers(), *self.fusion.layers(), *self.vision.blocks(), self.resampler]
 
     def layers_with_gradient(self) -> list[nn.Module]:
-        """The repeated layers whose activations the backward pass wants: of the llm, and of a vision encoder that
-        trains.
+        """The repeated layers whose activations the backward pass wants: of the llm and fusion, and of a vision encoder
+        that trains.
         """
-        return [*self.llm.layers(), *(self.vision.blocks() if self._trains_vision() else ())]
+        return [*self.llm.layers(), *self.fusion.layers(), *(self.vision.blocks() if self._trains_vision() else ())]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -326,11 +284,9 @@ class BeniForConditionalGeneration(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Initial weights are drawn from named streams while building; nothing is left for transformers to draw."""
 
-    def _embed(self, input_ids: Int[Tensor, "b t"]) -> tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]:
-        """Text embeddings, and where the placeholders are."""
-        is_image = input_ids == self.config.image_token_id
-        # the placeholder's id may lie beyond the embedding table; its position is overwritten anyway
-        return self.llm.embed(input_ids.masked_fill(is_image, 0)), is_image
+    def auxiliary_counts(self, layouts: tuple[ImageLayout, ...]) -> dict[str, int]:
+        """``<stage>/<name>`` -> rows or tokens that an auxiliary loss is summed over for such images."""
+        return auxiliary.counts(self.stages, [self.row_specs(layout) for layout in layouts])
 
     def calls_of(self, layouts: tuple[ImageLayout, ...]) -> Calls:
         """The calls that a micro-batch of such images makes of what ranks share."""
@@ -353,15 +309,16 @@ class BeniForConditionalGeneration(PreTrainedModel):
 
     def _to_llm(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         """Select, resample, connect."""
-        return self.connector(self.resampler(self.selector(tokens, context), context), context)
+        tokens = self.selector(tokens, context.at("selector"))
+        tokens = self.resampler(tokens, context.at("resampler"))
+        return self.connector(tokens, context.at("connector"))
 
-    def _blank(self, device: torch.device, calls: Calls) -> Tensor:
-        """Zero, made of a blank image that takes the way of any other."""
+    def _blank_image(self, device: torch.device, calls: Calls) -> VisualTokens:
+        """A blank image that takes the way of any other."""
         height, width = self.vision.transform.tile
         blank = self.viewer(PILImage.new("RGB", (width, height)))
-        visual = self.encode_images(to_device(stack_views(blank.pixels), device), (blank.layout,), calls=calls)
-        places = torch.ones(1, int(visual.mask.sum()), dtype=torch.bool, device=device)
-        return self.fusion(visual.x.new_zeros(*places.shape, visual.x.shape[-1]), places, visual).sum() * 0.0
+        context = StageContext(layouts=(blank.layout,))
+        return self.encode_images(to_device(stack_views(blank.pixels), device), context, calls=calls)
 
     def _stage(self, group: str, tokens: TokenSpec, **known: Any) -> Stage:
         with torch_stream(self.config.seed, "init", group):
@@ -383,12 +340,6 @@ class BeniForConditionalGeneration(PreTrainedModel):
                 groups=("resampler", "llm"),
                 fix="use resampler=perceiver, a smaller vision.image_size or fewer views",
             )
-
-
-def _positions(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    if attention_mask is None:
-        return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
 AutoConfig.register("beni", BeniConfig)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from beni.data.batch.collate import stack_views
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.viewer import placeholders
-from beni.stage import StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import StageContext
+from beni.types import Sequence, TokenSpec, VisualTokens
 
 Format = Literal["torch_export", "torchscript"]
 SUFFIX = {"torch_export": ".pt2", "torchscript": ".ts"}
@@ -104,7 +104,7 @@ class _Llm(nn.Module):
 
     def forward(self, embeds: Tensor, mask: Tensor) -> Tensor:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        return self.llm(embeds, positions, mask)
+        return self.llm(Sequence(embeds, positions, torch.full_like(positions, -1), mask=mask))
 
 
 class _Whole(nn.Module):

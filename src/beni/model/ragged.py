@@ -6,7 +6,7 @@ No stage and no encoder then needs to know of padding, and a grid is a grid also
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,18 +17,6 @@ from beni.types import Pixels, VisualTokens
 
 Encode = Callable[[Tensor, Sequence[str]], VisualTokens]
 Stages = Callable[[VisualTokens, StageContext], VisualTokens]
-
-
-@dataclass(frozen=True)
-class Calls:
-    """How often a micro-batch calls the encoder, and the stages between views and fusion.
-
-    Ranks that share weights must call alike: each call gathers them. Those with fewer sizes or grids repeat a call, and
-    the result counts for nothing.
-    """
-
-    encoder: int = 0
-    stages: int = 0
 
 
 def on_each_size(encode: Encode, pixels: Pixels, keys: Sequence[str], calls: int = 0) -> VisualTokens:
@@ -55,26 +43,20 @@ def on_each_size(encode: Encode, pixels: Pixels, keys: Sequence[str], calls: int
 def on_each_grid(stages: Stages, tokens: VisualTokens, context: StageContext, calls: int = 0) -> VisualTokens:
     """Tokens through ``stages``, the rows of each grid by themselves where there are several.
 
-    Auxiliary losses are means over rows, so those of the parts are weighted by their rows.
-
     Args:
         calls: of ``stages``, at least.
     """
 
     def once_more(some: VisualTokens) -> VisualTokens:
         first = torch.tensor([0], device=some.x.device)
-        return stages(some.select(first), context.of_rows(first))
+        return stages(some.select(first), replace(context.of_rows(first), sink=None))
 
     if not tokens.grids:
         return _repeated(stages(tokens, context), calls - 1, lambda: once_more(tokens))
     places, made, groups = [], [], by_grid(tokens)
     for where, dense in groups:
-        own = context.of_rows(where)
-        made.append(stages(dense, own))
+        made.append(stages(dense, context.of_rows(where)))
         places.append(where)
-        for name, loss in own.aux.items():
-            share = loss * (len(where) / len(tokens.x))
-            context.aux[name] = context.aux[name] + share if name in context.aux else share
     return _repeated(stack(made, places), calls - len(made), lambda: once_more(groups[0][1]))
 
 

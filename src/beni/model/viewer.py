@@ -10,8 +10,7 @@ from PIL.Image import Image as Picture
 
 from beni.fusion.base import Fusion
 from beni.nn.pixels import PictureTransform
-from beni.stage import Nested, TokenSpec
-from beni.types import ImageLayout, Markup, ViewedImage
+from beni.types import ImageLayout, Markup, Nested, TokenSpec, ViewedImage
 from beni.views.base import Views
 
 USUAL_SIZE = (768, 1024)

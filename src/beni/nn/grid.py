@@ -17,8 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from beni.errors import CompositionError
-from beni.stage import TokenSpec
-from beni.types import VisualTokens
+from beni.types import TokenSpec, VisualTokens
 
 
 def grid_of(tokens: TokenSpec, part: str) -> tuple[int, int]:
@@ -39,7 +38,7 @@ def grid_of(tokens: TokenSpec, part: str) -> tuple[int, int]:
 
 def regrid(tokens: TokenSpec, grid: tuple[int, int], dim: int) -> TokenSpec:
     """The spec of tokens on another grid; what came along on the old grid (levels, sources) does not go on."""
-    return replace(tokens, n=grid[0] * grid[1], dim=dim, grid=grid, levels=0, sources=())
+    return TokenSpec(n=grid[0] * grid[1], dim=dim, grid=grid, space=tokens.space, scale=tokens.scale)
 
 
 def to_map(tokens: VisualTokens) -> Float[Tensor, "i d rows columns"]:
@@ -89,7 +88,7 @@ def space_to_depth(tokens: VisualTokens, block: tuple[int, int]) -> VisualTokens
     facts = F.pad(facts.transpose(1, 2).unflatten(2, (rows, columns)), (0, right, 0, down))
     size, real, yx = _blocks(facts, block).sum(2).split((1, 1, 2), -1)
     grid = ((rows + down) // block[0], (columns + right) // block[1])
-    return VisualTokens(
+    return VisualTokens.fresh(
         x=blocks.flatten(2),
         mask=tokens.mask.new_ones(blocks.shape[:2]),
         yx=yx / real,

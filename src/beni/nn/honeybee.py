@@ -6,14 +6,13 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from beni.errors import CompositionError
 from beni.nn.positions import positions_at
-from beni.stage import TokenSpec
-from beni.types import VisualTokens
+from beni.nn.rows import constants
+from beni.types import TokenSpec, VisualTokens
 
 
 class LearnedPositions(nn.Module):
@@ -61,13 +60,7 @@ def append_tokens(tokens: VisualTokens, learned: Float[Tensor, "k d"] | None) ->
     """
     if learned is None:
         return tokens
-    images, k = len(tokens.x), len(learned)
-    return VisualTokens(
-        x=torch.cat([tokens.x, learned.to(tokens.x.dtype).expand(images, -1, -1)], 1),
-        mask=F.pad(tokens.mask, (0, k), value=True),
-        yx=F.pad(tokens.yx, (0, 0, 0, k), value=0.5),
-        size=F.pad(tokens.size, (0, k)),
-    )
+    return VisualTokens.cat([tokens, constants(learned, tokens).repeat(len(tokens.x))])
 
 
 def appended(spec: TokenSpec, learned: Float[Tensor, "k d"] | None) -> TokenSpec:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -13,13 +12,12 @@ from torch import Tensor, nn
 from beni.errors import CompositionError
 from beni.nn.attention import GroupedQueryAttention
 from beni.nn.norms import RMSNorm
-from beni.stage import TokenSpec
-from beni.types import VisualTokens
+from beni.types import TokenSpec, VisualTokens
 
 
 def queried_spec(tokens: TokenSpec, n: int, dim: int, space: Literal["vision", "llm"]) -> TokenSpec:
     """The spec of ``n`` tokens that have read ``tokens``: no grid, nothing that came along."""
-    return replace(tokens, n=n, dim=dim, grid=None, space=space, levels=0, sources=())
+    return TokenSpec(n=n, dim=dim, space=space, scale=tokens.scale)
 
 
 def queried(x: Float[Tensor, "i m d"], tokens: VisualTokens, yx: Float[Tensor, "m 2"] | None = None) -> VisualTokens:
@@ -31,7 +29,7 @@ def queried(x: Float[Tensor, "i m d"], tokens: VisualTokens, yx: Float[Tensor, "
     images, m, _ = x.shape
     places = tokens.yx.new_full((m, 2), 0.5) if yx is None else yx.to(tokens.yx.dtype)
     patches = (tokens.size * tokens.mask).sum(1, keepdim=True)
-    return VisualTokens(
+    return VisualTokens.fresh(
         x=x,
         mask=tokens.mask.new_ones(images, m),
         yx=places.expand(images, m, 2),

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from beni.errors import CompositionError
 from beni.nn.grid import from_map, grid_of, regrid, to_map
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 
 class AvgPool(Stage):

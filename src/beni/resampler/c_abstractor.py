@@ -22,8 +22,8 @@ from beni.errors import CompositionError
 from beni.nn.conv import LayerNorm2d, SqueezeExcitation, init_as_torch
 from beni.nn.grid import from_map, grid_of, regrid, to_map
 from beni.nn.honeybee import LearnedPositions, append_tokens, appended, learned_tokens, pooled_grid
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 PART = "resampler=c_abstractor"
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from beni.errors import CompositionError
 from beni.nn.grid import grid_of, regrid, space_to_depth
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 
 class ConcatAdjacent(Stage):

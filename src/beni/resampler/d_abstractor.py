@@ -25,8 +25,8 @@ from beni.nn.grid import from_map, grid_of, regrid, to_map
 from beni.nn.honeybee import LearnedPositions, append_tokens, appended, learned_tokens, pooled_grid
 from beni.nn.mlp import FeedForward
 from beni.nn.queries import draw_layers, head_dim_of
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 PART = "resampler=d_abstractor"
 

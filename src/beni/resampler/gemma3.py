@@ -15,8 +15,8 @@ from torch import nn
 from beni.errors import CompositionError
 from beni.nn.grid import from_map, grid_of, regrid, to_map
 from beni.nn.norms import RMSNorm, reset_norms
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 
 class Gemma3(Stage):

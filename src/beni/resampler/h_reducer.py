@@ -16,8 +16,9 @@ from torch import nn
 from beni.errors import CompositionError
 from beni.nn.conv import init_as_torch
 from beni.nn.grid import from_map, grid_of, regrid, to_map
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.nn.rows import constants
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 
 class HReducer(Stage):
@@ -67,13 +68,7 @@ class HReducer(Stage):
         merged = merged.with_features(self.proj(merged.x))
         if self.end is None:
             return merged
-        end = self.end.to(merged.x.dtype).expand(images, 1, -1)
-        return VisualTokens(
-            x=torch.cat([merged.x, end], 1),
-            mask=F.pad(merged.mask, (0, 1), value=True),
-            yx=F.pad(merged.yx, (0, 0, 0, 1), value=0.5),
-            size=F.pad(merged.size, (0, 1)),
-        )
+        return VisualTokens.cat([merged, constants(self.end[None], merged).repeat(images)])
 
     def flops(self, tokens: TokenSpec) -> int:
         dim, dim_out = self.proj.in_features, self.proj.out_features

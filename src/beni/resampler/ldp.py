@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from beni.nn.conv import LayerNorm2d, SqueezeExcitation, init_as_torch
 from beni.nn.grid import from_map, grid_of, regrid, to_map
 from beni.nn.mlp import FeedForward
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 STRIDES = (1, 2)
 

@@ -18,8 +18,8 @@ from beni.errors import CompositionError
 from beni.nn.conv import init_as_torch
 from beni.nn.grid import from_map, grid_of, regrid, to_map
 from beni.nn.mlp import FeedForward
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 
 class Ldpv2(Stage):

@@ -21,8 +21,8 @@ from beni.errors import CompositionError
 from beni.nn.grid import from_map, grid_of, regrid, to_map
 from beni.nn.mlp import FeedForward
 from beni.nn.rows import stack
-from beni.stage import Nested, Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import Nested, TokenSpec, VisualTokens
 
 PART = "resampler=m3"
 

@@ -19,8 +19,8 @@ from beni.nn.attention import GroupedQueryAttention
 from beni.nn.mlp import SwiGLU
 from beni.nn.norms import RMSNorm
 from beni.nn.queries import draw_layers, queried, queried_spec
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 
 class Perceiver(Stage):

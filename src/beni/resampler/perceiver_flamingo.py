@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from beni.nn.attention import GroupedQueryAttention
 from beni.nn.mlp import FeedForward
 from beni.nn.queries import draw_layers, queried, queried_spec
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 

@@ -15,8 +15,8 @@ from torch import nn
 from beni.nn.mlp import SwiGLU
 from beni.nn.queries import draw_layers
 from beni.resampler.perceiver import Perceiver
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 
 class PerceiverIdefics2(Stage):

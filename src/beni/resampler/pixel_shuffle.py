@@ -21,8 +21,8 @@ from torch import nn
 from beni.errors import CompositionError
 from beni.nn.grid import grid_of, regrid, space_to_depth
 from beni.nn.norms import make_norm, reset_norms
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 
 class PixelShuffle(Stage):

@@ -16,8 +16,8 @@ from torch import nn
 
 from beni.nn.qformer import QFormerEncoder
 from beni.nn.queries import draw_layers, head_dim_of, queried, queried_spec
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import Prompt, VisualTokens
+from beni.stage import Reads, Stage, StageContext
+from beni.types import Prompt, TokenSpec, VisualTokens
 
 
 class QFormerInstruct(Stage):
@@ -40,7 +40,7 @@ class QFormerInstruct(Stage):
             ``cross_attention_every`` is below 1.
     """
 
-    uses_prompt: ClassVar[bool] = True
+    reads: ClassVar[frozenset[Reads]] = frozenset({"prompt"})
 
     def __init__(
         self,

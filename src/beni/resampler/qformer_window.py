@@ -22,8 +22,8 @@ from beni.errors import CompositionError
 from beni.nn.grid import grid_of, regrid, to_map
 from beni.nn.qformer import QFormerEncoder
 from beni.nn.queries import draw_layers, head_dim_of
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 NO_PATCH = 1e-6
 """Below any share of a cell that a patch can have."""

@@ -22,8 +22,8 @@ from beni.nn.conv import init_as_torch
 from beni.nn.grid import grid_of, regrid, space_to_depth
 from beni.nn.mlp import FeedForward
 from beni.nn.queries import head_dim_of
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 PART = "resampler=sva"
 

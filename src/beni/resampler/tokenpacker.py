@@ -21,8 +21,8 @@ from beni.nn.attention import GroupedQueryAttention
 from beni.nn.grid import grid_of, regrid, space_to_depth, to_map
 from beni.nn.mlp import FeedForward
 from beni.nn.queries import draw_layers, draw_stacked, head_dim_of
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 PART = "resampler=tokenpacker"
 EPS = 1e-6

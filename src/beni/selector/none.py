@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from beni.stage import PassThrough, TokenSpec
+from beni.stage import PassThrough
+from beni.types import TokenSpec
 
 
 class NoSelector(PassThrough):

@@ -19,7 +19,7 @@ from beni.data.batch.loader import load
 from beni.distributed.collectives import sum_counts
 from beni.errors import Preempted
 from beni.measure.goodput import Goodput
-from beni.model.loss import Loss
+from beni.model.inputs import Loss
 from beni.nn.streams import derive
 from beni.training.checkpoint.saver import Saver
 from beni.training.ema import Average

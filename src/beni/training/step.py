@@ -16,9 +16,8 @@ from torch.distributed.tensor import DTensor
 from beni.distributed.collectives import agree, max_over_ranks, raise_alike, sum_gradients, sum_over_ranks
 from beni.distributed.fsdp import meet_all
 from beni.measure.goodput import Goodput
-from beni.model.loss import Loss
+from beni.model.inputs import Calls, Loss, StepInputs
 from beni.model.modeling import BeniForConditionalGeneration
-from beni.model.ragged import Calls
 from beni.nn.precision import autocast
 from beni.types import Batch
 
@@ -83,7 +82,8 @@ def forward_backward(
         with clock.inside("copy"):
             there = batch.to(device)
         with autocast(device, precision):
-            loss = model(**there.model_inputs(), num_items=count, step=step, calls=calls[i], loss=how).loss
+            told = StepInputs(num_items=count, step=step, calls=calls[i], loss=how)
+            loss = model(**there.model_inputs(), how=told).loss
         if loss.requires_grad:  # a text alone has nothing to tell a connector when all else is frozen
             loss.backward()
         total += loss.detach()

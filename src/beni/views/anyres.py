@@ -19,9 +19,9 @@ from torch import Tensor
 
 from beni.errors import ConfigError
 from beni.nn.pixels import PictureTransform
-from beni.nn.rows import concatenate, constant, real_tokens, with_line_ends
-from beni.stage import TokenSpec
-from beni.types import ImageLayout, Markup, VisualTokens
+from beni.nn.rows import constant, real_tokens, with_line_ends
+from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
+from beni.types.visual import centres
 from beni.views.lines import draw, new_line
 from beni.views.tiled import WHOLE, Box, TiledViews, best_canvas, cut, squashed, tile_boxes, transformed
 
@@ -109,16 +109,16 @@ class AnyRes(TiledViews):
             if self.newline is not None:
                 end = constant(self.newline, lines[0])
                 lines = [piece for line in lines for piece in (line, end)]
-            return concatenate([real_tokens(base), *lines])
+            return VisualTokens.cat([real_tokens(base), *lines])
         top, left, height, width = self._kept(layout, grid)
 
         def mapped(x: Tensor) -> Tensor:  # (tiles, gh * gw, ...) -> (height, width, ...)
             cells = x.unflatten(1, grid).unflatten(0, layout.tiles)  # (rows, columns, gh, gw, ...)
             return cells.transpose(1, 2).flatten(2, 3).flatten(0, 1)[top : top + height, left : left + width]
 
-        flat = VisualTokens.dense(mapped(tiles.x).flatten(0, 1)[None], (height, width))
-        flat = replace(flat, size=mapped(tiles.size).flatten()[None])
-        return concatenate([base, flat if self.newline is None else with_line_ends(flat, self.newline)])
+        flat = tiles.map(lambda tensor: mapped(tensor).flatten(0, 1)[None], (height, width))
+        flat = replace(flat, yx=centres((height, width), flat.x.device))
+        return VisualTokens.cat([base, flat if self.newline is None else with_line_ends(flat, self.newline)])
 
     def init_weights(self) -> None:
         super().init_weights()

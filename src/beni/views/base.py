@@ -17,8 +17,8 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 
 from beni.nn.pixels import PictureTransform
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import ImageLayout, Markup, VisualTokens
+from beni.stage import Stage, StageContext
+from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
 
 
 class Views(Stage):

@@ -18,9 +18,8 @@ from torch import Tensor
 from beni.errors import CompositionError
 from beni.nn.grid import from_map, to_map
 from beni.nn.pixels import PictureTransform
-from beni.nn.rows import concatenate, real_tokens
-from beni.stage import TokenSpec
-from beni.types import ImageLayout, Markup, VisualTokens
+from beni.nn.rows import real_tokens
+from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
 from beni.views.tiled import WHOLE, Box, TiledViews, best_canvas, cut, squashed, tile_boxes, transformed
 
 MIDDLE = ((2, 2), (4, 1), (1, 4))
@@ -100,12 +99,11 @@ class DragonflyV2(TiledViews):
         extra = rows.x.shape[1] - self.patches[0] * self.patches[1]
 
         def part(chosen: slice) -> VisualTokens:
-            x, mask, yx, size = (t[:, chosen] for t in (tiles.x, tiles.mask, tiles.yx, tiles.size))
-            return VisualTokens(x, mask, yx, size)
+            return tiles.map(lambda tensor: tensor[:, chosen])
 
         patches = replace(part(slice(extra, None)), grid=self.patches)
         pooled = from_map(F.avg_pool2d(to_map(patches), self.pool), patches)
-        return concatenate([real_tokens(whole), real_tokens(concatenate([part(slice(extra)), pooled]))])
+        return VisualTokens.cat([real_tokens(whole), real_tokens(VisualTokens.cat([part(slice(extra)), pooled]))])
 
     def _middle(self, layout: ImageLayout) -> tuple[int, int]:
         return layout.tiles[0] // FINER, layout.tiles[1] // FINER

@@ -17,8 +17,7 @@ from torch import Tensor
 from beni.errors import CompositionError
 from beni.nn.pixels import PictureTransform
 from beni.nn.rows import real_tokens
-from beni.stage import TokenSpec
-from beni.types import ImageLayout, Markup, VisualTokens
+from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
 from beni.views.tiled import Box, TiledViews, squashed
 
 AROUND = "<fake_token_around_image>"

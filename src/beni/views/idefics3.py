@@ -16,8 +16,7 @@ from torch import Tensor
 from beni.errors import CompositionError, ConfigError
 from beni.nn.pixels import PictureTransform
 from beni.nn.rows import real_tokens
-from beni.stage import TokenSpec
-from beni.types import ImageLayout, Markup, VisualTokens
+from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
 from beni.views.tiled import WHOLE, Box, TiledViews, cut, squashed, tile_boxes, transformed
 
 AROUND, GLOBAL = "<fake_token_around_image>", "<global-img>"

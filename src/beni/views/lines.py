@@ -10,8 +10,7 @@ from torch import Tensor
 
 from beni.errors import CompositionError
 from beni.nn.rows import by_grid, stack, with_line_ends
-from beni.stage import TokenSpec
-from beni.types import VisualTokens
+from beni.types import TokenSpec, VisualTokens
 
 
 def lines_of(row: TokenSpec, newline: Tensor | None, part: str) -> int:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from beni.errors import ConfigError
 from beni.nn.pixels import PictureTransform
-from beni.stage import StageContext, TokenSpec
-from beni.types import ImageLayout, Markup, VisualTokens
+from beni.stage import StageContext
+from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
 from beni.views.base import Views
 from beni.views.lines import draw, lines_of, new_line, with_newlines
 from beni.views.tiled import squashed

@@ -20,8 +20,8 @@ from torch import Tensor
 from beni.errors import CompositionError, ConfigError
 from beni.nn.grid import to_map
 from beni.nn.pixels import PictureTransform
-from beni.stage import StageContext, TokenSpec
-from beni.types import ImageLayout, Markup, VisualTokens
+from beni.stage import StageContext
+from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
 from beni.views.base import Views
 from beni.views.tiled import cut, squashed, transformed
 

@@ -8,8 +8,8 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 
 from beni.nn.pixels import PictureTransform
-from beni.stage import StageContext, TokenSpec
-from beni.types import ImageLayout, Markup, VisualTokens
+from beni.stage import StageContext
+from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
 from beni.views.base import Views
 from beni.views.lines import draw, lines_of, new_line, with_newlines
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from beni.errors import CompositionError
 from beni.nn.pixels import PictureTransform
 from beni.nn.rows import images_of, real_tokens
-from beni.stage import StageContext, TokenSpec
-from beni.types import ImageLayout, Markup, VisualTokens
+from beni.stage import StageContext
+from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
 from beni.views.base import Views
 
 Box = tuple[float, float, float, float]

@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from beni.nn.pixels import PictureTransform
-from beni.stage import TokenSpec
-from beni.types import VisualTokens
+from beni.types import TokenSpec, VisualTokens
 
 
 class VisionEncoder(nn.Module, ABC):

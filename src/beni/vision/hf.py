@@ -32,8 +32,7 @@ from beni.measure.flops import count_flops
 from beni.nn.architecture import read_architecture
 from beni.nn.batch_norm import settle_statistics
 from beni.nn.pixels import ImageTransform, as_size, as_triple
-from beni.stage import TokenSpec
-from beni.types import VisualTokens
+from beni.types import TokenSpec, VisualTokens
 from beni.vision.backbone import build_encoder, model_inputs, own_size, pooling, repeated_blocks
 from beni.vision.base import VisionEncoder
 from beni.vision.hidden_states import state_indices, truncated
@@ -258,12 +257,8 @@ def with_cls(tokens: VisualTokens, first: list[Float[Tensor, "i 1 d"]]) -> Visua
     Args:
         first: that token in the hidden state of the features, then in each of the levels.
     """
-    x = torch.cat([first[0], tokens.x], 1)
     one = torch.ones_like(tokens.size[:, :1])
-    return VisualTokens(
-        x=x,
-        mask=torch.cat([one.bool(), tokens.mask], 1),
-        yx=torch.cat([torch.full_like(tokens.yx[:, :1], 0.5), tokens.yx], 1),
-        size=torch.cat([one, tokens.size], 1),
-        levels=None if tokens.levels is None else torch.cat([torch.cat(first[1:], -1), tokens.levels], 1),
-    )
+    cls = VisualTokens.fresh(first[0], one.bool(), torch.full_like(tokens.yx[:, :1], 0.5), one)
+    if tokens.levels is not None:
+        cls = replace(cls, levels=torch.cat(first[1:], -1))
+    return VisualTokens.cat([cls, tokens])

@@ -30,8 +30,7 @@ from torch import Tensor, nn
 from beni.errors import CompositionError, ConfigError
 from beni.nn.pixels import PictureTransform
 from beni.nn.streams import torch_stream
-from beni.stage import TokenSpec
-from beni.types import VisualTokens
+from beni.types import TokenSpec, VisualTokens
 from beni.vision.base import VisionEncoder
 
 
@@ -273,10 +272,13 @@ def resize_tokens(tokens: VisualTokens, grid: tuple[int, int] | None) -> VisualT
     """
     if grid is None or grid == tokens.grid:
         return tokens
-    resized = VisualTokens.dense(resize_features(tokens.x, tokens.grid, grid), grid)
-    if tokens.levels is None:
-        return resized
-    return replace(resized, levels=resize_features(tokens.levels, tokens.grid, grid))
+    old, rest = tokens.grid, {}
+    for name in ("levels", "attn", "keys"):
+        own = getattr(tokens, name)
+        if own is not None:
+            flat = own if own.ndim == 3 else own[..., None]
+            rest[name] = resize_features(flat, old, grid).reshape(len(own), -1, *own.shape[2:])
+    return replace(VisualTokens.dense(resize_features(tokens.x, old, grid), grid), **rest)
 
 
 def resize_features(
@@ -306,12 +308,9 @@ def combined(tokens: list[VisualTokens], combine: str) -> VisualTokens:
     if len(tokens) == 1:
         return replace(tokens[0], sources=())
 
-    def joined(parts: list[Tensor]) -> Tensor:
-        return torch.cat(parts, 1) if combine == "sequence" else torch.stack(parts, 2).flatten(1, 2)
-
-    return VisualTokens(
-        x=joined([one.x for one in tokens]),
-        mask=joined([one.mask for one in tokens]),
-        yx=joined([one.yx for one in tokens]),
-        size=joined([one.size for one in tokens]),
-    )
+    images, n = tokens[0].mask.shape
+    joined = VisualTokens.cat(tokens)
+    if combine == "sequence":
+        return joined
+    turns = torch.arange(len(tokens) * n, device=joined.x.device).view(len(tokens), n).T.flatten()
+    return joined.gather(turns.expand(images, -1))

@@ -23,8 +23,7 @@ from beni.errors import CompositionError, WeightsError
 from beni.measure.flops import count_flops
 from beni.nn.batch_norm import settle_statistics
 from beni.nn.pixels import ImageTransform, as_size, as_triple
-from beni.stage import TokenSpec
-from beni.types import VisualTokens
+from beni.types import TokenSpec, VisualTokens
 from beni.vision.backbone import repeated_blocks
 from beni.vision.base import VisionEncoder
 from beni.vision.probe import Layout, find_layout

@@ -8,7 +8,7 @@ from transformers import AriaConfig
 from transformers.models.aria.modeling_aria import AriaProjector
 
 from beni.resampler.aria import Aria
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.cases.perceiver import features
 from reference.convert import from_multihead, rename
 from reference.harness import ReferenceCase

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from beni.resampler.avg_pool import AvgPool
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.harness import ReferenceCase, grid_tokens
 
 # (grid, width, side); the last two have bins that overlap

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from beni.resampler.c_abstractor import CAbstractor
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.cases.ldp import depthwise, normed
 from reference.harness import ReferenceCase, grid_tokens
 

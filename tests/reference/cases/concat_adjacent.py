@@ -6,7 +6,7 @@ from torch import nn
 
 from beni.connector.mlp import MlpConnector
 from beni.resampler.concat_adjacent import ConcatAdjacent
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.harness import ReferenceCase, grid_tokens, renamed
 
 # (grid, width in, width out, k)

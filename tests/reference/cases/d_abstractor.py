@@ -9,7 +9,7 @@ from transformers import DeformableDetrConfig
 from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrDecoder
 
 from beni.resampler.d_abstractor import DAbstractor
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.harness import ReferenceCase, grid_tokens
 
 # (grid, width in, hidden, width out, depth, heads, points, side, the pooled map is, end tokens)

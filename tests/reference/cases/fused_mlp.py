@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from beni.connector.fused_mlp import FusedMlpConnector
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.harness import ReferenceCase, grid_tokens
 
 # (width in, width out, expansion)

@@ -9,7 +9,7 @@ from transformers import Gemma3Config
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 
 from beni.resampler.gemma3 import Gemma3
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.harness import ReferenceCase, grid_tokens
 
 # (side of the grid, width in, width out, r)

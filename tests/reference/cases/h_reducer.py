@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from beni.resampler.h_reducer import HReducer
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.cases.ldp import gelu
 from reference.harness import ReferenceCase, grid_tokens
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from beni.resampler.ldp import Ldp
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.harness import ReferenceCase, grid_tokens
 
 # (grid, width in, width out, width of the squeeze)

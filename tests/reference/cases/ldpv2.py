@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from beni.resampler.ldpv2 import Ldpv2
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.cases.avg_pool import pooled
 from reference.cases.ldp import depthwise, gelu
 from reference.harness import ReferenceCase, grid_tokens, renamed

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from beni.resampler.m3 import M3
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.harness import ReferenceCase, grid_tokens
 
 SHAPES = (((8, 8), 6, 10, 2), ((6, 9), 5, 8, 3), ((4, 4), 7, 12, 4))

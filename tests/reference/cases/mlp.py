@@ -8,7 +8,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.models.paligemma.modeling_paligemma import PaliGemmaMultiModalProjector
 
 from beni.connector.mlp import MlpConnector
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.harness import ReferenceCase, grid_tokens, renamed
 
 SIZES = ((24, 40), (40, 24), (18, 34))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from beni.connector.pali import PaliConnector
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.cases.mlp import GRID, SIZES, paligemma
 from reference.harness import ReferenceCase, grid_tokens, renamed
 

@@ -9,8 +9,7 @@ from transformers.models.idefics2.configuration_idefics2 import Idefics2Perceive
 from transformers.models.idefics2.modeling_idefics2 import Idefics2PerceiverResampler, Idefics2RMSNorm
 
 from beni.resampler.perceiver import Perceiver
-from beni.stage import TokenSpec
-from beni.types import VisualTokens
+from beni.types import TokenSpec, VisualTokens
 from reference.harness import ReferenceCase
 
 # (width, depth, latents, heads, kv heads, head width, tokens): multi-query, grouped, multi-head
@@ -62,7 +61,7 @@ def features(shape, generator, dtype, masked):
     x = torch.randn(3, n, dim, generator=generator, dtype=torch.float64).to(dtype)
     lengths = torch.tensor([n, n - 3, 1] if masked else [n, n, n])
     mask = torch.arange(n)[None] < lengths[:, None]
-    return VisualTokens(x, mask, torch.full((3, n, 2), 0.5), torch.ones(3, n))
+    return VisualTokens.fresh(x, mask, torch.full((3, n, 2), 0.5), torch.ones(3, n))
 
 
 CASES = [

@@ -11,7 +11,7 @@ from transformers.models.evolla.modeling_evolla import EvollaSequenceCompressorR
 from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
 from beni.resampler.perceiver_flamingo import PerceiverFlamingo
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.cases.perceiver import features
 from reference.convert import rename, split_projections
 from reference.harness import ReferenceCase

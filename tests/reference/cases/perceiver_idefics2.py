@@ -8,7 +8,7 @@ from transformers import Idefics2Config
 from transformers.models.idefics2.modeling_idefics2 import Idefics2Connector, Idefics2RMSNorm
 
 from beni.resampler.perceiver_idefics2 import PerceiverIdefics2
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.cases.perceiver import features, wide_norm
 from reference.convert import rename
 from reference.harness import ReferenceCase

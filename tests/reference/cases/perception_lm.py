@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from transformers.models.perception_lm.modeling_perception_lm import PerceptionLMMultiModalProjector
 
 from beni.resampler.perception_lm import PerceptionLm
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.harness import ReferenceCase, grid_tokens, renamed
 
 # (side of the grid, width in, width out, ratio); the second has bins that overlap, the third pools nothing

@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchMerger
 
 from beni.connector.mlp import MlpConnector
 from beni.resampler.pixel_shuffle import PixelShuffle
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.harness import ReferenceCase, grid_tokens, renamed
 
 PATCH = 2  # pixels, where a reference asks for the size of the image

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from beni.connector.prefix import PrefixConnector
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.harness import ReferenceCase, grid_tokens
 
 # (grid, width in, width out, tokens that each becomes)

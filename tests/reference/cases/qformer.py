@@ -18,8 +18,8 @@ from transformers.models.granite4_vision.modeling_granite4_vision import Granite
 from beni.resampler.qformer import QFormer
 from beni.resampler.qformer_instruct import QFormerInstruct
 from beni.resampler.qformer_window import QFormerWindow
-from beni.stage import StageContext, TokenSpec
-from beni.types import Prompt
+from beni.stage import StageContext
+from beni.types import Prompt, TokenSpec
 from reference.cases.perceiver import features
 from reference.convert import rename
 from reference.harness import ReferenceCase, grid_tokens

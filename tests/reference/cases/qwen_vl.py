@@ -11,7 +11,7 @@ from torch import nn
 
 from beni.resampler.mqt import Mqt
 from beni.resampler.qwen_vl import QwenVL
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.convert import from_multihead, rename
 from reference.harness import ReferenceCase, grid_tokens
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from beni.resampler.sva import Sva
-from beni.stage import StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import StageContext
+from beni.types import TokenSpec, VisualTokens
 from reference.harness import ReferenceCase, grid_tokens
 
 # (grid, width in, hidden, width out, depth, heads, groups, side, encoders)

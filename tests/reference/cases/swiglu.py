@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers.models.idefics2.modeling_idefics2 import Idefics2MLP
 
 from beni.connector.swiglu import SwigluConnector
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 from reference.harness import ReferenceCase, grid_tokens
 
 # (width in, width between, width out); the last is the width that "auto" gives

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from beni.resampler.tokenpacker import TokenPacker
-from beni.stage import StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import StageContext
+from beni.types import TokenSpec, VisualTokens
 from reference.harness import ReferenceCase
 
 # (grid, width in, width of the levels, hidden, width out, side of a region, heads)

@@ -3,7 +3,7 @@ import torch
 
 from beni.connector.fused_mlp import FusedMlpConnector
 from beni.errors import CompositionError
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 
 SPEC = TokenSpec(n=6, dim=24, grid=(2, 3))
 

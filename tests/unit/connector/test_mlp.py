@@ -7,8 +7,8 @@ from beni.connector.identity import IdentityConnector
 from beni.connector.mlp import MlpConnector
 from beni.errors import CompositionError
 from beni.nn.norms import RMSNorm
-from beni.stage import StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import StageContext
+from beni.types import TokenSpec, VisualTokens
 
 SPEC = TokenSpec(n=6, dim=24, grid=(2, 3))
 VALUES = {

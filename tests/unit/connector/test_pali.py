@@ -1,8 +1,8 @@
 import torch
 
 from beni.connector.pali import PaliConnector
-from beni.stage import StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import StageContext
+from beni.types import TokenSpec, VisualTokens
 
 
 def test_it_starts_at_zero_and_says_so() -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from beni.connector.swiglu import SwigluConnector
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 
 SPEC = TokenSpec(n=6, dim=24, grid=(2, 3))
 

@@ -9,11 +9,9 @@ import torch
 
 from beni.data.batch.collate import collate
 from beni.errors import CompositionError
-from beni.fusion.inline import InlineFusion
+from beni.fusion.inline import InlineFusion, image_numbers
 from beni.llm.segment_attention import SegmentPlan, causal
-from beni.model.predict import Sequences, before_answers, image_numbers
-from beni.stage import TokenSpec
-from beni.types import VisualTokens
+from beni.types import ImageInputs, Sequence, TokenSpec, VisualTokens
 
 SPEC = TokenSpec(n=4, dim=8, grid=(2, 2), space="llm")
 
@@ -30,14 +28,22 @@ def bits(text):
     return torch.tensor([c != "." for c in text])
 
 
+def text(images, **values):
+    """A sequence of empty embeddings; ``images`` is True at placeholders."""
+    if "cu_seqlens" not in values:
+        values = {"mask": torch.ones(images.shape, dtype=torch.long)} | values
+    positions = torch.arange(images.shape[1]).expand(images.shape)
+    return Sequence(torch.zeros(*images.shape, 8), positions, images.long() - 1, **values)
+
+
 def test_an_images_tokens_are_a_block_also_beside_another_image_and_around_text():
     mask = torch.tensor([[True, True, False], [True, True, True], [True, True, False]])
-    visual = VisualTokens(torch.zeros(3, 3, 8), mask, torch.zeros(3, 3, 2), torch.ones(3, 3))
-    images = image_numbers(bits(".####.###.")[None], visual)[0]
-    assert images.tolist() == [-1, 0, 0, 1, 1, -1, 1, 2, 2, -1]
-    blocks = inline(image_attention="image").blocks(images, bits("." * 10), torch.tensor([0, 6, 10]))
-    assert blocks.equal(images)
-    assert image_numbers(bits(".##.")[None], None).tolist() == [[-1, 0, 0, -1]]
+    visual = VisualTokens.fresh(torch.zeros(3, 3, 8), mask, torch.zeros(3, 3, 2), torch.ones(3, 3))
+    row = text(bits(".####.###.")[None], cu_seqlens=torch.tensor([0, 6, 10]))
+    images = [-1, 0, 0, 1, 1, -1, 1, 2, 2, -1]
+    assert image_numbers(row, visual)[0].tolist() == images
+    assert inline(image_attention="image")(row, visual).blocks[0].tolist() == images
+    assert image_numbers(text(bits(".##.")[None]), None).tolist() == [[-1, 0, 0, -1]]
 
 
 def test_an_image_does_not_see_the_one_after_it(tiny_run, tiny_model, steps_of):
@@ -55,31 +61,24 @@ def test_an_image_does_not_see_the_one_after_it(tiny_run, tiny_model, steps_of):
     assert not seen[0][-1].equal(seen[1][-1])
 
 
-def test_an_images_block_ends_where_its_tokens_do():
-    blocks = inline(image_attention="image").blocks(
-        torch.tensor([-1, 0, 0, -1, 1, 1, 2, 2, -1]), bits("." * 9), torch.tensor([0, 6, 9])
-    )
-    assert blocks[[0, 3, 8]].tolist() == [-1, -1, -1]
-    assert blocks[1] == blocks[2]
-    assert blocks[4] == blocks[5]
-    assert blocks[6] == blocks[7]
-    assert len(set(blocks[[1, 4, 6]].tolist())) == 3
-
-
-def test_all_before_the_answer_is_a_block_of_its_sample():
-    blocks = inline(image_attention="prefix").blocks(bits("." * 7).long() - 1, bits("##..##."), torch.tensor([0, 4, 7]))
+def test_all_before_the_answer_is_a_block_of_its_sample_in_both_layouts():
+    fusion, words = inline(image_attention="prefix"), bits("." * 7)[None]
+    labels = torch.tensor([[-100, -100, 5, -100, -100, -100, 6]])
+    (blocks,) = fusion(text(words, labels=labels, cu_seqlens=torch.tensor([0, 4, 7])), None).blocks
     assert (blocks >= 0).tolist() == [True, True, False, False, True, True, False]
     assert blocks[0] == blocks[1] != blocks[4] == blocks[5]
+    rows = torch.tensor([[-100, -100, 5, -100], [-100, -100, 6, -100]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    padded = fusion(text(bits("....")[None].expand(2, 4), labels=rows, mask=mask), None).blocks
+    assert (padded >= 0).tolist() == [[True, True, False, False]] * 2
+    assert padded[0, 0] == padded[0, 1] != padded[1, 0] == padded[1, 1]
 
 
-def test_before_the_answers_is_before_the_first_supervised_position_of_each_sample():
-    row = torch.zeros(1, 9, 2)
-    labels = bits("..#.#...#")[None]
-    none = torch.full((1, 9), -1)
-    packed = Sequences(row, none, labels, torch.arange(9)[None], cu_seqlens=torch.tensor([0, 5, 9], dtype=torch.int32))
-    assert before_answers(packed).tolist() == bits("##...###.").tolist()
-    without = Sequences(row, none, None, torch.arange(9)[None], cu_seqlens=torch.tensor([0, 9]))
-    assert before_answers(without).all()
+def test_what_is_asked_is_before_the_first_supervised_position_of_each_sample():
+    words, labels = bits("." * 9)[None], torch.where(bits("..#.#...#"), 5, -100)[None]
+    packed = text(words, labels=labels, cu_seqlens=torch.tensor([0, 5, 9], dtype=torch.int32))
+    assert packed.asked[0].tolist() == bits("##...###.").tolist()
+    assert text(words, cu_seqlens=torch.tensor([0, 9])).asked.all()
 
 
 @pytest.fixture(params=["image", "prefix"])
@@ -110,8 +109,8 @@ def test_generation_continues_what_a_whole_pass_would_say(seeing):
     item = next(one for index in range(20) for one in steps.items(0, index)[0] if one.images)
     batch = collate([item], "padded", 0)
     first = int((batch.labels[0] != -100).nonzero()[0])
-    prompt, layouts = batch.input_ids[:, :first], batch.layouts
-    images = {"pixels": batch.pixels, "layouts": layouts, "owners": batch.owners}
+    prompt = batch.input_ids[:, :first]
+    images = {"pixels": batch.pixels, "images": ImageInputs(batch.layouts, batch.owners)}
     said = model.generate(prompt, **images, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=0)
     ids = prompt
     for _ in range(5):
@@ -131,8 +130,8 @@ def test_rows_of_different_length_generate_as_they_do_alone(seeing):
     alone, rows = [], []
     for item in items:
         batch = collate([item], "padded", 0)
-        images = {"pixels": batch.pixels, "layouts": batch.layouts}
-        alone.append(model.generate(batch.input_ids, **images, owners=batch.owners, **options)[0])
+        images = ImageInputs(batch.layouts, batch.owners)
+        alone.append(model.generate(batch.input_ids, batch.pixels, images=images, **options)[0])
         rows.append(batch)
     longest = max(batch.input_ids.shape[1] for batch in rows)
     ids = torch.stack([torch.nn.functional.pad(b.input_ids[0], (longest - b.input_ids.shape[1], 0)) for b in rows])
@@ -141,8 +140,9 @@ def test_rows_of_different_length_generate_as_they_do_alone(seeing):
         ids,
         pixels=torch.cat([b.pixels for b in rows]),
         attention_mask=mask,
-        layouts=tuple(layout for b in rows for layout in b.layouts),
-        owners=torch.cat([b.owners + i for i, b in enumerate(rows)]),
+        images=ImageInputs(
+            tuple(layout for b in rows for layout in b.layouts), torch.cat([b.owners + i for i, b in enumerate(rows)])
+        ),
         **options,
     )
     assert together.tolist() == [row.tolist() for row in alone]
@@ -158,25 +158,25 @@ def test_an_llm_that_ignores_segments_cannot_look_ahead(tiny_run, monkeypatch):
 
 def test_a_norm_on_visual_tokens_gives_them_the_size_one():
     visual = VisualTokens.dense(100 * torch.randn(2, 4, 8), (2, 2))
-    is_image = torch.ones(1, 8, dtype=torch.bool)
-    out = inline(out_norm="rmsnorm")(torch.zeros(1, 8, 8), is_image, visual)
+    places = text(torch.ones(1, 8, dtype=torch.bool))
+    out = inline(out_norm="rmsnorm")(places, visual).embeds
     torch.testing.assert_close(out.square().mean(-1), torch.ones(1, 8))
 
 
 @torch.no_grad()
 def test_calibrated_visual_tokens_are_as_large_as_text_and_stay_in_proportion():
     visual = VisualTokens.dense(100 * torch.randn(2, 4, 8), (2, 2))
-    is_image = torch.ones(1, 8, dtype=torch.bool)
+    places = text(torch.ones(1, 8, dtype=torch.bool))
     for norm in ("none", "layernorm"):
         fusion = inline(match_text_rms=True, out_norm=norm)
         fusion.calibrate(0.03 * torch.randn(50, 8), visual)
-        out = fusion(torch.zeros(1, 8, 8), is_image, visual)
+        out = fusion(places, visual).embeds
         assert float(out.square().mean().sqrt()) == pytest.approx(0.03, rel=0.2)
-        half = fusion(torch.zeros(1, 8, 8), is_image, visual.with_features(visual.x / 2))
+        half = fusion(places, visual.with_features(visual.x / 2)).embeds
         if norm == "none":
             torch.testing.assert_close(half * 2, out)
         fusion.calibrate(0.03 * torch.randn(50, 8), visual)  # again gives the same, not the number times itself
-        again = fusion(torch.zeros(1, 8, 8), is_image, visual)
+        again = fusion(places, visual).embeds
         assert float(again.square().mean().sqrt()) == pytest.approx(0.03, rel=0.2)
 
 

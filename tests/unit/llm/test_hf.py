@@ -8,6 +8,7 @@ import torch
 from beni.errors import CompositionError
 from beni.llm.hf import HFLlm, generates, require_embeddings
 from beni.measure.flops import count_flops, count_training_flops
+from beni.types import Sequence
 
 SMALL = {
     **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -43,10 +44,10 @@ def make(family, fields, device="cpu"):
 def test_a_position_is_billed_the_experts_that_it_is_sent_to(family):
     llm, twin = make(family, EXPERTS[family]), make(family, EXPERTS[family], "meta")
     llm.model.set_experts_implementation("eager")  # torch does not count its own grouped products
-    embeds, positions, keep = torch.randn(1, 40, 32), torch.arange(40)[None], torch.tensor([7, 39])
+    embeds, keep = torch.randn(1, 40, 32), torch.tensor([7, 39])
 
     def run():
-        return llm(embeds, positions, torch.ones_like(positions), keep=keep)
+        return llm(Sequence.plain(embeds), keep)
 
     assert llm.flops(40, 2) == pytest.approx(count_flops(run), rel=1e-3)
     embeds.requires_grad_()
@@ -68,10 +69,10 @@ def test_an_llm_that_reads_values_to_choose_what_it_computes_is_refused_by_name(
 @torch.no_grad()
 def test_a_model_that_gives_every_position_is_taken_at_the_ones_asked_for():
     llm = make("xlstm", {"hidden_size": 32, "num_hidden_layers": 1, "num_blocks": 1, "num_heads": 4, "vocab_size": 97})
-    embeds, positions = torch.randn(1, 4, 32), torch.arange(4)[None]
-    whole = llm(embeds, positions, torch.ones_like(positions))
+    embeds = torch.randn(1, 4, 32)
+    whole = llm(Sequence.plain(embeds))
     for keep in ([1, 3], [3, 0, 2, 1]):
-        assert llm(embeds, positions, torch.ones_like(positions), keep=torch.tensor(keep)).equal(whole[:, keep])
+        assert llm(Sequence.plain(embeds), torch.tensor(keep)).equal(whole[:, keep])
     assert llm.flops(4, 1) == llm.flops(4, 4)  # its head costs what it computes
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from beni.model.context import embedded
+from beni.types import SampleInputs
+
 PERCEIVER = ("resampler=perceiver", "resampler.num_latents=3", "resampler.num_heads=2", "resampler.head_dim=8")
 NEW = 6
 
@@ -76,14 +79,14 @@ def test_generation_after_packed_training_is_the_same_as_before_it(asked):
     ids, pixels = prompts[0]
     options = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     before = model.generate(ids[None], pixels, **options)
-    model(ids[None], pixels, labels=ids[None], cu_seqlens=torch.tensor([0, len(ids)])).loss.backward()
+    packed = SampleInputs(torch.tensor([0, len(ids)]))
+    model(ids[None], pixels, labels=ids[None], samples=packed).loss.backward()
     assert model.generate(ids[None], pixels, **options).equal(before)
 
 
-def test_positions_count_real_tokens_only():
+def test_positions_count_real_tokens_only(tiny_model):
     """A llama sees only distances; a model with learned positions would see where the padding ended."""
-    from beni.model.modeling import _positions
-
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-    assert _positions(mask, mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]]
-    assert _positions(mask, None).tolist() == [[0, 1, 2, 3, 4]] * 2
+    model, mask = tiny_model(), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    ids = torch.ones_like(mask)
+    assert embedded(model, ids, attention_mask=mask).position_ids.tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]]
+    assert embedded(model, ids).position_ids.tolist() == [[0, 1, 2, 3, 4]] * 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -18,6 +20,7 @@ from beni.llm.segment_attention import (
     segment_attention,
     suits_flash,
 )
+from beni.types import Sequence
 
 SMALL = {
     "hidden_size": 32,
@@ -69,7 +72,7 @@ def packed(llm, samples):
     borders = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
     positions = torch.cat([torch.arange(n) for n in lengths.tolist()])
     embeds = llm.embed(torch.cat(samples)[None])
-    out = llm(embeds, positions[None], segments=SegmentPlan.build(borders, embeds.shape[1]))
+    out = llm(Sequence(embeds, positions[None], torch.full_like(positions[None], -1), cu_seqlens=borders))
     return out[0].split(lengths.tolist())
 
 
@@ -77,7 +80,7 @@ def padded(llm, samples):
     longest = max(map(len, samples))
     ids = torch.stack([torch.nn.functional.pad(row, (0, longest - len(row))) for row in samples])
     mask = torch.stack([torch.arange(longest) < len(row) for row in samples]).long()
-    out = llm(llm.embed(ids), torch.arange(longest).expand_as(ids), mask)
+    out = llm(replace(Sequence.plain(llm.embed(ids)), mask=mask))
     return [row[: len(ids)] for row, ids in zip(out, samples, strict=True)]
 
 

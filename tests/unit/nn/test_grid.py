@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from beni.errors import CompositionError
 from beni.nn.grid import from_map, grid_of, regrid, space_to_depth, to_map
-from beni.stage import TokenSpec
-from beni.types import VisualTokens
+from beni.types import TokenSpec, VisualTokens
 
 SIDES = st.integers(1, 9)
 

@@ -3,8 +3,8 @@ import torch
 
 from beni.errors import CompositionError
 from beni.resampler.avg_pool import AvgPool
-from beni.stage import StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import StageContext
+from beni.types import TokenSpec, VisualTokens
 
 
 def pool(grid, side, x):

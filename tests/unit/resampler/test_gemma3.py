@@ -3,8 +3,8 @@ import torch
 
 from beni.errors import CompositionError
 from beni.resampler.gemma3 import Gemma3
-from beni.stage import StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import StageContext
+from beni.types import TokenSpec, VisualTokens
 
 SPEC = TokenSpec(n=32, dim=6, grid=(4, 8))
 

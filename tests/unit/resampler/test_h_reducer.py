@@ -3,8 +3,8 @@ import torch
 
 from beni.errors import CompositionError
 from beni.resampler.h_reducer import HReducer
-from beni.stage import StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import StageContext
+from beni.types import TokenSpec, VisualTokens
 
 SPEC = TokenSpec(n=24, dim=6, grid=(3, 8))
 

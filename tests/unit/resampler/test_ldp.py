@@ -3,7 +3,7 @@ import torch
 
 from beni.errors import CompositionError
 from beni.resampler.ldp import Ldp, SeparableBlock, squeeze_width
-from beni.stage import TokenSpec
+from beni.types import TokenSpec
 
 
 @pytest.mark.parametrize(("dim", "squeeze"), [(2048, 512), (64, 16), (32, 8), (16, 8), (72, 24), (40, 16), (76, 24)])

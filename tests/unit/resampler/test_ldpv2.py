@@ -3,8 +3,8 @@ import torch
 
 from beni.errors import CompositionError
 from beni.resampler.ldpv2 import Ldpv2
-from beni.stage import StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import StageContext
+from beni.types import TokenSpec, VisualTokens
 
 SPEC = TokenSpec(n=24, dim=12, grid=(4, 6))
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from beni.errors import CompositionError
 from beni.resampler.m3 import M3, common_factors
-from beni.stage import Nested, StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import StageContext
+from beni.types import Nested, TokenSpec, VisualTokens
 
 SPEC = TokenSpec(n=64, dim=6, grid=(8, 8))
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from beni.errors import CompositionError
-from beni.stage import StageContext, TokenSpec
+from beni.stage import StageContext
+from beni.types import TokenSpec
 from reference.harness import grid_tokens, scramble
 
 SIGLIP = TokenSpec(n=729, dim=1152, grid=(27, 27))

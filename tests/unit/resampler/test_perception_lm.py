@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from beni.errors import CompositionError
 from beni.nn.grid import to_map
 from beni.resampler.perception_lm import PerceptionLm
-from beni.stage import StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import StageContext
+from beni.types import TokenSpec, VisualTokens
 
 SPEC = TokenSpec(n=32, dim=6, grid=(4, 8))
 

@@ -4,8 +4,8 @@ import torch
 from beni.connector.mlp import MlpConnector
 from beni.errors import CompositionError
 from beni.resampler.pixel_shuffle import PixelShuffle
-from beni.stage import StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import StageContext
+from beni.types import TokenSpec, VisualTokens
 
 SPEC = TokenSpec(n=24, dim=6, grid=(4, 6))
 

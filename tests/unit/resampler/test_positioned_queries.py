@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from beni.errors import CompositionError
-from beni.stage import StageContext, TokenSpec
+from beni.stage import StageContext
+from beni.types import TokenSpec
 from reference.harness import grid_tokens, scramble
 
 SPEC = TokenSpec(n=12, dim=20, grid=(3, 4))

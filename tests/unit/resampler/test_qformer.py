@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from beni.errors import CompositionError
-from beni.stage import StageContext, TokenSpec
-from beni.types import Prompt
+from beni.stage import StageContext
+from beni.types import Prompt, TokenSpec
 from reference.harness import grid_tokens, scramble
 
 SPEC = TokenSpec(n=12, dim=20, grid=(3, 4))
@@ -89,8 +89,8 @@ def test_dropout_works_in_training_only(resampler):
 
 
 def test_the_model_is_told_that_only_the_instructed_one_reads_the_prompt(resampler, instructed):
-    assert instructed.uses_prompt
-    assert not resampler("qformer", SPEC, DIM, **KEYS).uses_prompt
+    assert instructed.reads == {"prompt"}
+    assert not resampler("qformer", SPEC, DIM, **KEYS).reads
 
 
 @torch.no_grad()

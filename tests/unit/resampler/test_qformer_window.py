@@ -7,7 +7,8 @@ import torch
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from beni.errors import CompositionError
-from beni.stage import StageContext, TokenSpec
+from beni.stage import StageContext
+from beni.types import TokenSpec
 from reference.cases.qformer import LAYER
 from reference.convert import rename
 from reference.harness import grid_tokens, scramble

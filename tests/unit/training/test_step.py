@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from beni.model.context import embedded
 from beni.training.step import clip_and_update, forward_backward
 
 CPU = torch.device("cpu")
@@ -42,7 +43,8 @@ def test_a_micro_batch_without_images_joins_the_others(tiny_run, tiny_model, ste
 def test_the_loss_is_that_of_transformers_on_the_same_batch(tiny_run, tiny_model, steps_of):
     model = tiny_model()
     batch = steps_of(tiny_run(), model, layout="padded")[0][0]
-    embeds = model.fusion(*model._embed(batch.input_ids), model.encode_images(batch.pixels))
+    text = embedded(model, batch.input_ids, attention_mask=batch.attention_mask)
+    embeds = model.fusion(text, model.encode_images(batch.pixels)).embeds
     theirs = model.llm.model(inputs_embeds=embeds, attention_mask=batch.attention_mask, labels=batch.labels).loss
     torch.testing.assert_close(model(**batch.model_inputs()).loss, theirs, rtol=1e-6, atol=1e-6)
     packed = steps_of(tiny_run(), model, layout="packed")[0][0]

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from beni.errors import CompositionError, ConfigError
-from beni.stage import StageContext, TokenSpec
-from beni.types import ImageLayout, VisualTokens
+from beni.stage import StageContext
+from beni.types import ImageLayout, TokenSpec, VisualTokens
 from beni.views.dragonfly_v1 import DragonflyV1
 from beni.views.dragonfly_v2 import DragonflyV2
 
@@ -20,7 +20,7 @@ CLIP_B32 = TokenSpec(n=50, dim=8)
 def rows_of(tokens, count, seed=0):
     x = torch.randn(count, tokens.n, tokens.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     ones = torch.ones(count, tokens.n)
-    return VisualTokens(x, ones.bool(), torch.full((count, tokens.n, 2), 0.5), ones)
+    return VisualTokens.fresh(x, ones.bool(), torch.full((count, tokens.n, 2), 0.5), ones)
 
 
 def v1(**values):

@@ -9,8 +9,8 @@ from PIL import Image as PILImage
 
 from beni.errors import CompositionError, ConfigError
 from beni.nn.pixels import ImageTransform
-from beni.stage import StageContext, TokenSpec
-from beni.types import VisualTokens
+from beni.stage import StageContext
+from beni.types import TokenSpec, VisualTokens
 from beni.views.s2 import S2Views
 
 TILE, PATCH = 12, 3

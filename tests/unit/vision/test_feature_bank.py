@@ -14,8 +14,7 @@ from torch import nn
 
 from beni.data.batch.collate import pixel_key
 from beni.errors import ResourceError
-from beni.stage import TokenSpec
-from beni.types import VisualTokens
+from beni.types import TokenSpec, VisualTokens
 from beni.vision import feature_bank
 from beni.vision.base import VisionEncoder
 from beni.vision.feature_bank import FeatureBank, describe, fingerprint

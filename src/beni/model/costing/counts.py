@@ -26,9 +26,9 @@ from torch.overrides import TorchFunctionMode
 
 from beni.config.schema import COMPONENTS
 from beni.measure.flops import count_flops, count_training_flops
-from beni.model.modeling import IGNORE, BeniForConditionalGeneration
-from beni.stage import Stage, StageContext, TokenSpec
-from beni.types import Batch, Prompt, VisualTokens
+from beni.model.modeling import BeniForConditionalGeneration
+from beni.stage import Stage, StageContext
+from beni.types import IGNORE, Batch, Prompt, TokenSpec, VisualTokens
 from beni.vision.hf import HFVision
 from beni.vision.probe import dry_run
 
@@ -183,14 +183,14 @@ class Costs:
         lengths, labels = batch.lengths, batch.num_labels
         own["llm"] = useful.of(lengths, labels)
         laid_out = lengths
-        if batch.attention_mask is not None and not self.twin.fusion.sees_ahead:
+        if batch.attention_mask is not None and not self.twin.fusion.looks_ahead:
             laid_out = [batch.input_ids.shape[1]] * len(lengths)  # padding is computed again like the rest
         recomputed += again.of(laid_out, 0)
         return Bill(own, round(useful.pair * sum(n**2 for n in lengths) / 2), recomputed, self._padding(batch, useful))
 
     def _padding(self, batch: Batch, rate: Rate | Staircase) -> int:
         """What a padded batch costs more; fusions that look ahead lay its rows end to end first."""
-        if batch.attention_mask is None or self.twin.fusion.sees_ahead:
+        if batch.attention_mask is None or self.twin.fusion.looks_ahead:
             return 0
         rows, width = batch.input_ids.shape
         columns = int((batch.labels != IGNORE).any(0).sum())  # the head is on the same columns of all rows
@@ -235,17 +235,18 @@ class Costs:
         stage: Stage = getattr(self.twin, name)
         if name == "views":  # wants whole pictures; it has no products to rehearse
             return stage.flops(row)
-        asked = asked if stage.uses_prompt else 0
+        asked = asked if "prompt" in stage.reads else 0
         key = (name, row, asked)
         if key not in self._known:
             before = COMPONENTS[: COMPONENTS.index(name)]
 
             def forward() -> Iterable[Tensor]:
-                context = StageContext(scales=(row.scale,) if stage.nested else ())
+                prompt = None
                 if asked:
                     embeds = torch.empty(1, asked, self.twin.llm.hidden_size, device="meta")
                     embeds.requires_grad_(self._embeddings_train())
-                    context.prompt = Prompt(embeds, torch.ones(1, asked, dtype=torch.bool, device="meta"))
+                    prompt = Prompt(embeds, torch.ones(1, asked, dtype=torch.bool, device="meta"))
+                context = StageContext(scales=(row.scale,) if stage.nested else (), prompt=prompt)
                 return stage(_tokens(row, self._trains(*before)), context).features()
 
             self._known[key] = self._count(stage, forward)

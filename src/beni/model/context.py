@@ -1,0 +1,139 @@
+"""What stages are told of a micro-batch: whose image each row is, and what is asked about it (arXiv 2305.06500)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from beni.llm.base import Llm
+from beni.model.configuration import BeniConfig
+from beni.model.inputs import StepInputs
+from beni.stage import Row, Sink, StageContext
+from beni.types import IGNORE, ImageInputs, ImageLayout, Nested, Pixels, Prompt, SampleInputs, Sequence, TokenSpec
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """What is asked of a model here."""
+
+    config: BeniConfig
+    llm: Llm
+
+    @property
+    def nested(self) -> Nested | None:
+        """The several numbers of visual tokens that training draws from."""
+        ...
+
+    @property
+    def uses_prompt(self) -> bool:
+        """Whether a stage reads what is asked."""
+        ...
+
+    def row_specs(self, layout: ImageLayout) -> dict[str, list[TokenSpec]]:
+        """What is known of the visual tokens of such an image behind each stage."""
+        ...
+
+
+def embedded(
+    model: Reader,
+    input_ids: Int[Tensor, "b t"],
+    labels: Int[Tensor, "b t"] | None = None,
+    attention_mask: Int[Tensor, "b t"] | None = None,
+    position_ids: Int[Tensor, "b t"] | None = None,
+    samples: SampleInputs = SampleInputs(),
+) -> Sequence:
+    """Text embeddings, and where the placeholders are; arguments as of the model's ``forward``."""
+    is_image = input_ids == model.config.image_token_id
+    if samples.cu_seqlens is None and attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    if position_ids is None:
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        position_ids = (real.cumsum(-1) - 1).clamp(min=0)
+    return Sequence(
+        # the placeholder's id may lie beyond the embedding table; its position is overwritten anyway
+        embeds=model.llm.embed(input_ids.masked_fill(is_image, 0)),
+        position_ids=position_ids,
+        images=is_image.long() - 1,
+        labels=labels,
+        mask=attention_mask,
+        cu_seqlens=samples.cu_seqlens,
+        longest=samples.longest,
+    )
+
+
+def context_of(
+    model: Reader,
+    text: Sequence,
+    pixels: Pixels | None,
+    images: ImageInputs,
+    samples: SampleInputs,
+    how: StepInputs,
+) -> StageContext:
+    """What the stages may know of the rows that views make of the images."""
+    sink = Sink(how.wants_pictures)
+    context = StageContext(how.step, how.steps, images.layouts, seed=model.config.seed, sink=sink)
+    if pixels is None:
+        return context
+    count = len(images.layouts) or len(pixels)
+    owners = owners_of(images.owners, count, len(text.lengths()))
+    rows = rows_of(images.layouts, owners, samples.ids, lambda layout: len(model.row_specs(layout)["views"]))
+    scales = tuple(images.layouts[row.image].scale for row in rows) if images.layouts and model.nested else ()
+    prompt = None
+    if model.uses_prompt:
+        own = torch.tensor([row.image for row in rows], device=text.embeds.device)
+        prompt = prompts(text, owners).select(own)
+    return replace(context, rows=rows, scales=scales, prompt=prompt)
+
+
+def owners_of(owners: Int[Tensor, "k"] | None, images: int, samples: int) -> list[int]:
+    """Number of the sample of each image; without ``owners`` every sample has as many."""
+    return [i * samples // images for i in range(images)] if owners is None else owners.tolist()
+
+
+def rows_of(
+    layouts: tuple[ImageLayout, ...], owners: list[int], ids: tuple[str, ...], count: Callable[[ImageLayout], int]
+) -> tuple[Row, ...]:
+    """The rows that views make of the images, in order.
+
+    Args:
+        layouts: of the images; without any each is one row.
+        owners: the sample of each image.
+        ids: of the samples; their numbers stand in where there are none.
+        count: rows of an image with such a layout.
+    """
+    rows: list[Row] = []
+    before: dict[tuple[int, int], int] = {}
+    for image, sample in enumerate(owners):
+        scale = layouts[image].scale if layouts else 0
+        which = before[sample, scale] = before.get((sample, scale), -1) + 1
+        name = f"{ids[sample] if ids else sample}/{scale}/{which}"
+        rows += [Row(image, sample, f"{name}/{i}") for i in range(count(layouts[image]) if layouts else 1)]
+    return tuple(rows)
+
+
+def prompts(text: Sequence, owners: list[int]) -> Prompt:
+    """One row an image: the embeddings of its sample's text that is real, no image, and not supervised.
+
+    Args:
+        text: with the placeholders of images.
+        owners: the sample of each image.
+    """
+    asked = text.real & ~text.is_image
+    if text.labels is not None:
+        asked = asked & (text.labels == IGNORE)
+    if text.cu_seqlens is None:
+        texts = [row[wanted] for row, wanted in zip(text.embeds, asked, strict=True)]
+    else:
+        borders = text.cu_seqlens.tolist()
+        texts = [text.embeds[0, a:b][asked[0, a:b]] for a, b in pairwise(borders)]
+    lengths = torch.tensor([len(one) for one in texts], device=text.embeds.device)
+    padded = pad_sequence(texts, batch_first=True)
+    mask = torch.arange(padded.shape[1], device=text.embeds.device)[None] < lengths[:, None]
+    return Prompt(padded[owners], mask[owners])

@@ -1,0 +1,83 @@
+"""What a training step tells the model beside the micro-batch, and what the model gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+from transformers.utils.generic import ModelOutput
+
+from beni.stage import Sink
+
+Loss = Literal["auto", "full", "chunked", "fused"]
+"""How head and loss are computed (model/loss.py)."""
+
+
+@dataclass(frozen=True)
+class Calls:
+    """How often a micro-batch calls the encoder, and the stages between views and fusion.
+
+    Ranks that share weights must call alike: each call gathers them. Those with fewer sizes or grids repeat a call, and
+    the result counts for nothing.
+    """
+
+    encoder: int = 0
+    stages: int = 0
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """The optimizer step that a micro-batch is part of.
+
+    Attributes:
+        num_items: what the summed token loss is divided by: the labels of the whole step. Those of the micro-batch when
+            None.
+        auxiliary: ``<stage>/<name>`` -> what the sum of that auxiliary loss is divided by: the rows or tokens of the
+            whole step. Those of the micro-batch where it is not named.
+        step: optimizer steps that are finished.
+        steps: of the whole run; 0 outside of training.
+        calls: that every rank of a sharded model makes now; one without images encodes a blank one, which counts for
+            nothing. None where ranks share nothing.
+        loss: how head and loss are computed; only ``full`` is sure to return logits.
+        wants_pictures: stages are to leave what can be drawn over the images.
+    """
+
+    num_items: int | Tensor | None = None
+    auxiliary: Mapping[str, int] = field(default_factory=dict)
+    step: int = 0
+    steps: int = 0
+    calls: Calls | None = None
+    loss: Loss = "full"
+    wants_pictures: bool = False
+
+
+@dataclass
+class BeniOutput(ModelOutput):
+    """What ``forward`` returns.
+
+    Attributes:
+        loss: what training follows: the token loss and all auxiliary losses; None without labels.
+        logits: ``(k, v)`` at the positions that predict a label, or ``(b, t, v)`` without labels; None where the loss
+            was computed without keeping them.
+        token_loss: summed token losses divided by ``StepInputs.num_items``.
+        auxiliary: ``<stage>/<name>`` -> an auxiliary loss, divided by the count of the step.
+        targets: ``(k,)`` label ids.
+        rows: ``(k,)`` batch row of each label.
+        columns: ``(k,)`` position of each label in its row, positions that fusion has dropped left out.
+        samples: ``(k,)`` number of the sample of each label.
+        lengths: ``(s,)`` real positions of each sample, where fusion has dropped some; else None.
+        sink: what the stages left.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    token_loss: Tensor | None = None
+    auxiliary: dict[str, Tensor] | None = None
+    targets: Tensor | None = None
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    samples: Tensor | None = None
+    lengths: Tensor | None = None
+    sink: Sink | None = None

@@ -1,0 +1,156 @@
+"""The sequence that the llm reads: text and visual tokens at their positions, in one of two layouts.
+
+``packed``: one row that holds all samples end to end, with the borders of its segments. ``padded``: a sample a row,
+with a mask. Whoever changes it gives back a new one; nothing is changed in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+IGNORE = -100
+"""The label of a position at which nothing is supervised."""
+
+Places = tuple[Int[Tensor, "k"], Int[Tensor, "k"]]
+"""(rows, columns) of positions in a batch of sequences."""
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """What the llm reads.
+
+    Attributes:
+        embeds: embeddings of every position.
+        position_ids: of each position within its sample.
+        images: number of the image (in reading order) that a placeholder stands for, -1 at text. Until fusion has
+            counted the tokens of each image, 0 at every placeholder.
+        labels: ``labels[t]`` is the token *at* t, predicted from t - 1; ``IGNORE`` where nothing is supervised. None
+            without any.
+        mask: 1 at real positions of the padded layout; None where it is packed.
+        cu_seqlens: borders (0, ..., t) of the samples in the one row of the packed layout; None where it is padded.
+        longest: at least as long as any segment; None for the whole row.
+        blocks: positions of one sample with the same number from 0 on see each other both ways, beside what causal
+            attention allows; -1 for the others. None where nothing looks ahead.
+        log_gate: what is added to the logits of attention to each position, in every layer; None for nothing.
+        left_padded: the padding of the padded layout stands before the samples, as generation wants it.
+    """
+
+    embeds: Float[Tensor, "b t d"]
+    position_ids: Int[Tensor, "b t"]
+    images: Int[Tensor, "b t"]
+    labels: Int[Tensor, "b t"] | None = None
+    mask: Int[Tensor, "b t"] | None = None
+    cu_seqlens: Int[Tensor, "s_plus_1"] | None = None
+    longest: int | None = None
+    blocks: Int[Tensor, "b t"] | None = None
+    log_gate: Float[Tensor, "b t"] | None = None
+    left_padded: bool = False
+
+    @staticmethod
+    def plain(embeds: Float[Tensor, "b t d"]) -> Sequence:
+        """Rows of text without padding, each a sample."""
+        rows, width, _ = embeds.shape
+        positions = torch.arange(width, device=embeds.device).expand(rows, width)
+        return Sequence(embeds, positions, torch.full_like(positions, -1), mask=torch.ones_like(positions))
+
+    @property
+    def packed(self) -> bool:
+        """Whether all samples stand end to end in one row."""
+        return self.cu_seqlens is not None
+
+    @property
+    def is_image(self) -> Bool[Tensor, "b t"]:
+        """True at placeholders of images."""
+        return self.images >= 0
+
+    @property
+    def real(self) -> Bool[Tensor, "b t"]:
+        """True at positions that are no padding."""
+        return torch.ones_like(self.images, dtype=torch.bool) if self.mask is None else self.mask.bool()
+
+    @property
+    def begins(self) -> Bool[Tensor, "b t"]:
+        """True at the first position of every segment or row, padding included."""
+        begins = torch.zeros_like(self.images, dtype=torch.bool)
+        if self.cu_seqlens is None:
+            begins[:, 0] = True
+        else:
+            begins[0, self.cu_seqlens[:-1].long()] = True
+        return begins
+
+    @property
+    def asked(self) -> Bool[Tensor, "b t"]:
+        """True at real positions before the first supervised one of their sample: at all of them without labels."""
+        if self.labels is None:
+            return self.real
+        supervised = self.labels != IGNORE
+        if self.cu_seqlens is None:
+            return self.real & (supervised.cumsum(1) == 0)
+        count = F.pad(supervised[0].cumsum(0), (1, 0))
+        borders = self.cu_seqlens.long()
+        return (count[1:] == count[borders[:-1]].repeat_interleave(borders.diff()))[None]
+
+    def predicted(self) -> tuple[Places, Int[Tensor, "k"]]:
+        """Where labels are predicted (the position before each), and the labels.
+
+        Raises:
+            ValueError: when there are no labels.
+        """
+        if self.labels is None:
+            raise ValueError("labels were to be predicted of a sequence without any")
+        rows, before = (self.labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
+        return (rows, before), self.labels[rows, before + 1]
+
+    def lengths(self) -> Int[Tensor, "s"]:
+        """Real positions of each sample."""
+        return self.real.sum(1) if self.cu_seqlens is None else self.cu_seqlens.diff().long()
+
+    def samples(self, places: Places) -> Int[Tensor, "k"]:
+        """Number of the sample that each place belongs to."""
+        rows, columns = places
+        if self.cu_seqlens is None:
+            return rows
+        return torch.searchsorted(self.cu_seqlens.long(), columns, right=True) - 1
+
+    def end_to_end(self) -> tuple[Sequence, Int[Tensor, "b t"]]:
+        """Padded rows as one packed row, and where in it each real position has gone."""
+        real = self.real
+        borders = F.pad(real.sum(1).cumsum(0), (1, 0))
+        chosen = self._at(lambda tensor: tensor[real][None])
+        packed = replace(self, **chosen, mask=None, cu_seqlens=borders, longest=None, left_padded=False)
+        return packed, real.flatten().cumsum(0).view_as(real) - 1
+
+    def keep(self, kept: Bool[Tensor, "b t"]) -> Sequence:
+        """Without the positions where ``kept`` is False, in either layout; what is left keeps its ``position_ids``.
+
+        Padding goes too where every row is long enough without it.
+        """
+        kept = kept & self.real
+        if self.cu_seqlens is not None:
+            counted = F.pad(kept[0].cumsum(0), (1, 0))
+            borders = counted[self.cu_seqlens.long()].to(self.cu_seqlens.dtype)
+            return replace(self, **self._at(lambda tensor: tensor[kept][None]), cu_seqlens=borders)
+        width = int(kept.sum(1).max())
+        # stable: what is kept stays in order, at the end of a row where its padding stands before it
+        order = torch.argsort(kept.long() if self.left_padded else (~kept).long(), dim=1, stable=True)
+        order = order[:, order.shape[1] - width :] if self.left_padded else order[:, :width]
+        rows = torch.arange(len(kept), device=kept.device)[:, None]
+        mask = kept[rows, order]
+        chosen = self._at(lambda tensor: tensor[rows, order])
+        for name, nothing in (("images", -1), ("labels", IGNORE)):  # what was dropped may stand in the padding
+            if name in chosen:
+                chosen[name] = chosen[name].masked_fill(~mask, nothing)
+        return replace(self, **chosen, mask=mask.long())
+
+    def _at(self, choose: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """Name -> tensor of every field with one entry a position, but the mask, chosen alike."""
+        names = ("embeds", "position_ids", "images", "labels", "blocks", "log_gate")
+        tensors = {name: getattr(self, name) for name in names}
+        return {name: choose(tensor) for name, tensor in tensors.items() if tensor is not None}
