@@ -130,6 +130,13 @@ class VisualTokens:
         rows = torch.arange(len(places), device=places.device)[:, None]
         return self.map(lambda tensor: tensor[rows, places])
 
+    def drop(self, kept: Bool[Tensor, "i n"]) -> VisualTokens:
+        """Without the tokens where ``kept`` is False. They stay where they are, marked as dropped, so that the others
+        keep their places in the text.
+        """
+        mask = self.mask & kept
+        return replace(self, mask=mask, dropped=self.laid & ~mask, grid=None, grids=(), sources=())
+
     def select(self, rows: Int[Tensor, "k"]) -> VisualTokens:
         """Rows by index, repeated or left out as wished."""
         return replace(

@@ -1,0 +1,59 @@
+"""Stages that no option of beni is, for tests of what stages may do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
+
+
+class KeepBright(Stage):
+    """A selector that keeps the tokens whose first feature is at least the mean of their view: as many as the picture
+    deserves, at least one.
+    """
+
+    def __init__(self, tokens: TokenSpec) -> None:
+        super().__init__()
+
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        return replace(tokens, fixed=False, grid=None, sources=())
+
+    def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        first = tokens.x[..., 0].detach().masked_fill(~tokens.mask, 0)
+        return tokens.drop(first >= first.sum(1, keepdim=True) / tokens.mask.sum(1, keepdim=True))
+
+    def flops(self, tokens: TokenSpec) -> int:
+        return 0
+
+    def init_weights(self) -> None:
+        """Nothing to draw."""
+
+
+class Rated(Stage):
+    """A selector with two auxiliary losses, one a row and one a token, and a metric; it changes no token."""
+
+    auxiliary = {"row": "rows", "token": "tokens"}
+
+    def __init__(self, tokens: TokenSpec) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(torch.empty(tokens.dim))
+
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        return tokens
+
+    def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        scores = tokens.x @ self.direction
+        context.loss("row", scores.mean(1).square().sum(), len(scores))
+        context.loss("token", scores.sigmoid().sum(), scores.numel())
+        context.metric("score", scores.sum(), scores.numel())
+        return tokens
+
+    def flops(self, tokens: TokenSpec) -> int:
+        return 0
+
+    def init_weights(self) -> None:
+        nn.init.normal_(self.direction)
