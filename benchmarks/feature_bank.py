@@ -66,7 +66,7 @@ class Arm:
     def epoch(self) -> None:
         """All batches once; the same every time but for the weights."""
         for step, batches in enumerate(self.batches):
-            loss, _ = forward_backward(self.model, batches, step, CPU, self.precision)
+            loss = float(forward_backward(self.model, batches, step, CPU, self.precision).loss)
             clip_and_update(self.model, self.optimizer, 1e-4, 1.0)
             self.losses.append(loss)
 

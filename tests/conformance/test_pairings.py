@@ -176,7 +176,8 @@ def test_options_at_random_train_a_step_or_are_refused_with_a_code(tiny_run, ste
     steps = steps_of(run, model)
     model.config.image_token_id = steps.renderer.tokens.image
     apply_plan(model, run["train"]["plan"])
-    loss, labels = forward_backward(model, steps[0], 0, torch.device("cpu"), "fp32")
+    result = forward_backward(model, steps[0], 0, torch.device("cpu"), "fp32")
+    loss, labels = float(result.loss), result.labels
     assert 0 < loss < 100, chosen
     assert labels > 0
 

@@ -84,7 +84,8 @@ def main(settings) -> None:
         losses, rows = [], []
         for step in range(settings["steps"]):
             batches, how = drawn(settings, steps, step), train["loss"]
-            losses.append(forward_backward(model, batches, step, environment.device, "fp32", how)[0])
+            result = forward_backward(model, batches, step, environment.device, "fp32", how)
+            losses.append(float(result.loss))
             rows.append(gradients(model))
             model.zero_grad(set_to_none=True)
     columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -37,7 +37,7 @@ def losses_of(run, environment) -> list[float]:
     model.eval()  # dropout draws for each rank by itself; that it trains under sharding is what is asked here
     losses = []
     for step in range(2):
-        loss, _ = forward_backward(model, steps[step], step, environment.device, "fp32")
+        loss = float(forward_backward(model, steps[step], step, environment.device, "fp32").loss)
         losses += [loss, clip_and_update(model, optimizer, 1e-2, 1.0)]
     return losses
 

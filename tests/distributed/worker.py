@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build as build_model
 from beni.run import make_schedule
 from beni.stage import StageContext
-from beni.training import loop
+from beni.training import attempt
 from beni.training.checkpoint.tensors import whole_on_main
 from beni.training.loop import Job
 from beni.types import ImageInputs
@@ -78,18 +79,18 @@ def note_dtypes(optimizer, *_) -> None:
 
 def spoil(number: int) -> None:
     """Makes that step's loss and gradients NaN, each time."""
-    forward_backward = loop.forward_backward
+    forward_backward = attempt.forward_backward
 
     def run(model, batches, step, *rest):
-        total, labels = forward_backward(model, batches, step, *rest)
+        result = forward_backward(model, batches, step, *rest)
         if step + 1 != number:
-            return total, labels
+            return result
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(float("nan"))
-        return float("nan"), labels
+        return replace(result, loss=torch.tensor(float("nan")))
 
-    loop.forward_backward = run
+    attempt.forward_backward = run
 
 
 def main(settings) -> None:

@@ -77,7 +77,8 @@ def test_the_pair_trains_saves_reloads_and_generates(tiny_run, steps_of, tmp_pat
     optimizer = build_optimizer(model, run["optim"])
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     model.train()
-    loss, labels = forward_backward(model, steps[0], 0, torch.device("cpu"), "fp32")
+    result = forward_backward(model, steps[0], 0, torch.device("cpu"), "fp32")
+    loss, labels = float(result.loss), result.labels
     clip_and_update(model, optimizer, 1e-2, 1.0)
     assert 0 < loss < 20
     assert labels > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -36,7 +37,7 @@ class KeepBright(Stage):
 class Rated(Stage):
     """A selector with two auxiliary losses, one a row and one a token, and a metric; it changes no token."""
 
-    auxiliary = {"row": "rows", "token": "tokens"}
+    auxiliary: ClassVar[dict[str, str]] = {"row": "rows", "token": "tokens"}
 
     def __init__(self, tokens: TokenSpec) -> None:
         super().__init__()

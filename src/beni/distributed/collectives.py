@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -36,6 +37,15 @@ def sums(values: Sequence[float], device: torch.device) -> list[float]:
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
     return tensor.tolist()
+
+
+def sum_values(values: Float[Tensor, "k"]) -> Float[Tensor, "k"]:
+    """Element by element, the sum over all ranks, in double precision; without waiting for the device."""
+    if world_size() == 1:
+        return values
+    total = values.double()
+    dist.all_reduce(total)
+    return total
 
 
 def sum_counts(values: Sequence[int], device: torch.device) -> list[int]:

@@ -1,19 +1,30 @@
 """One optimizer step: every micro-batch forward and backward under one normalisation, then clip and update.
 
 The summed token loss of each micro-batch is divided by the label tokens of *all* micro-batches and ranks, so 1x8, 2x4
-and 8x1 micro-batching give one gradient, and a short answer weighs as much a token as a long one.
+and 8x1 micro-batching give one gradient, and a short answer weighs as much a token as a long one. So it is with
+auxiliary losses, which are sums over rows or tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from beni.distributed.collectives import agree, max_over_ranks, raise_alike, sum_gradients, sum_over_ranks
+from beni.distributed.collectives import (
+    agree,
+    gather_objects,
+    max_over_ranks,
+    raise_alike,
+    sum_counts,
+    sum_gradients,
+    sum_values,
+)
 from beni.distributed.fsdp import meet_all
 from beni.measure.goodput import Goodput
 from beni.model.inputs import Calls, Loss, StepInputs
@@ -49,6 +60,25 @@ def together(
     return drawn, wished
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """What the forward and backward passes of a step come to. Tensors stay on the device until somebody reads them.
+
+    Attributes:
+        loss: mean over all label tokens of the step, auxiliary losses not among it; the same on every rank.
+        labels: how many there were, on all ranks.
+        auxiliary: ``<stage>/<name>`` -> auxiliary loss of the step; the same on every rank.
+        metrics: ``<stage>/<name>`` -> sum and count of what stages have left on this rank.
+        lengths: real positions of each sample of each micro-batch; None for one from which nothing was dropped.
+    """
+
+    loss: Float[Tensor, ""]
+    labels: int
+    auxiliary: dict[str, Float[Tensor, ""]]
+    metrics: dict[str, tuple[Tensor, int]]
+    lengths: list[Tensor | None]
+
+
 def forward_backward(
     model: BeniForConditionalGeneration,
     batches: Sequence[Batch],
@@ -57,42 +87,63 @@ def forward_backward(
     precision: str,
     how: Loss = "full",
     clock: Goodput | None = None,
-) -> tuple[float, int]:
+    steps: int = 0,
+) -> StepResult:
     """Gradients of one step, summed over micro-batches and ranks.
 
     Args:
+        step: optimizer steps that are finished.
         how: the loss is computed (model/loss.py).
         clock: is told of copies and collectives.
-
-    Returns:
-        The mean loss over all label tokens of the step, and how many there were; the same on every rank.
+        steps: of the whole run, for schedules inside a stage; 0 where there is none.
     """
     clock = clock or Goodput(device)
+    auxiliary = sum_each([model.auxiliary_counts(batch.layouts) for batch in batches])
     with clock.inside("communication"):
-        count = int(sum_over_ranks(sum(batch.num_labels for batch in batches), device))
-    total = torch.zeros((), device=device)
+        labels, *counts = sum_counts([sum(batch.num_labels for batch in batches), *auxiliary.values()], device)
+    told = StepInputs(labels, dict(zip(auxiliary, counts, strict=True)), step, steps, loss=how)
     # under sharding every rank must gather the same weights in the same order, whatever images it has
     sharded = isinstance(model, FSDPModule)
     calls = _calls_of_all_ranks(model, batches, device) if sharded else [None] * len(batches)
     if sharded and len(batches) > 1:
         meet_all(model)
+    sums = torch.zeros(1 + len(auxiliary), device=device)
+    metrics: dict[str, tuple[Tensor, int]] = {}
+    lengths = []
     for i, batch in enumerate(batches):
         if sharded:
             model.set_requires_gradient_sync(i == len(batches) - 1)
         with clock.inside("copy"):
             there = batch.to(device)
         with autocast(device, precision):
-            told = StepInputs(num_items=count, step=step, calls=calls[i], loss=how)
-            loss = model(**there.model_inputs(), how=told).loss
-        if loss.requires_grad:  # a text alone has nothing to tell a connector when all else is frozen
-            loss.backward()
-        total += loss.detach()
+            out = model(**there.model_inputs(), how=replace(told, calls=calls[i]))
+        if out.loss.requires_grad:  # a text alone has nothing to tell a connector when all else is frozen
+            out.loss.backward()
+        zero = torch.zeros((), device=device)
+        sums += torch.stack([out.token_loss.detach(), *(out.auxiliary.get(n, zero).detach() for n in auxiliary)])
+        for name, (total, count) in out.sink.metrics.items():
+            before, counted = metrics.get(name, (zero, 0))
+            metrics[name] = before + total, counted + count
+        lengths.append(out.lengths)
     with clock.inside("communication"):
         sum_gradients((p for p in model.parameters() if p.requires_grad), device)
-    value = float(total)
-    with clock.inside("communication"):
-        mean = sum_over_ranks(value, device)
-    return mean, count
+        loss, *losses = sum_values(sums)
+    return StepResult(loss, labels, dict(zip(auxiliary, losses, strict=True)), metrics, lengths)
+
+
+def sum_each(many: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Name by name, the sum of several; all have the same names."""
+    return {name: sum(one[name] for one in many) for name in (many[0] if many else ())}
+
+
+def mean_metrics(metrics: Mapping[str, tuple[Tensor, int]]) -> dict[str, float]:
+    """Name -> mean over all ranks, of which some may lack a name; called by all."""
+    mine = [(name, float(total), count) for name, (total, count) in metrics.items()]
+    sums: dict[str, tuple[float, int]] = {}
+    for name, total, count in gather_objects(mine):
+        before, counted = sums.get(name, (0.0, 0))
+        sums[name] = before + total, counted + count
+    return {name: total / max(count, 1) for name, (total, count) in sorted(sums.items())}
 
 
 def _calls_of_all_ranks(
@@ -120,13 +171,13 @@ def component_norms(model: nn.Module) -> dict[str, float]:
     for name, component in model.named_children():
         gradients = [p.grad for p in component.parameters() if p.grad is not None]
         if gradients:
-            norms[f"grad_norm/{name}"] = whole(nn.utils.get_total_norm(gradients))
+            norms[f"grad_norm/{name}"] = float(whole(nn.utils.get_total_norm(gradients)))
     return norms
 
 
-def whole(norm: Tensor) -> float:
-    """A norm as a number; called by all ranks."""
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+def whole(norm: Tensor) -> Tensor:
+    """A norm that is not sharded; called by all ranks."""
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip: float, norm: Tensor) -> None:
@@ -142,6 +193,6 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip
 def clip_and_update(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip: float) -> float:
     """``update`` with the norm that the gradients have, which it returns."""
     norm = gradient_norm(model)
-    number = whole(norm)
+    number = float(whole(norm))
     update(model, optimizer, rate, clip, norm)
     return number

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
+from torch import Tensor
 
 from beni.distributed.collectives import sums, world_size
 from beni.measure.goodput import Goodput, fractions
@@ -47,13 +49,19 @@ class Window:
         self.bill = Bill()
         self.looked_up = self._lookups()
 
-    def step_done(self, batches: Sequence[Batch]) -> None:
-        """A step has been taken on these micro-batches of this rank."""
+    def step_done(self, batches: Sequence[Batch], lengths: Sequence[Tensor | None] = ()) -> None:
+        """A step has been taken on these micro-batches of this rank.
+
+        Args:
+            lengths: real positions of each sample of each micro-batch; None, or none at all, where nothing was dropped.
+        """
         self.steps += 1
         self.samples += sum(len(batch.ids) for batch in batches)
-        self.tokens += sum(batch.num_tokens for batch in batches)
-        if self.meter is not None:
-            self.bill = sum((self.meter.costs.bill(batch) for batch in batches), self.bill)
+        for batch, own in zip_longest(batches, lengths):
+            kept = None if own is None else own.tolist()
+            self.tokens += batch.num_tokens if kept is None else sum(kept)
+            if self.meter is not None:
+                self.bill += self.meter.costs.bill(batch, kept)
 
     def line(self) -> dict[str, float]:
         """Rates of all ranks, FLOPs of a step, shares of wall time since the run began.

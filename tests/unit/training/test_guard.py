@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -52,8 +53,46 @@ def test_a_gradient_that_is_not_finite_is_named():
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     model[1].weight.grad[0, 0] = float("inf")
-    with pytest.raises(DivergenceError, match=r"gradient of step 4 is not finite.*not: 1\.weight; samples .*: a, b"):
-        guard().accepts(model, 4, 1.0, float("inf"), ["a", "b"])
+    told = r"gradient of step 4 is not finite.*not: 1\.weight; samples .*: a, b"
+    with pytest.raises(DivergenceError, match=told):
+        guard(spike="halt").accepts(model, 4, 1.0, float("inf"), ["a", "b"])
+    later = guard()
+    later.accepts(model, 4, 1.0, float("inf"), ["a", "b"])
+    with pytest.raises(DivergenceError, match=told):
+        later.settle(model)
+
+
+def test_a_run_that_only_ends_at_them_learns_of_numbers_that_are_not_finite_when_it_settles():
+    of, nan = guard(), torch.tensor(float("nan"))
+    assert not of.reads_every_step
+    for step, loss in ((1, torch.tensor(1.0)), (2, nan), (3, nan)):
+        assert of.accepts(MODEL, step, loss, torch.tensor(1.0), [f"sample {step}"]) == (True, None)
+    with pytest.raises(DivergenceError, match=r"loss of step 2 is nan; samples of this process: sample 2"):
+        of.settle(MODEL)
+    assert [guard(**{key: "skip"}).reads_every_step for key in ("nonfinite", "spike")] == [True, True]
+
+
+@pytest.mark.parametrize("due", ["checkpoint.every=4", "eval.every=5", "train.log_every=6"])
+def test_what_outlives_a_step_comes_after_all_steps_have_been_looked_at(tiny_run, fit, tmp_path, spoilt, due):
+    spoilt(3)
+    log, evaluated = fit.log(), []
+    run = tiny_run(*RUN, "train.log_every=100", "checkpoint.every=0", due)
+    with pytest.raises(DivergenceError, match="loss of step 3 is nan"):
+        fit(run, tmp_path, log=log, evaluate=evaluated.append)
+    assert (evaluated, log.saves, set(log.losses)) == ([], [], {1})
+
+
+def test_nothing_is_read_from_the_device_in_a_step_that_does_not_log(tiny_run, fit, tmp_path, monkeypatch):
+    reads = []
+    read = torch.Tensor.__float__
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda tensor: reads.append(1) or read(tensor))
+    counts = []
+    for steps in (3, 9):
+        reads.clear()
+        quiet = ("train.log_every=100", "checkpoint.every=0", f"train.steps={steps}")
+        fit(tiny_run(*RUN, *quiet), tmp_path / str(steps))
+        counts.append(len(reads))
+    assert counts[0] == counts[1] > 0
 
 
 def test_a_checkpoint_keeps_what_decisions_rest_on():
@@ -76,21 +115,21 @@ def test_a_rewind_is_asked_for_once_a_step():
 @pytest.fixture
 def spoilt(monkeypatch):
     """spoilt(step): that step's loss and gradients are not finite, each time."""
-    from beni.training import loop
+    from beni.training import attempt
 
-    forward_backward = loop.forward_backward
+    forward_backward = attempt.forward_backward
 
     def make(number):
         def run(model, batches, step, *rest):
-            loss, labels = forward_backward(model, batches, step, *rest)
+            result = forward_backward(model, batches, step, *rest)
             if step + 1 != number:
-                return loss, labels
+                return result
             for parameter in model.parameters():
                 if parameter.grad is not None:
                     parameter.grad.fill_(float("nan"))
-            return float("nan"), labels
+            return replace(result, loss=torch.tensor(float("nan")))
 
-        monkeypatch.setattr(loop, "forward_backward", run)
+        monkeypatch.setattr(attempt, "forward_backward", run)
 
     return make
 
@@ -114,11 +153,11 @@ def test_what_thaws_on_either_side_of_a_spoilt_step_is_the_same_when_the_run_goe
 
 def test_time_is_counted_once_when_a_run_goes_back(tiny_run, fit, tmp_path, spoilt, monkeypatch):
     from beni.measure.goodput import Goodput
-    from beni.training import loop
+    from beni.training import attempt
 
     spoilt(4)
     now, seen, log = [3.0], [], fit.log()
-    forward_backward = loop.forward_backward
+    forward_backward = attempt.forward_backward
 
     def run(*arguments):
         now[0] += 10.0
@@ -129,8 +168,8 @@ def test_time_is_counted_once_when_a_run_goes_back(tiny_run, fit, tmp_path, spoi
         seen.append((step, values["wall_s"], sum(shares)))
         assert values["wall_s"] * values["goodput/compute"] == pytest.approx(10.0 * step)
 
-    monkeypatch.setattr(loop, "forward_backward", run)
-    monkeypatch.setattr(loop, "Goodput", partial(Goodput, clock=lambda: now[0]))
+    monkeypatch.setattr(attempt, "forward_backward", run)
+    monkeypatch.setattr(attempt, "Goodput", partial(Goodput, clock=lambda: now[0]))
     monkeypatch.setattr(log, "train", train)
     fit(tiny_run(*RUN, "train.guard.nonfinite=rewind"), tmp_path, log=log, spent=5.0, started=0.0)
     taken = [*range(1, 4), *range(5, 11)]  # 3 steps; the one that is thrown away; steps 3 to 8

@@ -164,8 +164,12 @@ class Costs:
         self._known.clear()
         self._rates.clear()
 
-    def bill(self, batch: Batch) -> Bill:
-        """What the forward and backward pass of a micro-batch cost. Reads its values, so it must lie on the CPU."""
+    def bill(self, batch: Batch, kept: Sequence[int] | None = None) -> Bill:
+        """What the forward and backward pass of a micro-batch cost. Reads its values, so it must lie on the CPU.
+
+        Args:
+            kept: positions of each sample that the llm was given, where fusion has dropped some.
+        """
         own: dict[str, int] = dict.fromkeys(COMPONENTS, 0)
         recomputed = 0
         for layout, asked in zip(batch.layouts, self._asked(batch), strict=True):
@@ -180,21 +184,24 @@ class Costs:
         if reached not in self._rates:
             self._rates[reached] = self._rehearse_llm(reached)
         useful, again = self._rates[reached]
-        lengths, labels = batch.lengths, batch.num_labels
+        lengths, labels = list(kept or batch.lengths), batch.num_labels
         own["llm"] = useful.of(lengths, labels)
         laid_out = lengths
         if batch.attention_mask is not None and not self.twin.fusion.looks_ahead:
-            laid_out = [batch.input_ids.shape[1]] * len(lengths)  # padding is computed again like the rest
+            width = max(kept) if kept else batch.input_ids.shape[1]
+            laid_out = [width] * len(lengths)  # padding is computed again like the rest
         recomputed += again.of(laid_out, 0)
-        return Bill(own, round(useful.pair * sum(n**2 for n in lengths) / 2), recomputed, self._padding(batch, useful))
+        causal = round(useful.pair * sum(n**2 for n in lengths) / 2)
+        return Bill(own, causal, recomputed, self._padding(batch, useful, kept))
 
-    def _padding(self, batch: Batch, rate: Rate | Staircase) -> int:
+    def _padding(self, batch: Batch, rate: Rate | Staircase, kept: Sequence[int] | None) -> int:
         """What a padded batch costs more; fusions that look ahead lay its rows end to end first."""
         if batch.attention_mask is None or self.twin.fusion.looks_ahead:
             return 0
         rows, width = batch.input_ids.shape
         columns = int((batch.labels != IGNORE).any(0).sum())  # the head is on the same columns of all rows
-        return rate.of([width] * rows, rows * columns) - rate.of(batch.lengths, batch.num_labels)
+        laid_out = [max(kept) if kept else width] * rows
+        return rate.of(laid_out, rows * columns) - rate.of(list(kept or batch.lengths), batch.num_labels)
 
     def _asked(self, batch: Batch) -> list[int]:
         """Positions of the prompt of each image; 0 where no stage reads it."""
