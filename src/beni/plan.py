@@ -73,7 +73,8 @@ def show(run: dict, size: tuple[int, int], text: int, labels: int, processes: tu
     from rich.console import Console
 
     from beni.analysis import formats
-    from beni.model.costing.table import estimate_memory, propagate, spec_table
+    from beni.model.costing.memory import estimate_memory
+    from beni.model.costing.table import propagate, spec_table
     from beni.model.viewer import placeholders
 
     model = propagate(run)

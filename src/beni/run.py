@@ -41,7 +41,8 @@ from beni.measure import memory
 from beni.measure.peak import Peak, find_peak
 from beni.measure.profile import Profile
 from beni.model.costing.counts import Costs
-from beni.model.costing.table import SpecTable, estimate_memory, propagate, remedies, spec_table
+from beni.model.costing.memory import estimate_memory, remedies
+from beni.model.costing.table import SpecTable, propagate, spec_table
 from beni.model.loss import resolve
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters

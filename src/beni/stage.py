@@ -182,10 +182,6 @@ class Stage(nn.Module, ABC):
         """``(i, n, d) -> (i, m, d')``; padding and dropped tokens never influence a real token."""
 
     @abstractmethod
-    def flops(self, tokens: TokenSpec) -> int:
-        """Forward FLOPs (2 x multiply-accumulates of matmuls, convolutions and attention products) for one view."""
-
-    @abstractmethod
     def init_weights(self) -> None:
         """Draw every parameter from torch's global generator (the builder puts a named stream there)."""
 
@@ -198,9 +194,6 @@ class PassThrough(Stage):
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         return tokens
-
-    def flops(self, tokens: TokenSpec) -> int:
-        return 0
 
     def init_weights(self) -> None:
         """Nothing to draw."""

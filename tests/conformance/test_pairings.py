@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from beni.config.compose import compose
 from beni.errors import CompositionError, ConfigError, WeightsError
 from beni.model.build import build_model
+from beni.model.costing.counts import Costs
 from beni.model.costing.table import propagate
 from beni.model.plan import apply_plan
 from beni.training.step import forward_backward
@@ -59,8 +60,9 @@ def _has_weights(word, overrides):
 
 def test_an_llm_that_cannot_run_without_weights_cannot_be_planned():
     run = compose(["llm.architecture.model_type=jetmoe", "++llm.architecture.num_local_experts=4"])
+    model = propagate(run)
     with pytest.raises(CompositionError, match=r"^E-FLOPS \[llm\]: jetmoe .*\n  fix: .+"):
-        propagate(run).llm.flops(8, 1)
+        Costs(model).prefill(model.views.plan((48, 48)), 8, 1)
 
 
 def test_an_llm_that_ignores_beni_s_attention_cannot_look_ahead(tiny_run):

@@ -24,6 +24,7 @@ from beni.errors import CompositionError  # noqa: E402
 from beni.paths import conf_dir  # noqa: E402
 from beni.stage import Stage, TokenSpec  # noqa: E402
 from reference.harness import ReferenceCase, all_cases, difference  # noqa: E402
+from support.counting import flops_of  # noqa: E402
 
 PAGE = ROOT / "docs" / "zoo.md"
 GROUPS = ("connector", "resampler")
@@ -85,7 +86,7 @@ class Row:
             f"{out.n}{'' if self.tokens == CLIP else ' †'}",
             out.space,
             formats.count(sum(p.numel() for p in self.stage.parameters())),
-            formats.count(self.stage.flops(self.tokens)),
+            formats.count(flops_of(self.stage, self.tokens)),
         ]
         return "| " + " | ".join(cells) + " |"
 

@@ -27,9 +27,6 @@ class KeepBright(Stage):
         first = tokens.x[..., 0].detach().masked_fill(~tokens.mask, 0)
         return tokens.drop(first >= first.sum(1, keepdim=True) / tokens.mask.sum(1, keepdim=True))
 
-    def flops(self, tokens: TokenSpec) -> int:
-        return 0
-
     def init_weights(self) -> None:
         """Nothing to draw."""
 
@@ -52,9 +49,6 @@ class Rated(Stage):
         context.loss("token", scores.sigmoid().sum(), scores.numel())
         context.metric("score", scores.sum(), scores.numel())
         return tokens
-
-    def flops(self, tokens: TokenSpec) -> int:
-        return 0
 
     def init_weights(self) -> None:
         nn.init.normal_(self.direction)

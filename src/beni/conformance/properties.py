@@ -25,7 +25,6 @@ PROPERTIES: tuple[Property, ...] = (
     structure.is_counted_without_weights,
     structure.draws_every_parameter,
     structure.saves_parameters_only_and_loads_again,
-    structure.counts_its_flops,
     behaviour.ignores_padding,
     behaviour.keeps_the_images_of_a_batch_apart,
     behaviour.reads_the_prompt_it_asks_for,

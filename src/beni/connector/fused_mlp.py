@@ -54,9 +54,6 @@ class FusedMlpConnector(Stage):
             x = F.gelu(layer(x))
         return tokens.with_features(self.layers[-1](x))
 
-    def flops(self, tokens: TokenSpec) -> int:
-        return sum(2 * tokens.n * layer.in_features * layer.out_features for layer in self.layers)
-
     def init_weights(self) -> None:
         for layer in self.layers:
             std = layer.in_features**-0.5 if isinstance(self.init_std, str) else self.init_std

@@ -79,9 +79,6 @@ class MlpConnector(Stage):
             x = self.act(layer(x))
         return tokens.with_features(self.layers[-1](self.dropout(x)))
 
-    def flops(self, tokens: TokenSpec) -> int:
-        return sum(2 * tokens.n * layer.in_features * layer.out_features for layer in self.layers)
-
     def init_weights(self) -> None:
         reset_norms(self)
         for layer in self.layers:

@@ -40,9 +40,6 @@ class PaliConnector(Stage):
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         return tokens.with_features(self.proj(tokens.x))
 
-    def flops(self, tokens: TokenSpec) -> int:
-        return 2 * tokens.n * self.proj.in_features * self.proj.out_features
-
     def init_weights(self) -> None:
         nn.init.zeros_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)

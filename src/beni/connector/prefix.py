@@ -58,9 +58,6 @@ class PrefixConnector(Stage):
         x = x.unflatten(-1, (self.length, self.dim_out)).flatten(1, 2)
         return replace(each, x=x, size=each.size / self.length)
 
-    def flops(self, tokens: TokenSpec) -> int:
-        return 2 * tokens.n * self.proj.in_features * self.proj.out_features
-
     def init_weights(self) -> None:
         nn.init.zeros_(self.proj.weight)
         nn.init.normal_(self.proj.bias, std=self.out_rms)

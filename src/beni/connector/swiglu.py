@@ -48,9 +48,6 @@ class SwigluConnector(Stage):
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         return tokens.with_features(self.mlp(self.norm(tokens.x)))
 
-    def flops(self, tokens: TokenSpec) -> int:
-        return self.mlp.flops(tokens.n)
-
     def init_weights(self) -> None:
         reset_norms(self)
         for layer in (self.mlp.gate_proj, self.mlp.up_proj, self.mlp.down_proj):

@@ -75,12 +75,15 @@ class InlineFusion(Fusion):
             return self._looking_ahead(sequence, None)
         laid, is_image = visual.laid, sequence.is_image
         flat = self._scaled(visual, laid).to(sequence.embeds.dtype)
-        # an exported program cannot choose by values
-        if not torch.compiler.is_exporting() and (found := int(is_image.sum())) != flat.shape[0]:
+        # neither an exported program nor a dry run can choose by values
+        chooses = not (torch.compiler.is_exporting() or flat.is_meta)
+        if chooses and (found := int(is_image.sum())) != flat.shape[0]:
             raise DataError(
                 f"E-COUNT: {found} image placeholders for {flat.shape[0]} visual tokens ({visual.x.shape[0]} images)"
             )
         fused = replace(sequence, embeds=sequence.embeds.masked_scatter(is_image[..., None], flat))
+        if flat.is_meta:
+            return fused
         if visual.log_gate is not None:
             gates = torch.zeros(is_image.shape, device=flat.device, dtype=visual.log_gate.dtype)
             fused = replace(fused, log_gate=gates.masked_scatter(is_image, visual.log_gate[laid]))
@@ -115,7 +118,8 @@ class InlineFusion(Fusion):
         self.scale.copy_(_rms(text) / _rms(self._scaled(visual, visual.mask)).clamp(min=1e-12))
 
     def _scaled(self, visual: VisualTokens, chosen: Bool[Tensor, "i n"]) -> Float[Tensor, "k d"]:
-        flat = self.norm(visual.x[chosen])
+        # nothing is chosen by values that are not there: in a dry run all tokens are real
+        flat = self.norm(visual.x.flatten(0, 1) if visual.x.is_meta else visual.x[chosen])
         return flat * self.scale.to(flat.dtype) if self.match_text_rms else flat
 
     def init_weights(self) -> None:

@@ -58,10 +58,6 @@ class Llm(nn.Module, ABC):
         """A forward pass on the meta device, to be counted: one sequence, the head on its first ``label_rows``."""
 
     @abstractmethod
-    def flops(self, length: int, label_rows: int) -> int:
-        """Forward FLOPs of one sequence of ``length`` positions, the head on ``label_rows`` of them."""
-
-    @abstractmethod
     def load_pretrained(self) -> None:
         """Replace the weights by the pretrained ones.
 

@@ -34,7 +34,6 @@ from beni.llm.base import Llm
 from beni.llm.gguf import load_gguf
 from beni.llm.head import decoder_gives
 from beni.llm.segment_attention import SegmentPlan
-from beni.measure.flops import count_flops
 from beni.nn.architecture import buildable, read_architecture
 from beni.types import Sequence
 
@@ -148,11 +147,6 @@ class HFLlm(Llm):
         if self._masked is None:
             self._masked = prepare_rehearsal(self.model, self.hidden_size)
         return partial(rehearse, self.model, embeds, label_rows, self._masked)
-
-    def flops(self, length: int, label_rows: int) -> int:
-        with torch.device("meta"):
-            model, embeds = build_llm(self.config, "eager"), torch.empty(1, length, self.hidden_size)
-        return count_flops(partial(rehearse, model, embeds, label_rows, prepare_rehearsal(model, self.hidden_size)))
 
     def load_pretrained(self) -> None:
         if self.name is None:

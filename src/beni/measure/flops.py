@@ -27,15 +27,16 @@ def count_flops(run: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def count_training_flops(forward: Callable[[], Iterable[Tensor]]) -> int:
-    """The same of ``forward()`` and of the backward pass from those of its results that want a gradient.
+def count_training_flops(forward: Callable[[], Iterable[Tensor]]) -> tuple[int, int]:
+    """FLOPs of ``forward()``, and of it and the backward pass from those of its results that want a gradient.
 
     Gradients are left in the parameters.
     """
     with torch.enable_grad(), counting() as counter:
         results = [result for result in forward() if result.requires_grad]
+        before = counter.get_total_flops()
         torch.autograd.backward(results, [torch.empty_like(result) for result in results])
-    return counter.get_total_flops()
+    return before, counter.get_total_flops()
 
 
 @contextmanager

@@ -68,9 +68,3 @@ class GroupedQueryAttention(nn.Module):
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         return x.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)  # (b, t, h*dh) -> (b, h, t, dh)
-
-    def flops(self, q: int, k: int) -> int:
-        """Forward FLOPs of ``q`` queries on ``k`` context positions."""
-        inner, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        projections = 4 * q * self.q_proj.in_features * inner + 4 * k * self.k_proj.in_features * kv
-        return projections + 4 * q * k * inner

@@ -38,10 +38,6 @@ class SqueezeExcitation(nn.Module):
         scale = self.gate(self.fc2(self.act(self.fc1(x.mean((2, 3))))))
         return x * scale[:, :, None, None]
 
-    def flops(self) -> int:
-        """Forward FLOPs on one map of any size."""
-        return 4 * self.fc1.in_features * self.fc1.out_features
-
 
 def init_as_torch(module: nn.Module) -> None:
     """Draws the linear and convolutional layers and the norms inside ``module`` as torch does when it makes them."""

@@ -19,10 +19,6 @@ class SwiGLU(nn.Module):
     def forward(self, x: Float[Tensor, "*a d_in"]) -> Float[Tensor, "*a d_out"]:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
-    def flops(self, n: int) -> int:
-        """Forward FLOPs on ``n`` tokens."""
-        return 2 * n * self.gate_proj.out_features * (2 * self.gate_proj.in_features + self.down_proj.out_features)
-
 
 class FeedForward(nn.Module):
     """``(..., d_in) -> (..., d_out)``: ``fc2(act(fc1(x)))``."""
@@ -35,7 +31,3 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "*a d_in"]) -> Float[Tensor, "*a d_out"]:
         return self.fc2(self.act(self.fc1(x)))
-
-    def flops(self, n: int) -> int:
-        """Forward FLOPs on ``n`` tokens."""
-        return 2 * n * self.fc1.out_features * (self.fc1.in_features + self.fc2.out_features)

@@ -92,10 +92,6 @@ class QFormerEncoder(nn.Module):
             x = layer(x, m, mask, context, context_mask)
         return x[:, :m]
 
-    def flops(self, m: int, n: int) -> int:
-        """Forward FLOPs of ``m`` queries on ``n`` context positions, without text."""
-        return sum(layer.flops(m, n) for layer in self.layers)
-
 
 class QFormerLayer(nn.Module):
     """``(i, m + t, d), (i, n, c) -> (i, m + t, d)``; only the first ``m`` positions where no text is read."""
@@ -138,8 +134,3 @@ class QFormerLayer(nn.Module):
         if self.text_mlp is None or self.text_norm is None:
             return queries
         return torch.cat([queries, self.text_norm(text + self.dropout(self.text_mlp(text)))], 1)
-
-    def flops(self, m: int, n: int) -> int:
-        """Forward FLOPs of ``m`` queries on ``n`` context positions, without text."""
-        cross = 0 if self.cross_attn is None else self.cross_attn.flops(m, n)
-        return self.self_attn.flops(m, m) + cross + self.mlp.flops(m)

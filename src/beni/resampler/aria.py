@@ -52,11 +52,6 @@ class Aria(Stage):
         read = self.linear(self.attention(queries, self.k_proj(x), tokens.mask, values=self.v_proj(x)))
         return queried(self.mlp(self.norm(read)), tokens)
 
-    def flops(self, tokens: TokenSpec) -> int:
-        m, dim = self.queries.shape
-        projections = 4 * m * dim**2 + 4 * tokens.n * dim**2  # queries and the last linear layer; keys and values
-        return projections + self.attention.flops(m, tokens.n) + self.mlp.flops(m)
-
     def init_weights(self) -> None:
         nn.init.normal_(self.queries, std=self.queries.shape[1] ** -0.5)
         draw_layers(self, lambda weight: nn.init.trunc_normal_(weight, std=0.02))

@@ -43,8 +43,5 @@ class AvgPool(Stage):
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         return from_map(F.adaptive_avg_pool2d(to_map(tokens), (self.side, self.side)), tokens)
 
-    def flops(self, tokens: TokenSpec) -> int:
-        return 0  # pooling is no matrix product
-
     def init_weights(self) -> None:
         """Nothing to draw."""

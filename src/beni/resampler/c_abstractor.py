@@ -91,11 +91,6 @@ class CAbstractor(Stage):
             x = layer(F.silu(x))
         return append_tokens(pooled.with_features(x), self.eos)
 
-    def flops(self, tokens: TokenSpec) -> int:
-        m = self._pooled(tokens).n
-        blocks = sum(block.flops(tokens.n) for block in self.before) + sum(block.flops(m) for block in self.after)
-        return blocks + sum(2 * m * layer.in_features * layer.out_features for layer in self.readout)
-
     def init_weights(self) -> None:
         init_as_torch(self)
         self.positions.init_weights()
@@ -136,9 +131,3 @@ class RegNetBlock(nn.Module):
         y = self.excite(F.silu(self.depthwise_norm(self.depthwise(y))))
         y = self.project_norm(self.project(y))
         return F.silu(y + self.shortcut_norm(self.shortcut(x)))
-
-    def flops(self, n: int) -> int:
-        """Forward FLOPs for a map of ``n`` places."""
-        dim_in, dim = self.expand.in_channels, self.expand.out_channels
-        shortcut = 0 if isinstance(self.shortcut, nn.Identity) else dim_in * dim
-        return 2 * n * (dim_in * dim + 9 * dim + dim**2 + shortcut) + self.excite.flops()

@@ -43,8 +43,5 @@ class ConcatAdjacent(Stage):
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         return space_to_depth(tokens, (1, self.k))
 
-    def flops(self, tokens: TokenSpec) -> int:
-        return 0  # moving features is no matrix product
-
     def init_weights(self) -> None:
         """Nothing to draw."""

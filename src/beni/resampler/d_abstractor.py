@@ -112,12 +112,6 @@ class DAbstractor(Stage):
         read = append_tokens(pooled.with_features(content), self.eos)
         return read.with_features(self.output_proj(read.x))
 
-    def flops(self, tokens: TokenSpec) -> int:
-        m, dim = len(self.reference_points), self.positions.weight.shape[1]
-        project = 2 * tokens.n * tokens.dim * dim if isinstance(self.input_proj, nn.Linear) else 0
-        ending = 0 if isinstance(self.output_proj, nn.Identity) else 2 * self.spec(tokens).n * dim * self.dim_out
-        return project + sum(layer.flops(m, tokens.n) for layer in self.layers) + ending
-
     def init_weights(self) -> None:
         draw_layers(self, lambda weight: nn.init.normal_(weight, std=0.02))
         for layer in self.layers:
@@ -169,10 +163,6 @@ class DeformableLayer(nn.Module):
         queries = self.encoder_attn_layer_norm(queries + self.dropout(read))
         return self.final_layer_norm(queries + self.dropout(self.mlp(queries)))
 
-    def flops(self, m: int, n: int) -> int:
-        """Forward FLOPs of ``m`` queries on a map of ``n`` places."""
-        return self.self_attn.flops(m, m) + self.encoder_attn.flops(m, n) + self.mlp.flops(m)
-
 
 class DeformableAttention(nn.Module):
     """``(i, m, d), (i, d, rows, columns) -> (i, m, d)``: each head of a query reads the map at a few places.
@@ -214,11 +204,6 @@ class DeformableAttention(nn.Module):
         )  # (i * h, dh, m, p)
         read = (sampled * weights.transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
         return self.output_proj(read.reshape(images, -1, read.shape[-1]).transpose(1, 2).to(queries.dtype))
-
-    def flops(self, m: int, n: int) -> int:
-        """Forward FLOPs of ``m`` queries on a map of ``n`` places; sampling is interpolation and not counted."""
-        dim = self.value_proj.in_features
-        return 2 * (n + m) * dim**2 + 6 * m * dim * self.num_heads * self.num_points
 
     def init_weights(self) -> None:
         """As Deformable DETR: each head looks in a direction of its own, its k-th point k cells away, all alike."""

@@ -57,9 +57,6 @@ class Gemma3(Stage):
         pooled = from_map(F.avg_pool2d(to_map(tokens), self.r), tokens)
         return pooled.with_features(self.proj(self.norm(pooled.x)))
 
-    def flops(self, tokens: TokenSpec) -> int:
-        return 2 * self.spec(tokens).n * self.proj.in_features * self.proj.out_features
-
     def init_weights(self) -> None:
         reset_norms(self)
         nn.init.normal_(self.proj.weight, std=self.init_std)

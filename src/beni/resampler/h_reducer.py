@@ -70,10 +70,6 @@ class HReducer(Stage):
             return merged
         return VisualTokens.cat([merged, constants(self.end[None], merged).repeat(images)])
 
-    def flops(self, tokens: TokenSpec) -> int:
-        dim, dim_out = self.proj.in_features, self.proj.out_features
-        return 2 * (tokens.n // self.k) * (self.k**2 * dim**2 + self.k * dim**2 + dim * dim_out)
-
     def init_weights(self) -> None:
         init_as_torch(self)
         if self.end is not None:

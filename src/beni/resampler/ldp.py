@@ -51,10 +51,6 @@ class Ldp(Stage):
             features = block(features)
         return from_map(features, tokens)
 
-    def flops(self, tokens: TokenSpec) -> int:
-        places = (tokens.n, self.spec(tokens).n)
-        return self.mlp.flops(tokens.n) + sum(block.flops(n) for block, n in zip(self.blocks, places, strict=True))
-
     def init_weights(self) -> None:
         init_as_torch(self)
 
@@ -79,11 +75,6 @@ class SeparableBlock(nn.Module):
         y = self.excite(self.act(self.depthwise_norm(self.depthwise(x))))
         y = self.pointwise_norm(self.pointwise(y))
         return x + y if self.residual else y
-
-    def flops(self, n: int) -> int:
-        """Forward FLOPs for a map of ``n`` places after the stride."""
-        dim = self.pointwise.in_channels
-        return 2 * n * (9 * dim + dim**2) + self.excite.flops()
 
 
 def squeeze_width(dim: int) -> int:

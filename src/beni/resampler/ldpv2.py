@@ -57,9 +57,6 @@ class Ldpv2(Stage):
         pooled = F.adaptive_avg_pool2d(features, self._pooled((features.shape[2], features.shape[3])))
         return from_map(pooled + self.peg(pooled), tokens)
 
-    def flops(self, tokens: TokenSpec) -> int:
-        return self.mlp.flops(tokens.n) + 18 * self.spec(tokens).n * self.peg.out_channels
-
     def init_weights(self) -> None:
         init_as_torch(self)
 

@@ -87,9 +87,6 @@ class M3(Stage):
             places.append(rows)
         return parts[0] if len(parts) == 1 else stack(parts, places)
 
-    def flops(self, tokens: TokenSpec) -> int:
-        return self.mlp.flops(tokens.n)
-
     def init_weights(self) -> None:
         for layer in (self.mlp.fc1, self.mlp.fc2):
             nn.init.normal_(layer.weight, std=self.init_std)

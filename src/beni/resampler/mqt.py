@@ -108,10 +108,6 @@ class Mqt(Stage):
         size = made.size * mask
         return replace(made, mask=mask, size=size * (made.size.sum(1, keepdim=True) / size.sum(1, keepdim=True)))
 
-    def flops(self, tokens: TokenSpec) -> int:
-        m = self.numbers[tokens.scale]
-        return self.attention.flops(m, tokens.n) + 2 * m * self.proj.in_features * self.proj.out_features
-
     def init_weights(self) -> None:
         nn.init.trunc_normal_(self.queries, std=0.02)
         draw_layers(self, lambda weight: nn.init.trunc_normal_(weight, std=0.02))

@@ -89,12 +89,6 @@ class Perceiver(Stage):
             latents = layer(latents, tokens.x, tokens.mask)
         return queried(self.norm(latents), tokens)
 
-    def flops(self, tokens: TokenSpec) -> int:
-        latents = self.num_latents
-        keys = tokens.n + (latents if self.concat_latents else 0)
-        mlp = 24 * latents * tokens.dim**2  # SwiGLU at four times the width: three matmuls
-        return sum(layer.self_attn.flops(latents, keys) + mlp for layer in self.layers)
-
     def init_weights(self) -> None:
         dim = self.latents.shape[1]
         nn.init.normal_(self.latents, std=dim**-0.5)

@@ -75,10 +75,6 @@ class PerceiverFlamingo(Stage):
             latents = layer(latents, tokens.x, tokens.mask)
         return queried(self.norm(latents), tokens)
 
-    def flops(self, tokens: TokenSpec) -> int:
-        m = len(self.latents)
-        return sum(layer.attention.flops(m, tokens.n + m) + layer.mlp.flops(m) for layer in self.layers)
-
     def init_weights(self) -> None:
         nn.init.normal_(self.latents)
         # torch's own draw for linear layers, which both training codes left in place

@@ -66,9 +66,6 @@ class PerceiverIdefics2(Stage):
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         return self.perceiver(tokens.with_features(self.projection(tokens.x)), context)
 
-    def flops(self, tokens: TokenSpec) -> int:
-        return self.projection.flops(tokens.n) + self.perceiver.flops(self._projected(tokens))
-
     def init_weights(self) -> None:
         draw_layers(self.projection, lambda weight: nn.init.normal_(weight, std=(0.4 / weight.shape[1]) ** 0.5))
         self.perceiver.init_weights()

@@ -55,9 +55,6 @@ class PerceptionLm(Stage):
         rows, columns = maps.shape[2:]
         return from_map(F.adaptive_avg_pool2d(maps, (rows // self.ratio, columns // self.ratio)), tokens)
 
-    def flops(self, tokens: TokenSpec) -> int:
-        return self.mlp.flops(tokens.n)
-
     def init_weights(self) -> None:
         for layer in (self.mlp.fc1, self.mlp.fc2):
             nn.init.normal_(layer.weight, std=self.init_std)

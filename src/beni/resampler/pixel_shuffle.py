@@ -65,11 +65,6 @@ class PixelShuffle(Stage):
         merged = space_to_depth(tokens.with_features(self.norm(tokens.x)), (self.r, self.r))
         return merged if self.merge is None else merged.with_features(self.merge(merged.x))
 
-    def flops(self, tokens: TokenSpec) -> int:
-        if self.merge is None:
-            return 0
-        return 2 * self.spec(tokens).n * self.merge.in_features * self.merge.out_features
-
     def init_weights(self) -> None:
         reset_norms(self)
         if self.merge is not None:

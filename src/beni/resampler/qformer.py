@@ -72,10 +72,6 @@ class QFormer(Stage):
         queries = self.queries.to(tokens.x.dtype).expand(tokens.x.shape[0], -1, -1)
         return queried(self.proj(self.encoder(queries, tokens.x, tokens.mask)), tokens)
 
-    def flops(self, tokens: TokenSpec) -> int:
-        m = len(self.queries)
-        return self.encoder.flops(m, tokens.n) + 2 * m * self.proj.in_features * self.proj.out_features
-
     def init_weights(self) -> None:
         nn.init.normal_(self.queries, std=0.02)
         draw_layers(self, lambda weight: nn.init.normal_(weight, std=0.02))

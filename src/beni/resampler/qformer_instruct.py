@@ -90,11 +90,6 @@ class QFormerInstruct(Stage):
         read = self.encoder(queries, x, tokens.mask, text=text, text_mask=mask)
         return queried(self.proj(read), tokens)
 
-    def flops(self, tokens: TokenSpec) -> int:
-        """Without a prompt, whose length is not known here."""
-        m = len(self.queries)
-        return self.encoder.flops(m, tokens.n) + 2 * m * self.proj.in_features * self.proj.out_features
-
     def init_weights(self) -> None:
         nn.init.normal_(self.queries, std=0.02)
         nn.init.normal_(self.prompt_positions, std=0.02)

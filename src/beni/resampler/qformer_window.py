@@ -117,13 +117,6 @@ class QFormerWindow(Stage):
         dense = VisualTokens.dense(x, (rows, columns))
         return replace(dense, yx=yx, size=size)
 
-    def flops(self, tokens: TokenSpec) -> int:
-        rows, columns = grid_of(tokens, "resampler=qformer_window")
-        windows = math.ceil(rows / self.window) * math.ceil(columns / self.window)
-        m = self.side**2
-        proj = 2 * m * self.proj.in_features * self.proj.out_features
-        return windows * (self.encoder.flops(m, self.window**2) + proj)
-
     def init_weights(self) -> None:
         for embedding in (self.queries, self.positions):
             nn.init.normal_(embedding, std=embedding.shape[1] ** -0.5)

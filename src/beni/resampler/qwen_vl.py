@@ -68,11 +68,6 @@ class QwenVL(Stage):
         read = self.attention(queries, x + positions_at(table, tokens).to(x.dtype), tokens.mask, values=x)
         return queried(self.proj(self.norm(read)), tokens, centres(self.side, x.device))
 
-    def flops(self, tokens: TokenSpec) -> int:
-        m, dim = self.queries.shape
-        kv = 2 * tokens.n * tokens.dim * dim if isinstance(self.kv_proj, nn.Linear) else 0
-        return kv + self.attention.flops(m, tokens.n) + 2 * m * dim**2
-
     def init_weights(self) -> None:
         dim = self.proj.in_features
         nn.init.trunc_normal_(self.queries, std=0.02)

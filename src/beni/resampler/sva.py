@@ -112,17 +112,6 @@ class Sva(Stage):
         share = tokens.size.sum(1, keepdim=True) / out.x.shape[1]
         return replace(out, size=share.expand_as(out.size).to(torch.float32))
 
-    def flops(self, tokens: TokenSpec) -> int:
-        m, ns, dim = (
-            self.grid[0] * self.grid[1],
-            [rows * columns for rows, columns in self.grids],
-            self.queries.shape[1],
-        )
-        dims = [source.dim for source in tokens.sources or (tokens,)]
-        inputs = sum(2 * n * (width * dim + dim**2) for n, width in zip(ns, dims, strict=True))
-        layers = sum(layer.flops(m, sum(ns)) for group in self.groups for layer in group)
-        return inputs + layers + self.proj.flops(m)
-
     def init_weights(self) -> None:
         init_as_torch(self)
         nn.init.normal_(self.queries, std=self.proj.fc2.out_features**-0.5)
@@ -188,11 +177,6 @@ class AggregatorLayer(nn.Module):
         ]
         return queries + self.mlp(self.norm(asked + self.attention(asked, placed)))
 
-    def flops(self, m: int, n: int) -> int:
-        """Forward FLOPs of ``m`` queries on sources of ``n`` tokens together."""
-        dim = self.norm.weight.shape[0]
-        return 2 * dim**2 + 4 * m * dim**2 + self.attention.flops(m, n) + self.mlp.flops(m)
-
 
 class SourcesAttention(nn.Module):
     """``(i, m, d), [(i, m, k, d)] -> (i, m, d)``: a query attends to its own cells; each source has its own keys."""
@@ -211,11 +195,6 @@ class SourcesAttention(nn.Module):
         q, k, v = (self._heads(x) for x in (self.query(queries)[:, :, None], keys, values))
         read = F.scaled_dot_product_attention(q, k, v)  # (i * m, h, 1, dh)
         return self.o_proj(read.flatten(1).view_as(queries))
-
-    def flops(self, m: int, n: int) -> int:
-        """Forward FLOPs of ``m`` queries on ``n`` tokens, each of which is read once."""
-        dim = self.o_proj.in_features
-        return 4 * (m + n) * dim**2 + 4 * n * dim
 
     def _heads(self, x: Float[Tensor, "i m k d"]) -> Float[Tensor, "im h k dh"]:
         return x.flatten(0, 1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

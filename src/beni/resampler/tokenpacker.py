@@ -87,11 +87,6 @@ class TokenPacker(Stage):
         )
         return keys.with_features(self.proj(read.view_as(queries)))
 
-    def flops(self, tokens: TokenSpec) -> int:
-        m, dim = self.spec(tokens).n, self.query_proj.out_features
-        inputs = 2 * m * tokens.dim * dim + self.key_mlp.flops(tokens.n) + self.value_mlp.flops(tokens.n)
-        return inputs + m * self.attention.flops(1, self.s**2) + self.proj.flops(m)
-
     def init_weights(self) -> None:
         draw_layers(self, lambda weight: nn.init.trunc_normal_(weight, std=0.02))
         draw_stacked(self.attention)

@@ -14,7 +14,8 @@ from beni.distributed.collectives import sums, world_size
 from beni.measure.goodput import Goodput, fractions
 from beni.measure.memory import usage
 from beni.measure.peak import Peak
-from beni.model.costing.counts import Bill, Costs
+from beni.model.costing.bill import Bill
+from beni.model.costing.counts import Costs
 from beni.types import Batch
 from beni.vision.feature_bank import FeatureBank
 

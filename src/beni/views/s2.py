@@ -96,8 +96,5 @@ class S2Views(Views):
     def finish(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         return tokens
 
-    def flops(self, tokens: TokenSpec) -> int:
-        return 0
-
     def init_weights(self) -> None:
         """Nothing to draw."""

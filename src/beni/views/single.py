@@ -52,8 +52,5 @@ class SingleView(Views):
     def finish(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         return with_newlines(tokens, self.newline)
 
-    def flops(self, tokens: TokenSpec) -> int:
-        return 0
-
     def init_weights(self) -> None:
         draw(self.newline)

@@ -97,9 +97,6 @@ class TiledViews(Views):
         layouts = context.layouts
         return images_of(tokens, [len(one.views) for one in layouts], lambda i, rows: self.arrange(layouts[i], rows))
 
-    def flops(self, tokens: TokenSpec) -> int:
-        return 0
-
     def init_weights(self) -> None:
         if self.view is not None:
             nn.init.zeros_(self.view)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from typing import Any
 
 from jaxtyping import Float
@@ -41,8 +42,8 @@ class VisionEncoder(nn.Module, ABC):
         """``(i, 3, height, width) -> (i, n, d)``, the patches in reading order."""
 
     @abstractmethod
-    def flops(self, size: tuple[int, int] | None = None) -> int:
-        """Forward FLOPs for one view of (height, width) pixels, of the configured size when None."""
+    def dry_run(self) -> AbstractContextManager[None]:
+        """Around calls on the meta device: nothing of them is left behind in caches of the encoder's classes."""
 
     @abstractmethod
     def blocks(self) -> list[nn.Module]:

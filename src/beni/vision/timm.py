@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from types import ModuleType
@@ -20,7 +21,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from beni.errors import CompositionError, WeightsError
-from beni.measure.flops import count_flops
 from beni.nn.batch_norm import settle_statistics
 from beni.nn.pixels import ImageTransform, as_size, as_triple
 from beni.types import TokenSpec, VisualTokens
@@ -102,10 +102,8 @@ class TimmVision(VisionEncoder):
         tokens = VisualTokens.dense(x[:, self._layout.prefix :], self._layout.grid)
         return replace(tokens, levels=torch.cat(levels, -1)) if levels else tokens
 
-    def flops(self, size: tuple[int, int] | None = None) -> int:
-        with torch.device("meta"):
-            model, pixels = self._create(pretrained=False), torch.empty(1, 3, *self._transform.shape)
-        return count_flops(lambda: self._features(model, pixels))
+    def dry_run(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def blocks(self) -> list[nn.Module]:
         return repeated_blocks(self.model, (nn.ModuleList, nn.Sequential))

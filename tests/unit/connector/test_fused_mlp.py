@@ -4,6 +4,7 @@ import torch
 from beni.connector.fused_mlp import FusedMlpConnector
 from beni.errors import CompositionError
 from beni.types import TokenSpec
+from support.counting import flops_of
 
 SPEC = TokenSpec(n=6, dim=24, grid=(2, 3))
 
@@ -12,7 +13,7 @@ def test_it_has_the_parameters_and_flops_of_its_formulas() -> None:
     connector = FusedMlpConnector(SPEC, 40, expansion=4, init_std=0.02)
     weights = 24 * 96 + 96 * 40 + 40 * 40
     assert sum(p.numel() for p in connector.parameters()) == weights + 96 + 40 + 40
-    assert connector.flops(SPEC) == 2 * 6 * weights
+    assert flops_of(connector, SPEC) == 2 * 6 * weights
     assert connector.spec(SPEC) == TokenSpec(n=6, dim=40, grid=(2, 3), space="llm")
 
 

@@ -9,6 +9,7 @@ from beni.errors import CompositionError
 from beni.nn.norms import RMSNorm
 from beni.stage import StageContext
 from beni.types import TokenSpec, VisualTokens
+from support.counting import flops_of
 
 SPEC = TokenSpec(n=6, dim=24, grid=(2, 3))
 VALUES = {
@@ -38,7 +39,7 @@ def test_the_layers_between_have_the_width_that_is_asked_for(hidden, width) -> N
     connector = mlp(depth=3, hidden=hidden)
     shapes = [(layer.in_features, layer.out_features) for layer in connector.layers]
     assert shapes == [(24, width), (width, width), (width, 40)]
-    assert connector.flops(SPEC) == 2 * 6 * (24 * width + width**2 + width * 40)
+    assert flops_of(connector, SPEC) == 2 * 6 * (24 * width + width**2 + width * 40)
 
 
 def test_one_layer_has_nothing_between() -> None:

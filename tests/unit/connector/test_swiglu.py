@@ -3,6 +3,7 @@ import torch
 
 from beni.connector.swiglu import SwigluConnector
 from beni.types import TokenSpec
+from support.counting import flops_of
 
 SPEC = TokenSpec(n=6, dim=24, grid=(2, 3))
 
@@ -11,7 +12,7 @@ SPEC = TokenSpec(n=6, dim=24, grid=(2, 3))
 def test_it_has_the_parameters_and_flops_of_its_formulas(hidden, width) -> None:
     connector = SwigluConnector(SPEC, 40, hidden=hidden, norm="none", init_std=0.02)
     assert sum(p.numel() for p in connector.parameters()) == 2 * 24 * width + width * 40
-    assert connector.flops(SPEC) == 2 * 6 * (2 * 24 * width + width * 40)
+    assert flops_of(connector, SPEC) == 2 * 6 * (2 * 24 * width + width * 40)
     assert connector.spec(SPEC) == TokenSpec(n=6, dim=40, grid=(2, 3), space="llm")
 
 

@@ -9,6 +9,7 @@ import torch
 
 from beni.errors import ResourceError
 from beni.measure import memory
+from beni.types import Sequence
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 SIZES = {
@@ -32,7 +33,7 @@ def test_weights_gradients_and_moments_are_counted_exactly():
 
 
 def test_moments_and_averages_are_counted_by_optimizer(tiny_run, tiny_model):
-    from beni.model.costing.table import estimate_memory
+    from beni.model.costing.memory import estimate_memory
     from beni.model.plan import count_parameters
 
     model = tiny_model()
@@ -50,7 +51,7 @@ def test_moments_and_averages_are_counted_by_optimizer(tiny_run, tiny_model):
 
 def test_logits_are_counted_as_the_loss_keeps_them(tiny_run, tiny_model, monkeypatch):
     from beni.model import loss
-    from beni.model.costing.table import estimate_memory
+    from beni.model.costing.memory import estimate_memory
 
     model = tiny_model()
     monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * model.llm.vocab_size * 10)
@@ -120,7 +121,7 @@ def test_processes_of_a_machine_share_its_memory(monkeypatch):
 
 
 def test_what_is_offloaded_moves_to_the_memory_of_the_machine(tiny_run, tiny_model):
-    from beni.model.costing.table import estimate_memory
+    from beni.model.costing.memory import estimate_memory
 
     model = tiny_model("train.plan.vision=frozen")
 
@@ -138,7 +139,7 @@ def test_what_is_offloaded_moves_to_the_memory_of_the_machine(tiny_run, tiny_mod
 
 
 def test_processes_that_are_handed_weights_build_only_what_is_drawn(tiny_run, tiny_model):
-    from beni.model.costing.table import estimate_memory
+    from beni.model.costing.memory import estimate_memory
     from beni.model.plan import count_parameters
 
     model = tiny_model()
@@ -156,7 +157,7 @@ def test_processes_that_are_handed_weights_build_only_what_is_drawn(tiny_run, ti
 
 
 def test_hybrid_shares_what_trains_within_a_machine_alone(tiny_run, tiny_model):
-    from beni.model.costing.table import estimate_memory
+    from beni.model.costing.memory import estimate_memory
 
     model, run = tiny_model(), tiny_run("fsdp=hybrid")
     many, few = (estimate_memory(model, run, 8, 64, 8, local).optimizer for local in (8, 2))
@@ -168,7 +169,6 @@ def kept_for_the_backward_pass(monkeypatch, model, mode, precision, positions):
     from torch.utils import checkpoint
     from torch.utils._pytree import tree_leaves
 
-    from beni.llm.segment_attention import SegmentPlan
     from beni.nn.precision import autocast
     from beni.training import blocks
 
@@ -188,7 +188,7 @@ def kept_for_the_backward_pass(monkeypatch, model, mode, precision, positions):
     blocks.recompute(llm.layers(), mode)
     embeds = torch.randn(1, positions, llm.hidden_size, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(CPU, precision):
-        inputs = llm._inputs(embeds, torch.arange(positions)[None], None, SegmentPlan.build(borders, positions))
+        inputs = llm._inputs(replace(Sequence.plain(embeds), mask=None, cu_seqlens=borders))
         hidden = llm.model.get_decoder()(**inputs).last_hidden_state
     for entry in tree_leaves([list(calls.values()) for store in stores for calls in store.values()]):
         if isinstance(getattr(entry, "val", None), torch.Tensor):
@@ -202,7 +202,7 @@ def kept_for_the_backward_pass(monkeypatch, model, mode, precision, positions):
 @pytest.mark.parametrize("plan", ["full", "frozen"])
 @pytest.mark.parametrize("mode", ["none", "selective", "full"])
 def test_activations_are_estimated_as_layers_keep_them(tiny_run, tiny_model, monkeypatch, mode, plan, precision):
-    from beni.model.costing.table import estimate_memory
+    from beni.model.costing.memory import estimate_memory
     from beni.training.trainable import store_frozen_in_bf16
 
     overrides = [f"train.activation_checkpointing={mode}", f"train.plan.llm={plan}", "train.batch_size=1"]
@@ -217,7 +217,7 @@ def test_activations_are_estimated_as_layers_keep_them(tiny_run, tiny_model, mon
 
 
 def test_activation_checkpointing_lessens_what_is_estimated(tiny_run, tiny_model):
-    from beni.model.costing.table import estimate_memory
+    from beni.model.costing.memory import estimate_memory
 
     model = tiny_model()
 
@@ -231,7 +231,7 @@ def test_activation_checkpointing_lessens_what_is_estimated(tiny_run, tiny_model
 
 
 def test_the_fix_names_what_would_help_this_run_and_what_it_may_have(tiny_run, tiny_model):
-    from beni.model.costing.table import estimate_memory, remedies
+    from beni.model.costing.memory import estimate_memory, remedies
 
     model = tiny_model("train.plan.vision=frozen")
 

@@ -5,6 +5,7 @@ from beni.errors import CompositionError
 from beni.resampler.gemma3 import Gemma3
 from beni.stage import StageContext
 from beni.types import TokenSpec, VisualTokens
+from support.counting import flops_of
 
 SPEC = TokenSpec(n=32, dim=6, grid=(4, 8))
 
@@ -23,7 +24,7 @@ def test_its_4096_tokens_become_256() -> None:
 def test_it_has_the_parameters_and_flops_of_its_formulas() -> None:
     stage = gemma3()
     assert sum(p.numel() for p in stage.parameters()) == 6 + 60
-    assert stage.flops(SPEC) == 2 * 8 * 60
+    assert flops_of(stage, SPEC) == 2 * 8 * 60
 
 
 def test_the_published_start_is_zero_and_the_default_is_not() -> None:

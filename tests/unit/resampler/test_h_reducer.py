@@ -5,6 +5,7 @@ from beni.errors import CompositionError
 from beni.resampler.h_reducer import HReducer
 from beni.stage import StageContext
 from beni.types import TokenSpec, VisualTokens
+from support.counting import flops_of
 
 SPEC = TokenSpec(n=24, dim=6, grid=(3, 8))
 
@@ -24,7 +25,7 @@ def test_1024_tokens_become_256_and_one_that_ends_them(end_token, n, grid) -> No
 def test_it_has_the_parameters_and_flops_of_its_formulas() -> None:
     stage, c, d = reducer(), 6, 10
     assert sum(p.numel() for p in stage.parameters()) == 4 * c * c * 4 + 4 * c + c * c * 4 + c + c * d + d + d
-    assert stage.flops(SPEC) == 2 * 6 * (16 * c**2 + 4 * c**2 + c * d)
+    assert flops_of(stage, SPEC) == 2 * 6 * (16 * c**2 + 4 * c**2 + c * d)
 
 
 def test_a_picture_that_moves_by_a_group_of_columns_moves_its_tokens_by_one() -> None:

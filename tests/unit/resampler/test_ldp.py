@@ -4,6 +4,7 @@ import torch
 from beni.errors import CompositionError
 from beni.resampler.ldp import Ldp, SeparableBlock, squeeze_width
 from beni.types import TokenSpec
+from support.counting import flops_of
 
 
 @pytest.mark.parametrize(("dim", "squeeze"), [(2048, 512), (64, 16), (32, 8), (16, 8), (72, 24), (40, 16), (76, 24)])
@@ -20,7 +21,7 @@ def test_it_has_the_parameters_and_flops_of_its_formulas() -> None:
     assert sum(p.numel() for p in stage.parameters()) == 12 * d + d + d**2 + d + 2 * block
     excite = 4 * d * q
     expected = 2 * 24 * (12 * d + d**2) + 2 * 24 * (9 * d + d**2) + 2 * 6 * (9 * d + d**2) + 2 * excite
-    assert stage.flops(spec) == expected
+    assert flops_of(stage, spec) == expected
 
 
 @pytest.mark.parametrize(("grid", "out"), [((24, 24), (12, 12)), ((3, 4), (2, 2)), ((5, 1), (3, 1))])

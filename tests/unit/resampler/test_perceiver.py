@@ -9,6 +9,7 @@ from beni.errors import CompositionError
 from beni.stage import StageContext
 from beni.types import TokenSpec
 from reference.harness import grid_tokens, scramble
+from support.counting import flops_of
 
 SIGLIP = TokenSpec(n=729, dim=1152, grid=(27, 27))
 SMALL = TokenSpec(n=12, dim=16, grid=(3, 4))
@@ -17,7 +18,7 @@ SMALL = TokenSpec(n=12, dim=16, grid=(3, 4))
 def test_the_wished_perceiver_has_19763712_parameters_and_costs_3154_megaflops(resampler, parameters):
     stage = resampler("perceiver", SIGLIP, 2048, device="meta", hidden_size=1152)
     assert parameters(stage) == 19_763_712
-    assert stage.flops(SIGLIP) == pytest.approx(3.154e9, rel=1e-3)
+    assert flops_of(stage, SIGLIP) == pytest.approx(3.154e9, rel=1e-3)
 
 
 @pytest.mark.parametrize("kv", [1, 2, 6])
@@ -38,7 +39,7 @@ def test_parameters_and_flops_follow_the_formula(resampler, parameters, kv, conc
     assert parameters(stage) == L * D + depth * (2 * D * h * dh + 2 * D * kv * dh + 12 * D**2 + 3 * D) + D
     K = N + L if concat else N
     per_layer = 4 * L * D * h * dh + 4 * K * D * kv * dh + 4 * L * K * h * dh + 24 * L * D**2
-    assert stage.flops(SMALL) == depth * per_layer
+    assert flops_of(stage, SMALL) == depth * per_layer
 
 
 def test_it_stays_in_vision_space_and_the_idefics2_order_ends_at_the_llms_width(resampler):
@@ -53,7 +54,7 @@ def test_the_idefics2_order_costs_a_projection_and_a_perceiver_at_the_llms_width
     hidden = 84  # 3.5 x 24
     projection = 2 * 16 * hidden + hidden * 24
     assert parameters(both) == projection + parameters(alone)
-    assert both.flops(SMALL) == 2 * SMALL.n * projection + alone.flops(wide)
+    assert flops_of(both, SMALL) == 2 * SMALL.n * projection + flops_of(alone, wide)
 
 
 @pytest.mark.parametrize("option", ["perceiver", "perceiver_idefics2"])
@@ -100,4 +101,4 @@ def test_flamingos_parameters_and_flops_follow_the_formula(resampler, parameters
     assert parameters(stage) == L * D + depth * layer + 2 * D
     K = N + L
     per_layer = 2 * L * D * h * dh + 4 * K * D * h * dh + 4 * L * K * h * dh + 2 * L * h * dh * D + 16 * L * D**2
-    assert stage.flops(SMALL) == depth * per_layer
+    assert flops_of(stage, SMALL) == depth * per_layer

@@ -7,6 +7,7 @@ from beni.nn.grid import to_map
 from beni.resampler.perception_lm import PerceptionLm
 from beni.stage import StageContext
 from beni.types import TokenSpec, VisualTokens
+from support.counting import flops_of
 
 SPEC = TokenSpec(n=32, dim=6, grid=(4, 8))
 
@@ -26,7 +27,7 @@ def test_both_sides_shrink_by_the_ratio_rounded_down(ratio, grid) -> None:
 def test_it_has_the_parameters_and_flops_of_its_formulas() -> None:
     stage = perception()
     assert sum(p.numel() for p in stage.parameters()) == 60 + 10 + 100 + 10
-    assert stage.flops(SPEC) == 2 * 32 * (60 + 100)
+    assert flops_of(stage, SPEC) == 2 * 32 * (60 + 100)
 
 
 def test_pooling_comes_after_the_mlp_which_is_not_the_same_as_before() -> None:

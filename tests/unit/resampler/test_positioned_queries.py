@@ -12,6 +12,7 @@ from beni.errors import CompositionError
 from beni.stage import StageContext
 from beni.types import TokenSpec
 from reference.harness import grid_tokens, scramble
+from support.counting import flops_of
 
 SPEC = TokenSpec(n=12, dim=20, grid=(3, 4))
 DIM = 24
@@ -46,7 +47,7 @@ def test_qwens_parameters_and_flops_follow_the_formula(resampler, parameters):
     norms = 4 * Dt + 2 * Dt
     assert parameters(stage) == M * Dt + Dv * Dt + 4 * Dt**2 + 4 * Dt + norms + Dt**2
     flops = 2 * N * Dv * Dt + 2 * (2 * M + 2 * N) * Dt**2 + 4 * M * N * Dt + 2 * M * Dt**2
-    assert stage.flops(SPEC) == flops
+    assert flops_of(stage, SPEC) == flops
     assert stage.spec(SPEC) == TokenSpec(n=9, dim=24, space="llm")
 
 
@@ -111,7 +112,7 @@ def test_mqts_parameters_do_not_depend_on_how_many_queries_are_used_but_its_flop
     D, N = SPEC.dim, SPEC.n
     assert parameters(few) == parameters(many) == 16 * D + 4 * D**2 + 4 * D + 6 * D + D * DIM
     for stage, m in ((few, 3), (many, 16)):
-        assert stage.flops(SPEC) == 4 * m * D**2 + 4 * N * D**2 + 4 * m * N * D + 2 * m * D * DIM
+        assert flops_of(stage, SPEC) == 4 * m * D**2 + 4 * N * D**2 + 4 * m * N * D + 2 * m * D * DIM
 
 
 def test_queries_that_are_no_square_or_too_few_are_refused(mqt):
@@ -128,7 +129,7 @@ def test_aria_follows_the_formula_and_ends_at_the_llms_width(resampler, paramete
     attention = 3 * Dv**2 + 4 * (Dv**2 + Dv) + Dv**2 + Dv
     assert parameters(stage) == M * Dv + attention + 6 * Dv + Dv * Dt + Dt**2
     flops = 2 * M * Dv**2 * 4 + 4 * N * Dv**2 * 2 + 4 * M * N * Dv + 2 * M * Dt * (Dv + Dt)
-    assert stage.flops(SPEC) == flops
+    assert flops_of(stage, SPEC) == flops
     assert stage.spec(SPEC) == TokenSpec(n=5, dim=24, space="llm")
 
 

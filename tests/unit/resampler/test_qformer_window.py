@@ -12,6 +12,7 @@ from beni.types import TokenSpec
 from reference.cases.qformer import LAYER
 from reference.convert import rename
 from reference.harness import grid_tokens, scramble
+from support.counting import flops_of
 
 DIM, LLM = 24, 28
 KEYS = {"num_heads": 3, "intermediate_size": 36}
@@ -94,7 +95,7 @@ def test_parameters_and_flops_follow_the_formula(windows, parameters):
     own = 2 * D + (q + k) * D + D * LLM + LLM
     assert parameters(stage) == 2 * (layer + cross) + 2 * D + own
     attention = 8 * q * D**2 + 4 * q**2 * D + 4 * q * D * F + 4 * q * D**2 + 4 * k * D**2 + 4 * q * k * D
-    assert stage.flops(spec(6, 5)) == 4 * (2 * attention + 2 * q * D * LLM)
+    assert flops_of(stage, spec(6, 5)) == 4 * (2 * attention + 2 * q * D * LLM)
 
 
 def test_tokens_without_a_grid_are_refused(resampler, windows):

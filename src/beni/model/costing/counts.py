@@ -12,12 +12,15 @@ as is what activation checkpointing computes again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+import hashlib
+import json
+from collections import abc
+from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,114 +28,57 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from beni.config.schema import COMPONENTS
+from beni.llm.base import Llm
 from beni.measure.flops import count_flops, count_training_flops
+from beni.model.costing.bill import Bill
+from beni.model.costing.rates import LONG, Rate, Staircase
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.stage import Stage, StageContext
-from beni.types import IGNORE, Batch, Prompt, TokenSpec, VisualTokens
-from beni.vision.hf import HFVision
-from beni.vision.probe import dry_run
+from beni.types import IGNORE, Batch, ImageLayout, Prompt, Sequence, TokenSpec, VisualTokens
+from beni.vision.base import VisionEncoder
 
-Recomputing = Callable[[Sequence[nn.Module]], AbstractContextManager[None]]
+Recomputing = Callable[[abc.Sequence[nn.Module]], AbstractContextManager[None]]
 """Around a call: the layers give up activations and compute them again, as they do in this run."""
 
-SHORT = 8
-"""Positions of the shortest rehearsal of an llm."""
 
-LONG = 300
-"""Positions at which a rate is tried: more than the chunks of Mamba 2 (256), few for models with a loop over them."""
+class Count(NamedTuple):
+    """FLOPs of a part: of its forward pass, of both passes, and of what its layers compute again."""
 
-BLOCK = 64
-"""Positions between two counts of an llm that has no rate."""
-
-
-@dataclass(frozen=True)
-class Bill:
-    """FLOPs of one micro-batch or several.
-
-    Attributes:
-        components: useful ones, by component; causal attention in full.
-        causal: of these, what causal attention need not compute: half of its products.
-        recomputed: what activation checkpointing computes again, beside the useful ones.
-        padding: what positions that hold nothing cost, beside the useful ones.
-    """
-
-    components: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COMPONENTS, 0))
-    causal: int = 0
-    recomputed: int = 0
-    padding: int = 0
-
-    @property
-    def useful(self) -> int:
-        return sum(self.components.values())
-
-    def __add__(self, other: Bill) -> Bill:
-        return Bill.of([a + b for a, b in zip(self.values(), other.values(), strict=True)])
-
-    def scaled(self, component: str, share: float) -> Bill:
-        """With only a share of one component: a feature bank has the rest."""
-        return replace(self, components=self.components | {component: round(self.components[component] * share)})
-
-    def values(self) -> list[int]:
-        """As a list, for sums over ranks."""
-        return [*(self.components[name] for name in COMPONENTS), self.causal, self.recomputed, self.padding]
-
-    @staticmethod
-    def of(values: Sequence[int]) -> Bill:
-        """The inverse of ``values``."""
-        rest = values[len(COMPONENTS) :]
-        return Bill(dict(zip(COMPONENTS, values, strict=False)), *rest)
+    forward: int
+    useful: int
+    again: int
 
 
-@dataclass(frozen=True)
-class Rate:
-    """What an llm costs: FLOPs of a call, of each position, each pair of positions, each row of the head."""
+class Rates(NamedTuple):
+    """The same of an llm, at any length."""
 
-    call: float
-    position: float
-    pair: float
-    row: float
-
-    def of(self, lengths: Sequence[int], rows: int) -> int:
-        """A call on sequences of these lengths that see nothing of each other."""
-        return round(
-            self.call
-            + self.position * sum(lengths)
-            + self.pair * sum(length**2 for length in lengths)
-            + self.row * rows
-        )
-
-    @staticmethod
-    def fit(count: Callable[[int, int], int]) -> Rate:
-        """From ``count(length, rows)`` of one short sequence, which is of this form."""
-        one, two, three = (count(SHORT * times, 1) for times in (1, 2, 3))
-        row = (count(SHORT, 3) - one) / 2
-        pair = (three - 2 * two + one) / (2 * SHORT**2)
-        position = (two - one) / SHORT - 3 * SHORT * pair
-        return Rate(one - position * SHORT - pair * SHORT**2 - row, position, pair, row)
+    forward: Rate | Staircase
+    useful: Rate | Staircase
+    again: Rate | Staircase
 
 
-class Staircase:
-    """What an llm costs that works through a sequence in chunks (Mamba 2, xLSTM, Qwen3-Next).
+class Visual(NamedTuple):
+    """The same of all components before the llm, by component."""
 
-    It is counted at the beginning of each block of lengths that occurs, and where a block is full. Longer ones cost in
-    addition what short sequences say of positions and pairs. Right for chunks of one block or several, whether a part
-    of a chunk costs as much as a whole one (Mamba 2) or is computed position by position (xLSTM).
+    forward: dict[str, int]
+    useful: dict[str, int]
+    again: int
 
-    Args:
-        count: FLOPs of one sequence of so many positions, the head on one of them.
-        short: fitted to short sequences; its head and its attention are those of long ones.
-    """
 
-    def __init__(self, count: Callable[[int], int], short: Rate) -> None:
-        self._count, self._short, self.pair = cache(count), short, short.pair
+class Counted:
+    """What this process has counted of backbones: whoever plans many runs meets the same ones again."""
 
-    def of(self, lengths: Sequence[int], rows: int) -> int:
-        """As of ``Rate``."""
-        return round(sum(map(self._sequence, lengths)) + self._short.row * rows)
+    def __init__(self) -> None:
+        self._counts: dict[object, Count] = {}
 
-    def _sequence(self, length: int) -> int:
-        counted = length if length % BLOCK == 0 else max(SHORT, length // BLOCK * BLOCK + 1)
-        return self._count(counted) - self._short.of([counted], 1) + self._short.of([length], 0)
+    def get(self, key: object, count: Callable[[], Count]) -> Count:
+        """The count of ``key``, counted now where it is not known."""
+        if key not in self._counts:
+            self._counts[key] = count()
+        return self._counts[key]
+
+
+COUNTED = Counted()
 
 
 class Costs:
@@ -140,7 +86,7 @@ class Costs:
 
     Args:
         twin: the model on the meta device, with its plan applied.
-        image_token_id: the placeholder in batches.
+        image_token_id: the placeholder in batches, where some are billed.
         recomputing: of the run's activation checkpointing; None where there is none.
         attention_kept: attention is not among what is computed again.
     """
@@ -148,14 +94,16 @@ class Costs:
     def __init__(
         self,
         twin: BeniForConditionalGeneration,
-        image_token_id: int,
+        image_token_id: int = -1,
         recomputing: Recomputing | None = None,
         attention_kept: bool = False,
     ) -> None:
         self.twin, self._image = twin.eval(), image_token_id
         self._recomputing, self._attention_kept = recomputing, attention_kept
-        self._known: dict[object, tuple[int, int]] = {}
-        self._rates: dict[bool, tuple[Rate | Staircase, Rate | Staircase]] = {}
+        self._known: dict[object, Count] = {}
+        self._rates: dict[bool, Rates] = {}
+        self._rated: bool | None = None
+        self._signatures: dict[nn.Module, str] = {}
 
     def recount(self, trained: Collection[str]) -> None:
         """From now on the parameters of these names train, and no others."""
@@ -163,38 +111,66 @@ class Costs:
             parameter.requires_grad_(name in trained)
         self._known.clear()
         self._rates.clear()
+        self._signatures.clear()
 
-    def bill(self, batch: Batch, kept: Sequence[int] | None = None) -> Bill:
+    def prefill(self, layout: ImageLayout, length: int, label_rows: int) -> dict[str, int]:
+        """Forward FLOPs of each component, for one sample of ``length`` positions with one such image.
+
+        Args:
+            label_rows: positions that the head is on.
+        """
+        own = self._visual((layout,), (0,)).forward
+        own["llm"] = self._llm(reached=self._reached((layout,))).forward.of([length], label_rows)
+        return own
+
+    def training(self, layout: ImageLayout, length: int, label_rows: int) -> dict[str, int]:
+        """Forward and backward FLOPs of each component, for such a sample."""
+        own = self._visual((layout,), (0,)).useful
+        own["llm"] = self._llm(reached=self._reached((layout,))).useful.of([length], label_rows)
+        return own
+
+    def bill(self, batch: Batch, kept: abc.Sequence[int] | None = None) -> Bill:
         """What the forward and backward pass of a micro-batch cost. Reads its values, so it must lie on the CPU.
 
         Args:
             kept: positions of each sample that the llm was given, where fusion has dropped some.
         """
-        own: dict[str, int] = dict.fromkeys(COMPONENTS, 0)
-        recomputed = 0
-        for layout, asked in zip(batch.layouts, self._asked(batch), strict=True):
-            specs = self.twin.row_specs(layout)
-            for size in layout.views:
-                useful, again = self._view(size)
-                own["vision"], recomputed = own["vision"] + useful, recomputed + again
-            for before, stage in pairwise(("vision", "views", "selector", "resampler", "connector")):
-                own[stage] += sum(self._stage(stage, row, asked) for row in specs[before])
-
-        reached = self._embeddings_train() or (bool(batch.layouts) and self._trains(*COMPONENTS[:-1]))
-        if reached not in self._rates:
-            self._rates[reached] = self._rehearse_llm(reached)
-        useful, again = self._rates[reached]
+        visual = self._visual(batch.layouts, self._asked(batch))
+        llm = self._llm(reached=self._reached(batch.layouts))
         lengths, labels = list(kept or batch.lengths), batch.num_labels
-        own["llm"] = useful.of(lengths, labels)
         laid_out = lengths
         if batch.attention_mask is not None and not self.twin.fusion.looks_ahead:
             width = max(kept) if kept else batch.input_ids.shape[1]
             laid_out = [width] * len(lengths)  # padding is computed again like the rest
-        recomputed += again.of(laid_out, 0)
-        causal = round(useful.pair * sum(n**2 for n in lengths) / 2)
-        return Bill(own, causal, recomputed, self._padding(batch, useful, kept))
+        return Bill(
+            components=visual.useful | {"llm": llm.useful.of(lengths, labels)},
+            causal=round(llm.useful.pair * sum(n**2 for n in lengths) / 2),
+            recomputed=visual.again + llm.again.of(laid_out, 0),
+            padding=self._padding(batch, llm.useful, kept),
+        )
 
-    def _padding(self, batch: Batch, rate: Rate | Staircase, kept: Sequence[int] | None) -> int:
+    def _visual(self, layouts: abc.Sequence[ImageLayout], asked: abc.Sequence[int]) -> Visual:
+        """What everything before the llm costs for such images, with prompts of so many positions."""
+        forward: dict[str, int] = dict.fromkeys(COMPONENTS, 0)
+        useful, again = dict(forward), 0
+        for layout, prompt in zip(layouts, asked, strict=True):
+            specs = self.twin.row_specs(layout)
+            counts = [("vision", self._view(size)) for size in layout.views]
+            for before, stage in pairwise(("views", "selector", "resampler", "connector")):
+                counts += [(stage, self._stage(stage, row, prompt)) for row in specs[before]]
+            tokens = self.twin.viewer.visual_tokens(layout)
+            counts.append(("fusion", self._fusion(replace(specs["connector"][0], n=tokens, grid=None))))
+            for component, count in counts:
+                forward[component] += count.forward
+                useful[component] += count.useful
+                again += count.again
+        return Visual(forward, useful, again)
+
+    def _reached(self, layouts: abc.Sequence[ImageLayout]) -> bool:
+        """Whether a gradient is wanted of the llm's input."""
+        return self._embeddings_train() or (bool(layouts) and self._trains(*COMPONENTS[:-1]))
+
+    def _padding(self, batch: Batch, rate: Rate | Staircase, kept: abc.Sequence[int] | None) -> int:
         """What a padded batch costs more; fusions that look ahead lay its rows end to end first."""
         if batch.attention_mask is None or self.twin.fusion.looks_ahead:
             return 0
@@ -221,27 +197,25 @@ class Costs:
     def _embeddings_train(self) -> bool:
         return any(p.requires_grad for p in self.twin.get_input_embeddings().parameters())
 
-    def _view(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Useful and recomputed FLOPs of the encoder on a view of that size."""
-        if size not in self._known:
-            vision = self.twin.vision
+    def _view(self, size: tuple[int, int]) -> Count:
+        """The encoder on a view of (height, width): on the pixels that the view becomes, which several encoders see on
+        one canvas.
+        """
+        if ("vision", size) not in self._known:
+            vision, transform = self.twin.vision, self.twin.vision.transform
+            shape = transform.shape if size == transform.tile else transform.at(size).shape
 
             def forward() -> Iterable[Tensor]:
                 with torch.set_grad_enabled(self._trains("vision")):
-                    return vision(torch.empty(1, 3, *size, device="meta")).features()
+                    return vision(torch.empty(1, 3, *shape, device="meta")).features()
 
-            with ExitStack() as contexts:
-                for encoder in vision.modules():
-                    if isinstance(encoder, HFVision):
-                        contexts.enter_context(dry_run(encoder.model))
-                self._known[size] = self._count(vision, forward, vision.blocks())
-        return self._known[size]
+            with vision.dry_run():
+                self._known["vision", size] = self._shared(vision, shape, forward, vision.blocks)
+        return self._known["vision", size]
 
-    def _stage(self, name: str, row: TokenSpec, asked: int) -> int:
-        """FLOPs of a stage on one row of its tokens, with a prompt of so many positions."""
+    def _stage(self, name: str, row: TokenSpec, asked: int) -> Count:
+        """A stage on one row of its tokens, with a prompt of so many positions."""
         stage: Stage = getattr(self.twin, name)
-        if name == "views":  # wants whole pictures; it has no products to rehearse
-            return stage.flops(row)
         asked = asked if "prompt" in stage.reads else 0
         key = (name, row, asked)
         if key not in self._known:
@@ -257,50 +231,97 @@ class Costs:
                 return stage(_tokens(row, self._trains(*before)), context).features()
 
             self._known[key] = self._count(stage, forward)
-        return self._known[key][0]
+        return self._known[key]
 
-    def _rehearse_llm(self, reached: bool) -> tuple[Rate | Staircase, Rate | Staircase]:
-        """What it costs and computes again, with embeddings that want a gradient or do not."""
+    def _fusion(self, row: TokenSpec) -> Count:
+        """The fusion on the tokens of one image, of which all take part."""
+        key = ("fusion", row)
+        if key not in self._known:
+            fusion, before = self.twin.fusion, COMPONENTS[: COMPONENTS.index("fusion")]
 
-        @cache
-        def count(length: int, rows: int = 1) -> tuple[int, int]:
-            rehearsed = self._rehearsed(length, rows, reached)
-            return self._count(self.twin.llm, lambda: [rehearsed()], self.twin.llm.layers())
+            def forward() -> Iterable[Tensor]:
+                places = fusion.placeholders(row.n)
+                with torch.device("meta"):
+                    text = Sequence.plain(torch.empty(1, places + 1, self.twin.llm.hidden_size))
+                    images = torch.zeros(1, places + 1, dtype=torch.long)
+                return [fusion(replace(text, images=images), _tokens(row, self._trains(*before))).embeds]
 
-        useful, again = (Rate.fit(lambda n, k, which=which: count(n, k)[which]) for which in (0, 1))
-        if not self._has_rate:
-            return Staircase(lambda n: count(n)[0], useful), Staircase(lambda n: count(n)[1], again)
-        return useful, replace(again, pair=0.0) if self._attention_kept else again
+            self._known[key] = self._count(fusion, forward)
+        return self._known[key]
 
-    @cached_property
-    def _has_rate(self) -> bool:
+    def _llm(self, reached: bool) -> Rates:
+        """The llm, with embeddings that want a gradient or do not."""
+        llm = self.twin.llm
+        if reached not in self._rates:
+
+            @cache
+            def count(length: int, rows: int = 1) -> Count:
+                rehearsed = self._rehearsed(length, rows, reached)
+                return self._shared(llm, (length, rows, reached), lambda: [rehearsed()], llm.layers)
+
+            short = [Rate.fit(lambda n, k, name=name: getattr(count(n, k), name)) for name in Count._fields]
+            if self._has_rate(short[0]):
+                forward, useful, again = short
+                again = replace(again, pair=0.0) if self._attention_kept else again
+                self._rates[reached] = Rates(forward, useful, again)
+            else:
+                pairs = zip(Count._fields, short, strict=True)
+                self._rates[reached] = Rates(
+                    *(Staircase(lambda n, name=name: getattr(count(n), name), rate) for name, rate in pairs)
+                )
+        return self._rates[reached]
+
+    def _has_rate(self, forward: Rate) -> bool:
         """Whether what short sequences cost tells what long ones do, within 1 %."""
+        if self._rated is None:
 
-        @cache
-        def count(length: int) -> int:
-            return count_flops(self._rehearsed(length, 1, reached=False))
+            def run() -> Count:
+                return Count(count_flops(self._rehearsed(LONG, 1, reached=False)), 0, 0)
 
-        said = Rate.fit(lambda length, _: count(length)).of([LONG], 1)
-        return abs(said - count(LONG)) <= 0.01 * count(LONG)
+            counted = COUNTED.get((self._signature(self.twin.llm), LONG), run).forward
+            self._rated = abs(forward.of([LONG], 1) - counted) <= 0.01 * counted
+        return self._rated
 
     def _rehearsed(self, length: int, rows: int, reached: bool) -> Callable[[], Tensor]:
         with torch.device("meta"):
             embeds = torch.empty(1, length, self.twin.llm.hidden_size, requires_grad=reached)
         return self.twin.llm.rehearsal(embeds, rows)
 
+    def _shared(
+        self,
+        backbone: VisionEncoder | Llm,
+        inputs: object,
+        forward: Callable[[], Iterable[Tensor]],
+        layers: Callable[[], abc.Sequence[nn.Module]],
+    ) -> Count:
+        """A backbone on such inputs, counted once a process where nothing is computed again."""
+        if self._recomputing is not None:
+            return self._count(backbone, forward, layers())
+        return COUNTED.get((self._signature(backbone), inputs), lambda: self._count(backbone, forward))
+
+    def _signature(self, backbone: VisionEncoder | Llm) -> str:
+        """What decides what a backbone computes: its architecture, its tensors, and which of them train."""
+        if backbone not in self._signatures:
+            tensors = [(name, tuple(p.shape), p.requires_grad) for name, p in backbone.named_parameters()]
+            tensors += [(name, tuple(buffer.shape), False) for name, buffer in backbone.named_buffers()]
+            told = json.dumps([type(backbone).__name__, backbone.resolved(), tensors], default=str, sort_keys=True)
+            self._signatures[backbone] = hashlib.sha256(told.encode()).hexdigest()
+        return self._signatures[backbone]
+
     def _count(
-        self, part: nn.Module, forward: Callable[[], Iterable[Tensor]], layers: Sequence[nn.Module] = ()
-    ) -> tuple[int, int]:
-        """Useful FLOPs, and those that the layers compute again."""
-        with _Attention() as attention:
-            useful = count_training_flops(forward)
+        self, part: nn.Module, forward: Callable[[], Iterable[Tensor]], layers: abc.Sequence[nn.Module] = ()
+    ) -> Count:
+        before, useful = count_training_flops(forward)
         again = 0
         if self._recomputing is not None and layers:
             with self._recomputing(layers):
-                again = count_training_flops(forward) - useful
-            again -= attention.flops if self._attention_kept else 0
+                again = count_training_flops(forward)[1] - useful
+            if self._attention_kept:
+                with _Attention() as attention:
+                    list(forward())
+                again -= attention.flops
         part.zero_grad(set_to_none=True)
-        return useful, again
+        return Count(before, useful, again)
 
 
 class _Attention(TorchFunctionMode):

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from beni.llm import segment_attention
 from beni.measure.flops import count_training_flops, counting
 from beni.model.build import build
-from beni.model.costing.counts import Bill, Costs
+from beni.model.costing.bill import Bill
+from beni.model.costing.counts import Costs
 from beni.model.costing.table import propagate
 from beni.training.blocks import recompute, recomputing
 from beni.training.step import forward_backward
@@ -163,14 +164,14 @@ MAMBA = (
 
 def test_an_llm_that_works_in_chunks_is_billed_its_chunks(tiny_run):
     run = tiny_run("train.plan.llm=full", "train.plan.vision=frozen", *MAMBA)
-    rate, _ = Costs(propagate(run), 0)._rehearse_llm(reached=True)
+    rate = Costs(propagate(run), 0)._llm(reached=True).useful
     llm = propagate(run).llm
 
     def counted(length):
         with torch.device("meta"):
             embeds = torch.empty(1, length, llm.hidden_size, requires_grad=True)
         rehearsed = llm.rehearsal(embeds, 5)
-        return count_training_flops(lambda: [rehearsed()])
+        return count_training_flops(lambda: [rehearsed()])[1]
 
     for lengths in ([20], [65], [128], [30, 300]):
         assert rate.of(lengths, 5 * len(lengths)) == pytest.approx(sum(map(counted, lengths)), rel=0.01)

@@ -1,0 +1,68 @@
+"""What an llm costs at any length, from dry runs at a few short ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+SHORT = 8
+"""Positions of the shortest rehearsal of an llm."""
+
+LONG = 300
+"""Positions at which a rate is tried: more than the chunks of Mamba 2 (256), few for models with a loop over them."""
+
+BLOCK = 64
+"""Positions between two counts of an llm that has no rate."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What an llm costs: FLOPs of a call, of each position, each pair of positions, each row of the head."""
+
+    call: float
+    position: float
+    pair: float
+    row: float
+
+    def of(self, lengths: Sequence[int], rows: int) -> int:
+        """A call on sequences of these lengths that see nothing of each other."""
+        return round(
+            self.call
+            + self.position * sum(lengths)
+            + self.pair * sum(length**2 for length in lengths)
+            + self.row * rows
+        )
+
+    @staticmethod
+    def fit(count: Callable[[int, int], int]) -> Rate:
+        """From ``count(length, rows)`` of one short sequence, which is of this form."""
+        one, two, three = (count(SHORT * times, 1) for times in (1, 2, 3))
+        row = (count(SHORT, 3) - one) / 2
+        pair = (three - 2 * two + one) / (2 * SHORT**2)
+        position = (two - one) / SHORT - 3 * SHORT * pair
+        return Rate(one - position * SHORT - pair * SHORT**2 - row, position, pair, row)
+
+
+class Staircase:
+    """What an llm costs that works through a sequence in chunks (Mamba 2, xLSTM, Qwen3-Next).
+
+    It is counted at the beginning of each block of lengths that occurs, and where a block is full. Longer ones cost in
+    addition what short sequences say of positions and pairs. Right for chunks of one block or several, whether a part
+    of a chunk costs as much as a whole one (Mamba 2) or is computed position by position (xLSTM).
+
+    Args:
+        count: FLOPs of one sequence of so many positions, the head on one of them.
+        short: fitted to short sequences; its head and its attention are those of long ones.
+    """
+
+    def __init__(self, count: Callable[[int], int], short: Rate) -> None:
+        self._count, self._short, self.pair = cache(count), short, short.pair
+
+    def of(self, lengths: Sequence[int], rows: int) -> int:
+        """As of ``Rate``."""
+        return round(sum(map(self._sequence, lengths)) + self._short.row * rows)
+
+    def _sequence(self, length: int) -> int:
+        counted = length if length % BLOCK == 0 else max(SHORT, length // BLOCK * BLOCK + 1)
+        return self._count(counted) - self._short.of([counted], 1) + self._short.of([length], 0)
