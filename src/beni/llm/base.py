@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from beni.types import Sequence
+from beni.types import LayerVisitor, Sequence
 
 
 class Llm(nn.Module, ABC):
@@ -48,6 +49,15 @@ class Llm(nn.Module, ABC):
     @abstractmethod
     def layers(self) -> list[nn.Module]:
         """The decoder layers, in order: the units of sharding and of activation checkpointing."""
+
+    @abstractmethod
+    def around_layers(self, visitors: Mapping[int, LayerVisitor]) -> AbstractContextManager[None]:
+        """Inside the block every call has these visitors around its decoder layers, by their numbers, outside of those
+        that a ``Sequence`` brings.
+
+        Raises:
+            ValueError: when there is no layer of such a number.
+        """
 
     @abstractmethod
     def tied_keys(self, prefix: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ asked for some of them computes all.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, Literal
@@ -34,9 +34,10 @@ from beni.llm.base import Llm
 from beni.llm.gguf import load_gguf
 from beni.llm.head import decoder_gives
 from beni.llm.segment_attention import SegmentPlan
+from beni.llm.visits import Places, placed_each_pass, require_layers, visited
 from beni.measure.flops import count_flops
 from beni.nn.architecture import buildable, read_architecture
-from beni.types import Sequence
+from beni.types import LayerVisitor, Sequence
 
 
 class HFLlm(Llm):
@@ -74,6 +75,7 @@ class HFLlm(Llm):
         text = self.config.get_text_config()
         self.hidden_size = self.model.get_input_embeddings().embedding_dim
         self._masked: bool | None = None
+        self._around: list[Mapping[int, LayerVisitor]] = []
         self.vocab_size = self.model.get_input_embeddings().num_embeddings
         self.max_positions = text.to_dict().get("max_position_embeddings")
 
@@ -83,13 +85,15 @@ class HFLlm(Llm):
 
     def forward(self, sequence: Sequence, keep: Int[Tensor, "k"] | None = None) -> Float[Tensor, "b k v"]:
         inputs = self._inputs(sequence)
-        if keep is not None and chooses_positions(type(self.model)):
-            return self.model(**inputs, logits_to_keep=keep).logits
-        logits = self.model(**inputs).logits
+        with self._visited(sequence):
+            if keep is not None and chooses_positions(type(self.model)):
+                return self.model(**inputs, logits_to_keep=keep).logits
+            logits = self.model(**inputs).logits
         return logits if keep is None else logits[:, keep]
 
     def hidden(self, sequence: Sequence) -> Float[Tensor, "b t d"]:
-        return self.model.get_decoder()(**self._inputs(sequence)).last_hidden_state
+        with self._visited(sequence):
+            return self.model.get_decoder()(**self._inputs(sequence)).last_hidden_state
 
     def head(self, hidden: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
         with decoder_gives(self.model.get_decoder(), hidden[None]):
@@ -104,28 +108,30 @@ class HFLlm(Llm):
         attention_mask = sequence.real.long()
         if blocks is None:
             self._attend(self.attn_implementation)
-            return self.model.generate(inputs_embeds=embeds, attention_mask=attention_mask, **options)
+            with self._visited(sequence):
+                return self.model.generate(inputs_embeds=embeds, attention_mask=attention_mask, **options)
         # a prompt whose positions see ahead is read as one segment, each by itself; then it goes on as any other
         said = []
-        for row, real, own in zip(embeds, attention_mask.bool(), blocks, strict=True):
+        for number, (row, real, own) in enumerate(zip(embeds, attention_mask.bool(), blocks, strict=True)):
             prompt, cache = row[real][None], DynamicCache()
             length = prompt.shape[1]
             borders = torch.tensor([0, length], device=prompt.device)
-            self._attend(segment_attention.NAME)
-            self.model(
-                inputs_embeds=prompt,
-                position_ids=torch.arange(length, device=prompt.device)[None],
-                past_key_values=cache,
-                use_cache=True,
-                segments=SegmentPlan.build(borders, length, own[real]),
-                logits_to_keep=1,
-            )
-            cache.crop(-1)  # generate() wants to see the last position itself; it sees all others already
-            self._attend(self.attn_implementation)
             ones = torch.ones(1, length, dtype=torch.long, device=prompt.device)
-            said.append(
-                self.model.generate(inputs_embeds=prompt, attention_mask=ones, past_key_values=cache, **options)[0]
-            )
+            with self._visited(sequence, number):
+                self._attend(segment_attention.NAME)
+                self.model(
+                    inputs_embeds=prompt,
+                    position_ids=torch.arange(length, device=prompt.device)[None],
+                    past_key_values=cache,
+                    use_cache=True,
+                    segments=SegmentPlan.build(borders, length, own[real]),
+                    logits_to_keep=1,
+                )
+                cache.crop(-1)  # generate() wants to see the last position itself; it sees all others already
+                self._attend(self.attn_implementation)
+                said.append(
+                    self.model.generate(inputs_embeds=prompt, attention_mask=ones, past_key_values=cache, **options)[0]
+                )
         return pad_sequence(said, batch_first=True, padding_value=options.get("pad_token_id") or 0)
 
     def layers(self) -> list[nn.Module]:
@@ -139,6 +145,15 @@ class HFLlm(Llm):
                 fix="choose another llm, for instance llm=qwen3",
             )
         return list(lists[0])
+
+    @contextmanager
+    def around_layers(self, visitors: Mapping[int, LayerVisitor]) -> Iterator[None]:
+        require_layers(visitors, len(self.layers()))
+        self._around.append(visitors)
+        try:
+            yield
+        finally:
+            self._around.pop()
 
     def tied_keys(self, prefix: str) -> dict[str, str]:
         tied = self.model.all_tied_weights_keys.items()
@@ -186,6 +201,25 @@ class HFLlm(Llm):
         blocks = None if sequence.blocks is None else sequence.blocks[0]
         length = sequence.embeds.shape[1]
         return inputs | {"segments": SegmentPlan.build(sequence.cu_seqlens, length, blocks, sequence.longest)}
+
+    @contextmanager
+    def _visited(self, sequence: Sequence, row: int | None = None) -> Iterator[None]:
+        """Inside the block the layers have the visitors of this sequence around them, in generation in every pass.
+
+        Args:
+            row: the one whose real positions, without padding, are what the model is given; None for all rows.
+        """
+        visitors = [mapping for mapping in (*self._around, sequence.visitors) if mapping]
+        if not visitors:
+            yield
+            return
+        require_layers(sequence.visitors, len(self.layers()))
+        samples, columns = sequence.numbered()
+        if row is not None:
+            samples, columns = (numbers[row, sequence.real[row]][None] for numbers in (samples, columns))
+        places = Places(samples, columns)
+        with visited(self.layers(), visitors, places), placed_each_pass(self.model.get_decoder(), places):
+            yield
 
     def _attend(self, implementation: str) -> None:
         if self.model.config._attn_implementation != implementation:
