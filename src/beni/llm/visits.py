@@ -13,11 +13,12 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from beni.types import LayerCall, LayerVisitor
 
@@ -119,6 +120,10 @@ def require_layers(visitors: Mapping[int, LayerVisitor], depth: int) -> None:
         raise ValueError(f"visitors around layer {beyond[0]}, but this llm has the layers 0 to {depth - 1}")
 
 
+def _counts(cache: object) -> TypeGuard[Cache]:
+    return isinstance(cache, Cache) and any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
+
+
 @contextmanager
 def placed_each_pass(decoder: nn.Module, places: Places) -> Iterator[None]:
     """Inside the block ``places`` are those that the decoder's present pass reads: the prompt, then what was added."""
@@ -128,8 +133,11 @@ def placed_each_pass(decoder: nn.Module, places: Places) -> Iterator[None]:
         nonlocal read
         given = dict(zip(names, arguments, strict=False)) | named
         tokens = given.get("inputs_embeds") if given.get("input_ids") is None else given["input_ids"]
-        mask, new = given.get("attention_mask"), tokens.shape[1]
-        read = mask.shape[-1] if isinstance(mask, Tensor) else read + new
+        mask, cache, new = given.get("attention_mask"), given.get("past_key_values"), tokens.shape[1]
+        if isinstance(mask, Tensor):
+            read = mask.shape[-1]
+        else:  # transformers drops a mask of ones; a state without positions says nothing of how many it has seen
+            read = (cache.get_seq_length() if _counts(cache) else read) + new
         places.read(read, new)
 
     handle = decoder.register_forward_pre_hook(look, with_kwargs=True)
