@@ -24,7 +24,7 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
-        self.gate = nn.Parameter(torch.empty(()))
+        self.gate = nn.Parameter(torch.empty(1))  # FSDP2 takes no scalars
 
     def forward(
         self, hidden: Float[Tensor, "b t d"], visual: Float[Tensor, "k d"], seen: Bool[Tensor, "b t k"]

@@ -86,7 +86,7 @@ def test_it_trains(crossed, layout):
     batches = [collate(items_of(steps)[i : i + 4], layout, 0) for i in (0, 4)]
     losses = []
     for _ in range(6):
-        losses.append(forward_backward(model, batches, 0, torch.device("cpu"), "fp32")[0])
+        losses.append(float(forward_backward(model, batches, 0, torch.device("cpu"), "fp32").loss))
         clip_and_update(model, optimizer, 1e-2, 1.0)
     assert losses[-1] < losses[0] - 0.5
     moved = {name.partition(".")[0] for name, p in model.named_parameters() if not p.equal(before[name])}
