@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from beni.llm.head import splits_head
-from beni.llm.hf import isolates_segments
 from beni.measure.flops import count_flops
 from beni.model.costing.table import propagate
+from beni.types import Sequence
 
 GROUPS = ("llm",)
 LENGTH = 9
@@ -24,8 +25,8 @@ def ids(llm, rows=3):
 
 
 def logits(llm, tokens, mask=None):
-    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-    return llm(llm.embed(tokens), positions, torch.ones_like(tokens) if mask is None else mask)
+    sequence = Sequence.plain(llm.embed(tokens))
+    return llm(sequence if mask is None else replace(sequence, mask=mask))
 
 
 @torch.no_grad()
@@ -40,15 +41,15 @@ def test_its_sizes_are_those_of_its_tensors(llm, option):
 @torch.no_grad()
 def test_the_head_on_chosen_rows_is_the_head_on_all_of_them(llm, option):
     tokens, keep = ids(llm), torch.tensor([1, 4, 8])
-    chosen = llm(llm.embed(tokens), torch.arange(LENGTH).expand_as(tokens), torch.ones_like(tokens), keep=keep)
+    chosen = llm(Sequence.plain(llm.embed(tokens)), keep)
     torch.testing.assert_close(chosen, logits(llm, tokens)[:, keep])
 
 
 def test_its_flops_are_those_that_torch_counts(llm, option):
     llm.attn_implementation = "eager"
     tokens, keep = ids(llm, 1), torch.tensor([2, 3])
-    embeds, positions = llm.embed(tokens), torch.arange(LENGTH)[None]
-    counted = count_flops(lambda: llm(embeds, positions, torch.ones_like(tokens), keep=keep))
+    sequence = Sequence.plain(llm.embed(tokens))
+    counted = count_flops(lambda: llm(sequence, keep))
     assert llm.flops(LENGTH, 2) == pytest.approx(counted, rel=0.01)
 
 
@@ -75,11 +76,11 @@ def test_a_row_does_not_see_the_others_of_its_batch(llm, option):
 
 
 def test_its_head_can_be_computed_by_itself(llm, option):
-    assert splits_head(llm)
+    assert llm.capabilities.splits_head
 
 
 def test_it_keeps_packed_samples_apart(llm, option):
-    assert isolates_segments(llm)
+    assert llm.capabilities.packed
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A fusion with layers of its own around those of the llm, on ranks that share their weights: one without images too."""
+"""A fusion with layers of its own around those of the llm, on ranks that share their weights."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -30,9 +30,10 @@ from transformers import (
 from beni.errors import CompositionError, ConfigError, WeightsError
 from beni.hub import package_file
 from beni.llm import segment_attention
-from beni.llm.base import Llm
+from beni.llm.base import Capabilities, Description, Llm
 from beni.llm.gguf import load_gguf
 from beni.llm.head import decoder_gives
+from beni.llm.probes import Probed
 from beni.llm.segment_attention import SegmentPlan
 from beni.llm.visits import Places, placed_each_pass, require_layers, visited
 from beni.measure.flops import count_flops
@@ -78,6 +79,19 @@ class HFLlm(Llm):
         self._around: list[Mapping[int, LayerVisitor]] = []
         self.vocab_size = self.model.get_input_embeddings().num_embeddings
         self.max_positions = text.to_dict().get("max_position_embeddings")
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        return Probed(self, self.model)
+
+    def describe(self) -> Description:
+        text = self.config.get_text_config().to_dict()
+        rope = text.get("rope_parameters") or {}
+        width = text.get("intermediate_size") or 4 * self.hidden_size
+        return Description(self.config.model_type, width, rope.get("rope_type"))
+
+    def input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
 
     def embed(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         embeds, factor = self.model.get_input_embeddings()(ids), FACTORS.get(self.config.model_type)
@@ -250,38 +264,6 @@ def build_llm(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedM
 FACTORS = {"falcon_h1": "embedding_multiplier"}
 """Model type -> field that text embeddings are multiplied by where, and only where, transformers embeds ids itself."""
 
-VARYING_ROPE = ("longrope", "dynamic")
-"""Kinds of rotary positions whose frequencies depend on the longest sample of a call."""
-
-
-@torch.no_grad()
-def require_embeddings(llm: Llm) -> None:
-    """Raises CompositionError (E-EMBED) where an llm makes more of ids than of their embeddings, with positions from 0
-    on: per-layer embeddings (Gemma 3n), positions that begin elsewhere (RoBERTa). Visual tokens have no ids.
-    """
-    device = next(llm.parameters()).device
-    ids = torch.arange(8, device=device)[None] * 7919 % llm.vocab_size
-    training = llm.training
-    llm.eval()
-    try:
-        own = llm.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        given = llm(Sequence.plain(llm.embed(ids)))
-    finally:
-        llm.train(training)
-    if (given - own).abs().max() > 1e-3 * own.abs().max().clamp(min=1e-6):
-        raise CompositionError(
-            "E-EMBED",
-            f"{llm.config.model_type} computes other logits from embeddings than from the ids they belong to, and "
-            "visual tokens have no ids",
-            groups=("llm",),
-            fix="choose another llm, for instance llm=qwen3",
-        )
-
-
-def generates(llm: Llm) -> bool:
-    """Whether transformers generates from embeddings with it; with Zamba 2 and others from ids only."""
-    return "inputs_embeds" in inspect.signature(type(llm.model).prepare_inputs_for_generation).parameters
-
 
 @cache
 def chooses_positions(kind: type[PreTrainedModel]) -> bool:
@@ -330,58 +312,3 @@ def rehearse(
 
 
 UNCOUNTABLE = (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError)
-
-
-@torch.no_grad()
-def isolates_segments(llm: Llm) -> bool:
-    """Whether a packed row gives each sample the logits it has alone (difference at most 1e-3 of their range).
-
-    Models that do not pass the registered attention or its keyword arguments on are found here, and those that have a
-    window or chunks of attention in their mask only (Phi-MoE, Llama 4); for them the padded layout is the one to use.
-    """
-    training = llm.training
-    llm.eval()  # dropout would make any two passes differ
-    try:
-        if not _isolates(llm):
-            return False
-        with narrow_windows(llm):
-            return _isolates(llm)
-    except (TypeError, ValueError, KeyError):
-        return False
-    finally:
-        llm.train(training)
-
-
-def _isolates(llm: Llm) -> bool:
-    device = next(llm.parameters()).device
-    ids = torch.arange(12, device=device) * 7919 % llm.vocab_size
-    embeds = llm.embed(ids[None])
-    alone = [Sequence.plain(embeds[:, a:b]) for a, b in ((0, 7), (7, 12))]
-    both = Sequence(
-        embeds=embeds,
-        position_ids=torch.cat([one.position_ids for one in alone], 1),
-        images=torch.full_like(ids[None], -1),
-        cu_seqlens=torch.tensor([0, 7, 12], device=device),
-    )
-    packed, alone = llm(both), [llm(one) for one in alone]
-    reference = torch.cat(alone, dim=1)
-    return bool((packed - reference).abs().max() <= 1e-3 * reference.abs().max().clamp(min=1e-6))
-
-
-WINDOWS = ("sliding_window", "attention_chunk_size")
-"""What transformers' masks read from a config in every call, and layers keep for their attention."""
-
-
-@contextmanager
-def narrow_windows(llm: Llm) -> Iterator[None]:
-    """Inside the block windows and chunks of attention reach 3 positions, so that a short segment is longer."""
-    holders = {id(holder): holder for module in llm.modules() for holder in (module, getattr(module, "config", None))}
-    before = [(h, name, getattr(h, name, None)) for h in holders.values() for name in WINDOWS]
-    wide = [(holder, name, reach) for holder, name, reach in before if isinstance(reach, int) and reach > 3]
-    for holder, name, _ in wide:
-        setattr(holder, name, 3)
-    try:
-        yield
-    finally:
-        for holder, name, reach in wide:
-            setattr(holder, name, reach)

@@ -279,7 +279,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         return max((p.dtype for p in self.parameters()), key=lambda dtype: dtype.itemsize)
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.llm.model.get_input_embeddings()
+        return self.llm.input_embeddings()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initial weights are drawn from named streams while building; nothing is left for transformers to draw."""
