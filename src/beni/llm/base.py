@@ -66,16 +66,17 @@ class Capabilities(ABC):
 
 
 class Llm(nn.Module, ABC):
-    """A causal language model driven through its input embeddings. Subclasses are final."""
+    """A causal language model driven through its input embeddings. Subclasses are final.
+
+    Attributes:
+        max_positions: of one sample; None where there is no limit.
+        capabilities: what it can do.
+    """
 
     hidden_size: int
     vocab_size: int
     max_positions: int | None
-
-    @property
-    @abstractmethod
-    def capabilities(self) -> Capabilities:
-        """What it can do."""
+    capabilities: Capabilities
 
     @abstractmethod
     def describe(self) -> Description:

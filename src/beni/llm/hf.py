@@ -11,8 +11,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, cached_property, partial
-from typing import Any, Literal
+from functools import cache, partial
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -30,7 +30,7 @@ from transformers import (
 from beni.errors import CompositionError, ConfigError, WeightsError
 from beni.hub import package_file
 from beni.llm import segment_attention
-from beni.llm.base import Capabilities, Description, Llm
+from beni.llm.base import Description, Llm
 from beni.llm.gguf import load_gguf
 from beni.llm.head import decoder_gives
 from beni.llm.probes import Probed
@@ -74,15 +74,12 @@ class HFLlm(Llm):
         with device:
             self.model = build_llm(self.config, attn_implementation)
         text = self.config.get_text_config()
-        self.hidden_size = self.model.get_input_embeddings().embedding_dim
+        embeddings = cast(nn.Embedding, self.model.get_input_embeddings())
+        self.hidden_size, self.vocab_size = embeddings.embedding_dim, embeddings.num_embeddings
+        self.capabilities = Probed(self, self.model)
         self._masked: bool | None = None
         self._around: list[Mapping[int, LayerVisitor]] = []
-        self.vocab_size = self.model.get_input_embeddings().num_embeddings
         self.max_positions = text.to_dict().get("max_position_embeddings")
-
-    @cached_property
-    def capabilities(self) -> Capabilities:
-        return Probed(self, self.model)
 
     def describe(self) -> Description:
         text = self.config.get_text_config().to_dict()
@@ -123,7 +120,7 @@ class HFLlm(Llm):
         if blocks is None:
             self._attend(self.attn_implementation)
             with self._visited(sequence):
-                return self.model.generate(inputs_embeds=embeds, attention_mask=attention_mask, **options)
+                return cast(Any, self.model).generate(inputs_embeds=embeds, attention_mask=attention_mask, **options)
         # a prompt whose positions see ahead is read as one segment, each by itself; then it goes on as any other
         said = []
         for number, (row, real, own) in enumerate(zip(embeds, attention_mask.bool(), blocks, strict=True)):
@@ -143,9 +140,8 @@ class HFLlm(Llm):
                 )
                 cache.crop(-1)  # generate() wants to see the last position itself; it sees all others already
                 self._attend(self.attn_implementation)
-                said.append(
-                    self.model.generate(inputs_embeds=prompt, attention_mask=ones, past_key_values=cache, **options)[0]
-                )
+                given = {"inputs_embeds": prompt, "attention_mask": ones, "past_key_values": cache}
+                said.append(cast(Any, self.model).generate(**given, **options)[0])
         return pad_sequence(said, batch_first=True, padding_value=options.get("pad_token_id") or 0)
 
     def layers(self) -> list[nn.Module]:

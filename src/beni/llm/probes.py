@@ -7,15 +7,15 @@ borders of packed samples, leaks between them without a word.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 
 from beni.errors import CompositionError
 from beni.llm.base import Capabilities, Llm
@@ -31,33 +31,38 @@ class Probed(Capabilities):
 
     llm: Llm
     model: PreTrainedModel
+    known: dict[str, bool] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def reads_embeddings(self) -> bool:
-        return reads_embeddings(self.llm, self.model)
+        return self._once("reads_embeddings", lambda: reads_embeddings(self.llm, self.model))
 
-    @cached_property
+    @property
     def packed(self) -> bool:
-        return isolates_segments(self.llm)
+        return self._once("packed", lambda: isolates_segments(self.llm))
 
-    @cached_property
+    @property
     def splits_head(self) -> bool:
-        return splits_head(self.llm)
+        return self._once("splits_head", lambda: splits_head(self.llm))
 
-    @cached_property
+    @property
     def linear_head(self) -> bool:
-        return is_linear(self.llm)
+        return self._once("linear_head", lambda: is_linear(self.llm))
 
-    @cached_property
+    @property
     def generates(self) -> bool:
         """With Zamba 2 and others transformers generates from ids only."""
-        if not isinstance(self.model, GenerationMixin):
-            return False
-        return "inputs_embeds" in inspect.signature(type(self.model).prepare_inputs_for_generation).parameters
+        prepare = cast(Any, self.model).prepare_inputs_for_generation
+        return "inputs_embeds" in inspect.signature(prepare).parameters
 
-    @cached_property
+    @property
     def varying_positions(self) -> bool:
         return self.llm.describe().rope_type in VARYING_ROPE
+
+    def _once(self, name: str, probe: Callable[[], bool]) -> bool:
+        if name not in self.known:
+            self.known[name] = probe()
+        return self.known[name]
 
 
 def require_embeddings(llm: Llm) -> None:

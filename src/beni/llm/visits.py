@@ -132,7 +132,7 @@ def placed_each_pass(decoder: nn.Module, places: Places) -> Iterator[None]:
     def look(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         nonlocal read
         given = dict(zip(names, arguments, strict=False)) | named
-        tokens = given.get("inputs_embeds") if given.get("input_ids") is None else given["input_ids"]
+        tokens: Tensor = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
         mask, cache, new = given.get("attention_mask"), given.get("past_key_values"), tokens.shape[1]
         if isinstance(mask, Tensor):
             read = mask.shape[-1]

@@ -125,8 +125,8 @@ def _leaves(loss: Tensor) -> abc.Sequence[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            found[node.variable] = None
+        if isinstance(variable := getattr(node, "variable", None), Tensor):
+            found[variable] = None
         waiting += [before for before, _ in node.next_functions]
     return list(found)
 
