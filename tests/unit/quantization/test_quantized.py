@@ -17,6 +17,7 @@ from beni.model.plan import count_parameters
 from beni.model.quantized import packed_layers
 from beni.nn.packed import PackedLinear
 from beni.training.initial import load_initial
+from beni.types import Sequence
 
 OPTIONS = {
     "bnb_nf4": ((), 0.11, 4.6),
@@ -196,7 +197,7 @@ def test_compiled_layers_compute_what_others_do(tiny_model, absent):
     for prepare in (lambda layers: None, compile_blocks):
         prepare(llm.layers())
         embeds = torch.linspace(-1, 1, 8 * 32).view(1, 8, 32).requires_grad_()
-        logits = llm(embeds, torch.arange(8)[None], torch.ones(1, 8, dtype=torch.long))
+        logits = llm(Sequence.plain(embeds))
         logits.square().sum().backward()
         seen.append((logits.detach(), embeds.grad))
     torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-4)
