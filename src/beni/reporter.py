@@ -21,7 +21,6 @@ from beni.distributed.fsdp import is_sharded
 from beni.errors import DataError, Preempted
 from beni.evals.gallery import draw_gallery, write_gallery
 from beni.evals.scores import Scorer, summarise
-from beni.llm.hf import generates
 from beni.measure import memory
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.runs.folder import RunFolder
@@ -141,7 +140,7 @@ class Reporter:
         """The gallery, the final status and report.html; called by all ranks."""
         together = is_sharded(self.environment.world, self.run["fsdp"])
         samples = _spread(self.heldout, self.run["eval"]["gallery"])
-        if samples and not generates(self.scorer.model.llm):
+        if samples and not self.scorer.model.llm.capabilities.generates:
             self.notice("no gallery: transformers does not generate from embeddings with this llm")
             samples = []
         gallery = draw_gallery(self.scorer, samples, self.rows, together and self.environment.world > 1)

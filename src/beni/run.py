@@ -35,7 +35,7 @@ from beni.distributed.hand_out import hand_out, tensors_of
 from beni.distributed.host import use_host
 from beni.distributed.watchdog import Watchdog
 from beni.errors import CompositionError
-from beni.llm.hf import VARYING_ROPE, isolates_segments, require_embeddings
+from beni.llm.probes import require_embeddings
 from beni.llm.tokenizer import load_tokenizer
 from beni.measure import memory
 from beni.measure.peak import Peak, find_peak
@@ -303,24 +303,23 @@ def _feature_bank(
 def _layout(model: BeniForConditionalGeneration, wanted: str, folder: RunFolder) -> str:
     """``padded`` where the llm cannot keep packed samples apart."""
     require_embeddings(model.llm)
-    rope = getattr(model.llm.config.get_text_config(), "rope_parameters", None) or {}
-    if (kind := rope.get("rope_type")) in VARYING_ROPE:
+    said = model.llm.describe()
+    if model.llm.capabilities.varying_positions:
         Console(stderr=True).print(
-            f"rope_type={kind}: a sample of more positions than this llm was first made for changes what the others of "
-            "its micro-batch get, as it does in transformers"
+            f"rope_type={said.rope_type}: a sample of more positions than this llm was first made for changes what the "
+            "others of its micro-batch get, as it does in transformers"
         )
     needed = wanted == "packed" or model.fusion.looks_ahead
-    if needed and not isolates_segments(model.llm):
-        name = model.llm.model.config.model_type
+    if needed and not model.llm.capabilities.packed:
         if model.fusion.looks_ahead:
             raise CompositionError(
                 "E-ATTN",
-                f"{name} does not pass beni's segment attention on, so no position of it can look ahead",
+                f"{said.kind} does not pass beni's segment attention on, so no position of it can look ahead",
                 groups=("fusion", "llm"),
                 fix="set fusion.image_attention=causal",
             )
         Console(stderr=True).print(
-            f"{name} does not pass beni's segment attention on, so packed samples would see each other: "
+            f"{said.kind} does not pass beni's segment attention on, so packed samples would see each other: "
             "this run uses train.layout=padded"
         )
         folder.update(layout="padded")

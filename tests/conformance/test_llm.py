@@ -7,8 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from beni.llm.head import splits_head
-from beni.llm.hf import isolates_segments
 from beni.model.costing.table import propagate
 from beni.types import Sequence
 
@@ -69,11 +67,11 @@ def test_a_row_does_not_see_the_others_of_its_batch(llm, option):
 
 
 def test_its_head_can_be_computed_by_itself(llm, option):
-    assert splits_head(llm)
+    assert llm.capabilities.splits_head
 
 
 def test_it_keeps_packed_samples_apart(llm, option):
-    assert isolates_segments(llm)
+    assert llm.capabilities.packed
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 KNOWN = (
@@ -73,6 +74,7 @@ def wait(children: list[int], seconds: float) -> list[int | None]:
 
 
 def main() -> None:
+    sys.path.append(str(Path(__file__).parents[1]))  # tests have parts of their own, in ``support``
     for module in KNOWN:
         importlib.import_module(module)
     for line in sys.stdin:

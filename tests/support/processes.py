@@ -44,8 +44,9 @@ def _request(
         port = str(free.getsockname()[1])
     world = len(files)
     shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    trusted = {name: os.environ[name] for name in ("BENI_TRUSTED",) if name in os.environ}
     ranks = [
-        {**each, "variables": {**shared, "RANK": str(r), "LOCAL_RANK": str(r)} if world > 1 else {}}
+        {**each, "variables": trusted | ({**shared, "RANK": str(r), "LOCAL_RANK": str(r)} if world > 1 else {})}
         for r, each in enumerate(files)
     ]
     request = {"program": program, "arguments": list(arguments), "folder": str(folder), "seconds": seconds}

@@ -192,7 +192,7 @@ class Lora(Adapter):
                 layer.register_buffer("lora_initial_A", layer.lora_A[ADAPTER].weight.detach().clone())
                 layer.register_buffer("lora_initial_B", layer.lora_B[ADAPTER].weight.detach().clone())
 
-    def _exchange_initial(self, layer: LoraLayer, a: Tensor, b: Tensor) -> None:
+    def _exchange_initial(self, layer: AdaptedLayer, a: Tensor, b: Tensor) -> None:
         """Takes another ``b @ a`` out of the base: decompositions differ in sign or rounding between machines."""
         if layer.lora_initial_A.equal(a) and layer.lora_initial_B.equal(b):
             return
@@ -203,12 +203,21 @@ class Lora(Adapter):
             layer.lora_initial_B.copy_(b)
 
 
-def adapted(component: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+class AdaptedLayer(nn.Module, LoraLayer):
+    """What peft makes of a layer, with what ``_keep_initial`` leaves beside it; for the type checker only."""
+
+    fan_in_fan_out: bool
+    lora_initial_A: Tensor
+    lora_initial_B: Tensor
+
+
+def adapted(component: nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:
     """The layers that have an adapter, with their names."""
-    return ((name, module) for name, module in component.named_modules() if isinstance(module, LoraLayer))
+    found = ((name, module) for name, module in component.named_modules() if isinstance(module, LoraLayer))
+    return ((name, cast(AdaptedLayer, module)) for name, module in found)
 
 
-def _product(layer: LoraLayer, b: Tensor, a: Tensor) -> Tensor:
+def _product(layer: AdaptedLayer, b: Tensor, a: Tensor) -> Tensor:
     """What such an adapter adds to the weight of ``layer``."""
     product = (b @ a) * layer.scaling[ADAPTER]
     return product.T if layer.fan_in_fan_out else product

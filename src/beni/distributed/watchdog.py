@@ -24,7 +24,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 
@@ -102,7 +102,7 @@ class Watchdog:
         if self.seconds > 0:
             if self.world > 1:
                 # a connection of its own: on the other one the main thread may wait for as long as it likes
-                self._store = dist.distributed_c10d._get_default_store().clone()
+                self._store = cast(Any, dist.distributed_c10d._get_default_store()).clone()
                 self._messenger = _background(self._exchange)
             _background(self._watch)
         return self

@@ -3,21 +3,88 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from beni.types import Sequence
+from beni.types import LayerVisitor, Sequence
+
+
+@dataclass(frozen=True)
+class Description:
+    """What there is to say of an llm beside its sizes.
+
+    Attributes:
+        kind: its family, as messages name it.
+        intermediate_size: width inside of a layer's MLP.
+        rope_type: kind of its rotary positions; None for the usual ones and for none.
+    """
+
+    kind: str
+    intermediate_size: int
+    rope_type: str | None
+
+
+class Capabilities(ABC):
+    """What an llm can do. Each is found out when it is first asked for, and known from then on: what needs a forward
+    pass is asked for when weights are there, adapters in place and nothing is sharded yet.
+    """
+
+    @property
+    @abstractmethod
+    def reads_embeddings(self) -> bool:
+        """It makes of embeddings what it makes of the ids that they belong to: visual tokens have no ids."""
+
+    @property
+    @abstractmethod
+    def packed(self) -> bool:
+        """A packed row gives each sample the logits that it has alone."""
+
+    @property
+    @abstractmethod
+    def splits_head(self) -> bool:
+        """``hidden`` and then ``head`` give the logits of the whole."""
+
+    @property
+    @abstractmethod
+    def linear_head(self) -> bool:
+        """The head is a plain ``nn.Linear``, and nothing follows it."""
+
+    @property
+    @abstractmethod
+    def generates(self) -> bool:
+        """It can go on after embeddings, and not after ids only. Needs no forward pass."""
+
+    @property
+    @abstractmethod
+    def varying_positions(self) -> bool:
+        """What it makes of a position depends on the longest sample of the call. Needs no forward pass."""
 
 
 class Llm(nn.Module, ABC):
-    """A causal language model driven through its input embeddings. Subclasses are final."""
+    """A causal language model driven through its input embeddings. Subclasses are final.
+
+    Attributes:
+        max_positions: of one sample; None where there is no limit.
+        capabilities: what it can do.
+    """
 
     hidden_size: int
     vocab_size: int
     max_positions: int | None
+    capabilities: Capabilities
+
+    @abstractmethod
+    def describe(self) -> Description:
+        """What messages and estimates say of it."""
+
+    @abstractmethod
+    def input_embeddings(self) -> nn.Module:
+        """The module that maps ids to embeddings, before any scaling (``embed``)."""
 
     @abstractmethod
     def embed(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
@@ -48,6 +115,15 @@ class Llm(nn.Module, ABC):
     @abstractmethod
     def layers(self) -> list[nn.Module]:
         """The decoder layers, in order: the units of sharding and of activation checkpointing."""
+
+    @abstractmethod
+    def around_layers(self, visitors: Mapping[int, LayerVisitor]) -> AbstractContextManager[None]:
+        """Inside the block every call has these visitors around its decoder layers, by their numbers, outside of those
+        that a ``Sequence`` brings.
+
+        Raises:
+            ValueError: when there is no layer of such a number.
+        """
 
     @abstractmethod
     def tied_keys(self, prefix: str) -> dict[str, str]:

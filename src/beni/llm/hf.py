@@ -9,10 +9,10 @@ asked for some of them computes all.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -30,12 +30,14 @@ from transformers import (
 from beni.errors import CompositionError, ConfigError, WeightsError
 from beni.hub import package_file
 from beni.llm import segment_attention
-from beni.llm.base import Llm
+from beni.llm.base import Description, Llm
 from beni.llm.gguf import load_gguf
 from beni.llm.head import decoder_gives
+from beni.llm.probes import Probed
 from beni.llm.segment_attention import SegmentPlan
+from beni.llm.visits import Places, placed_each_pass, require_layers, visited
 from beni.nn.architecture import buildable, read_architecture
-from beni.types import Sequence
+from beni.types import LayerVisitor, Sequence
 
 
 class HFLlm(Llm):
@@ -71,10 +73,21 @@ class HFLlm(Llm):
         with device:
             self.model = build_llm(self.config, attn_implementation)
         text = self.config.get_text_config()
-        self.hidden_size = self.model.get_input_embeddings().embedding_dim
+        embeddings = cast(nn.Embedding, self.model.get_input_embeddings())
+        self.hidden_size, self.vocab_size = embeddings.embedding_dim, embeddings.num_embeddings
+        self.capabilities = Probed(self, self.model)
         self._masked: bool | None = None
-        self.vocab_size = self.model.get_input_embeddings().num_embeddings
+        self._around: list[Mapping[int, LayerVisitor]] = []
         self.max_positions = text.to_dict().get("max_position_embeddings")
+
+    def describe(self) -> Description:
+        text = self.config.get_text_config().to_dict()
+        rope = text.get("rope_parameters") or {}
+        width = text.get("intermediate_size") or 4 * self.hidden_size
+        return Description(self.config.model_type, width, rope.get("rope_type"))
+
+    def input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
 
     def embed(self, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         embeds, factor = self.model.get_input_embeddings()(ids), FACTORS.get(self.config.model_type)
@@ -82,13 +95,15 @@ class HFLlm(Llm):
 
     def forward(self, sequence: Sequence, keep: Int[Tensor, "k"] | None = None) -> Float[Tensor, "b k v"]:
         inputs = self._inputs(sequence)
-        if keep is not None and chooses_positions(type(self.model)):
-            return self.model(**inputs, logits_to_keep=keep).logits
-        logits = self.model(**inputs).logits
+        with self._visited(sequence):
+            if keep is not None and chooses_positions(type(self.model)):
+                return self.model(**inputs, logits_to_keep=keep).logits
+            logits = self.model(**inputs).logits
         return logits if keep is None else logits[:, keep]
 
     def hidden(self, sequence: Sequence) -> Float[Tensor, "b t d"]:
-        return self.model.get_decoder()(**self._inputs(sequence)).last_hidden_state
+        with self._visited(sequence):
+            return self.model.get_decoder()(**self._inputs(sequence)).last_hidden_state
 
     def head(self, hidden: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
         with decoder_gives(self.model.get_decoder(), hidden[None]):
@@ -103,28 +118,29 @@ class HFLlm(Llm):
         attention_mask = sequence.real.long()
         if blocks is None:
             self._attend(self.attn_implementation)
-            return self.model.generate(inputs_embeds=embeds, attention_mask=attention_mask, **options)
+            with self._visited(sequence):
+                return cast(Any, self.model).generate(inputs_embeds=embeds, attention_mask=attention_mask, **options)
         # a prompt whose positions see ahead is read as one segment, each by itself; then it goes on as any other
         said = []
-        for row, real, own in zip(embeds, attention_mask.bool(), blocks, strict=True):
+        for number, (row, real, own) in enumerate(zip(embeds, attention_mask.bool(), blocks, strict=True)):
             prompt, cache = row[real][None], DynamicCache()
             length = prompt.shape[1]
             borders = torch.tensor([0, length], device=prompt.device)
-            self._attend(segment_attention.NAME)
-            self.model(
-                inputs_embeds=prompt,
-                position_ids=torch.arange(length, device=prompt.device)[None],
-                past_key_values=cache,
-                use_cache=True,
-                segments=SegmentPlan.build(borders, length, own[real]),
-                logits_to_keep=1,
-            )
-            cache.crop(-1)  # generate() wants to see the last position itself; it sees all others already
-            self._attend(self.attn_implementation)
             ones = torch.ones(1, length, dtype=torch.long, device=prompt.device)
-            said.append(
-                self.model.generate(inputs_embeds=prompt, attention_mask=ones, past_key_values=cache, **options)[0]
-            )
+            with self._visited(sequence, number):
+                self._attend(segment_attention.NAME)
+                self.model(
+                    inputs_embeds=prompt,
+                    position_ids=torch.arange(length, device=prompt.device)[None],
+                    past_key_values=cache,
+                    use_cache=True,
+                    segments=SegmentPlan.build(borders, length, own[real]),
+                    logits_to_keep=1,
+                )
+                cache.crop(-1)  # generate() wants to see the last position itself; it sees all others already
+                self._attend(self.attn_implementation)
+                given = {"inputs_embeds": prompt, "attention_mask": ones, "past_key_values": cache}
+                said.append(cast(Any, self.model).generate(**given, **options)[0])
         return pad_sequence(said, batch_first=True, padding_value=options.get("pad_token_id") or 0)
 
     def layers(self) -> list[nn.Module]:
@@ -138,6 +154,15 @@ class HFLlm(Llm):
                 fix="choose another llm, for instance llm=qwen3",
             )
         return list(lists[0])
+
+    @contextmanager
+    def around_layers(self, visitors: Mapping[int, LayerVisitor]) -> Iterator[None]:
+        require_layers(visitors, len(self.layers()))
+        self._around.append(visitors)
+        try:
+            yield
+        finally:
+            self._around.pop()
 
     def tied_keys(self, prefix: str) -> dict[str, str]:
         tied = self.model.all_tied_weights_keys.items()
@@ -181,6 +206,25 @@ class HFLlm(Llm):
         length = sequence.embeds.shape[1]
         return inputs | {"segments": SegmentPlan.build(sequence.cu_seqlens, length, blocks, sequence.longest)}
 
+    @contextmanager
+    def _visited(self, sequence: Sequence, row: int | None = None) -> Iterator[None]:
+        """Inside the block the layers have the visitors of this sequence around them, in generation in every pass.
+
+        Args:
+            row: the one whose real positions, without padding, are what the model is given; None for all rows.
+        """
+        visitors = [mapping for mapping in (*self._around, sequence.visitors) if mapping]
+        if not visitors:
+            yield
+            return
+        require_layers(sequence.visitors, len(self.layers()))
+        samples, columns = sequence.numbered()
+        if row is not None:
+            samples, columns = (numbers[row, sequence.real[row]][None] for numbers in (samples, columns))
+        places = Places(samples, columns)
+        with visited(self.layers(), visitors, places), placed_each_pass(self.model.get_decoder(), places):
+            yield
+
     def _attend(self, implementation: str) -> None:
         if self.model.config._attn_implementation != implementation:
             self.model.set_attn_implementation(implementation)
@@ -209,38 +253,6 @@ def build_llm(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedM
 
 FACTORS = {"falcon_h1": "embedding_multiplier"}
 """Model type -> field that text embeddings are multiplied by where, and only where, transformers embeds ids itself."""
-
-VARYING_ROPE = ("longrope", "dynamic")
-"""Kinds of rotary positions whose frequencies depend on the longest sample of a call."""
-
-
-@torch.no_grad()
-def require_embeddings(llm: Llm) -> None:
-    """Raises CompositionError (E-EMBED) where an llm makes more of ids than of their embeddings, with positions from 0
-    on: per-layer embeddings (Gemma 3n), positions that begin elsewhere (RoBERTa). Visual tokens have no ids.
-    """
-    device = next(llm.parameters()).device
-    ids = torch.arange(8, device=device)[None] * 7919 % llm.vocab_size
-    training = llm.training
-    llm.eval()
-    try:
-        own = llm.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        given = llm(Sequence.plain(llm.embed(ids)))
-    finally:
-        llm.train(training)
-    if (given - own).abs().max() > 1e-3 * own.abs().max().clamp(min=1e-6):
-        raise CompositionError(
-            "E-EMBED",
-            f"{llm.config.model_type} computes other logits from embeddings than from the ids they belong to, and "
-            "visual tokens have no ids",
-            groups=("llm",),
-            fix="choose another llm, for instance llm=qwen3",
-        )
-
-
-def generates(llm: Llm) -> bool:
-    """Whether transformers generates from embeddings with it; with Zamba 2 and others from ids only."""
-    return "inputs_embeds" in inspect.signature(type(llm.model).prepare_inputs_for_generation).parameters
 
 
 @cache
@@ -290,58 +302,3 @@ def rehearse(
 
 
 UNCOUNTABLE = (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError)
-
-
-@torch.no_grad()
-def isolates_segments(llm: Llm) -> bool:
-    """Whether a packed row gives each sample the logits it has alone (difference at most 1e-3 of their range).
-
-    Models that do not pass the registered attention or its keyword arguments on are found here, and those that have a
-    window or chunks of attention in their mask only (Phi-MoE, Llama 4); for them the padded layout is the one to use.
-    """
-    training = llm.training
-    llm.eval()  # dropout would make any two passes differ
-    try:
-        if not _isolates(llm):
-            return False
-        with narrow_windows(llm):
-            return _isolates(llm)
-    except (TypeError, ValueError, KeyError):
-        return False
-    finally:
-        llm.train(training)
-
-
-def _isolates(llm: Llm) -> bool:
-    device = next(llm.parameters()).device
-    ids = torch.arange(12, device=device) * 7919 % llm.vocab_size
-    embeds = llm.embed(ids[None])
-    alone = [Sequence.plain(embeds[:, a:b]) for a, b in ((0, 7), (7, 12))]
-    both = Sequence(
-        embeds=embeds,
-        position_ids=torch.cat([one.position_ids for one in alone], 1),
-        images=torch.full_like(ids[None], -1),
-        cu_seqlens=torch.tensor([0, 7, 12], device=device),
-    )
-    packed, alone = llm(both), [llm(one) for one in alone]
-    reference = torch.cat(alone, dim=1)
-    return bool((packed - reference).abs().max() <= 1e-3 * reference.abs().max().clamp(min=1e-6))
-
-
-WINDOWS = ("sliding_window", "attention_chunk_size")
-"""What transformers' masks read from a config in every call, and layers keep for their attention."""
-
-
-@contextmanager
-def narrow_windows(llm: Llm) -> Iterator[None]:
-    """Inside the block windows and chunks of attention reach 3 positions, so that a short segment is longer."""
-    holders = {id(holder): holder for module in llm.modules() for holder in (module, getattr(module, "config", None))}
-    before = [(h, name, getattr(h, name, None)) for h in holders.values() for name in WINDOWS]
-    wide = [(holder, name, reach) for holder, name, reach in before if isinstance(reach, int) and reach > 3]
-    for holder, name, _ in wide:
-        setattr(holder, name, 3)
-    try:
-        yield
-    finally:
-        for holder, name, reach in wide:
-            setattr(holder, name, reach)

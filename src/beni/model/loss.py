@@ -18,7 +18,6 @@ from torch import Tensor
 
 from beni.errors import CompositionError, ConfigError
 from beni.llm.base import Llm
-from beni.llm.head import is_linear, splits_head
 from beni.model.inputs import Loss
 from beni.model.predict import hidden_states, predict
 from beni.types import Places, Sequence
@@ -39,13 +38,13 @@ def resolve(llm: Llm, wanted: Loss) -> Loss:
         ConfigError: ``fused`` with a torch that does not have it.
         CompositionError: E-HEAD, the llm's head cannot be computed that way.
     """
-    name = llm.config.model_type
+    name = llm.describe().kind
     if wanted == "fused" and not hasattr(F, "linear_cross_entropy"):
         raise ConfigError(
             f"train.loss=fused needs torch 2.13 or newer, this is {torch.__version__}\n  fix: set train.loss=chunked"
         )
-    if wanted == "full" or splits_head(llm):
-        if wanted == "fused" and not is_linear(llm):
+    if wanted == "full" or llm.capabilities.splits_head:
+        if wanted == "fused" and not llm.capabilities.linear_head:
             raise CompositionError(
                 "E-HEAD",
                 f"train.loss=fused needs logits that are one matrix product, and {name} scales, caps or adapts them",
@@ -126,8 +125,8 @@ def _leaves(loss: Tensor) -> abc.Sequence[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            found[node.variable] = None
+        if isinstance(variable := getattr(node, "variable", None), Tensor):
+            found[variable] = None
         waiting += [before for before, _ in node.next_functions]
     return list(found)
 

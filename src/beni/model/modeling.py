@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -79,7 +79,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
             self.llm: Llm = build(parts["llm"])
         self.specs: dict[str, TokenSpec] = {"vision": self.vision.spec()}
         tile, patches = self.vision.transform.tile, self.vision.patches
-        self.views: Views = self._stage("views", self.specs["vision"], tile=tile, patches=patches)
+        self.views = cast(Views, self._stage("views", self.specs["vision"], tile=tile, patches=patches))
         self.selector: Stage = self._stage("selector", self.specs["views"])
         self.resampler: Stage = self._stage("resampler", self.specs["selector"])
         self.connector: Stage = self._stage("connector", self.specs["resampler"])
@@ -279,7 +279,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         return max((p.dtype for p in self.parameters()), key=lambda dtype: dtype.itemsize)
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.llm.model.get_input_embeddings()
+        return self.llm.input_embeddings()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initial weights are drawn from named streams while building; nothing is left for transformers to draw."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from beni.errors import CompositionError
+from beni.nn.linear import Targets
 from beni.nn.packed import PackedLinear
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def dequantize(model: BeniForConditionalGeneration, name: str) -> None:
     for place, layer in packed_layers(component):
         parent, _, last = place.rpartition(".")
         setattr(component.get_submodule(parent), last, layer.unpacked())
-    kept = {other: wanted for other, wanted in model.quantization.targets.items() if other != name}
+    kept: dict[str, Targets] = {other: wanted for other, wanted in model.quantization.targets.items() if other != name}
     if len(kept) < len(model.quantization.targets):
         model.config.parts["quantization"]["targets"] = model.quantization.targets = kept
 

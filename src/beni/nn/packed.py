@@ -68,7 +68,7 @@ class PackedLinear(nn.Linear):
         linear = nn.Linear(self.in_features, self.out_features, bias=False, device=self.weight.device)
         linear.weight.copy_(self.weight)
         linear.weight.requires_grad_(False)
-        linear.bias = self.bias
+        linear.register_parameter("bias", self.bias)
         return linear
 
     def forward(self, input: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from beni.types.images import ImageLayout, Markup, Pixels, ViewedImage
 from beni.types.inputs import ImageInputs, SampleInputs
 from beni.types.sequence import IGNORE, Places, Sequence
 from beni.types.spec import Nested, TokenSpec
+from beni.types.visitor import LayerCall, LayerVisitor
 from beni.types.visual import Prompt, VisualTokens
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "Batch",
     "ImageInputs",
     "ImageLayout",
+    "LayerCall",
+    "LayerVisitor",
     "Markup",
     "Nested",
     "Pixels",

@@ -6,14 +6,16 @@ with a mask. Whoever changes it gives back a new one; nothing is changed in plac
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from beni.types.visitor import LayerVisitor
 
 IGNORE = -100
 """The label of a position at which nothing is supervised."""
@@ -40,6 +42,8 @@ class Sequence:
             attention allows; -1 for the others. None where nothing looks ahead.
         log_gate: what is added to the logits of attention to each position, in every layer; None for nothing.
         left_padded: the padding of the padded layout stands before the samples, as generation wants it.
+        visitors: what stands around layers of the llm while it reads this sequence, by the number of the layer. They
+            are told where each position has gone (``LayerCall``), so changes of the layout leave them as they are.
     """
 
     embeds: Float[Tensor, "b t d"]
@@ -52,6 +56,7 @@ class Sequence:
     blocks: Int[Tensor, "b t"] | None = None
     log_gate: Float[Tensor, "b t"] | None = None
     left_padded: bool = False
+    visitors: Mapping[int, LayerVisitor] = field(default_factory=dict)
 
     @staticmethod
     def plain(embeds: Float[Tensor, "b t d"]) -> Sequence:
@@ -118,6 +123,17 @@ class Sequence:
         if self.cu_seqlens is None:
             return rows
         return torch.searchsorted(self.cu_seqlens.long(), columns, right=True) - 1
+
+    def numbered(self) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
+        """The sample of each position, -1 at padding; and the number of each real position within its sample."""
+        if self.cu_seqlens is None:
+            real = self.real
+            rows = torch.arange(len(real), device=real.device)[:, None]
+            return torch.where(real, rows, -1), (real.cumsum(1) - 1).clamp(min=0)
+        borders = self.cu_seqlens.long()
+        columns = torch.arange(self.embeds.shape[1], device=borders.device)
+        samples = torch.searchsorted(borders, columns, right=True) - 1
+        return samples[None], (columns - borders[samples])[None]
 
     def end_to_end(self) -> tuple[Sequence, Int[Tensor, "b t"]]:
         """Padded rows as one packed row, and where in it each real position has gone."""

@@ -104,5 +104,5 @@ def build_network() -> nn.Module:
             "vision=efficientnet_lite0 needs the package efficientnet-lite-pytorch\n  fix: pip install 'beni[stamps]'"
         ) from error
     network = EfficientNet.from_name("efficientnet-lite0").eval()
-    network._fc = nn.Identity()
+    network.set_submodule("_fc", nn.Identity())
     return network.to(memory_format=torch.channels_last)

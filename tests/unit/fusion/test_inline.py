@@ -10,6 +10,7 @@ import torch
 from beni.data.batch.collate import collate
 from beni.errors import CompositionError
 from beni.fusion.inline import InlineFusion, image_numbers
+from beni.llm import probes
 from beni.llm.segment_attention import SegmentPlan, causal
 from beni.types import ImageInputs, Sequence, TokenSpec, VisualTokens
 
@@ -151,7 +152,7 @@ def test_rows_of_different_length_generate_as_they_do_alone(seeing):
 def test_an_llm_that_ignores_segments_cannot_look_ahead(tiny_run, monkeypatch):
     from beni import run as running
 
-    monkeypatch.setattr(running, "isolates_segments", lambda llm: False)
+    monkeypatch.setattr(probes, "isolates_segments", lambda llm: False)
     with pytest.raises(CompositionError, match=r"E-ATTN \[fusion x llm\]: .*look ahead"):
         running.train(tiny_run("fusion.image_attention=image"))
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import re
+
 import pytest
 import torch
 
 from beni.errors import CompositionError
-from beni.llm.hf import HFLlm, generates, require_embeddings
+from beni.llm import probes
+from beni.llm.hf import HFLlm
+from beni.llm.probes import require_embeddings
 from beni.measure.flops import count_flops, count_training_flops
+from beni.paths import PACKAGE
 from beni.types import Sequence
 
 SMALL = {
@@ -100,5 +106,40 @@ def test_text_is_embedded_as_the_llm_embeds_ids():
 
 
 def test_llms_that_transformers_generates_with_from_embeddings_are_known():
-    assert generates(make("llama", SMALL))
-    assert not generates(make("bamba", SMALL | {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 4}))
+    assert make("llama", SMALL).capabilities.generates
+    bamba = make("bamba", SMALL | {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 4})
+    assert not bamba.capabilities.generates
+
+
+def test_positions_that_vary_with_the_longest_sample_are_known_without_weights():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    for fields, kind, varies in ((SMALL, "default", False), (SMALL | {"rope_parameters": rope}, "dynamic", True)):
+        llm = make("llama", fields, "meta")
+        assert llm.describe().rope_type == kind
+        assert llm.capabilities.varying_positions == varies
+    gpt2 = make("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 97}, "meta").describe()
+    assert (gpt2.kind, gpt2.intermediate_size, gpt2.rope_type) == ("gpt2", 128, None)
+
+
+def test_a_capability_is_found_out_once_and_leaves_the_llm_as_it_was(monkeypatch):
+    llm, calls = make("llama", SMALL).train(), []
+    monkeypatch.setattr(probes, "isolates_segments", lambda asked: calls.append(asked) or True)
+    assert llm.capabilities.packed
+    assert llm.capabilities.packed
+    assert calls == [llm]
+    assert llm.capabilities.reads_embeddings
+    assert llm.capabilities.linear_head
+    assert llm.training
+    assert copy.deepcopy(llm).capabilities.llm is not llm
+
+
+def test_nobody_outside_of_the_package_looks_into_the_model():
+    looks = re.compile(r"llm\.(model|config)\b(?!\.yaml)")
+    found = [
+        f"{path.relative_to(PACKAGE)}: {line.strip()}"
+        for path in PACKAGE.rglob("*.py")
+        if path.parent.name != "llm"
+        for line in path.read_text().splitlines()
+        if looks.search(line)
+    ]
+    assert not found

@@ -10,7 +10,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import beni.llm.segment_attention as module
 from beni.errors import ConfigError
-from beni.llm.hf import HFLlm, isolates_segments
+from beni.llm.hf import HFLlm
+from beni.llm.probes import isolates_segments
 from beni.llm.segment_attention import (
     NAME,
     SegmentPlan,

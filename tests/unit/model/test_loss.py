@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from beni.errors import CompositionError, ConfigError
-from beni.llm.head import is_linear, splits_head
 from beni.llm.hf import HFLlm
 from beni.model import loss as module
 from beni.model.loss import chunk_rows, resolve, token_loss
@@ -85,7 +84,7 @@ def compare(ours, theirs, tolerance):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pieces_give_the_loss_and_every_gradient_of_the_whole(family):
     llm = make(family)
-    assert splits_head(llm)
+    assert llm.capabilities.splits_head
     full = computed(llm, "full")
     ours = computed(llm, "chunked")
     assert full[1].shape == (13, VOCABULARY)
@@ -185,7 +184,7 @@ def test_what_an_llm_or_torch_cannot_do_is_refused_by_name(monkeypatch):
     for family in SCALED:
         with pytest.raises(CompositionError, match=f"one matrix product, and {family} scales"):
             resolve(make(family), "fused")
-        assert not is_linear(make(family))
+        assert not make(family).capabilities.linear_head
     llm = make("llama")
     monkeypatch.setattr(HFLlm, "head", lambda self, hidden: self.model.lm_head(hidden) * 1.01)
     assert resolve(llm, "auto") == "full"

@@ -45,7 +45,7 @@ def estimate_memory(
     optimizer, share = run["optim"]["optimizer"], shards(fsdp, world, local)
     moments = memory.MOMENTS[optimizer] * (share if optimizer == "muon" else 1)  # muon's are whole on every process
     managed = ("trained", "frozen") if fsdp["frozen"] == "shard" else ("trained",)
-    config, piece = model.llm.config.get_text_config().to_dict(), chunk_rows(model.llm.vocab_size)
+    piece = chunk_rows(model.llm.vocab_size)
     packed = [layer for _, layer in packed_layers(model)]
     return memory.estimate(
         frozen=sum(c["frozen"] for c in counts.values()),
@@ -63,7 +63,7 @@ def estimate_memory(
         positions=samples * length,
         layers=len(model.llm.layers()),
         width=model.llm.hidden_size,
-        intermediate=config.get("intermediate_size") or 4 * model.llm.hidden_size,
+        intermediate=model.llm.describe().intermediate_size,
         layers_train=counts["llm"]["trained"] > 0,
         checkpointing=train["activation_checkpointing"],
         budget=train["memory_budget"],

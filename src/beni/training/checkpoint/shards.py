@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -44,7 +44,7 @@ def own_pieces(tensors: Mapping[str, Tensor], rank: int, world: int) -> dict[str
     pieces: dict[str, Piece] = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, DTensor):
-            local = tensor.detach().to_local()
+            local = cast(DTensor, tensor.detach()).to_local()
             if local.numel() and _first_replica(tensor):
                 pieces[name] = Piece(local, _offsets(tensor))
             continue

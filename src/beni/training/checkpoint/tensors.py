@@ -7,6 +7,7 @@ checkpoint: they are pretrained, or drawn again from their named stream. Nor are
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +113,7 @@ def whole_on_main(model: nn.Module, main: bool) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, DTensor) and id(tensor) not in whole:
-            gathered = tensor.detach().full_tensor()
+            gathered = cast(DTensor, tensor.detach()).full_tensor()
             whole[id(tensor)] = gathered.cpu() if main else gathered[:0]
         if main:
             state[name] = whole.get(id(tensor), tensor.detach())  # tied ones stay one tensor

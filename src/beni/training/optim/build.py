@@ -93,7 +93,7 @@ def hidden_matrices(model: BeniForConditionalGeneration) -> set[int]:
 
     A matrix of one row or column is a vector and has nothing to orthogonalise.
     """
-    chosen, head = multiplied(model), model.llm.model.get_output_embeddings()
+    chosen, head = multiplied(model), model.llm.output_layer()
     matrices = {id(p) for p in model.parameters() if id(p) in chosen and p.ndim == 2 and min(p.shape) > 1}
     return matrices - {id(p) for p in (() if head is None else head.parameters())}
 

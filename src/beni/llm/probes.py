@@ -1,0 +1,179 @@
+"""What an llm can do, found out by trying it: small forward passes whose results must agree.
+
+What families of decoders promise in their code is not to be relied on: one that ignores a registered attention, or the
+borders of packed samples, leaks between them without a word.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from beni.errors import CompositionError
+from beni.llm.base import Capabilities, Llm
+from beni.types import Sequence
+
+VARYING_ROPE = ("longrope", "dynamic")
+"""Kinds of rotary positions whose frequencies depend on the longest sample of a call."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probed(Capabilities):
+    """Of an llm around one of Hugging Face's models."""
+
+    llm: Llm
+    model: PreTrainedModel
+    known: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def reads_embeddings(self) -> bool:
+        return self._once("reads_embeddings", lambda: reads_embeddings(self.llm, self.model))
+
+    @property
+    def packed(self) -> bool:
+        return self._once("packed", lambda: isolates_segments(self.llm))
+
+    @property
+    def splits_head(self) -> bool:
+        return self._once("splits_head", lambda: splits_head(self.llm))
+
+    @property
+    def linear_head(self) -> bool:
+        return self._once("linear_head", lambda: is_linear(self.llm))
+
+    @property
+    def generates(self) -> bool:
+        """With Zamba 2 and others transformers generates from ids only."""
+        prepare = cast(Any, self.model).prepare_inputs_for_generation
+        return "inputs_embeds" in inspect.signature(prepare).parameters
+
+    @property
+    def varying_positions(self) -> bool:
+        return self.llm.describe().rope_type in VARYING_ROPE
+
+    def _once(self, name: str, probe: Callable[[], bool]) -> bool:
+        if name not in self.known:
+            self.known[name] = probe()
+        return self.known[name]
+
+
+def require_embeddings(llm: Llm) -> None:
+    """Raises CompositionError (E-EMBED) where an llm makes more of ids than of their embeddings."""
+    if not llm.capabilities.reads_embeddings:
+        raise CompositionError(
+            "E-EMBED",
+            f"{llm.describe().kind} computes other logits from embeddings than from the ids they belong to, and "
+            "visual tokens have no ids",
+            groups=("llm",),
+            fix="choose another llm, for instance llm=qwen3",
+        )
+
+
+@contextmanager
+def evaluating(llm: Llm) -> Iterator[None]:
+    """Inside the block there is no dropout, which would make any two passes differ, and no gradient."""
+    training = llm.training
+    llm.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        llm.train(training)
+
+
+def reads_embeddings(llm: Llm, model: PreTrainedModel) -> bool:
+    """Whether ids and their embeddings, with positions from 0 on, give the same logits (difference at most 1e-3 of
+    their range). Not so with per-layer embeddings (Gemma 3n), or positions that begin elsewhere (RoBERTa).
+    """
+    ids = _ids(llm)
+    with evaluating(llm):
+        own = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        given = llm(Sequence.plain(llm.embed(ids)))
+    return not (given - own).abs().max() > 1e-3 * own.abs().max().clamp(min=1e-6)
+
+
+def splits_head(llm: Llm) -> bool:
+    """Whether hidden states and then the head give the logits of the whole (difference at most 1e-5 of their range)."""
+    with evaluating(llm):
+        sequence = Sequence.plain(llm.embed(_ids(llm)))
+        try:
+            whole = llm(sequence)[0]
+            split = llm.head(llm.hidden(sequence)[0])
+        except (TypeError, ValueError, KeyError, AttributeError):
+            return False
+    return split.shape == whole.shape and bool((split - whole).abs().max() <= 1e-5 * whole.abs().max().clamp(min=1e-6))
+
+
+@torch.no_grad()
+def is_linear(llm: Llm) -> bool:
+    """Whether the head is a plain ``nn.Linear`` and nothing follows it."""
+    head = llm.output_layer()
+    if type(head) is not nn.Linear:  # an adapted or quantised one computes something else
+        return False
+    rows = llm.embed(_ids(llm))[0]
+    plain, own = F.linear(rows, head.weight, head.bias), llm.head(rows)
+    return bool((plain - own).abs().max() <= 1e-5 * plain.abs().max().clamp(min=1e-6))
+
+
+def _ids(llm: Llm) -> torch.Tensor:
+    """A row of eight."""
+    return torch.arange(8, device=next(llm.parameters()).device)[None] * 7919 % llm.vocab_size
+
+
+def isolates_segments(llm: Llm) -> bool:
+    """Whether a packed row gives each sample the logits it has alone (difference at most 1e-3 of their range).
+
+    Models that do not pass the registered attention or its keyword arguments on are found here, and those that have a
+    window or chunks of attention in their mask only (Phi-MoE, Llama 4); for them the padded layout is the one to use.
+    """
+    with evaluating(llm):
+        try:
+            if not _isolates(llm):
+                return False
+            with narrow_windows(llm):
+                return _isolates(llm)
+        except (TypeError, ValueError, KeyError):
+            return False
+
+
+def _isolates(llm: Llm) -> bool:
+    device = next(llm.parameters()).device
+    ids = torch.arange(12, device=device) * 7919 % llm.vocab_size
+    embeds = llm.embed(ids[None])
+    alone = [Sequence.plain(embeds[:, a:b]) for a, b in ((0, 7), (7, 12))]
+    both = Sequence(
+        embeds=embeds,
+        position_ids=torch.cat([one.position_ids for one in alone], 1),
+        images=torch.full_like(ids[None], -1),
+        cu_seqlens=torch.tensor([0, 7, 12], device=device),
+    )
+    packed, alone = llm(both), [llm(one) for one in alone]
+    reference = torch.cat(alone, dim=1)
+    return bool((packed - reference).abs().max() <= 1e-3 * reference.abs().max().clamp(min=1e-6))
+
+
+WINDOWS = ("sliding_window", "attention_chunk_size")
+"""What transformers' masks read from a config in every call, and layers keep for their attention."""
+
+
+@contextmanager
+def narrow_windows(llm: Llm) -> Iterator[None]:
+    """Inside the block windows and chunks of attention reach 3 positions, so that a short segment is longer."""
+    holders = {id(holder): holder for module in llm.modules() for holder in (module, getattr(module, "config", None))}
+    before = [(h, name, getattr(h, name, None)) for h in holders.values() for name in WINDOWS]
+    wide = [(holder, name, reach) for holder, name, reach in before if isinstance(reach, int) and reach > 3]
+    for holder, name, _ in wide:
+        setattr(holder, name, 3)
+    try:
+        yield
+    finally:
+        for holder, name, reach in wide:
+            setattr(holder, name, reach)
