@@ -34,8 +34,8 @@ from beni.distributed.fsdp import is_sharded, require_offload, shard
 from beni.distributed.hand_out import hand_out, tensors_of
 from beni.distributed.host import use_host
 from beni.distributed.watchdog import Watchdog
-from beni.errors import CompositionError
-from beni.llm.hf import VARYING_ROPE, isolates_segments, require_embeddings
+from beni.llm.hf import VARYING_ROPE, require_embeddings
+from beni.llm.layout import Layout, layout_of
 from beni.llm.tokenizer import load_tokenizer
 from beni.measure import memory
 from beni.measure.peak import Peak, find_peak
@@ -300,7 +300,7 @@ def _feature_bank(
         bank.close()
 
 
-def _layout(model: BeniForConditionalGeneration, wanted: str, folder: RunFolder) -> str:
+def _layout(model: BeniForConditionalGeneration, wanted: Layout, folder: RunFolder) -> Layout:
     """``padded`` where the llm cannot keep packed samples apart."""
     require_embeddings(model.llm)
     rope = getattr(model.llm.config.get_text_config(), "rope_parameters", None) or {}
@@ -309,23 +309,15 @@ def _layout(model: BeniForConditionalGeneration, wanted: str, folder: RunFolder)
             f"rope_type={kind}: a sample of more positions than this llm was first made for changes what the others of "
             "its micro-batch get, as it does in transformers"
         )
-    needed = wanted == "packed" or model.fusion.looks_ahead
-    if needed and not isolates_segments(model.llm):
+    layout = layout_of(model.llm, wanted, looks_ahead=model.fusion.looks_ahead, gated=model.specs["llm"].gated)
+    if layout != wanted:
         name = model.llm.model.config.model_type
-        if model.fusion.looks_ahead:
-            raise CompositionError(
-                "E-ATTN",
-                f"{name} does not pass beni's segment attention on, so no position of it can look ahead",
-                groups=("fusion", "llm"),
-                fix="set fusion.image_attention=causal",
-            )
         Console(stderr=True).print(
             f"{name} does not pass beni's segment attention on, so packed samples would see each other: "
             "this run uses train.layout=padded"
         )
         folder.update(layout="padded")
-        return "padded"
-    return wanted
+    return layout
 
 
 def _write_identity(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from beni.llm.base import Llm
+from beni.llm.forward import with_forward
 from beni.types import Sequence
 
 
@@ -36,15 +37,8 @@ class Decoded(ModelOutput):
 @contextmanager
 def decoder_gives(decoder: nn.Module, hidden: Tensor) -> Iterator[None]:
     """Inside the block ``decoder`` returns ``hidden`` (b, t, d), whatever it is called with."""
-    before = vars(decoder).get("forward")
-    decoder.forward = lambda *_, **__: Decoded(last_hidden_state=hidden)
-    try:
+    with with_forward(decoder, lambda *_, **__: Decoded(last_hidden_state=hidden)):
         yield
-    finally:
-        if before is None:
-            del decoder.forward
-        else:
-            decoder.forward = before
 
 
 @torch.no_grad()

@@ -150,8 +150,9 @@ def test_rows_of_different_length_generate_as_they_do_alone(seeing):
 
 def test_an_llm_that_ignores_segments_cannot_look_ahead(tiny_run, monkeypatch):
     from beni import run as running
+    from beni.llm import layout
 
-    monkeypatch.setattr(running, "isolates_segments", lambda llm: False)
+    monkeypatch.setattr(layout, "isolates_segments", lambda llm: False)
     with pytest.raises(CompositionError, match=r"E-ATTN \[fusion x llm\]: .*look ahead"):
         running.train(tiny_run("fusion.image_attention=image"))
 
