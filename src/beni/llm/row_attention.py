@@ -59,7 +59,7 @@ class RowPlan:
         if self.blocks is not None and 0 < past < self.real.shape[1]:
             raise ValueError(
                 f"a prompt whose positions look ahead is read at once, not after {past} of {self.real.shape[1]}\n"
-                "  fix: leave out prefill_chunk_size"
+                "  fix: leave out past_key_values"
             )
         return RowPlan(self.real, self.blocks, self.log_gate, past)
 

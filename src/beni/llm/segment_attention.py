@@ -191,10 +191,10 @@ def segment_attention(
         scaling = scale_of(q, scaling)
         q, k, v = widened(q, k, v, segments.log_gate[:, None], scaling)
     if q.is_cuda and suits_flash(q, k, v, segments, dropout, softcap):
-        read = flash(q, k, v, segments, scaling, sliding_window)
+        read = flash(q, k, v, segments, scaling, sliding_window).to(query.dtype)
     else:
         read = in_rectangles(q, k, v, segments, scaling, dropout, sliding_window, softcap)
-    return read[..., :width][None].to(query.dtype), None
+    return read[..., :width][None], None
 
 
 def suits_flash(

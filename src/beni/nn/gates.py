@@ -5,8 +5,8 @@ a mask of the size queries x keys; here the number travels in the key instead: q
 constant, keys one with the number over that constant and the scale. Any kernel computes that, flash attention included,
 without a mask, and gives the gradient to the gate with that of the key.
 
--inf is taken as ``CLOSED``, which no kernel turns into NaN, neither forward nor backward: exp(-1000) is 0 in every
-precision, so beside an open key a closed one weighs nothing at all.
+-inf is taken as ``CLOSED``, which no kernel turns into NaN, neither forward nor backward. Its exponential is 0 in every
+precision, so beside an open key a closed one weighs nothing at all, as long as their products do not differ by as much.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-CLOSED = -1000.0
-"""From here down a gate is closed."""
+CLOSED = -30000.0
+"""From here down a gate is closed. fp16, which ends at 65504, holds it."""
 
 
 def is_open(log_gate: Float[Tensor, "*k"]) -> Bool[Tensor, "*k"]:
@@ -75,11 +75,6 @@ def widened(
         F.pad(torch.cat([k, channels], -1), (0, width - k.shape[-1] - more)),
         F.pad(v, (0, width - v.shape[-1])),
     )
-
-
-def widened_head(width: int, dtype: torch.dtype) -> int:
-    """How wide heads become in ``widened`` when queries, keys and values are ``width`` wide."""
-    return -(-(width + _count(dtype)) // 8) * 8
 
 
 def _count(dtype: torch.dtype) -> int:

@@ -81,7 +81,7 @@ class QFormerEncoder(nn.Module):
         text_mask: Bool[Tensor, "i t"] | None = None,
         log_gate: Float[Tensor, "i n"] | None = None,
     ) -> Float[Tensor, "i m d"]:
-        """Masks are True at what is real; without one all of it is. ``log_gate`` is as in ``attend``, of the context."""
+        """Masks are True at what is real; without one all of it is. ``log_gate`` is added to the logits of context."""
         m = queries.shape[1]
         x, mask = queries, query_mask
         if text is not None and text_mask is not None:
