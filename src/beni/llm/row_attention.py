@@ -63,6 +63,7 @@ class RowPlan:
             )
         return RowPlan(self.real, self.blocks, self.log_gate, past)
 
+    @torch.compiler.disable  # what one layer has made is found by the next
     def allowed(self, queries: int, keys: int, window: int | None) -> Bool[Tensor, "b 1 q k"]:
         """Which of the last ``keys`` positions each of the last ``queries`` may attend to: earlier real ones inside the
         window, those of its block, and itself.
