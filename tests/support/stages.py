@@ -33,7 +33,7 @@ class KeepBright(Stage):
 
 
 class Gated(Stage):
-    """A selector that says of each token how far it is open, and closes those whose first feature is low in their view."""
+    """A selector that says how far each token is open, and closes those whose first feature is low in their view."""
 
     def __init__(self, tokens: TokenSpec) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import beni.llm.segment_attention as segments_module
 from beni.errors import CompositionError
@@ -15,7 +16,7 @@ from beni.llm import layout
 from beni.llm.generation import told_of
 from beni.llm.hf import HFLlm
 from beni.llm.row_attention import RowPlan, row_attention
-from beni.llm.segment_attention import SegmentPlan, causal, flash, segment_attention, suits_flash
+from beni.llm.segment_attention import NAME, SegmentPlan, causal, flash, segment_attention, suits_flash
 from beni.nn.gates import widened
 from beni.types import Sequence
 from support.decoders import FAMILIES, NO_DOUBLES, make
@@ -374,6 +375,34 @@ def test_an_llm_that_does_not_pass_the_attention_on_is_refused_gates_and_told_so
     row = samples(llm, (4,))[0]
     with told_of(llm.model, RowPlan.of(row)), pytest.raises((ValueError, TypeError)):
         llm.model(inputs_embeds=row.embeds)
+
+
+def test_an_llm_that_keeps_samples_apart_by_masks_of_its_own_is_refused_gates():
+    architecture = {"model_type": "gptj", "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 97, "rotary_dim": 4}
+    llm = HFLlm(
+        name=None,
+        weights="random",
+        architecture=architecture | {"n_positions": 64},
+        attn_implementation="eager",
+        tokenizer="embedded",
+    )
+    assert layout.layout_of(llm, "packed", looks_ahead=False, gated=False) == "packed"
+    for needs in ({"looks_ahead": True, "gated": False}, {"looks_ahead": False, "gated": True}):
+        with pytest.raises(CompositionError, match="E-ATTN"):
+            layout.layout_of(llm, "packed", **needs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_probe_finds_that_these_families_heed_gates(family):
+    assert layout.heeds_gates(make(family).train())
+
+
+def test_the_probe_finds_an_attention_that_loses_gates(monkeypatch):
+    def without(module, *given, segments=None, **named):
+        return segment_attention(module, *given, segments=replace(segments, log_gate=None), **named)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, NAME, without)
+    assert not layout.heeds_gates(make("llama"))
 
 
 def test_a_plan_counts_keys_from_the_end():
