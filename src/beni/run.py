@@ -34,7 +34,7 @@ from beni.distributed.fsdp import is_sharded, require_offload, shard
 from beni.distributed.hand_out import hand_out, tensors_of
 from beni.distributed.host import use_host
 from beni.distributed.watchdog import Watchdog
-from beni.errors import CompositionError
+from beni.llm.layout import Layout, layout_of
 from beni.llm.probes import require_embeddings
 from beni.llm.tokenizer import load_tokenizer
 from beni.measure import memory
@@ -300,7 +300,7 @@ def _feature_bank(
         bank.close()
 
 
-def _layout(model: BeniForConditionalGeneration, wanted: str, folder: RunFolder) -> str:
+def _layout(model: BeniForConditionalGeneration, wanted: Layout, folder: RunFolder) -> Layout:
     """``padded`` where the llm cannot keep packed samples apart."""
     require_embeddings(model.llm)
     said = model.llm.describe()
@@ -309,22 +309,14 @@ def _layout(model: BeniForConditionalGeneration, wanted: str, folder: RunFolder)
             f"rope_type={said.rope_type}: a sample of more positions than this llm was first made for changes what the "
             "others of its micro-batch get, as it does in transformers"
         )
-    needed = wanted == "packed" or model.fusion.looks_ahead
-    if needed and not model.llm.capabilities.packed:
-        if model.fusion.looks_ahead:
-            raise CompositionError(
-                "E-ATTN",
-                f"{said.kind} does not pass beni's segment attention on, so no position of it can look ahead",
-                groups=("fusion", "llm"),
-                fix="set fusion.image_attention=causal",
-            )
+    layout = layout_of(model.llm, wanted, looks_ahead=model.fusion.looks_ahead, gated=model.specs["llm"].gated)
+    if layout != wanted:
         Console(stderr=True).print(
             f"{said.kind} does not pass beni's segment attention on, so packed samples would see each other: "
             "this run uses train.layout=padded"
         )
         folder.update(layout="padded")
-        return "padded"
-    return wanted
+    return layout
 
 
 def _write_identity(

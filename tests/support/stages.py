@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from beni.stage import Stage, StageContext
@@ -29,6 +30,29 @@ class KeepBright(Stage):
 
     def init_weights(self) -> None:
         """Nothing to draw."""
+
+
+class Gated(Stage):
+    """A selector that says how far each token is open, and closes those whose first feature is low in their view."""
+
+    def __init__(self, tokens: TokenSpec) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(torch.empty(tokens.dim))
+
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        return replace(tokens, gated=True)
+
+    def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        gates = F.logsigmoid(tokens.x @ self.direction)
+        first = tokens.x[..., 0]
+        low = first < first.mean(1, keepdim=True) - 0.5 * first.std(1, keepdim=True)
+        return replace(tokens, log_gate=gates.masked_fill(low, -torch.inf))
+
+    def flops(self, tokens: TokenSpec) -> int:
+        return 2 * tokens.n * tokens.dim
+
+    def init_weights(self) -> None:
+        nn.init.normal_(self.direction)
 
 
 class Rated(Stage):

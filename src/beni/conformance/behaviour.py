@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -115,10 +116,12 @@ def is_near_itself_in_bf16(subject: Subject) -> str:
     if getattr(stage, "zero_at_start", False):  # zeros are equal in any precision
         stage = subject.randomised()
     tokens, worst = subject.tokens(), 0.0
-    exact = [run(stage, tokens, prompt).x for prompt in subject.prompts(stage)]
+    inputs = [tokens, subject.gates(tokens)] if "log_gate" in stage.reads else [tokens]
+    calls = list(product(inputs, subject.prompts(stage)))
+    exact = [run(stage, given, prompt).x for given, prompt in calls]
     half = stage.to(torch.bfloat16)
-    for expected, prompt in zip(exact, subject.prompts(stage), strict=True):
-        out = run(half, cast(tokens, torch.bfloat16), prompt).x
+    for expected, (given, prompt) in zip(exact, calls, strict=True):
+        out = run(half, cast(given, torch.bfloat16), prompt).x
         expect(out.dtype == torch.bfloat16, f"bf16 tokens come out as {out.dtype}")
         worst = max(worst, float((out.float() - expected).norm() / expected.norm()))
         expect(worst <= 2e-2, f"bf16 is {worst:.1e} away, relative to fp32; expected 2e-2 at most")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from beni.conformance import behaviour, structure
+from beni.conformance import behaviour, gates, structure
 from beni.conformance.subject import Subject
 
 Property = Callable[[Subject], str]
@@ -28,6 +28,9 @@ PROPERTIES: tuple[Property, ...] = (
     behaviour.ignores_padding,
     behaviour.keeps_the_images_of_a_batch_apart,
     behaviour.reads_the_prompt_it_asks_for,
+    gates.lets_no_closed_token_influence_an_open_one,
+    gates.weighs_tokens_by_the_gates_it_reads,
+    gates.passes_gradients_to_the_gates_it_reads,
     behaviour.repeats_under_its_stream,
     behaviour.is_near_itself_in_bf16,
     behaviour.passes_gradients_to_every_parameter_and_token,

@@ -6,7 +6,8 @@ encoders needs several. The list goes from the plainest tokens to those, so that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -119,6 +120,15 @@ class Subject:
         generator = torch.Generator().manual_seed(derive(seed, "tokens"))
         return _draw(spec or self.spec, images, generator)
 
+    def gates(self, tokens: VisualTokens, seed: int = 0) -> VisualTokens:
+        """The tokens, those of each encoder too, with random gates between 1/8 and 8."""
+        generator = torch.Generator().manual_seed(derive(seed, "gates"))
+
+        def drawn(mask: Tensor) -> Tensor:
+            return (torch.rand(mask.shape, generator=generator, dtype=torch.float64) * 2 - 1) * math.log(8)
+
+        return gated(tokens, drawn)
+
     def prompt(self, seed: int = 0) -> Prompt:
         """A random prompt for each of ``IMAGES`` images, of different lengths, zeros behind its end."""
         generator = torch.Generator().manual_seed(derive(seed, "prompt"))
@@ -184,6 +194,18 @@ def cast(tokens: VisualTokens, dtype: torch.dtype) -> VisualTokens:
         levels=None if tokens.levels is None else tokens.levels.to(dtype),
         sources=tuple(cast(source, dtype) for source in tokens.sources),
     )
+
+
+def gated(tokens: VisualTokens, gates: Callable[[Tensor], Tensor]) -> VisualTokens:
+    """The tokens, those of each encoder too, with the gates that are made for such a mask."""
+    return replace(
+        tokens, log_gate=gates(tokens.mask), sources=tuple(gated(source, gates) for source in tokens.sources)
+    )
+
+
+def with_gates(spec: TokenSpec) -> TokenSpec:
+    """The same tokens with gates, those of each encoder too."""
+    return replace(spec, gated=True, sources=tuple(with_gates(source) for source in spec.sources))
 
 
 def padded(tokens: VisualTokens, extra: int, rubbish: float = 1e3) -> VisualTokens:

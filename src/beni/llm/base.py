@@ -46,6 +46,11 @@ class Capabilities(ABC):
 
     @property
     @abstractmethod
+    def gates(self) -> bool:
+        """Every layer adds ``Sequence.log_gate`` to its attention, in either layout."""
+
+    @property
+    @abstractmethod
     def splits_head(self) -> bool:
         """``hidden`` and then ``head`` give the logits of the whole."""
 

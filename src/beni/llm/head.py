@@ -15,6 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
+from beni.llm.forward import with_forward
+
 
 @dataclass
 class Decoded(ModelOutput):
@@ -31,12 +33,5 @@ class Decoded(ModelOutput):
 @contextmanager
 def decoder_gives(decoder: nn.Module, hidden: Tensor) -> Iterator[None]:
     """Inside the block ``decoder`` returns ``hidden`` (b, t, d), whatever it is called with."""
-    before = vars(decoder).get("forward")
-    decoder.forward = lambda *_, **__: Decoded(last_hidden_state=hidden)
-    try:
+    with with_forward(decoder, lambda *_, **__: Decoded(last_hidden_state=hidden)):
         yield
-    finally:
-        if before is None:
-            del decoder.forward
-        else:
-            decoder.forward = before

@@ -17,23 +17,23 @@ from typing import Any, Literal, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoModelForCausalLM,
-    DynamicCache,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from beni.errors import CompositionError, ConfigError, WeightsError
 from beni.hub import package_file
-from beni.llm import segment_attention
+from beni.llm import row_attention, segment_attention
 from beni.llm.base import Description, Llm
+from beni.llm.generation import generate, more_than_causal
 from beni.llm.gguf import load_gguf
 from beni.llm.head import decoder_gives
 from beni.llm.probes import Probed
+from beni.llm.row_attention import RowPlan
 from beni.llm.segment_attention import SegmentPlan
 from beni.llm.visits import Places, placed_each_pass, require_layers, visited
 from beni.nn.architecture import buildable, read_architecture
@@ -48,7 +48,8 @@ class HFLlm(Llm):
         weights: ``pretrained`` or ``random``.
         architecture: fields of the Hugging Face config, ``model_type`` among them; ``null`` reads those of ``name``.
         attn_implementation: attention for the padded layout and for generation: ``sdpa``, ``eager`` or another name
-            that transformers knows. The packed layout uses beni's segment attention.
+            that transformers knows. The packed layout uses beni's segment attention, rows in which positions look ahead
+            or have gates its row attention.
         tokenizer: ``auto`` (that of ``name`` with pretrained weights, else beni's embedded one), ``embedded``,
             ``bytes`` (a token a byte), or a hub id or folder.
 
@@ -114,34 +115,9 @@ class HFLlm(Llm):
 
     @torch.no_grad()
     def generate(self, sequence: Sequence, **options: Any) -> Int[Tensor, "b new"]:
-        embeds, blocks = sequence.embeds, sequence.blocks
-        attention_mask = sequence.real.long()
-        if blocks is None:
-            self._attend(self.attn_implementation)
-            with self._visited(sequence):
-                return cast(Any, self.model).generate(inputs_embeds=embeds, attention_mask=attention_mask, **options)
-        # a prompt whose positions see ahead is read as one segment, each by itself; then it goes on as any other
-        said = []
-        for number, (row, real, own) in enumerate(zip(embeds, attention_mask.bool(), blocks, strict=True)):
-            prompt, cache = row[real][None], DynamicCache()
-            length = prompt.shape[1]
-            borders = torch.tensor([0, length], device=prompt.device)
-            ones = torch.ones(1, length, dtype=torch.long, device=prompt.device)
-            with self._visited(sequence, number):
-                self._attend(segment_attention.NAME)
-                self.model(
-                    inputs_embeds=prompt,
-                    position_ids=torch.arange(length, device=prompt.device)[None],
-                    past_key_values=cache,
-                    use_cache=True,
-                    segments=SegmentPlan.build(borders, length, own[real]),
-                    logits_to_keep=1,
-                )
-                cache.crop(-1)  # generate() wants to see the last position itself; it sees all others already
-                self._attend(self.attn_implementation)
-                given = {"inputs_embeds": prompt, "attention_mask": ones, "past_key_values": cache}
-                said.append(cast(Any, self.model).generate(**given, **options)[0])
-        return pad_sequence(said, batch_first=True, padding_value=options.get("pad_token_id") or 0)
+        self._attend(row_attention.NAME if more_than_causal(sequence) else self.attn_implementation)
+        with self._visited(sequence):
+            return generate(self.model, sequence, **options)
 
     def layers(self) -> list[nn.Module]:
         depth = self.config.get_text_config().num_hidden_layers
@@ -198,30 +174,27 @@ class HFLlm(Llm):
             "attention_mask": sequence.mask,
             "use_cache": False,
         }
-        if sequence.cu_seqlens is None:
-            self._attend(self.attn_implementation)
-            return inputs
-        self._attend(segment_attention.NAME)
-        blocks = None if sequence.blocks is None else sequence.blocks[0]
-        length = sequence.embeds.shape[1]
-        return inputs | {"segments": SegmentPlan.build(sequence.cu_seqlens, length, blocks, sequence.longest)}
+        if sequence.cu_seqlens is not None:
+            self._attend(segment_attention.NAME)
+            blocks, log_gate = (None if x is None else x[0] for x in (sequence.blocks, sequence.log_gate))
+            length = sequence.embeds.shape[1]
+            plan = SegmentPlan.build(sequence.cu_seqlens, length, blocks, sequence.longest, log_gate)
+            return inputs | {"segments": plan}
+        if more_than_causal(sequence):
+            self._attend(row_attention.NAME)
+            return inputs | {"rows": RowPlan.of(sequence)}
+        self._attend(self.attn_implementation)
+        return inputs
 
     @contextmanager
-    def _visited(self, sequence: Sequence, row: int | None = None) -> Iterator[None]:
-        """Inside the block the layers have the visitors of this sequence around them, in generation in every pass.
-
-        Args:
-            row: the one whose real positions, without padding, are what the model is given; None for all rows.
-        """
+    def _visited(self, sequence: Sequence) -> Iterator[None]:
+        """Inside the block the layers have the visitors of this sequence around them, in generation in every pass."""
         visitors = [mapping for mapping in (*self._around, sequence.visitors) if mapping]
         if not visitors:
             yield
             return
         require_layers(sequence.visitors, len(self.layers()))
-        samples, columns = sequence.numbered()
-        if row is not None:
-            samples, columns = (numbers[row, sequence.real[row]][None] for numbers in (samples, columns))
-        places = Places(samples, columns)
+        places = Places(*sequence.numbered())
         with visited(self.layers(), visitors, places), placed_each_pass(self.model.get_decoder(), places):
             yield
 

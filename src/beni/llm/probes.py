@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -23,6 +23,10 @@ from beni.types import Sequence
 
 VARYING_ROPE = ("longrope", "dynamic")
 """Kinds of rotary positions whose frequencies depend on the longest sample of a call."""
+
+
+CLOSED_AT = 2
+"""The position whose gate is closed to see whether it reaches later ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +44,10 @@ class Probed(Capabilities):
     @property
     def packed(self) -> bool:
         return self._once("packed", lambda: isolates_segments(self.llm))
+
+    @property
+    def gates(self) -> bool:
+        return self._once("gates", lambda: heeds_gates(self.llm))
 
     @property
     def splits_head(self) -> bool:
@@ -177,3 +185,25 @@ def narrow_windows(llm: Llm) -> Iterator[None]:
     finally:
         for holder, name, reach in wide:
             setattr(holder, name, reach)
+
+
+def heeds_gates(llm: Llm) -> bool:
+    """Whether a closed position reaches no later one in either layout (difference at most 1e-3 of the logits' range).
+
+    That every layer uses the attention it is told to use does not follow from packed samples being kept apart: some
+    models (GPT-J) ignore the name, and transformers' own masks see where positions begin anew.
+    """
+    plain = Sequence.plain(llm.embed(_ids(llm)))
+    gates = torch.zeros_like(plain.embeds[..., 0])
+    gates[:, CLOSED_AT] = -torch.inf
+    try:
+        with evaluating(llm):
+            for sequence in (replace(plain, log_gate=gates), replace(plain, log_gate=gates).end_to_end()[0]):
+                other = sequence.embeds.clone()
+                other[:, CLOSED_AT] = other[:, -1]
+                before, after = (llm(replace(sequence, embeds=x))[:, CLOSED_AT + 1 :] for x in (sequence.embeds, other))
+                if (before - after).abs().max() > 1e-3 * before.abs().max().clamp(min=1e-6):
+                    return False
+    except (TypeError, ValueError, KeyError):
+        return False
+    return True

@@ -8,6 +8,8 @@ segments of similar length are gathered into rectangles ``(segments, length)``: 
 reach no real query, so each rectangle is one plain causal attention without a mask. On two CPU cores that replaces a
 (7000, 7000) mask by a few hundred short squares. CPU bf16 runs in fp32: the bf16 backward of torch's CPU kernel is five
 times slower (484 against 95 ms, training.md section 5).
+
+Gates on keys are put into queries and keys (``beni.nn.gates``), so the kernels are the same with them.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
+
+from beni.llm.dense_attention import dense, scale_of
+from beni.nn.gates import widened
 
 NAME = "beni_segments"
 WASTE = 1.25  # a rectangle may hold this many times the positions of its longest-to-shortest run of segments
@@ -73,12 +78,14 @@ class SegmentPlan:
         blocks: positions of one segment with the same number from 0 on see each other both ways; -1 for the others.
         length: of the row.
         longest: no segment is longer.
+        log_gate: what is added to the logits of attention to each position; None for nothing.
     """
 
     cu_seqlens: Int[Tensor, "s_plus_1"]
     blocks: Int[Tensor, "t"] | None
     length: int
     longest: int
+    log_gate: Float[Tensor, "t"] | None = None
 
     @staticmethod
     def build(
@@ -86,6 +93,7 @@ class SegmentPlan:
         length: int,
         blocks: Int[Tensor, "t"] | None = None,
         longest: int | None = None,
+        log_gate: Float[Tensor, "t"] | None = None,
     ) -> SegmentPlan:
         """Borders of the segments of a row of ``length`` positions -> plan, on the device of ``cu_seqlens``.
 
@@ -93,7 +101,8 @@ class SegmentPlan:
             longest: no segment is longer than that; the row when None.
         """
         # a power of two: few programs are compiled, and flash attention starts few blocks that find nothing to do
-        return SegmentPlan(cu_seqlens.int(), blocks, length, 1 << ((longest or length) - 1).bit_length())
+        bound = 1 << ((longest or length) - 1).bit_length()
+        return SegmentPlan(cu_seqlens.int(), blocks, length, bound, log_gate)
 
     @cached_property
     def rectangles(self) -> tuple[Rectangle, ...]:
@@ -175,12 +184,17 @@ def segment_attention(
     if segments is None or query.shape[0] != 1:
         raise ValueError(f"{NAME} attention needs one packed row and its segments; the model did not pass them on")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (t, heads, dh)
-    if q.is_cuda:
-        if torch.is_autocast_enabled("cuda"):  # as torch's own attention does
-            q, k, v = (x.to(torch.get_autocast_dtype("cuda")) for x in (q, k, v))
-        if suits_flash(q, k, v, segments, dropout, softcap):
-            return flash(q, k, v, segments, scaling, sliding_window)[None].to(query.dtype), None
-    return in_rectangles(q, k, v, segments, scaling, dropout, sliding_window, softcap)[None], None
+    if q.is_cuda and torch.is_autocast_enabled("cuda"):  # as torch's own attention does
+        q, k, v = (x.to(torch.get_autocast_dtype("cuda")) for x in (q, k, v))
+    width = v.shape[-1]
+    if segments.log_gate is not None and softcap is None:
+        scaling = scale_of(q, scaling)
+        q, k, v = widened(q, k, v, segments.log_gate[:, None], scaling)
+    if q.is_cuda and suits_flash(q, k, v, segments, dropout, softcap):
+        read = flash(q, k, v, segments, scaling, sliding_window).to(query.dtype)
+    else:
+        read = in_rectangles(q, k, v, segments, scaling, dropout, sliding_window, softcap)
+    return read[..., :width][None], None
 
 
 def suits_flash(
@@ -235,16 +249,20 @@ def in_rectangles(
     window: int | None,
     softcap: float | None,
 ) -> Float[Tensor, "t h dh"]:
-    """Any device and precision."""
+    """Any device and precision. Gates are already in the keys, but where a softcap would bound them too."""
     dtype = q.dtype
     if q.device.type == "cpu" and dtype == torch.bfloat16:
         q, k, v = q.float(), k.float(), v.float()
     cells, outputs, start = segments.cells, [], 0
     q, k, v = (_ToCells.apply(x, cells) for x in (q, k, v))
+    log_gate = None
+    if segments.log_gate is not None and softcap is not None:
+        log_gate = _ToCells.apply(segments.log_gate.to(q.dtype), cells)
     for rectangle in segments.rectangles:
         shape, end = rectangle.index.shape, start + rectangle.index.numel()
         rows = (x[start:end].unflatten(0, shape).transpose(1, 2) for x in (q, k, v))  # (s, heads, length, dh)
-        out = causal(*rows, scaling, dropout, window, softcap, rectangle.sees)
+        gates = None if log_gate is None else log_gate[start:end].view(shape)
+        out = causal(*rows, scaling, dropout, window, softcap, rectangle.sees, gates)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
         start = end
     together = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
@@ -260,26 +278,20 @@ def causal(
     window: int | None,
     softcap: float | None,
     sees: Bool[Tensor, "s length length"] | None = None,
+    log_gate: Float[Tensor, "s length"] | None = None,
 ) -> Tensor:
     """Plain causal attention of a rectangle, with the two variations that decoders in the wild have, and with positions
     that see each other both ways, also beyond a sliding window, as in Gemma 3.
     """
     length = q.shape[2]
-    if sees is None and softcap is None and (window is None or window >= length):
+    if sees is None and softcap is None and log_gate is None and (window is None or window >= length):
         gqa = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=gqa)
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     distance = torch.arange(length, device=q.device)[:, None] - torch.arange(length, device=q.device)
     allowed = (distance >= 0) & (distance < (window or length))
     if sees is not None:
         allowed = (allowed | sees)[:, None]
-    if softcap is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout, scale=scaling)
-    logits = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-    logits = softcap * torch.tanh(logits / softcap)
-    weights = logits.masked_fill(~allowed, float("-inf")).softmax(-1, dtype=torch.float32).to(q.dtype)
-    return F.dropout(weights, dropout) @ v
+    return dense(q, k, v, allowed, scaling, dropout, softcap, log_gate)
 
 
 AttentionInterface.register(NAME, segment_attention)

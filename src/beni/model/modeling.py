@@ -325,6 +325,14 @@ class BeniForConditionalGeneration(PreTrainedModel):
             stage: Stage = build_stage(self.config.parts[group], tokens=tokens, dim_out=self.llm.hidden_size, **known)
             stage.init_weights()
         self.specs[group] = stage.spec(tokens)
+        if tokens.gated and not self.specs[group].gated and "log_gate" not in stage.reads:
+            raise CompositionError(
+                "E-GATE",
+                f"the tokens before {group}={type(stage).__name__} are gated, and it merges tokens without a look at "
+                "their gates: closed ones would come back",
+                groups=("selector", group),
+                fix="set resampler=none, or resampler=perceiver, which reads gates",
+            )
         return stage
 
     def _check_views(self) -> None:

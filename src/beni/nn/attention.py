@@ -1,4 +1,4 @@
-"""Cross-attention with grouped key/value heads (GQA, arXiv 2305.13245)."""
+"""Cross-attention with grouped key/value heads (GQA, arXiv 2305.13245), and attention with gates on its keys."""
 
 from __future__ import annotations
 
@@ -7,6 +7,35 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from beni.nn.gates import is_open, widened
+
+
+def attend(
+    q: Float[Tensor, "b h q dh"],
+    k: Float[Tensor, "b kv k dh"],
+    v: Float[Tensor, "b kv k dv"],
+    mask: Bool[Tensor, "b k"] | None = None,
+    log_gate: Float[Tensor, "b k"] | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "b h q dv"]:
+    """Queries attend to keys, none of which is before another.
+
+    Args:
+        mask: True where a key may be attended to.
+        log_gate: is added to the logits of each key. Where that closes all that a row may attend to, its queries read
+            zeros: a closed token has no influence, also where nothing else is left.
+        dropout: probability in [0, 1), on the attention weights.
+    """
+    shown = None if mask is None else mask[:, None, None, :]
+    gqa = q.shape[1] != k.shape[1]
+    if log_gate is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=shown, dropout_p=dropout, enable_gqa=gqa)
+    scale = q.shape[-1] ** -0.5
+    wide = widened(q, k, v, log_gate[:, None], scale)
+    read = F.scaled_dot_product_attention(*wide, attn_mask=shown, dropout_p=dropout, scale=scale, enable_gqa=gqa)
+    legible = is_open(log_gate) if mask is None else is_open(log_gate) & mask
+    return read[..., : v.shape[-1]].masked_fill(~legible.any(1)[:, None, None, None], 0.0)
 
 
 class GroupedQueryAttention(nn.Module):
@@ -49,21 +78,15 @@ class GroupedQueryAttention(nn.Module):
         mask: Bool[Tensor, "b k"] | None = None,
         dropout: float = 0.0,
         values: Float[Tensor, "b k c"] | None = None,
+        log_gate: Float[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b q d"]:
         """``mask`` is True where a context position may be attended to; ``values`` are read where they differ from the
-        context that gives the keys.
+        context that gives the keys; ``log_gate`` is as in ``attend``.
         """
         q = self.q_norm(self._heads(self.q_proj(queries), self.num_heads))
         k = self.k_norm(self._heads(self.k_proj(context), self.num_kv_heads))
         v = self._heads(self.v_proj(context if values is None else values), self.num_kv_heads)
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=None if mask is None else mask[:, None, None, :],
-            dropout_p=dropout if self.training else 0.0,
-            enable_gqa=self.num_kv_heads != self.num_heads,
-        )
+        out = attend(q, k, v, mask, log_gate, dropout if self.training else 0.0)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:

@@ -79,8 +79,9 @@ class QFormerEncoder(nn.Module):
         query_mask: Bool[Tensor, "i m"] | None = None,
         text: Float[Tensor, "i t d"] | None = None,
         text_mask: Bool[Tensor, "i t"] | None = None,
+        log_gate: Float[Tensor, "i n"] | None = None,
     ) -> Float[Tensor, "i m d"]:
-        """Masks are True at what is real; without one all of it is."""
+        """Masks are True at what is real; without one all of it is. ``log_gate`` is added to the logits of context."""
         m = queries.shape[1]
         x, mask = queries, query_mask
         if text is not None and text_mask is not None:
@@ -89,7 +90,7 @@ class QFormerEncoder(nn.Module):
             mask = torch.cat([seen, text_mask], 1)
         x = self.dropout(self.norm(x))
         for layer in self.layers:
-            x = layer(x, m, mask, context, context_mask)
+            x = layer(x, m, mask, context, context_mask, log_gate)
         return x[:, :m]
 
 
@@ -124,11 +125,12 @@ class QFormerLayer(nn.Module):
         mask: Bool[Tensor, "i k"] | None,
         context: Float[Tensor, "i n c"],
         context_mask: Bool[Tensor, "i n"],
+        log_gate: Float[Tensor, "i n"] | None = None,
     ) -> Float[Tensor, "i _ d"]:
         x = self.self_norm(x + self.dropout(self.self_attn(x, x, mask, self.rate)))
         queries, text = x[:, :m], x[:, m:]
         if self.cross_attn is not None and self.cross_norm is not None:
-            read = self.cross_attn(queries, context, context_mask, self.rate)
+            read = self.cross_attn(queries, context, context_mask, self.rate, log_gate=log_gate)
             queries = self.cross_norm(queries + self.dropout(read))
         queries = self.mlp_norm(queries + self.dropout(self.mlp(queries)))
         if self.text_mlp is None or self.text_norm is None:

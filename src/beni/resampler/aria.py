@@ -8,13 +8,15 @@ drawn from N(0, 1/d). It takes as many of them as a table says for the number of
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
 from beni.nn.attention import GroupedQueryAttention
 from beni.nn.mlp import FeedForward
 from beni.nn.queries import draw_layers, draw_stacked, head_dim_of, queried, queried_spec
-from beni.stage import Stage, StageContext
+from beni.stage import Reads, Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 
 
@@ -30,6 +32,8 @@ class Aria(Stage):
     Raises:
         CompositionError: E-HEADS when ``num_heads`` does not divide the width.
     """
+
+    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
 
     def __init__(self, tokens: TokenSpec, dim_out: int, *, num_queries: int, num_heads: int) -> None:
         super().__init__()
@@ -49,8 +53,8 @@ class Aria(Stage):
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         x = self.context_norm(tokens.x)
         queries = self.q_proj(self.query_norm(self.queries)).expand(len(x), -1, -1)
-        read = self.linear(self.attention(queries, self.k_proj(x), tokens.mask, values=self.v_proj(x)))
-        return queried(self.mlp(self.norm(read)), tokens)
+        read = self.attention(queries, self.k_proj(x), tokens.mask, values=self.v_proj(x), log_gate=tokens.log_gate)
+        return queried(self.mlp(self.norm(self.linear(read))), tokens)
 
     def init_weights(self) -> None:
         nn.init.normal_(self.queries, std=self.queries.shape[1] ** -0.5)

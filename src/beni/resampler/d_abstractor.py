@@ -5,7 +5,8 @@ equal to 1e-5 in fp32 and 1e-10 in fp64 to ``transformers``' ``DeformableDetrDec
 that model draws its own. A query's reference point is free, as there: one that leaves the picture reads zeros.
 Deviations: grids need not be square, nor that of the queries, and a single row or column of queries starts in the
 middle, there at the border; other grids than that of the positions resize them; places and sampling are in fp32 and the
-rest in the dtype of the tokens, there all is in fp32.
+rest in the dtype of the tokens, there all is in fp32. Gates are not read: where a query looks and how much each place
+weighs follows from the query alone, so there are no logits of a token to add them to.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from beni.errors import CompositionError
 from beni.nn.attention import GroupedQueryAttention
 from beni.nn.positions import positions_at, sincos_table
 from beni.nn.queries import centres, draw_layers, draw_stacked, head_dim_of, queried, queried_spec
-from beni.stage import Stage, StageContext
+from beni.stage import Reads, Stage, StageContext
 from beni.types import Nested, TokenSpec, VisualTokens
 
 EPS = 1e-6
@@ -43,6 +44,8 @@ class Mqt(Stage):
         CompositionError: E-SQUARE when ``max_queries`` is no square, E-TOKENS when ``num_queries`` is not one of them,
             E-HEADS when ``num_heads`` does not divide the width, E-DIM when 4 does not.
     """
+
+    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
 
     def __init__(
         self,
@@ -99,7 +102,7 @@ class Mqt(Stage):
         queries = self.query_norm(self.queries[:m] + table.flatten(1).T[:m].to(x.dtype)).expand(len(x), -1, -1)
         positions = positions_at(table, tokens)
         keys = self.key_norm(x + positions if self.key_content else positions).expand(len(x), -1, -1)
-        read = self.attention(queries, keys, tokens.mask, values=self.value_norm(x))
+        read = self.attention(queries, keys, tokens.mask, values=self.value_norm(x), log_gate=tokens.log_gate)
         made = queried(self.proj(read), tokens, centres(self.side, x.device)[:m])
         if set(numbers) == {m}:
             return made

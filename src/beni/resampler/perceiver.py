@@ -8,9 +8,10 @@ are drawn from N(0, 1/d) and the residual branches start smaller by 1/sqrt(2 dep
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from beni.nn.attention import GroupedQueryAttention
 from beni.nn.mlp import SwiGLU
 from beni.nn.norms import RMSNorm
 from beni.nn.queries import draw_layers, queried, queried_spec
-from beni.stage import Stage, StageContext
+from beni.stage import Reads, Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 
 
@@ -41,6 +42,8 @@ class Perceiver(Stage):
         CompositionError: E-HEADS when ``num_kv_heads`` does not divide ``num_heads``; E-DIM when ``hidden_size``
             differs from the width of the incoming tokens.
     """
+
+    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
 
     def __init__(
         self,
@@ -86,7 +89,7 @@ class Perceiver(Stage):
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         latents = self.latents.to(tokens.x.dtype).expand(tokens.x.shape[0], -1, -1)
         for layer in self.layers:
-            latents = layer(latents, tokens.x, tokens.mask)
+            latents = layer(latents, tokens.x, tokens.mask, tokens.log_gate)
         return queried(self.norm(latents), tokens)
 
     def init_weights(self) -> None:
@@ -113,11 +116,16 @@ class PerceiverLayer(nn.Module):
         self.mlp = SwiGLU(dim, 4 * dim, dim)
 
     def forward(
-        self, latents: Float[Tensor, "i m d"], x: Float[Tensor, "i n d"], mask: Bool[Tensor, "i n"]
+        self,
+        latents: Float[Tensor, "i m d"],
+        x: Float[Tensor, "i n d"],
+        mask: Bool[Tensor, "i n"],
+        log_gate: Float[Tensor, "i n"] | None,
     ) -> Float[Tensor, "i m d"]:
         queries, context = self.input_latents_norm(latents), self.input_context_norm(x)
         if self.concat_latents:
             context = torch.cat([context, queries], dim=1)
             mask = torch.cat([mask, mask.new_ones(queries.shape[:2])], dim=1)
-        latents = latents + self.self_attn(queries, context, mask, self.dropout)
+            log_gate = None if log_gate is None else F.pad(log_gate, (0, queries.shape[1]))
+        latents = latents + self.self_attn(queries, context, mask, self.dropout, log_gate=log_gate)
         return latents + self.mlp(self.post_attention_layernorm(latents))

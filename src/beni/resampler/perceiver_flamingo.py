@@ -9,16 +9,17 @@ twice the height. Without positions of its own the result does not depend on the
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from beni.nn.attention import GroupedQueryAttention
 from beni.nn.mlp import FeedForward
 from beni.nn.queries import draw_layers, queried, queried_spec
-from beni.stage import Stage, StageContext
+from beni.stage import Reads, Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -37,6 +38,8 @@ class PerceiverFlamingo(Stage):
         activation: between the feed-forward layers; ``gelu`` is Flamingo's, ``relu`` that of IDEFICS.
         qk_norm: a LayerNorm on each head of queries and keys, as IDEFICS allows.
     """
+
+    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
 
     def __init__(
         self,
@@ -72,7 +75,7 @@ class PerceiverFlamingo(Stage):
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         latents = self.latents.to(tokens.x.dtype).expand(tokens.x.shape[0], -1, -1)
         for layer in self.layers:
-            latents = layer(latents, tokens.x, tokens.mask)
+            latents = layer(latents, tokens.x, tokens.mask, tokens.log_gate)
         return queried(self.norm(latents), tokens)
 
     def init_weights(self) -> None:
@@ -92,10 +95,15 @@ class FlamingoLayer(nn.Module):
         self.mlp = mlp
 
     def forward(
-        self, latents: Float[Tensor, "i m d"], x: Float[Tensor, "i n d"], mask: Bool[Tensor, "i n"]
+        self,
+        latents: Float[Tensor, "i m d"],
+        x: Float[Tensor, "i n d"],
+        mask: Bool[Tensor, "i n"],
+        log_gate: Float[Tensor, "i n"] | None,
     ) -> Float[Tensor, "i m d"]:
         queries = self.latents_norm(latents)
         context = torch.cat([self.context_norm(x), queries], dim=1)
         mask = torch.cat([mask, mask.new_ones(queries.shape[:2])], dim=1)
-        latents = latents + self.attention(queries, context, mask)
+        log_gate = None if log_gate is None else F.pad(log_gate, (0, queries.shape[1]))
+        latents = latents + self.attention(queries, context, mask, log_gate=log_gate)
         return latents + self.mlp(self.mlp_norm(latents))

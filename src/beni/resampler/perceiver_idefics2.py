@@ -9,13 +9,14 @@ Deviation: the initial weights are those of ``resampler=perceiver``.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 from torch import nn
 
 from beni.nn.mlp import SwiGLU
 from beni.nn.queries import draw_layers
 from beni.resampler.perceiver import Perceiver
-from beni.stage import Stage, StageContext
+from beni.stage import Reads, Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 
 
@@ -31,6 +32,8 @@ class PerceiverIdefics2(Stage):
     Raises:
         CompositionError: E-HEADS when ``num_kv_heads`` does not divide ``num_heads``.
     """
+
+    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
 
     def __init__(
         self,

@@ -9,12 +9,14 @@ trains it on image-text pairs first, without an llm.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
 from beni.nn.qformer import QFormerEncoder
 from beni.nn.queries import draw_layers, head_dim_of, queried, queried_spec
-from beni.stage import Stage, StageContext
+from beni.stage import Reads, Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 
 
@@ -36,6 +38,8 @@ class QFormer(Stage):
         CompositionError: E-HEADS when ``num_heads`` does not divide ``hidden_size``, E-PLACE when
             ``cross_attention_every`` is below 1.
     """
+
+    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
 
     def __init__(
         self,
@@ -70,7 +74,7 @@ class QFormer(Stage):
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         queries = self.queries.to(tokens.x.dtype).expand(tokens.x.shape[0], -1, -1)
-        return queried(self.proj(self.encoder(queries, tokens.x, tokens.mask)), tokens)
+        return queried(self.proj(self.encoder(queries, tokens.x, tokens.mask, log_gate=tokens.log_gate)), tokens)
 
     def init_weights(self) -> None:
         nn.init.normal_(self.queries, std=0.02)

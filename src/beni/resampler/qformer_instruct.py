@@ -40,7 +40,7 @@ class QFormerInstruct(Stage):
             ``cross_attention_every`` is below 1.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"prompt"})
+    reads: ClassVar[frozenset[Reads]] = frozenset({"prompt", "log_gate"})
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class QFormerInstruct(Stage):
         positions = self.prompt_positions[(place - 1).clamp(0, len(self.prompt_positions) - 1)]
         text = self.prompt_proj(prompt.embeds.to(x.dtype)) + positions
         queries = self.queries.to(x.dtype).expand(len(x), -1, -1)
-        read = self.encoder(queries, x, tokens.mask, text=text, text_mask=mask)
+        read = self.encoder(queries, x, tokens.mask, text=text, text_mask=mask, log_gate=tokens.log_gate)
         return queried(self.proj(read), tokens)
 
     def init_weights(self) -> None:

@@ -5,13 +5,15 @@ weights; the model has no paper. The Q-Former is that of BLIP-2 (arXiv 2301.1259
 Queries start from the patches they replace, averaged, so the result stays a picture with rows and columns.
 Deviations: any grid, not only a square one; where the window does not divide a side, the last windows are smaller and
 queries that would have no patch are left out. The reference's variant that starts from one corner of each 2x2 block
-instead of the average, for features injected between layers of the llm, is not here.
+instead of the average, for features injected between layers of the llm, is not here. Gates weigh the average that a
+query starts from as they weigh the patches that it reads.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +21,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from beni.errors import CompositionError
+from beni.nn.gates import open_mean
 from beni.nn.grid import grid_of, regrid, to_map
 from beni.nn.qformer import QFormerEncoder
 from beni.nn.queries import draw_layers, head_dim_of
-from beni.stage import Stage, StageContext
+from beni.stage import Reads, Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 
 NO_PATCH = 1e-6
@@ -46,6 +49,8 @@ class QFormerWindow(Stage):
         CompositionError: E-GRID when the tokens form no dense grid, E-DIV when ``side`` exceeds ``window``, E-HEADS
             when ``num_heads`` does not divide the width.
     """
+
+    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
 
     def __init__(
         self,
@@ -102,13 +107,20 @@ class QFormerWindow(Stage):
         real = self._padded(to_map(tokens.with_features(facts)))
         share, size, yx = F.adaptive_avg_pool2d(real, cells).split((1, 1, 2), 1)
         share = share.clamp(min=NO_PATCH)
-        means = F.adaptive_avg_pool2d(patches, cells) / share.to(patches.dtype)  # of the real patches of each cell
+        log_gate = None
+        if tokens.log_gate is None:
+            means = F.adaptive_avg_pool2d(patches, cells) / share.to(patches.dtype)  # of the real patches of each cell
+        else:
+            gates = to_map(tokens.with_features(tokens.log_gate[..., None]))
+            seen = open_mean(features.movedim(1, -1), gates[:, 0], lambda x: self._pooled(x, cells))
+            means, log_gate = seen.movedim(-1, 1), _split(self._padded(gates), self.window)[..., 0]
 
         read = self.encoder(
             _split(means, self.side) + self.queries,
             self.dropout(_split(patches, self.window) + self.positions),
             _split(real[:, :1], self.window)[..., 0] > 0,
             _split(share, self.side)[..., 0] > NO_PATCH,
+            log_gate=log_gate,
         )
         x = _join(self.proj(self.dropout(read)), windows)
 
@@ -125,6 +137,9 @@ class QFormerWindow(Stage):
     def _cells(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of queries that have a patch."""
         return math.ceil(grid[0] * self.side / self.window), math.ceil(grid[1] * self.side / self.window)
+
+    def _pooled(self, x: Float[Tensor, "i rows columns c"], cells: tuple[int, int]) -> Float[Tensor, "i _ _ c"]:
+        return F.adaptive_avg_pool2d(self._padded(x.movedim(-1, 1)), cells).movedim(1, -1)
 
     def _padded(self, x: Float[Tensor, "i c rows columns"]) -> Float[Tensor, "i c _ _"]:
         return F.pad(x, (0, -x.shape[3] % self.window, 0, -x.shape[2] % self.window))

@@ -8,7 +8,7 @@ The norm and the matrix after the attention, which the release keeps in the visi
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from beni.errors import CompositionError
 from beni.nn.attention import GroupedQueryAttention
 from beni.nn.positions import positions_at, sincos_table
 from beni.nn.queries import centres, draw_layers, draw_stacked, head_dim_of, queried, queried_spec
-from beni.stage import Stage, StageContext
+from beni.stage import Reads, Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 
 HEAD_DIM = 128
@@ -38,6 +38,8 @@ class QwenVL(Stage):
     Raises:
         CompositionError: E-HEADS when ``num_heads`` does not divide the llm's width, E-DIM when 4 does not.
     """
+
+    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
 
     def __init__(self, tokens: TokenSpec, dim_out: int, *, side: int, num_heads: int | Literal["auto"]) -> None:
         super().__init__()
@@ -65,7 +67,8 @@ class QwenVL(Stage):
         x = self.kv_norm(self.kv_proj(tokens.x))
         table = sincos_table((self.side, self.side), self.proj.in_features, x.device)
         queries = (self.query_norm(self.queries) + table.flatten(1).T.to(x.dtype)).expand(len(x), -1, -1)
-        read = self.attention(queries, x + positions_at(table, tokens).to(x.dtype), tokens.mask, values=x)
+        keys = x + positions_at(table, tokens).to(x.dtype)
+        read = self.attention(queries, keys, tokens.mask, values=x, log_gate=tokens.log_gate)
         return queried(self.proj(self.norm(read)), tokens, centres(self.side, x.device))
 
     def init_weights(self) -> None:

@@ -4,25 +4,27 @@ Reference: ``VisionCrossAttentionLayer`` of Cambrian's ``vision_sampler.py``, an
 No class of it can be loaded, so the tests derive its result cell by cell. Weights are drawn as there. Deviations: grids
 need not be square; all groups of queries have one side, there each may have its own; there are no masks for the padding
 of a picture to a square; the newline after each row is left to the views, and further layers inside the llm to the
-fusion. With one encoder the tokens themselves are the only source.
+fusion. With one encoder the tokens themselves are the only source. Gates weigh the overview as they weigh the tokens
+that a query reads; a cell that is closed altogether gives zeros.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from beni.errors import CompositionError
+from beni.nn.attention import attend
 from beni.nn.conv import init_as_torch
+from beni.nn.gates import open_mean
 from beni.nn.grid import grid_of, regrid, space_to_depth
 from beni.nn.mlp import FeedForward
 from beni.nn.queries import head_dim_of
-from beni.stage import Stage, StageContext
+from beni.stage import Reads, Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 
 PART = "resampler=sva"
@@ -47,9 +49,11 @@ class Sva(Stage):
 
     Raises:
         CompositionError: E-GRID when the tokens or a source form no dense grid, E-DIV when the grid of the queries does
-            not divide that of a source, E-HEADS when ``num_heads`` does not divide ``hidden_size``, E-DEPTH when
-            ``depth`` or ``groups`` is below 1.
+            not divide that of a source, E-GATE when the tokens are gated and a source is not, E-HEADS when
+            ``num_heads`` does not divide ``hidden_size``, E-DEPTH when ``depth`` or ``groups`` is below 1.
     """
+
+    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
 
     def __init__(
         self,
@@ -87,6 +91,13 @@ class Sva(Stage):
         self.proj = FeedForward(groups * dim, dim_out, dim_out, nn.GELU(), bias=True)
 
     def spec(self, tokens: TokenSpec) -> TokenSpec:
+        if tokens.gated and not all(source.gated for source in tokens.sources):
+            raise CompositionError(
+                "E-GATE",
+                f"{PART} reads the tokens of each encoder, and the gates are on what was made of them",
+                groups=("selector", "resampler"),
+                fix="set resampler=perceiver, or a selector without gates",
+            )
         return replace(regrid(tokens, self.grid, self.proj.fc2.out_features), space="llm")
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
@@ -97,20 +108,32 @@ class Sva(Stage):
                 f"sva reads sources on grids of {self.grids}, it was given {grids}, tokens on {tokens.grid}"
             )
         seen = [source.with_features(project(source.x)) for source, project in zip(sources, self.inputs, strict=True)]
-        overview = seen[0].x.mean(1, keepdim=True)
-        cells = [
-            space_to_depth(source, (rows, columns)).x.unflatten(2, (rows * columns, -1))
-            for source, (rows, columns) in zip(seen, self.cells, strict=True)
-        ]
+        first = seen[0]
+        if first.log_gate is None:
+            overview = first.x.mean(1, keepdim=True)
+        else:
+            overview = open_mean(first.x, first.log_gate, lambda x: x.mean(1, keepdim=True))
+        cells = self._in_cells(seen)
+        log_gate = None
+        if any(source.log_gate is not None for source in seen):
+            gates = [source.size * 0.0 if source.log_gate is None else source.log_gate for source in seen]
+            placed = [source.with_features(gate[..., None]) for source, gate in zip(seen, gates, strict=True)]
+            log_gate = torch.cat([cell[..., 0] for cell in self._in_cells(placed)], 2)
         made = []
         for query, layers in zip(self.queries, self.groups, strict=True):
             x = query.to(overview.dtype).expand(*cells[0].shape[:2], -1)
             for layer in layers:
-                x = layer(x, overview, cells)
+                x = layer(x, overview, cells, log_gate)
             made.append(x)
         out = VisualTokens.dense(self.proj(torch.cat(made, -1)), self.grid)
         share = tokens.size.sum(1, keepdim=True) / out.x.shape[1]
         return replace(out, size=share.expand_as(out.size).to(torch.float32))
+
+    def _in_cells(self, sources: list[VisualTokens]) -> list[Float[Tensor, "i m _ d"]]:
+        return [
+            space_to_depth(source, (rows, columns)).x.unflatten(2, (rows * columns, -1))
+            for source, (rows, columns) in zip(sources, self.cells, strict=True)
+        ]
 
     def init_weights(self) -> None:
         init_as_torch(self)
@@ -167,7 +190,11 @@ class AggregatorLayer(nn.Module):
         self.mlp = FeedForward(dim, dim, dim, nn.GELU(), bias=False)
 
     def forward(
-        self, queries: Float[Tensor, "i m d"], overview: Float[Tensor, "i 1 d"], cells: list[Float[Tensor, "i m _ d"]]
+        self,
+        queries: Float[Tensor, "i m d"],
+        overview: Float[Tensor, "i 1 d"],
+        cells: list[Float[Tensor, "i m _ d"]],
+        log_gate: Float[Tensor, "i m k"] | None = None,
     ) -> Float[Tensor, "i m d"]:
         shown = self.overview_proj(overview).expand_as(queries)
         asked = self.input_proj(torch.cat([queries, shown], -1))
@@ -175,7 +202,7 @@ class AggregatorLayer(nn.Module):
             cell + self.positions[str(j)].to(cell.dtype) if str(j) in self.positions else cell
             for j, cell in enumerate(cells)
         ]
-        return queries + self.mlp(self.norm(asked + self.attention(asked, placed)))
+        return queries + self.mlp(self.norm(asked + self.attention(asked, placed, log_gate)))
 
 
 class SourcesAttention(nn.Module):
@@ -189,11 +216,16 @@ class SourcesAttention(nn.Module):
         self.values = nn.ModuleList(normed_linear(dim) for _ in range(sources))
         self.o_proj = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, queries: Float[Tensor, "i m d"], cells: list[Float[Tensor, "i m _ d"]]) -> Float[Tensor, "i m d"]:
+    def forward(
+        self,
+        queries: Float[Tensor, "i m d"],
+        cells: list[Float[Tensor, "i m _ d"]],
+        log_gate: Float[Tensor, "i m k"] | None = None,
+    ) -> Float[Tensor, "i m d"]:
         keys = torch.cat([project(cell) for project, cell in zip(self.keys, cells, strict=True)], 2)
         values = torch.cat([project(cell) for project, cell in zip(self.values, cells, strict=True)], 2)
         q, k, v = (self._heads(x) for x in (self.query(queries)[:, :, None], keys, values))
-        read = F.scaled_dot_product_attention(q, k, v)  # (i * m, h, 1, dh)
+        read = attend(q, k, v, log_gate=None if log_gate is None else log_gate.flatten(0, 1))  # (i * m, h, 1, dh)
         return self.o_proj(read.flatten(1).view_as(queries))
 
     def _heads(self, x: Float[Tensor, "i m k d"]) -> Float[Tensor, "im h k dh"]:

@@ -4,24 +4,26 @@ Reference: ``TokenPacker`` of the paper's ``multimodal_projector/builder.py``. N
 tests derive its result region by region with ``torch.nn.MultiheadAttention``. Weights are drawn as there. The further
 layers come from the vision encoder (``vision.levels``; published: hidden states 12, 16, 22 and 23 of CLIP ViT-L/14,
 beside the second-last as features). Deviations: grids need not be square, and widths are those of the encoder and of
-the llm, there 1024 and 4096.
+the llm, there 1024 and 4096. Gates weigh the tokens that a coarse one is made of, as they weigh those that it reads.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from beni.errors import CompositionError
 from beni.nn.attention import GroupedQueryAttention
+from beni.nn.gates import open_mean
 from beni.nn.grid import grid_of, regrid, space_to_depth, to_map
 from beni.nn.mlp import FeedForward
 from beni.nn.queries import draw_layers, draw_stacked, head_dim_of
-from beni.stage import Stage, StageContext
+from beni.stage import Reads, Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 
 PART = "resampler=tokenpacker"
@@ -42,6 +44,8 @@ class TokenPacker(Stage):
         CompositionError: E-GRID when the tokens form no dense grid, E-DIV when ``s`` does not divide it, E-LEVELS when
             no further layers come along, E-HEADS when ``num_heads`` does not divide ``hidden_size``.
     """
+
+    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
 
     def __init__(
         self, tokens: TokenSpec, dim_out: int, *, s: int, hidden_size: int | Literal["auto"], num_heads: int
@@ -75,7 +79,14 @@ class TokenPacker(Stage):
         coarse = coarse_grid((features.shape[2], features.shape[3]), self.s)
         # bf16 interpolates with weights of bf16 on CPU
         wide = features if features.dtype == torch.float64 else features.float()
-        coarse_map = F.interpolate(wide, coarse, mode="bilinear", align_corners=False).to(features.dtype)
+        log_gate = None if tokens.log_gate is None else tokens.log_gate.to(wide.dtype)
+        if log_gate is None:
+            coarse_map = resized(wide, coarse)
+        else:
+            gates = to_map(tokens.with_features(log_gate[..., None]))[:, 0]
+            seen = open_mean(wide.movedim(1, -1), gates, lambda x: resized(x.movedim(-1, 1), coarse).movedim(1, -1))
+            coarse_map = seen.movedim(-1, 1)
+        coarse_map = coarse_map.to(features.dtype)
         queries = self.query_norm(self.query_proj(coarse_map.flatten(2).transpose(1, 2)))
         keys = self._regions(tokens, self.key_norm(self.key_mlp(tokens.levels)))
         values = self._regions(tokens, self.value_norm(self.value_mlp(tokens.levels)))
@@ -84,6 +95,7 @@ class TokenPacker(Stage):
             queries.flatten(0, 1)[:, None],
             keys.x.unflatten(2, (k, -1)).flatten(0, 1),
             values=values.x.unflatten(2, (k, -1)).flatten(0, 1),
+            log_gate=None if log_gate is None else self._regions(tokens, log_gate[..., None]).x.flatten(0, 1),
         )
         return keys.with_features(self.proj(read.view_as(queries)))
 
@@ -91,8 +103,13 @@ class TokenPacker(Stage):
         draw_layers(self, lambda weight: nn.init.trunc_normal_(weight, std=0.02))
         draw_stacked(self.attention)
 
-    def _regions(self, tokens: VisualTokens, features: torch.Tensor) -> VisualTokens:
+    def _regions(self, tokens: VisualTokens, features: Tensor) -> VisualTokens:
         return space_to_depth(tokens.with_features(features), (self.s, self.s))
+
+
+def resized(features: Float[Tensor, "i d rows columns"], grid: tuple[int, int]) -> Float[Tensor, "i d _ _"]:
+    """The map on another grid, bilinear."""
+    return F.interpolate(features, grid, mode="bilinear", align_corners=False)
 
 
 def coarse_grid(grid: tuple[int, int], s: int) -> tuple[int, int]:

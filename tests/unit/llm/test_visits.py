@@ -130,8 +130,8 @@ def test_a_prompt_that_looks_ahead_generates_with_its_own_sample_and_columns():
     sequence = prompts(llm)
     ahead = replace(sequence, blocks=torch.where(sequence.real, 0, -1), visitors={1: LayerVisitor(before=probe)})
     llm.generate(ahead, **OPTIONS)
-    last = [(int(call.samples[0, -1]), int(call.columns[0, -1])) for _, call in probe.seen]
-    assert set(last) == {(0, 3), (0, 4), (0, 5), (1, 6), (1, 7), (1, 8)}
+    last = [pair for _, call in probe.seen for pair in zip(call.samples[:, -1], call.columns[:, -1], strict=True)]
+    assert {(int(a), int(b)) for a, b in last} == {(0, 3), (0, 4), (0, 5), (1, 6), (1, 7), (1, 8)}
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neox"])  # others compute norms in fp32

@@ -89,8 +89,8 @@ def test_dropout_works_in_training_only(resampler):
 
 
 def test_the_model_is_told_that_only_the_instructed_one_reads_the_prompt(resampler, instructed):
-    assert instructed.reads == {"prompt"}
-    assert not resampler("qformer", SPEC, DIM, **KEYS).reads
+    assert "prompt" in instructed.reads
+    assert "prompt" not in resampler("qformer", SPEC, DIM, **KEYS).reads
 
 
 @torch.no_grad()

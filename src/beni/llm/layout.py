@@ -1,0 +1,39 @@
+"""What an llm can be asked for: samples packed into one row, positions that look ahead, gates on visual tokens."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from beni.errors import CompositionError
+from beni.llm.base import Llm
+
+Layout = Literal["packed", "padded"]
+
+
+def layout_of(llm: Llm, wanted: Layout, *, looks_ahead: bool, gated: bool) -> Layout:
+    """The layout in which the llm can be trained: ``padded`` where it cannot keep packed samples apart.
+
+    Args:
+        looks_ahead: some positions attend to later ones, as fusion says.
+        gated: visual tokens come with gates.
+
+    Raises:
+        CompositionError: E-ATTN when it does not pass beni's attention on, and positions look ahead or have gates.
+    """
+    more_than_causal = looks_ahead or gated
+    apart = not (wanted == "packed" or more_than_causal) or llm.capabilities.packed
+    if not more_than_causal or (apart and llm.capabilities.gates):
+        return wanted if apart else "padded"
+    if looks_ahead:
+        raise CompositionError(
+            "E-ATTN",
+            f"{llm.describe().kind} does not pass beni's segment attention on, so no position of it can look ahead",
+            groups=("fusion", "llm"),
+            fix="set fusion.image_attention=causal",
+        )
+    raise CompositionError(
+        "E-ATTN",
+        f"{llm.describe().kind} does not pass beni's attention on, so gates on visual tokens do not reach it",
+        groups=("selector", "llm"),
+        fix="choose another llm, for instance llm=qwen3, or resampler=perceiver, which reads the gates",
+    )
