@@ -147,7 +147,7 @@ class HFLlm(Llm):
     def rehearsal(self, embeds: Float[Tensor, "1 t d"], label_rows: int) -> Callable[[], Float[Tensor, "1 k v"]]:
         if self._masked is None:
             self._masked = prepare_rehearsal(self.model, self.hidden_size)
-        return partial(rehearse, self.model, embeds, label_rows, self._masked)
+        return partial(self._rehearsed, embeds, label_rows, self._masked)
 
     def load_pretrained(self) -> None:
         if self.name is None:
@@ -162,6 +162,10 @@ class HFLlm(Llm):
                 self.name, attn_implementation=self.attn_implementation, dtype=torch.float32, trust_remote_code=False
             )
         self.config = self.model.config  # what was loaded decides, should llm.architecture differ in a detail
+
+    def _rehearsed(self, embeds: Float[Tensor, "1 t d"], label_rows: int, masked: bool) -> Float[Tensor, "1 k v"]:
+        with self._visited(Sequence.plain(embeds)):
+            return rehearse(self.model, embeds, label_rows, masked)
 
     def resolved(self) -> dict[str, Any]:
         return {"architecture": self.config.to_diff_dict() | {"model_type": self.config.model_type}}

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from beni.llm.hf import HFLlm
+from beni.measure.flops import count_flops
 from beni.training.blocks import compile_blocks, recompute
 from beni.types import LayerVisitor, Sequence
 from support.families import EAGER, LLMS
@@ -227,6 +228,14 @@ def test_samples_have_the_same_logits_packed_padded_and_alone():
         joined = llm(replace(padded, visitors=visitors_of(weight)).end_to_end()[0])
         torch.testing.assert_close(joined[0], visited[padded.real], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(joined, llm(replace(row, visitors=visitors_of(weight))), rtol=0, atol=0)
+
+
+def test_a_rehearsal_counts_what_visitors_compute():
+    with torch.device("meta"):
+        llm, weight, embeds = make("llama"), torch.empty(32, 32), torch.empty(1, 10, 32)
+    plain = count_flops(llm.rehearsal(embeds, 1))
+    with llm.around_layers(visitors_of(weight)):
+        assert count_flops(llm.rehearsal(embeds, 1)) == plain + 2 * (2 * 10 * 32 * 32)
 
 
 def test_positions_are_numbered_in_either_layout():
