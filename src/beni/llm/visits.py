@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any, TypeGuard
 
@@ -20,6 +20,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from beni.llm.forward import with_forward
 from beni.types import LayerCall, LayerVisitor
 
 
@@ -100,18 +101,11 @@ def visited(
     layers: Sequence[nn.Module], visitors: Sequence[Mapping[int, LayerVisitor]], places: Places
 ) -> Iterator[None]:
     """Inside the block the layers have the visitors around them, those of the first mapping outermost."""
-    chosen = sorted({index for mapping in visitors for index in mapping})
-    before = {index: vars(layers[index]).get("forward") for index in chosen}
-    for index in chosen:
-        own = tuple(mapping[index] for mapping in visitors if index in mapping)
-        layers[index].forward = VisitedForward(layers[index], own, places)
-    try:
+    with ExitStack() as replaced:
+        for index in sorted({index for mapping in visitors for index in mapping}):
+            own = tuple(mapping[index] for mapping in visitors if index in mapping)
+            replaced.enter_context(with_forward(layers[index], VisitedForward(layers[index], own, places)))
         yield
-    finally:
-        for index, forward in before.items():
-            del layers[index].forward
-            if forward is not None:
-                layers[index].forward = forward
 
 
 def require_layers(visitors: Mapping[int, LayerVisitor], depth: int) -> None:
