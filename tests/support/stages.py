@@ -48,9 +48,6 @@ class Gated(Stage):
         low = first < first.mean(1, keepdim=True) - 0.5 * first.std(1, keepdim=True)
         return replace(tokens, log_gate=gates.masked_fill(low, -torch.inf))
 
-    def flops(self, tokens: TokenSpec) -> int:
-        return 2 * tokens.n * tokens.dim
-
     def init_weights(self) -> None:
         nn.init.normal_(self.direction)
 

@@ -62,7 +62,8 @@ def widened(
         scale: what attention multiplies the products by.
     """
     device = q.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else q.dtype
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not on meta
+    dtype = torch.get_autocast_dtype(device) if casts else q.dtype
     constant = 2.0 ** round(-math.log2(scale))  # exact in any precision, and near what keeps the key's channel small
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     number = (log_gate.to(wide).clamp(min=CLOSED) / (constant * scale)).expand(k.shape[:-1])

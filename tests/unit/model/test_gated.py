@@ -10,6 +10,8 @@ import torch
 from beni.data.batch.collate import collate
 from beni.errors import CompositionError
 from beni.model.build import build
+from beni.model.costing.counts import Costs
+from beni.model.costing.table import propagate
 from beni.training.blocks import recompute
 from beni.types import ImageInputs
 
@@ -143,6 +145,15 @@ def test_gates_behind_several_encoders_are_refused_where_the_encoders_are_read_o
     assert not sva.spec(with_gates(spec)).gated
     with pytest.raises(CompositionError, match="E-GATE"):
         sva.spec(replace(spec, gated=True))
+
+
+def test_a_resampler_that_reads_gates_is_counted_with_them(gated, tiny_run):
+    twins = [propagate(run) for run in (gated(*PERCEIVER), tiny_run(*FINE, *PERCEIVER))]
+    layout = twins[0].views.extremes()[0]
+    with_gates, without = (Costs(twin, 0).prefill(layout, 32, 1)["resampler"] for twin in twins)
+    latents, heads, depth, channels = 3, 2, twins[0].config.parts["resampler"]["depth"], 8
+    keys = twins[0].specs["selector"].n + latents
+    assert with_gates - without == depth * 2 * 2 * heads * latents * keys * channels  # logits, and what is read
 
 
 def test_a_run_whose_llm_cannot_be_told_of_gates_ends_before_it_begins(gated, monkeypatch):

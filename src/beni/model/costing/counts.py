@@ -342,6 +342,7 @@ def _tokens(spec: TokenSpec, wants_gradient: bool) -> VisualTokens:
     with torch.device("meta"):
         x = torch.empty(1, spec.n, spec.dim, requires_grad=wants_gradient)
         levels = torch.empty(1, spec.n, spec.levels, requires_grad=wants_gradient) if spec.levels else None
+        log_gate = torch.empty(1, spec.n) if spec.gated else None
         dense = VisualTokens.dense(x, spec.grid or (1, spec.n))
     sources = tuple(_tokens(source, wants_gradient) for source in spec.sources)
-    return replace(dense, grid=spec.grid, levels=levels, sources=sources)
+    return replace(dense, grid=spec.grid, levels=levels, sources=sources, log_gate=log_gate)
