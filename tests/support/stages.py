@@ -76,3 +76,28 @@ class Rated(Stage):
 
     def init_weights(self) -> None:
         nn.init.normal_(self.direction)
+
+
+class Attended(Stage):
+    """A selector that keeps the two tokens to which the encoder pays most attention, and remembers what it read."""
+
+    reads = frozenset({"attn", "keys"})
+
+    def __init__(self, tokens: TokenSpec) -> None:
+        super().__init__()
+        self.seen: list[VisualTokens] = []
+
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        return replace(tokens, n=2, grid=None, sources=())
+
+    def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        if tokens.attn is None:
+            raise ValueError("no attention came along")
+        self.seen.append(tokens)
+        return tokens.gather(tokens.attn.topk(2, dim=1).indices.sort(1).values)
+
+    def flops(self, tokens: TokenSpec) -> int:
+        return 0
+
+    def init_weights(self) -> None:
+        """Nothing to draw."""

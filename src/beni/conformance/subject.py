@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -118,7 +119,7 @@ class Subject:
     def tokens(self, images: int = IMAGES, seed: int = 0, spec: TokenSpec | None = None) -> VisualTokens:
         """Random tokens of the spec."""
         generator = torch.Generator().manual_seed(derive(seed, "tokens"))
-        return _draw(spec or self.spec, images, generator)
+        return VisualTokens.drawn(spec or self.spec, images, partial(torch.randn, generator=generator))
 
     def gates(self, tokens: VisualTokens, seed: int = 0) -> VisualTokens:
         """The tokens, those of each encoder too, with random gates between 1/8 and 8."""
@@ -171,19 +172,6 @@ def find_subject(group: str, node: Mapping[str, Any], dim: int = 32, dim_out: in
     if fallback is not None:
         return fallback
     raise NotMet("it accepts no tokens:\n" + "\n".join(dict.fromkeys(refusals)))
-
-
-def _draw(spec: TokenSpec, images: int, generator: torch.Generator) -> VisualTokens:
-    def features(width: int) -> Tensor:
-        return torch.randn(images, spec.n, width, generator=generator)
-
-    rows, columns = spec.grid or (1, spec.n)
-    return replace(
-        VisualTokens.dense(features(spec.dim), (rows, columns)),
-        grid=spec.grid,
-        levels=features(spec.levels) if spec.levels else None,
-        sources=tuple(_draw(source, images, generator) for source in spec.sources),
-    )
 
 
 def cast(tokens: VisualTokens, dtype: torch.dtype) -> VisualTokens:

@@ -26,7 +26,7 @@ from beni.data.batch.collate import pixel_key, stack_views
 from beni.errors import CompositionError
 from beni.fusion.base import Fusion
 from beni.llm.base import Llm
-from beni.model import adapters, auxiliary, quantized
+from beni.model import adapters, auxiliary, channels, quantized
 from beni.model.configuration import BeniConfig
 from beni.model.context import context_of, embedded
 from beni.model.inputs import BeniOutput, Calls, StepInputs
@@ -83,6 +83,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         self.selector: Stage = self._stage("selector", self.specs["views"])
         self.resampler: Stage = self._stage("resampler", self.specs["selector"])
         self.connector: Stage = self._stage("connector", self.specs["resampler"])
+        self.specs = channels.serve(self.vision, self.stages)
         self.specs["llm"] = self.specs["connector"]
         if self.specs["llm"].dim != self.llm.hidden_size:
             raise CompositionError(

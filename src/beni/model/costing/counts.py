@@ -340,8 +340,7 @@ class _Attention(TorchFunctionMode):
 def _tokens(spec: TokenSpec, wants_gradient: bool) -> VisualTokens:
     """One row of such tokens on the meta device."""
     with torch.device("meta"):
-        x = torch.empty(1, spec.n, spec.dim, requires_grad=wants_gradient)
-        levels = torch.empty(1, spec.n, spec.levels, requires_grad=wants_gradient) if spec.levels else None
-        dense = VisualTokens.dense(x, spec.grid or (1, spec.n))
-    sources = tuple(_tokens(source, wants_gradient) for source in spec.sources)
-    return replace(dense, grid=spec.grid, levels=levels, sources=sources)
+        tokens = VisualTokens.drawn(spec, 1, torch.empty)
+    for features in tokens.features():
+        features.requires_grad_(wants_gradient)
+    return tokens
