@@ -154,7 +154,7 @@ SEEN_INSIDE = LEAVES_OUT | {
 def test_it_gives_side_channels_of_every_token_or_says_that_it_has_none(encoder, option):
     before = encoder(pixels(encoder)).x
     if option[1] not in SEEN_INSIDE:
-        with pytest.raises(CompositionError, match="^E-SIDE "):
+        with pytest.raises(CompositionError, match=r"^E-SIDE "):
             encoder.serve(frozenset({"attn", "keys"}))
         return
     encoder.serve(frozenset({"attn", "keys"}))
@@ -171,7 +171,7 @@ def test_it_gives_side_channels_of_every_token_or_says_that_it_has_none(encoder,
 def test_it_sees_the_patches_it_is_told_to_or_says_that_it_must_see_all(encoder, option):
     images, whole = pixels(encoder), encoder(pixels(encoder))
     if option[1] not in LEAVES_OUT:
-        with pytest.raises(CompositionError, match="^E-KEEP "):
+        with pytest.raises(CompositionError, match=r"^E-KEEP "):
             encoder.serve(frozenset({"keep"}))
         return
     encoder.serve(frozenset({"keep"}))

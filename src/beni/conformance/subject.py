@@ -25,6 +25,9 @@ from beni.types import Prompt, TokenSpec, VisualTokens
 
 GRIDS = ((3, 4), (4, 4), (4, 8), (8, 8), (12, 12))
 IMAGES = 3
+KEYS = 8
+"""Width of an encoder's keys."""
+
 PROMPT_LENGTHS = (5, 3, 4)
 """Real positions of the prompt of each image; one is shorter, so that prompts are padded too."""
 
@@ -116,6 +119,12 @@ class Subject:
         with torch.device("meta"):
             return self.built().spec(self.spec).n
 
+    def with_channels(self, spec: TokenSpec) -> TokenSpec:
+        """The same tokens with the side channels of an encoder that the stage reads."""
+        with torch.device("meta"):
+            reads = self.built(spec).reads
+        return replace(spec, attn="attn" in reads, keys=KEYS if "keys" in reads else 0)
+
     def tokens(self, images: int = IMAGES, seed: int = 0, spec: TokenSpec | None = None) -> VisualTokens:
         """Random tokens of the spec."""
         generator = torch.Generator().manual_seed(derive(seed, "tokens"))
@@ -165,7 +174,9 @@ def find_subject(group: str, node: Mapping[str, Any], dim: int = 32, dim_out: in
         refusal = subject.refuses(spec)
         if refusal is not None:
             refusals.append(str(refusal))
-        elif subject.leaves() > 1:
+            continue
+        subject = replace(subject, spec=subject.with_channels(spec))
+        if subject.leaves() > 1:
             return subject
         else:
             fallback = fallback or subject
@@ -179,7 +190,7 @@ def cast(tokens: VisualTokens, dtype: torch.dtype) -> VisualTokens:
     return replace(
         tokens,
         x=tokens.x.to(dtype),
-        levels=None if tokens.levels is None else tokens.levels.to(dtype),
+        **{name: made.to(dtype) for name, made in tokens.per_token().items() if name in ("levels", "deep", "keys")},
         sources=tuple(cast(source, dtype) for source in tokens.sources),
     )
 

@@ -337,7 +337,9 @@ def combined(tokens: list[VisualTokens], combine: str) -> VisualTokens:
         given = {name: [tensor for tensor in own if tensor is not None] for name, own in wide.items()}
         beside = {name: torch.cat(own, -1) if own else None for name, own in given.items()}
         attn = [one.attn for one in tokens if one.attn is not None]
-        return replace(tokens[0], **beside, attn=torch.stack(attn).mean(0) if attn else None, sources=())
+        first = tokens[0]
+        made = VisualTokens.fresh(first.x, first.mask, first.yx, first.size, first.grid)
+        return replace(made, **beside, attn=torch.stack(attn).mean(0) if attn else None)
     if len(tokens) == 1:
         return replace(tokens[0], sources=())
 
