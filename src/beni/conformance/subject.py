@@ -20,7 +20,7 @@ from beni.config.build import build_stage
 from beni.conformance.verdict import NotMet
 from beni.errors import CompositionError, ConfigError
 from beni.nn.streams import derive, torch_stream
-from beni.stage import Stage, StageContext
+from beni.stage import PROMPTS, Stage, StageContext
 from beni.types import Prompt, TokenSpec, VisualTokens
 
 GRIDS = ((3, 4), (4, 4), (4, 8), (8, 8), (12, 12))
@@ -28,6 +28,7 @@ IMAGES = 3
 KEYS = 8
 """Width of an encoder's keys."""
 
+WORDS = ("what", "is", "to", "the", "left", "of", "her", "hat")
 PROMPT_LENGTHS = (5, 3, 4)
 """Real positions of the prompt of each image; one is shorter, so that prompts are padded too."""
 
@@ -140,15 +141,18 @@ class Subject:
         return gated(tokens, drawn)
 
     def prompt(self, seed: int = 0) -> Prompt:
-        """A random prompt for each of ``IMAGES`` images, of different lengths, zeros behind its end."""
+        """A random prompt for each of ``IMAGES`` images in all forms, of different lengths, zeros behind its end."""
         generator = torch.Generator().manual_seed(derive(seed, "prompt"))
         real = torch.arange(max(PROMPT_LENGTHS)) < torch.tensor(PROMPT_LENGTHS)[:, None]
-        embeds = torch.randn(*real.shape, self.dim_out, generator=generator)
-        return Prompt(embeds * real[..., None], real)
+        embeds, hidden = (torch.randn(*real.shape, self.dim_out, generator=generator) for _ in range(2))
+        texts = tuple(
+            " ".join(WORDS[(seed + i + place) % len(WORDS)] for place in range(n)) for i, n in enumerate(PROMPT_LENGTHS)
+        )
+        return Prompt(embeds * real[..., None], real, hidden * real[..., None], texts)
 
     def prompts(self, stage: Stage) -> tuple[Prompt | None, ...]:
         """What the stage is run with, one run each: no text, and a prompt where it reads one."""
-        return (None, self.prompt()) if "prompt" in stage.reads else (None,)
+        return (None, self.prompt()) if stage.reads & PROMPTS else (None,)
 
 
 def run(stage: Stage, tokens: VisualTokens, prompt: Prompt | None = None) -> VisualTokens:

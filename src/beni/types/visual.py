@@ -242,16 +242,26 @@ def _richest(pieces: Sequence[VisualTokens]) -> VisualTokens:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the user asks about each image, for stages that look for something.
+    """What is asked about each image, for stages that look for something.
 
     Attributes:
         embeds: text embeddings of the llm, one row an image.
         mask: True where a position is real.
+        hidden: what the llm makes of them, without an image and without an answer; no gradient reaches it. None where
+            no stage reads ``prompt_hidden``. Zeros where no position is real.
+        texts: what the user says, one an image; empty where no stage reads ``prompt_text``.
     """
 
     embeds: Float[Tensor, "i t d"]
     mask: Bool[Tensor, "i t"]
+    hidden: Float[Tensor, "i t d"] | None = None
+    texts: tuple[str, ...] = ()
 
     def select(self, rows: Int[Tensor, "k"]) -> Prompt:
         """Rows by index, repeated as wished."""
-        return Prompt(self.embeds[rows], self.mask[rows])
+        return Prompt(
+            self.embeds[rows],
+            self.mask[rows],
+            None if self.hidden is None else self.hidden[rows],
+            tuple(self.texts[i] for i in rows.tolist()) if self.texts else (),
+        )
