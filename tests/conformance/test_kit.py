@@ -1,4 +1,4 @@
-"""The kit knows stages that no option of beni is: readers of the encoder's attention and of text, and those that lie."""
+"""The kit knows stages that no option of beni is: readers of an encoder's attention and of text, and liars."""
 
 from __future__ import annotations
 
