@@ -106,9 +106,6 @@ class Listener(Stage):
         said = self.proj(mean.to(tokens.x.dtype)) + 0.01 * words[:, None]
         return tokens.with_features(tokens.x + said[:, None])
 
-    def flops(self, tokens: TokenSpec) -> int:
-        return 2 * self.proj.in_features * self.proj.out_features
-
     def init_weights(self) -> None:
         nn.init.normal_(self.proj.weight, std=self.proj.in_features**-0.5)
         nn.init.zeros_(self.proj.bias)
@@ -132,9 +129,6 @@ class Attended(Stage):
         self.seen.append(tokens)
         attn = tokens.attn.masked_fill(~tokens.mask, -1)
         return tokens.gather(attn.topk(2, dim=1).indices.sort(1).values)
-
-    def flops(self, tokens: TokenSpec) -> int:
-        return 0
 
     def init_weights(self) -> None:
         """Nothing to draw."""
