@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from beni.conformance.subject import GRIDS, Subject, encoders, run
+from beni.conformance.subject import GRIDS, Subject, encoders, run, with_gates
 from beni.conformance.verdict import Excused, expect, largest, some
 from beni.nn.streams import torch_stream
 from beni.types import TokenSpec, VisualTokens
@@ -63,7 +63,7 @@ def carries_what_its_spec_says(subject: Subject) -> str:
     facts: dict[str, TokenSpec] = {
         "levels": replace(spec, levels=3 * spec.dim),
         "sources": replace(spec, sources=encoders(spec.dim)),
-        "gates": replace(spec, gated=True),
+        "gates": with_gates(spec),
         "deep": replace(spec, deep=2 * subject.dim_out),
         "attention": replace(spec, attn=True),
         "keys": replace(spec, keys=8),

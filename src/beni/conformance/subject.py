@@ -206,9 +206,9 @@ def gated(tokens: VisualTokens, gates: Callable[[Tensor], Tensor]) -> VisualToke
     )
 
 
-def with_gates(spec: TokenSpec) -> TokenSpec:
-    """The same tokens with gates, those of each encoder too."""
-    return replace(spec, gated=True, sources=tuple(with_gates(source) for source in spec.sources))
+def with_gates(spec: TokenSpec, gated: bool = True) -> TokenSpec:
+    """The same tokens with gates or without any, those of each encoder too."""
+    return replace(spec, gated=gated, sources=tuple(with_gates(source, gated) for source in spec.sources))
 
 
 def padded(tokens: VisualTokens, extra: int, rubbish: float = 1e3) -> VisualTokens:
