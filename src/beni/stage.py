@@ -25,6 +25,9 @@ from beni.types import ImageLayout, Nested, Prompt, TokenSpec, VisualTokens
 Reads = Literal["prompt", "prompt_text", "prompt_hidden", "attn", "keys", "log_gate"]
 """What a stage may ask for beside the features: see ``Stage.reads``."""
 
+PROMPTS: frozenset[Reads] = frozenset({"prompt", "prompt_text", "prompt_hidden"})
+"""Those for which ``StageContext.prompt`` is made, each with its own part of it."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -157,8 +160,9 @@ class Stage(nn.Module, ABC):
     """Base of every part that maps visual tokens to visual tokens. Subclasses are final.
 
     Attributes:
-        reads: what the stage asks for, and is given only then: the ``prompt`` as embeddings of the llm, its text
-            (``prompt_text``) or the llm's hidden states of it (``prompt_hidden``) in ``StageContext.prompt``; the
+        reads: what the stage asks for, and is given only then: the ``prompt`` as embeddings of the llm, what the user
+            says as text (``prompt_text``) or the llm's hidden states of the prompt (``prompt_hidden``: a pass through
+            the llm more, without a gradient), all in ``StageContext.prompt``; the
             encoder's attention (``attn``) and ``keys``; the ``log_gate`` of tokens that it merges or attends to.
         auxiliary: name of each auxiliary loss -> what its sum runs over, ``rows`` or incoming ``tokens`` (as many as
             the spec says): how many those are in a whole step must be known before its first backward pass.

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from beni.config.build import build
 from beni.config.compose import compose
 from beni.errors import CompositionError, ConfigError, WeightsError
 from beni.model.build import build_model
@@ -101,6 +102,14 @@ def test_a_head_that_is_no_plain_matrix_cannot_be_fused(tiny_run):
         train(run)
 
 
+@pytest.mark.parametrize("code", ["E-SIDE", "E-KEEP"])
+def test_a_service_that_an_encoder_does_not_have_is_refused_with_a_fix(code):
+    with torch.device("meta"):
+        vision = build(compose(["vision=convnext", "vision.weights=random"])["vision"])
+    with pytest.raises(CompositionError, match=rf"^{code} \[vision\]: .*convnext.*\n  fix: .+"):
+        vision.serve(frozenset({"attn" if code == "E-SIDE" else "keep"}))
+
+
 def test_every_code_of_the_source_is_provoked_here_and_explained_in_the_docs():
     raised = {
         code
@@ -109,7 +118,14 @@ def test_every_code_of_the_source_is_provoked_here_and_explained_in_the_docs():
     }
     page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| `(E-[A-Z]+)` \|", page, re.M))
-    assert raised == explained == {*IMPOSSIBLE, "E-FLOPS", "E-ATTN", "E-HEAD", "E-EMBED", "E-LAYERS"}
+    assert (
+        raised
+        == explained
+        == {
+            *IMPOSSIBLE,
+            *("E-FLOPS", "E-ATTN", "E-HEAD", "E-EMBED", "E-LAYERS", "E-GATE", "E-SIDE", "E-KEEP"),
+        }
+    )
 
 
 GROUPS = ("vision", "views", "selector", "resampler", "connector")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import pytest
@@ -16,6 +18,7 @@ from beni.nn.streams import torch_stream
 from beni.paths import conf_dir
 from beni.stage import StageContext
 from beni.types import ImageLayout, TokenSpec, VisualTokens
+from support.traced import follow, traced
 
 GROUPS = ("views",)
 DIM, PATCH, TILE = 6, 4, 16
@@ -132,6 +135,20 @@ def test_its_rows_have_the_specs_that_were_announced(variants, option):
 
 
 @torch.no_grad()
+def test_what_comes_along_with_its_rows_was_announced(variants, option):
+    rich = {"gated": True, "deep": 2, "attn": True, "keys": 2}
+    for views in variants:
+        layout = views.plan(SIZES[0])
+        encoded = traced(on_each_size(encode, views.split(picture(SIZES[0]), layout, TRANSFORM), ()))
+        out = views(encoded, StageContext(layouts=(layout,)))
+        for row in views.rows(layout, [replace(spec(size), **rich) for size in layout.views]):
+            assert row.gated == (out.log_gate is not None)
+            assert row.attn == (out.attn is not None)
+            assert row.deep == (0 if out.deep is None else out.deep.shape[2])
+            assert row.keys == (0 if out.keys is None else out.keys.shape[2])
+
+
+@torch.no_grad()
 def test_an_image_does_not_see_the_others_of_its_batch(variants, option):
     for views in variants:
         pictures = [picture(size, i) for i, size in enumerate(SIZES)]
@@ -149,6 +166,18 @@ def test_the_order_of_the_batch_is_the_order_of_the_rows(variants, option):
         theirs, _ = through(views, pictures[::-1])
         for a, b in zip(ours.x[ours.mask], theirs.select(torch.arange(len(SIZES)).flip(0)).x[ours.mask], strict=True):
             assert a.equal(b)
+
+
+@torch.no_grad()
+def test_a_new_field_comes_out_with_its_tokens_or_they_are_made_anew(variants, option):
+    for views in variants:
+        layouts = tuple(views.plan(size) for size in SIZES[:2])
+        pixels = list(chain(*(views.split(picture(layout.size), layout, TRANSFORM) for layout in layouts)))
+        context = StageContext(layouts=layouts)
+        encoded = on_each_size(encode, pixels, ())
+        first, last = (partial(half, context=context) for half in (views, views.finish))
+        assert follow(first, traced(encoded)) == (option[1] != "s2")
+        assert follow(last, traced(first(encoded)))
 
 
 def test_a_gradient_reaches_its_parameters_and_the_pixels(variants, option):

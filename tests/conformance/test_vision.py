@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from beni.errors import CompositionError
 from beni.model.costing.table import propagate
+from support.options import node
 
 GROUPS = ("vision",)
 WIDE = ("resnet", "mobilenet_v2", "efficientnet")
@@ -134,6 +136,60 @@ def test_at_its_real_size_it_fits_a_model_without_any_weight(tiny_run, option):
     model = propagate(run)
     assert model.specs["vision"] == model.vision.spec()
     assert {p.device.type for p in model.vision.parameters()} == {"meta"}
+
+
+LEAVES_OUT = {
+    *("aimv2", "clip", "clip_224", "clip_b32", "dinov2", "dinov2_registers", "eva_g", "ijepa", "internvit_300m"),
+    *("siglip", "siglip2", "siglip2_naflex", "siglip_224", "siglip_base", "siglip_base_512", "tiny_vit", "vit"),
+}
+"""Encoders that see only the patches they are told to."""
+
+SEEN_INSIDE = LEAVES_OUT | {
+    *("beit", "dinosiglip", "dinov3", "mof", "pixtral", "sequence", "siglip_idefics2", "siglip_idefics3"),
+}
+"""Encoders that give side channels."""
+
+
+@torch.no_grad()
+def test_it_gives_side_channels_of_every_token_or_says_that_it_has_none(encoder, option):
+    before = encoder(pixels(encoder)).x
+    if option[1] not in SEEN_INSIDE:
+        with pytest.raises(CompositionError, match=r"^E-SIDE "):
+            encoder.serve(frozenset({"attn", "keys"}))
+        return
+    encoder.serve(frozenset({"attn", "keys"}))
+    spec, out = encoder.spec(), encoder(pixels(encoder))
+    assert spec.attn
+    assert out.attn.shape == (3, spec.n)
+    assert out.keys.shape == (3, spec.n, spec.keys)
+    assert (out.attn > 0).all()
+    assert (out.attn.sum(1) <= len(node(*option).get("encoders", "1")) + 1e-5).all()
+    assert out.x.equal(before)
+
+
+@torch.no_grad()
+def test_it_sees_the_patches_it_is_told_to_or_says_that_it_must_see_all(encoder, option):
+    images, whole = pixels(encoder), encoder(pixels(encoder))
+    if option[1] not in LEAVES_OUT:
+        with pytest.raises(CompositionError, match=r"^E-KEEP "):
+            encoder.serve(frozenset({"keep"}))
+        return
+    encoder.serve(frozenset({"keep"}))
+    rows, columns = encoder.patches
+    assert encoder(images, torch.ones(3, rows * columns, dtype=torch.bool)).x.equal(whole.x)
+    keep = torch.rand(3, rows * columns, generator=torch.Generator().manual_seed(1)) < 0.5
+    keep[:, 4] = True
+    out = encoder(images, keep)
+    assert len(set(keep.sum(1).tolist())) > 1
+    for row in range(3):
+        alone = encoder(images[row : row + 1], keep[row : row + 1]).x[0]
+        torch.testing.assert_close(out.x[row][out.mask[row]], alone, rtol=1e-5, atol=1e-5)
+        assert out.yx[row][out.mask[row]].equal(whole.yx[row][keep[row]])
+    dark = images.clone()
+    height, width = (side // patches for side, patches in zip(images.shape[2:], encoder.patches, strict=True))
+    seen = keep.view(3, 1, rows, columns).repeat_interleave(height, 2).repeat_interleave(width, 3)
+    dark.mul_(seen)  # what is not seen may be anything
+    torch.testing.assert_close(encoder(dark, keep).x[out.mask], out.x[out.mask], rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from beni.stage import Stage, StageContext
-from beni.types import TokenSpec, VisualTokens
+from beni.types import Prompt, TokenSpec, VisualTokens
 
 
 class KeepBright(Stage):
@@ -73,3 +73,59 @@ class Rated(Stage):
 
     def init_weights(self) -> None:
         nn.init.normal_(self.direction)
+
+
+class Listener(Stage):
+    """A selector that adds to every token the mean of the llm's hidden states of the prompt and the text's length, and
+    remembers what it was told.
+    """
+
+    reads = frozenset({"prompt_text", "prompt_hidden"})
+
+    def __init__(self, tokens: TokenSpec, dim_out: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim_out, tokens.dim)
+        self.told: list[Prompt | None] = []
+
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        return tokens
+
+    def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        prompt = context.prompt
+        self.told.append(prompt)
+        if prompt is None:
+            return tokens.with_features(tokens.x + self.proj(tokens.x.new_zeros(1, self.proj.in_features))[:, None])
+        if prompt.hidden is None or not prompt.texts:
+            raise ValueError("the prompt came without what was asked for")
+        hidden = prompt.hidden.masked_fill(~prompt.mask[..., None], 0)
+        mean = hidden.sum(1) / prompt.mask.sum(1, keepdim=True).clamp(min=1)
+        words = tokens.x.new_tensor([len(text) for text in prompt.texts])
+        said = self.proj(mean.to(tokens.x.dtype)) + 0.01 * words[:, None]
+        return tokens.with_features(tokens.x + said[:, None])
+
+    def init_weights(self) -> None:
+        nn.init.normal_(self.proj.weight, std=self.proj.in_features**-0.5)
+        nn.init.zeros_(self.proj.bias)
+
+
+class Attended(Stage):
+    """A selector that keeps the two tokens to which the encoder pays most attention, and remembers what it read."""
+
+    reads = frozenset({"attn", "keys"})
+
+    def __init__(self, tokens: TokenSpec) -> None:
+        super().__init__()
+        self.seen: list[VisualTokens] = []
+
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        return replace(tokens, n=2, grid=None, sources=())
+
+    def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        if tokens.attn is None:
+            raise ValueError("no attention came along")
+        self.seen.append(tokens)
+        attn = tokens.attn.masked_fill(~tokens.mask, -1)
+        return tokens.gather(attn.topk(2, dim=1).indices.sort(1).values)
+
+    def init_weights(self) -> None:
+        """Nothing to draw."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from fnmatch import fnmatch
 from itertools import product
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from beni.conformance.subject import Subject, cast, padded, run, without_grid
 from beni.conformance.verdict import Excused, NotMet, expect, largest, some
 from beni.nn.streams import torch_stream
-from beni.stage import Stage
+from beni.stage import PROMPTS, Stage
 from beni.types import Prompt, VisualTokens
 
 
@@ -55,9 +56,13 @@ def keeps_the_images_of_a_batch_apart(subject: Subject) -> str:
     for prompt in subject.prompts(stage):
         asked = prompt
         if prompt is not None:
-            embeds = prompt.embeds.clone()
-            embeds[1] *= -1
-            asked = Prompt(embeds, prompt.mask)
+            other, turned = subject.prompt(seed=1), torch.tensor([1.0, -1.0, 1.0])[:, None, None]
+            asked = Prompt(
+                prompt.embeds * turned,
+                prompt.mask,
+                None if prompt.hidden is None else prompt.hidden * turned,
+                (prompt.texts[0], other.texts[1], *prompt.texts[2:]),
+            )
         before, after = run(stage, ours, prompt).x, run(stage, mixed, asked).x
         for row in (0, 2):
             expect(before[row].equal(after[row]), f"row {row} changes by {largest(before[row], after[row]):.1e}")
@@ -67,22 +72,27 @@ def keeps_the_images_of_a_batch_apart(subject: Subject) -> str:
 
 @torch.no_grad()
 def reads_the_prompt_it_asks_for(subject: Subject) -> str:
-    """A stage whose ``reads`` name the prompt reads its real positions only; others do not read it at all."""
+    """A stage whose ``reads`` name a form of the prompt reads that, its real positions only, and no other form."""
     stage, tokens, prompt = subject.randomised(), subject.tokens(), subject.prompt()
+    other, worst = subject.prompt(seed=1), 0.0
     bare, asked = (run(stage, tokens, given).x for given in (None, prompt))
-    if "prompt" not in stage.reads:
+    if not stage.reads & PROMPTS:
         expect(bare.equal(asked), "it reads StageContext.prompt, which it is given only with 'prompt' in its reads")
         return "reads none"
     expect(
         asked.shape != bare.shape or not asked.equal(bare), "its reads name the prompt, but the prompt changes nothing"
     )
-    generator = torch.Generator().manual_seed(0)
-    noise = 1e3 * torch.randn(prompt.embeds.shape, generator=generator)
-    rubbish = torch.where(prompt.mask[..., None], prompt.embeds, noise)
-    dirty = run(stage, tokens, Prompt(rubbish, prompt.mask)).x
-    worst = largest(asked, dirty) / max(1.0, float(asked.abs().max()))
+    for form, field in (("prompt", "embeds"), ("prompt_hidden", "hidden"), ("prompt_text", "texts")):
+        changed = run(stage, tokens, replace(prompt, **{field: getattr(other, field)})).x
+        if form not in stage.reads:
+            expect(changed.equal(asked), f"it reads Prompt.{field}, which it is given only with {form!r} in its reads")
+            continue
+        expect(not changed.equal(asked), f"its reads name {form}, but Prompt.{field} changes nothing")
+        if form != "prompt_text":
+            dirty = run(stage, tokens, replace(prompt, **{field: _with_rubbish(getattr(prompt, field), prompt.mask)})).x
+            worst = max(worst, largest(asked, dirty) / max(1.0, float(asked.abs().max())))
     expect(worst <= 1e-5, f"padding of the prompt changes a token by {worst:.1e}")
-    return f"its padding changes {worst:.1e}"
+    return f"{', '.join(sorted(stage.reads & PROMPTS))}; its padding changes {worst:.1e}"
 
 
 @torch.no_grad()
@@ -139,7 +149,7 @@ def passes_gradients_to_every_parameter_and_token(subject: Subject) -> str:
         absent = [name for name, p in parameters.items() if p.grad is None]
         expect(not absent, f"no gradient reaches {some(absent)}")
         # where no text is, zeros will do; but they must be there for ranks to add up
-        silent = [] if prompt is None and "prompt" in stage.reads else _silent(stage)
+        silent = [] if prompt is None and stage.reads & PROMPTS else _silent(stage)
         expect(not silent, f"the gradient of {some(silent)} is zero")
         # who reads the encoders one by one need not read the first one's tokens once more
         read = list(tokens.features())[1 if tokens.sources else 0 :]
@@ -179,6 +189,11 @@ def keeps_distinct_tokens_distinct_at_the_start(subject: Subject) -> str:
         ranks.append(int(torch.linalg.matrix_rank(image, rtol=1e-6)))
         expect(ranks[-1] > 1, f"all {len(image)} tokens of an image are alike (rank {ranks[-1]})")
     return f"rank {min(ranks)} of {subject.leaves()} tokens"
+
+
+def _with_rubbish(states: Tensor, mask: Tensor) -> Tensor:
+    noise = 1e3 * torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
+    return torch.where(mask[..., None], states, noise)
 
 
 def _trainable(stage: Stage) -> Iterator[tuple[str, Tensor]]:

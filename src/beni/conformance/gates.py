@@ -122,7 +122,8 @@ def _reader(subject: Subject, spec: TokenSpec) -> Stage:
 
 
 def _tokens(subject: Subject, spec: TokenSpec) -> VisualTokens:
-    return cast(subject.tokens(spec=spec), torch.float64)
+    """Without gates, which each property puts there itself."""
+    return cast(subject.tokens(spec=with_gates(spec, False)), torch.float64)
 
 
 def _some(mask: Tensor) -> Tensor:

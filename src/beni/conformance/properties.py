@@ -20,7 +20,7 @@ PROPERTIES: tuple[Property, ...] = (
     structure.makes_what_its_spec_says,
     structure.keeps_mask_places_and_sizes_in_order,
     structure.conserves_the_patches_its_tokens_stand_for,
-    structure.carries_levels_and_sources_as_its_spec_says,
+    structure.carries_what_its_spec_says,
     structure.takes_a_grid_that_is_not_square,
     structure.is_counted_without_weights,
     structure.draws_every_parameter,

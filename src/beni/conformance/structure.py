@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from beni.conformance.subject import GRIDS, Subject, encoders, run
+from beni.conformance.subject import GRIDS, Subject, encoders, run, with_gates
 from beni.conformance.verdict import Excused, expect, largest, some
 from beni.nn.streams import torch_stream
 from beni.types import TokenSpec, VisualTokens
@@ -57,18 +57,31 @@ def conserves_the_patches_its_tokens_stand_for(subject: Subject) -> str:
 
 
 @torch.no_grad()
-def carries_levels_and_sources_as_its_spec_says(subject: Subject) -> str:
-    """A later stage relies on the spec to know what comes along."""
-    rich = replace(subject.spec, levels=3 * subject.spec.dim, sources=encoders(subject.spec.dim))
-    if refusal := subject.refuses(rich):
-        raise Excused(f"it refuses them: {refusal.code}")
-    stage = subject.make(spec=rich)
-    made, out = stage.spec(rich), run(stage, subject.tokens(spec=rich))
-    levels = 0 if out.levels is None else out.levels.shape[-1]
-    expect(levels == made.levels, f"spec() has levels={made.levels}, the tokens carry levels {levels} wide")
-    sizes = ([s.x.shape[1:] for s in out.sources], [(s.n, s.dim) for s in made.sources])
-    expect(sizes[0] == sizes[1], f"spec() has the sources {sizes[1]}, the tokens carry {[tuple(s) for s in sizes[0]]}")
-    return f"levels {levels} wide, {len(out.sources)} sources"
+def carries_what_its_spec_says(subject: Subject) -> str:
+    """A later stage, and the llm, rely on the spec to know what comes along, and how many tokens there may be."""
+    spec, taken, codes = subject.spec, [], set()
+    facts: dict[str, TokenSpec] = {
+        "levels": replace(spec, levels=3 * spec.dim),
+        "sources": replace(spec, sources=encoders(spec.dim)),
+        "gates": with_gates(spec),
+        "deep": replace(spec, deep=2 * subject.dim_out),
+        "attention": replace(spec, attn=True),
+        "keys": replace(spec, keys=8),
+        "fewer": replace(spec, fixed=False, grid=None, sources=()),
+    }
+    for fact, rich in facts.items():
+        if refusal := subject.refuses(rich):
+            codes.add(refusal.code)
+            continue
+        stage, tokens = subject.make(spec=rich), subject.tokens(spec=rich)
+        if not rich.fixed:
+            tokens = tokens.drop(torch.arange(rich.n) % 3 != torch.arange(len(tokens.x))[:, None])
+        made, out = stage.spec(rich), run(stage, tokens)
+        _carries(made, out)
+        taken.append(fact)
+    if not taken:
+        raise Excused(f"it refuses each: {', '.join(sorted(codes))}")
+    return ", ".join(taken)
 
 
 def takes_a_grid_that_is_not_square(subject: Subject) -> str:
@@ -136,6 +149,24 @@ def _agree(made: TokenSpec, out: VisualTokens) -> None:
     for name, tensor in (("mask", out.mask), ("yx", out.yx), ("size", out.size)):
         expect(tensor.shape[:2] == out.x.shape[:2], f"{name} is {tuple(tensor.shape)} for x {tuple(out.x.shape)}")
     expect(out.grid is None or out.grid[0] * out.grid[1] == made.n, f"{made.n} tokens on a grid {_shape(out.grid)}")
+
+
+def _carries(made: TokenSpec, out: VisualTokens) -> None:
+    """What comes out has the optional fields that its spec tells of, and no others."""
+    there = {
+        "levels": 0 if out.levels is None else out.levels.shape[-1],
+        "gated": out.log_gate is not None,
+        "deep": 0 if out.deep is None else out.deep.shape[-1],
+        "attn": out.attn is not None,
+        "keys": 0 if out.keys is None else out.keys.shape[-1],
+        "sources": tuple((source.x.shape[1], source.x.shape[2]) for source in out.sources),
+    }
+    said = {name: getattr(made, name) for name in there} | {"sources": tuple((s.n, s.dim) for s in made.sources)}
+    for name, found in there.items():
+        expect(found == said[name], f"spec() says {name}={said[name]}, the tokens carry {found}")
+    laid, real = out.laid.sum(1).tolist(), out.mask.sum(1).tolist()
+    expect(laid == [made.n] * len(laid), f"spec() says n={made.n}, the text is laid out for {laid}")
+    expect(real == laid or not made.fixed, f"spec() says fixed=True and n={made.n}, the rows have {real} real tokens")
 
 
 def _ascends(places: Tensor, axis: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -19,11 +20,15 @@ from beni.config.build import build_stage
 from beni.conformance.verdict import NotMet
 from beni.errors import CompositionError, ConfigError
 from beni.nn.streams import derive, torch_stream
-from beni.stage import Stage, StageContext
+from beni.stage import PROMPTS, Stage, StageContext
 from beni.types import Prompt, TokenSpec, VisualTokens
 
 GRIDS = ((3, 4), (4, 4), (4, 8), (8, 8), (12, 12))
 IMAGES = 3
+KEYS = 8
+"""Width of an encoder's keys."""
+
+WORDS = ("what", "is", "to", "the", "left", "of", "her", "hat")
 PROMPT_LENGTHS = (5, 3, 4)
 """Real positions of the prompt of each image; one is shorter, so that prompts are padded too."""
 
@@ -115,10 +120,16 @@ class Subject:
         with torch.device("meta"):
             return self.built().spec(self.spec).n
 
+    def with_channels(self, spec: TokenSpec) -> TokenSpec:
+        """The same tokens with the side channels of an encoder that the stage reads."""
+        with torch.device("meta"):
+            reads = self.built(spec).reads
+        return replace(spec, attn="attn" in reads, keys=KEYS if "keys" in reads else 0)
+
     def tokens(self, images: int = IMAGES, seed: int = 0, spec: TokenSpec | None = None) -> VisualTokens:
         """Random tokens of the spec."""
         generator = torch.Generator().manual_seed(derive(seed, "tokens"))
-        return _draw(spec or self.spec, images, generator)
+        return VisualTokens.drawn(spec or self.spec, images, partial(torch.randn, generator=generator))
 
     def gates(self, tokens: VisualTokens, seed: int = 0) -> VisualTokens:
         """The tokens, those of each encoder too, with random gates between 1/8 and 8."""
@@ -130,15 +141,18 @@ class Subject:
         return gated(tokens, drawn)
 
     def prompt(self, seed: int = 0) -> Prompt:
-        """A random prompt for each of ``IMAGES`` images, of different lengths, zeros behind its end."""
+        """A random prompt for each of ``IMAGES`` images in all forms, of different lengths, zeros behind its end."""
         generator = torch.Generator().manual_seed(derive(seed, "prompt"))
         real = torch.arange(max(PROMPT_LENGTHS)) < torch.tensor(PROMPT_LENGTHS)[:, None]
-        embeds = torch.randn(*real.shape, self.dim_out, generator=generator)
-        return Prompt(embeds * real[..., None], real)
+        embeds, hidden = (torch.randn(*real.shape, self.dim_out, generator=generator) for _ in range(2))
+        texts = tuple(
+            " ".join(WORDS[(seed + i + place) % len(WORDS)] for place in range(n)) for i, n in enumerate(PROMPT_LENGTHS)
+        )
+        return Prompt(embeds * real[..., None], real, hidden * real[..., None], texts)
 
     def prompts(self, stage: Stage) -> tuple[Prompt | None, ...]:
         """What the stage is run with, one run each: no text, and a prompt where it reads one."""
-        return (None, self.prompt()) if "prompt" in stage.reads else (None,)
+        return (None, self.prompt()) if stage.reads & PROMPTS else (None,)
 
 
 def run(stage: Stage, tokens: VisualTokens, prompt: Prompt | None = None) -> VisualTokens:
@@ -164,7 +178,9 @@ def find_subject(group: str, node: Mapping[str, Any], dim: int = 32, dim_out: in
         refusal = subject.refuses(spec)
         if refusal is not None:
             refusals.append(str(refusal))
-        elif subject.leaves() > 1:
+            continue
+        subject = replace(subject, spec=subject.with_channels(spec))
+        if subject.leaves() > 1:
             return subject
         else:
             fallback = fallback or subject
@@ -173,25 +189,12 @@ def find_subject(group: str, node: Mapping[str, Any], dim: int = 32, dim_out: in
     raise NotMet("it accepts no tokens:\n" + "\n".join(dict.fromkeys(refusals)))
 
 
-def _draw(spec: TokenSpec, images: int, generator: torch.Generator) -> VisualTokens:
-    def features(width: int) -> Tensor:
-        return torch.randn(images, spec.n, width, generator=generator)
-
-    rows, columns = spec.grid or (1, spec.n)
-    return replace(
-        VisualTokens.dense(features(spec.dim), (rows, columns)),
-        grid=spec.grid,
-        levels=features(spec.levels) if spec.levels else None,
-        sources=tuple(_draw(source, images, generator) for source in spec.sources),
-    )
-
-
 def cast(tokens: VisualTokens, dtype: torch.dtype) -> VisualTokens:
     """The tokens with features of another type."""
     return replace(
         tokens,
         x=tokens.x.to(dtype),
-        levels=None if tokens.levels is None else tokens.levels.to(dtype),
+        **{name: made.to(dtype) for name, made in tokens.per_token().items() if name in ("levels", "deep", "keys")},
         sources=tuple(cast(source, dtype) for source in tokens.sources),
     )
 
@@ -203,9 +206,9 @@ def gated(tokens: VisualTokens, gates: Callable[[Tensor], Tensor]) -> VisualToke
     )
 
 
-def with_gates(spec: TokenSpec) -> TokenSpec:
-    """The same tokens with gates, those of each encoder too."""
-    return replace(spec, gated=True, sources=tuple(with_gates(source) for source in spec.sources))
+def with_gates(spec: TokenSpec, gated: bool = True) -> TokenSpec:
+    """The same tokens with gates or without any, those of each encoder too."""
+    return replace(spec, gated=gated, sources=tuple(with_gates(source, gated) for source in spec.sources))
 
 
 def padded(tokens: VisualTokens, extra: int, rubbish: float = 1e3) -> VisualTokens:

@@ -75,6 +75,12 @@ class Sample:
         users = [m for m in self.messages if m.role == "user"]
         return "".join(p for p in users[-1].content if isinstance(p, str)).strip() if users else ""
 
+    @property
+    def asked(self) -> str:
+        """Text of all user messages that are not supervised, a line each: what stages that read text are told."""
+        heard = (m for m in self.messages if m.role == "user" and not m.supervised)
+        return "\n".join("".join(p for p in m.content if isinstance(p, str)).strip() for m in heard)
+
     def with_answer(self, text: str) -> Sample:
         """The same sample whose last assistant message says ``text``."""
         last = max(i for i, m in enumerate(self.messages) if m.role == "assistant")

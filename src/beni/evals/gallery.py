@@ -17,7 +17,7 @@ from beni.data.images import BadImage, blank_like, decode
 from beni.data.sample import Sample
 from beni.evals.scores import Scorer
 from beni.nn.precision import autocast
-from beni.types import ImageInputs, to_device
+from beni.types import ImageInputs, SampleInputs, to_device
 
 LONGEST_ANSWER = 32
 THUMBNAIL = 384
@@ -101,6 +101,7 @@ def generate(scorer: Scorer, sample: Sample, pictures: Sequence[Picture], togeth
             torch.from_numpy(encoded.ids)[None].to(scorer.device),
             to_device(stack_views(pixels), scorer.device),
             images=ImageInputs(tuple(image.layout for image in images)),
+            samples=SampleInputs(prompts=(sample.asked,)),
             max_new_tokens=LONGEST_ANSWER,
             do_sample=False,
             pad_token_id=renderer.tokens.pad,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
 
 from beni.llm.base import Llm
 from beni.model.configuration import BeniConfig
 from beni.model.inputs import StepInputs
-from beni.stage import Row, Sink, StageContext
+from beni.stage import Reads, Row, Sink, StageContext
 from beni.types import IGNORE, ImageInputs, ImageLayout, Nested, Pixels, Prompt, SampleInputs, Sequence, TokenSpec
 
 
@@ -32,8 +35,8 @@ class Reader(Protocol):
         ...
 
     @property
-    def uses_prompt(self) -> bool:
-        """Whether a stage reads what is asked."""
+    def prompt_reads(self) -> frozenset[Reads]:
+        """In which forms stages read what is asked."""
         ...
 
     def row_specs(self, layout: ImageLayout) -> dict[str, list[TokenSpec]]:
@@ -80,15 +83,15 @@ def context_of(
     sink = Sink(how.wants_pictures)
     context = StageContext(how.step, how.steps, images.layouts, seed=model.config.seed, sink=sink)
     if pixels is None:
+        if "prompt_hidden" in model.prompt_reads and any(isinstance(p, DTensor) for p in model.llm.parameters()):
+            # ranks that share the llm's weights gather them together, also for one without images
+            prompt_states(model.llm, text, text.embeds[:1, :1], text.real[:1, :1])
         return context
     count = len(images.layouts) or len(pixels)
     owners = owners_of(images.owners, count, len(text.lengths()))
     rows = rows_of(images.layouts, owners, samples.ids, lambda layout: len(model.row_specs(layout)["views"]))
     scales = tuple(images.layouts[row.image].scale for row in rows) if images.layouts and model.nested else ()
-    prompt = None
-    if model.uses_prompt:
-        own = torch.tensor([row.image for row in rows], device=text.embeds.device)
-        prompt = prompts(text, owners).select(own)
+    prompt = prompt_of(model, text, [row.sample for row in rows], samples) if model.prompt_reads else None
     return replace(context, rows=rows, scales=scales, prompt=prompt)
 
 
@@ -118,12 +121,30 @@ def rows_of(
     return tuple(rows)
 
 
-def prompts(text: Sequence, owners: list[int]) -> Prompt:
-    """One row an image: the embeddings of its sample's text that is real, no image, and not supervised.
+def prompt_of(model: Reader, text: Sequence, owners: list[int], samples: SampleInputs) -> Prompt:
+    """What is asked about each row, in the forms in which stages read it.
+
+    Args:
+        owners: the sample of each row.
+
+    Raises:
+        ValueError: when a stage reads the text itself, and it is not given.
+    """
+    asked, device = prompts(text), text.embeds.device
+    if "prompt_text" in model.prompt_reads:
+        asked = replace(asked, texts=texts_of(samples, len(asked.mask)))
+    pictured = sorted(set(owners))  # what is asked without a picture is nothing to a stage
+    asked = asked.select(torch.tensor(pictured, device=device))
+    if "prompt_hidden" in model.prompt_reads:
+        asked = replace(asked, hidden=prompt_states(model.llm, text, asked.embeds, asked.mask))
+    return asked.select(torch.tensor([pictured.index(owner) for owner in owners], device=device))
+
+
+def prompts(text: Sequence) -> Prompt:
+    """One row a sample: the embeddings of its text that is real, no image, and not supervised.
 
     Args:
         text: with the placeholders of images.
-        owners: the sample of each image.
     """
     asked = text.real & ~text.is_image
     if text.labels is not None:
@@ -135,5 +156,56 @@ def prompts(text: Sequence, owners: list[int]) -> Prompt:
         texts = [text.embeds[0, a:b][asked[0, a:b]] for a, b in pairwise(borders)]
     lengths = torch.tensor([len(one) for one in texts], device=text.embeds.device)
     padded = pad_sequence(texts, batch_first=True)
-    mask = torch.arange(padded.shape[1], device=text.embeds.device)[None] < lengths[:, None]
-    return Prompt(padded[owners], mask[owners])
+    return Prompt(padded, torch.arange(padded.shape[1], device=text.embeds.device)[None] < lengths[:, None])
+
+
+@torch.no_grad()
+def prompt_states(
+    llm: Llm, text: Sequence, embeds: Float[Tensor, "s t d"], mask: Bool[Tensor, "s t"]
+) -> Float[Tensor, "s t d"]:
+    """The llm's last hidden states of prompts, each read by itself; zeros where no position is real.
+
+    No gradient: what a stage makes of them teaches the stage, not the llm. And no dropout, so that they are in training
+    what they are in evaluation.
+
+    Args:
+        text: the sequence that the llm will read; the prompts are read in its layout.
+    """
+    longest = mask.shape[1]
+    read = F.pad(embeds, (0, 0, 0, 1 if longest == 0 else 0))
+    real = F.pad(mask, (0, read.shape[1] - longest))
+    real[:, 0] = True  # a sample without a prompt must not be a row of padding alone
+    rows = replace(Sequence.plain(read), mask=real.long())
+    with evaluating(llm):
+        if text.packed:
+            packed, where = rows.end_to_end()
+            states = llm.hidden(packed)[0][where]
+        else:
+            states = llm.hidden(rows)
+    return states[:, :longest].masked_fill(~mask[..., None], 0)
+
+
+def texts_of(samples: SampleInputs, count: int) -> tuple[str, ...]:
+    """What the user says in each of so many samples.
+
+    Raises:
+        ValueError: when it is not said.
+    """
+    if len(samples.prompts) != count:
+        raise ValueError(
+            f"a stage reads prompt_text, and {len(samples.prompts)} texts were given for {count} samples\n"
+            "  fix: give samples=SampleInputs(prompts=...), a text for each sample"
+        )
+    return samples.prompts
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Inside the block nothing of a module is in training mode."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

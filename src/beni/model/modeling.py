@@ -26,7 +26,7 @@ from beni.data.batch.collate import pixel_key, stack_views
 from beni.errors import CompositionError
 from beni.fusion.base import Fusion
 from beni.llm.base import Llm
-from beni.model import adapters, auxiliary, quantized
+from beni.model import adapters, auxiliary, channels, quantized
 from beni.model.configuration import BeniConfig
 from beni.model.context import context_of, embedded
 from beni.model.inputs import BeniOutput, Calls, StepInputs
@@ -36,7 +36,7 @@ from beni.model.ragged import on_each_grid, on_each_size
 from beni.model.viewer import Viewer, placeholders
 from beni.nn.streams import torch_stream
 from beni.quantization.base import Quantization
-from beni.stage import Stage, StageContext
+from beni.stage import PROMPTS, Reads, Stage, StageContext
 from beni.types import Batch, ImageInputs, ImageLayout, Nested, Pixels, SampleInputs, TokenSpec, VisualTokens, to_device
 from beni.views.base import Views
 from beni.vision.base import VisionEncoder
@@ -83,6 +83,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         self.selector: Stage = self._stage("selector", self.specs["views"])
         self.resampler: Stage = self._stage("resampler", self.specs["selector"])
         self.connector: Stage = self._stage("connector", self.specs["resampler"])
+        self.specs = channels.serve(self.vision, self.stages)
         self.specs["llm"] = self.specs["connector"]
         if self.specs["llm"].dim != self.llm.hidden_size:
             raise CompositionError(
@@ -170,9 +171,14 @@ class BeniForConditionalGeneration(PreTrainedModel):
         }
 
     @property
+    def prompt_reads(self) -> frozenset[Reads]:
+        """In which forms stages read what is asked."""
+        return PROMPTS & {name for stage in self.stages.values() for name in stage.reads}
+
+    @property
     def uses_prompt(self) -> bool:
         """Whether what an image becomes depends on what is asked about it."""
-        return any("prompt" in stage.reads for stage in self.stages.values())
+        return bool(self.prompt_reads)
 
     @property
     def nested(self) -> Nested | None:
@@ -235,15 +241,17 @@ class BeniForConditionalGeneration(PreTrainedModel):
         pixels: Pixels | None = None,
         attention_mask: Int[Tensor, "b t"] | None = None,
         images: ImageInputs = ImageInputs(),
+        samples: SampleInputs = SampleInputs(),
         **options: Any,
     ) -> Int[Tensor, "b new"]:
         """New token ids after left-padded prompts, with a key/value cache.
 
-        ``options`` go to ``transformers``' ``generate`` (``max_new_tokens``, ``do_sample``, ``eos_token_id`` ...).
+        ``images`` and ``samples`` are those of ``forward``. ``options`` go to ``transformers``' ``generate``
+        (``max_new_tokens``, ``do_sample``, ``eos_token_id`` ...).
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         text = replace(embedded(self, input_ids, attention_mask=mask), left_padded=True)
-        context = context_of(self, text, pixels, images, SampleInputs(), StepInputs())
+        context = context_of(self, text, pixels, images, samples, StepInputs())
         visual = images.visual if pixels is None else self.encode_images(pixels, context, images.keys)
         return self.llm.generate(self.fusion(text, visual, images.owners), **options)
 

@@ -48,6 +48,7 @@ class Batch:
         layouts: how each image became views, in reading order.
         owners: the sample (0, 1, ... within the micro-batch) that each image belongs to.
         ids: sample ids, in order, for logs.
+        prompts: what the user says in each sample, in order.
         counts: what the micro-batch holds, by source (data/batch/ledger.py).
         faults: pictures that could not be had, as lines of data_errors.jsonl.
         order: hash of the data order of the whole step; ranks compare it.
@@ -65,6 +66,7 @@ class Batch:
     owners: Int[Tensor, "k"] | None = None
     pixel_keys: tuple[str, ...] = ()
     ids: list[str] = field(default_factory=list)
+    prompts: tuple[str, ...] = ()
     counts: dict[str, Any] = field(default_factory=dict)
     faults: tuple[dict[str, Any], ...] = ()
     order: int = 0
@@ -105,5 +107,5 @@ class Batch:
             "position_ids": self.position_ids,
             "attention_mask": self.attention_mask,
             "images": ImageInputs(self.layouts, self.owners, self.pixel_keys),
-            "samples": SampleInputs(self.cu_seqlens, self.longest, tuple(self.ids)),
+            "samples": SampleInputs(self.cu_seqlens, self.longest, tuple(self.ids), self.prompts),
         }

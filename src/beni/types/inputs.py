@@ -36,8 +36,10 @@ class SampleInputs:
         cu_seqlens: borders of the samples in one packed row; None when every row is a sample of its own.
         longest: at least as long as any segment of a packed row; None for the whole row.
         ids: of each sample, which noise is drawn for; empty when their numbers are to do.
+        prompts: what the user says in each sample, for stages that read the text itself (``Stage.reads``).
     """
 
     cu_seqlens: Int[Tensor, "s_plus_1"] | None = None
     longest: int | None = None
     ids: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()

@@ -24,6 +24,8 @@ class TokenSpec:
         mean: tokens of a row that are to be expected, where that is known and not all are there.
         gated: the tokens come with a ``log_gate``.
         deep: width of the features for deeper layers of the llm (``VisualTokens.deep``), 0 for none.
+        attn: the encoder's attention to each token comes along (``VisualTokens.attn``), since a part reads it.
+        keys: width of the encoder's keys that come along (``VisualTokens.keys``), 0 for none.
     """
 
     n: int
@@ -37,6 +39,8 @@ class TokenSpec:
     mean: float | None = None
     gated: bool = False
     deep: int = 0
+    attn: bool = False
+    keys: int = 0
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from beni.types.spec import TokenSpec
+
 PER_TOKEN = {"per": "token"}
 """Metadata of a field that is a tensor with one entry a token, ``(i, n, ...)``."""
 
@@ -41,8 +43,9 @@ class VisualTokens:
             in the text all the same, which fusion takes out too; padding has none.
         log_gate: what is added to the logits of attention to a token: 0 leaves it open, -inf closes it.
         deep: features for deeper layers of the llm, side by side in the channels, each of the llm's width.
-        attn: attention that the encoder's last layer pays to each token (from its CLS token where it has one, else the
-            mean over all), for parts that declare that they read it (``Stage.reads``).
+        attn: attention that the last layer of the encoder whose output is read pays to each token, the mean over its
+            heads: from its CLS token where it has one, else the mean over all tokens. Only for parts that declare that
+            they read it (``Stage.reads``).
         keys: keys of that layer's attention, the mean over its heads, likewise.
     """
 
@@ -85,13 +88,32 @@ class VisualTokens:
         return VisualTokens.fresh(x, ones.bool(), centres(grid, x.device).expand(images, n, 2), ones, grid)
 
     @staticmethod
+    def drawn(spec: TokenSpec, rows: int, draw: Callable[[int, int, int], Tensor]) -> VisualTokens:
+        """Such tokens as a spec tells of, all of them real, for who wants some before there are any.
+
+        Args:
+            draw: makes a tensor ``(rows, n, width)``.
+        """
+        dense = VisualTokens.dense(draw(rows, spec.n, spec.dim), spec.grid or (1, spec.n))
+        return replace(
+            dense,
+            grid=spec.grid,
+            levels=draw(rows, spec.n, spec.levels) if spec.levels else None,
+            sources=tuple(VisualTokens.drawn(source, rows, draw) for source in spec.sources),
+            log_gate=F.logsigmoid(draw(rows, spec.n, 1)[..., 0]) if spec.gated else None,
+            deep=draw(rows, spec.n, spec.deep) if spec.deep else None,
+            attn=draw(rows, spec.n, 1)[..., 0].softmax(1) if spec.attn else None,
+            keys=draw(rows, spec.n, spec.keys) if spec.keys else None,
+        )
+
+    @classmethod
     def of(
-        tensors: Mapping[str, Tensor], grid: tuple[int, int] | None, sources: tuple[VisualTokens, ...]
+        cls, tensors: Mapping[str, Tensor], grid: tuple[int, int] | None, sources: tuple[VisualTokens, ...]
     ) -> VisualTokens:
         """The inverse of ``per_token``, for what was written to a disk."""
         x, mask, yx, size = (tensors[name] for name in ("x", "mask", "yx", "size"))
         rest = {name: tensor for name, tensor in tensors.items() if name not in ("x", "mask", "yx", "size")}
-        return replace(VisualTokens(x, mask, yx, size, grid, sources=sources), **rest)
+        return replace(cls(x, mask, yx, size, grid, sources=sources), **rest)
 
     @property
     def laid(self) -> Bool[Tensor, "i n"]:
@@ -136,6 +158,19 @@ class VisualTokens:
         """
         mask = self.mask & kept
         return replace(self, mask=mask, dropped=self.laid & ~mask, grid=None, grids=(), sources=())
+
+    def bounded(self, n: int) -> VisualTokens:
+        """``(i, m, d) -> (i, n, d)`` of rows for each of which the text is laid out for ``n`` tokens: the places where
+        no real token stands count as dropped.
+
+        Raises:
+            ValueError: when a row has more than ``n`` places.
+        """
+        extra = n - self.mask.shape[1]
+        if extra < 0:
+            raise ValueError(f"rows of {self.mask.shape[1]} tokens do not fit a text that is laid out for {n}")
+        longer = self.map(lambda tensor: F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, extra)))
+        return replace(longer, dropped=~longer.mask)
 
     def select(self, rows: Int[Tensor, "k"]) -> VisualTokens:
         """Rows by index, repeated or left out as wished."""
@@ -207,16 +242,26 @@ def _richest(pieces: Sequence[VisualTokens]) -> VisualTokens:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the user asks about each image, for stages that look for something.
+    """What is asked about each image, for stages that look for something.
 
     Attributes:
         embeds: text embeddings of the llm, one row an image.
         mask: True where a position is real.
+        hidden: what the llm makes of them, without an image and without an answer; no gradient reaches it. None where
+            no stage reads ``prompt_hidden``. Zeros where no position is real.
+        texts: what the user says, one an image; empty where no stage reads ``prompt_text``.
     """
 
     embeds: Float[Tensor, "i t d"]
     mask: Bool[Tensor, "i t"]
+    hidden: Float[Tensor, "i t d"] | None = None
+    texts: tuple[str, ...] = ()
 
     def select(self, rows: Int[Tensor, "k"]) -> Prompt:
         """Rows by index, repeated as wished."""
-        return Prompt(self.embeds[rows], self.mask[rows])
+        return Prompt(
+            self.embeds[rows],
+            self.mask[rows],
+            None if self.hidden is None else self.hidden[rows],
+            tuple(self.texts[i] for i in rows.tolist()) if self.texts else (),
+        )

@@ -10,7 +10,6 @@ their own type.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 
 from beni.errors import CompositionError, ConfigError
-from beni.nn.grid import to_map
+from beni.nn.grid import grid_of, regrid, to_map
 from beni.nn.pixels import PictureTransform
 from beni.stage import StageContext
 from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
@@ -71,7 +70,7 @@ class S2Views(Views):
         return transformed([tile for size in sizes for tile in cut(squashed(picture, size), self.tile)], transform)
 
     def spec(self, tokens: TokenSpec) -> TokenSpec:
-        return replace(tokens, dim=tokens.dim * len(self.scales))
+        return regrid(tokens, grid_of(tokens, "views=s2"), tokens.dim * len(self.scales))
 
     def rows(self, layout: ImageLayout, views: Sequence[TokenSpec]) -> list[TokenSpec]:
         return [self.spec(views[0])]

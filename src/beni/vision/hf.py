@@ -11,6 +11,9 @@ the highest that is read are not built at all.
 A model at another size than its own interpolates its positions. Where it does so only on request, the request is an
 explicit argument of its ``forward``: others swallow it in ``**kwargs`` and ignore it, so the dry run decides.
 
+Side channels and kept patches (``VisionEncoder.serve``) are those of ``visit.py``: any model can give and take them
+whose last block, or all of whose blocks, compute attention through transformers' table of attention functions.
+
 ``keep_cls`` keeps the first prefix token (CLS) in front of the patches, as BLIP-2's Q-Former and Dragonfly have it; the
 tokens form no grid then. Registers always go.
 """
@@ -24,7 +27,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
@@ -34,9 +37,11 @@ from beni.nn.batch_norm import settle_statistics
 from beni.nn.pixels import ImageTransform, as_size, as_triple
 from beni.types import TokenSpec, VisualTokens
 from beni.vision.backbone import build_encoder, model_inputs, own_size, pooling, repeated_blocks
-from beni.vision.base import VisionEncoder
+from beni.vision.base import Service, VisionEncoder, no_service, refuse_keep
+from beni.vision.dry_visit import IMAGES, NotVisited, key_width, states_before
 from beni.vision.hidden_states import state_indices, truncated
 from beni.vision.probe import Layout, dry_run, find_layout
+from beni.vision.visit import Reading, Visit, install, kept_places, side_channels, standing, visiting
 
 SHUFFLES = {"vit_mae": "vit"}
 """Models that hide patches and shuffle the others, and the type that reads the same weights and does not."""
@@ -104,6 +109,8 @@ class HFVision(VisionEncoder):
         self.config = self._config if layer == -1 else truncated(self._config, max(i for i in self._read if i))
         self._attn = attn_implementation
         self._seen: dict[tuple[int, int], Seen] = {}
+        self._services: frozenset[Service] = frozenset()
+        self._key_width, self._before = 0, [False] * max(1, len(self._read))
         self._at(self._transform.shape)
         # weights that load_pretrained() will bring are not drawn first
         device = torch.device("meta") if weights == "pretrained" else torch.get_default_device()
@@ -116,20 +123,42 @@ class HFVision(VisionEncoder):
         return self._transform
 
     def spec(self, size: tuple[int, int] | None = None) -> TokenSpec:
-        return self._at(size or self._transform.shape).spec
+        spec = self._at(size or self._transform.shape).spec
+        keys = self._key_width if "keys" in self._services else 0
+        return replace(spec, attn="attn" in self._services, keys=keys)
 
     @property
     def patches(self) -> tuple[int, int]:
         return self._at(self._transform.shape).layout.grid
 
-    def forward(self, pixels: Float[Tensor, "i 3 height width"]) -> VisualTokens:
-        layout = self._at((pixels.shape[2], pixels.shape[3])).layout
-        states = [layout.tokens(x, pixels.shape[0]) for x in self._states(self.model, pixels)]
-        patches, *levels = (x[:, layout.prefix :] for x in states)
-        tokens = VisualTokens.dense(patches, layout.grid)
-        if levels:
-            tokens = replace(tokens, levels=torch.cat(levels, -1))
-        return with_cls(tokens, [x[:, :1] for x in states]) if self.keep_cls else tokens
+    def serve(self, services: frozenset[Service]) -> None:
+        if not services:
+            return
+        self._services = services
+        with torch.device("meta"):
+            model = self._visited(build_encoder(self.config, self._attn))
+            with dry_run(model):
+                for service in sorted(services):
+                    self._try(model, service)
+        self._visited(self.model)
+
+    def forward(
+        self, pixels: Float[Tensor, "i 3 height width"], keep: Bool[Tensor, "i n"] | None = None
+    ) -> VisualTokens:
+        images, layout = len(pixels), self._at((pixels.shape[2], pixels.shape[3])).layout
+        visit = self._visit(layout, keep)
+        with visiting(visit):
+            states = [layout.tokens(x, images) for x in self._states(self.model, pixels)]
+        if visit is not None and visit.places is not None:
+            rows = torch.arange(images, device=pixels.device)[:, None]
+            states = [x[rows, visit.places] if raw else x for x, raw in zip(states, self._before, strict=True)]
+        x, *levels = states
+        more = {"levels": torch.cat(levels, -1)} if levels else {}
+        if visit is not None and visit.reading is not None:
+            more |= side_channels(visit, layout, images, self._services)
+        tokens = standing(x[:, layout.prefix :], layout, visit, keep)
+        tokens = replace(tokens, **{name: tensor[:, layout.prefix :] for name, tensor in more.items()})
+        return with_cls(tokens, x[:, :1], {k: tensor[:, :1] for k, tensor in more.items()}) if self.keep_cls else tokens
 
     def dry_run(self) -> AbstractContextManager[None]:
         return dry_run(self.model)
@@ -153,7 +182,7 @@ class HFVision(VisionEncoder):
             key_mapping=VISION_HALF,
             **pooling(self.config),
         )
-        self.model = in_reading_order(model)
+        self.model = in_reading_order(self._visited(model))
         # transformers draws at random what it does not find; the token for masked training is never read
         if missing := sorted(name for name in report["missing_keys"] if "mask_token" not in name):
             raise WeightsError(
@@ -165,6 +194,46 @@ class HFVision(VisionEncoder):
 
     def resolved(self) -> dict[str, Any]:
         return {"architecture": self._config.to_diff_dict() | {"model_type": self._config.model_type}}
+
+    def _visited(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model, whose blocks can be visited where somebody asks for that."""
+        if self._services:
+            blocks = repeated_blocks(model)
+            last = self._read[0] if self._read else None
+            # a hidden state is the output of the block of its number; without one, the last block's
+            install(blocks, blocks[(last or len(blocks)) - 1], self._attn)
+        return model
+
+    def _visit(self, layout: Layout, keep: Bool[Tensor, "i n"] | None) -> Visit | None:
+        """What blocks are to be told of a pass; None where nothing was asked for."""
+        if "keep" not in self._services:
+            refuse_keep(keep, self.name or self.config.model_type)
+        if not self._services:
+            return None
+        patches = layout.rows * layout.columns
+        if keep is not None and keep.shape[1] != patches:
+            raise ValueError(f"keep tells of {keep.shape[1]} patches, a view of this size has {patches}")
+        reading = Reading(cls=layout.prefix > 0) if self._services & {"attn", "keys"} else None
+        return Visit(reading=reading) if keep is None else Visit(*kept_places(keep, layout.prefix), reading)
+
+    def _try(self, model: PreTrainedModel, service: Service) -> None:
+        """Raises:
+        CompositionError: E-SIDE or E-KEEP when a dry run shows that the model cannot do it.
+        """
+        shape = self._transform.shape
+        layout, pixels = self._at(shape).layout, torch.empty(IMAGES, 3, *shape)
+
+        def run(visit: Visit) -> list[Tensor]:
+            with visiting(visit):
+                return self._states(model, pixels)
+
+        try:
+            if service == "keep":
+                self._before = states_before(run, layout, self._attn)
+            else:
+                self._key_width = key_width(run, layout)
+        except NotVisited as reason:
+            raise no_service(service, self.name or self.config.model_type, str(reason)) from reason
 
     def _states(self, model: PreTrainedModel, pixels: Tensor) -> list[Tensor]:
         """The hidden state of ``layer``, then those of ``levels``, as the model returns them."""
@@ -247,14 +316,13 @@ def _contiguous(block: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]
     return tuple(x.contiguous() if isinstance(x, Tensor) and x.ndim == 3 else x for x in arguments)
 
 
-def with_cls(tokens: VisualTokens, first: list[Float[Tensor, "i 1 d"]]) -> VisualTokens:
+def with_cls(tokens: VisualTokens, first: Float[Tensor, "i 1 d"], more: Mapping[str, Tensor]) -> VisualTokens:
     """The patches with a CLS token in front, which stands in the middle and counts as one patch, and no grid.
 
     Args:
-        first: that token in the hidden state of the features, then in each of the levels.
+        first: that token.
+        more: its other fields, the same that the patches have.
     """
     one = torch.ones_like(tokens.size[:, :1])
-    cls = VisualTokens.fresh(first[0], one.bool(), torch.full_like(tokens.yx[:, :1], 0.5), one)
-    if tokens.levels is not None:
-        cls = replace(cls, levels=torch.cat(first[1:], -1))
-    return VisualTokens.cat([cls, tokens])
+    cls = VisualTokens.fresh(first, one.bool(), torch.full_like(tokens.yx[:, :1], 0.5), one)
+    return VisualTokens.cat([replace(cls, **more), tokens])

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL.Image import Image as Picture
 from PIL.Image import new as new_picture
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from beni.errors import CompositionError, ConfigError
 from beni.nn.pixels import PictureTransform
 from beni.nn.streams import torch_stream
 from beni.types import TokenSpec, VisualTokens
-from beni.vision.base import VisionEncoder
+from beni.vision.base import Service, VisionEncoder, no_service, refuse_keep
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,7 @@ class MultiVision(VisionEncoder):
         self._transform = StackedTransform(tuple(encoder.transform for encoder in self._encoders()))
         specs = {name: encoder.spec() for name, encoder in zip(self.model, self._encoders(), strict=True)}
         self._grids = target_grids(specs, combine, grid)
-        aligned = tuple(regridded(specs[name], self._grids[name]) for name in specs)
-        self._spec = combined_spec(aligned, combine)
+        self._spec = self._combined()
 
     @property
     def transform(self) -> StackedTransform:
@@ -134,7 +133,17 @@ class MultiVision(VisionEncoder):
     def patches(self) -> tuple[int, int]:
         return self._encoders()[0].patches
 
-    def forward(self, pixels: Float[Tensor, "i 3 height width"]) -> VisualTokens:
+    def serve(self, services: frozenset[Service]) -> None:
+        if "keep" in services:
+            raise no_service("keep", "vision.encoders", "each of several encoders has patches of its own")
+        for encoder in self._encoders():
+            encoder.serve(services)
+        self._spec = self._combined()
+
+    def forward(
+        self, pixels: Float[Tensor, "i 3 height width"], keep: Bool[Tensor, "i n"] | None = None
+    ) -> VisualTokens:
+        refuse_keep(keep, "vision.encoders")
         tokens = []
         for encoder, own, grid in zip(
             self._encoders(), self._transform.split(pixels), self._grids.values(), strict=True
@@ -169,6 +178,11 @@ class MultiVision(VisionEncoder):
             values = node.keywords | encoder.resolved() | ({"weights": "random"} if "weights" in node.keywords else {})
             nodes[name] = {"_target_": target, "_partial_": True, **values}
         return {"encoders": nodes}
+
+    def _combined(self) -> TokenSpec:
+        """What comes of all encoders, each brought to its grid."""
+        own = zip(self._encoders(), self._grids.values(), strict=True)
+        return combined_spec(tuple(regridded(encoder.spec(), grid) for encoder, grid in own), self.combine)
 
     def _encoders(self) -> list[VisionEncoder]:
         return [encoder for encoder in self.model.values() if isinstance(encoder, VisionEncoder)]
@@ -237,7 +251,8 @@ def combined_spec(specs: tuple[TokenSpec, ...], combine: str) -> TokenSpec:
     """What ``combined`` makes of tokens with these specs.
 
     Raises:
-        CompositionError: E-GRID, E-DIM or E-LEVELS, as the class says.
+        CompositionError: E-GRID, E-DIM or E-LEVELS, as the class says; E-SIDE when keys of different widths would stand
+            in one sequence.
     """
     if combine == "sources":
         return replace(specs[0], sources=specs)
@@ -249,8 +264,8 @@ def combined_spec(specs: tuple[TokenSpec, ...], combine: str) -> TokenSpec:
             fix="set vision.grid=auto",
         )
     if combine == "channels":
-        dim, levels = sum(spec.dim for spec in specs), sum(spec.levels for spec in specs)
-        return replace(specs[0], dim=dim, levels=levels, sources=())
+        dim, levels, keys = (sum(getattr(spec, name) for spec in specs) for name in ("dim", "levels", "keys"))
+        return replace(specs[0], dim=dim, levels=levels, keys=keys, sources=())
     if len({spec.dim for spec in specs}) > 1:
         raise CompositionError(
             "E-DIM",
@@ -265,25 +280,32 @@ def combined_spec(specs: tuple[TokenSpec, ...], combine: str) -> TokenSpec:
             groups=("vision",),
             fix="set levels=[] in every node of vision.encoders, or vision.combine=channels",
         )
-    n = sum(spec.n for spec in specs)
-    return TokenSpec(n=n, dim=specs[0].dim, grid=specs[0].grid if len(specs) == 1 else None)
+    if len({spec.keys for spec in specs}) > 1:
+        raise no_service("keys", "vision.encoders", f"they are {[spec.keys for spec in specs]} wide in one sequence")
+    n, grid = sum(spec.n for spec in specs), specs[0].grid if len(specs) == 1 else None
+    return replace(specs[0], n=n, grid=grid, sources=())
 
 
 def resize_tokens(tokens: VisualTokens, grid: tuple[int, int] | None) -> VisualTokens:
     """``(i, n, d) -> (i, rows * columns, d)``, bilinear; the same object where nothing changes.
+
+    Attention is shared out anew, so that the tokens of a picture are paid as much together as before.
 
     Raises:
         ValueError: when the tokens have no grid.
     """
     if grid is None or grid == tokens.grid:
         return tokens
-    old, rest = tokens.grid, {}
-    for name in ("levels", "attn", "keys"):
-        own = getattr(tokens, name)
-        if own is not None:
-            flat = own if own.ndim == 3 else own[..., None]
-            rest[name] = resize_features(flat, old, grid).reshape(len(own), -1, *own.shape[2:])
-    return replace(VisualTokens.dense(resize_features(tokens.x, old, grid), grid), **rest)
+    dense = VisualTokens.dense(resize_features(tokens.x, tokens.grid, grid), grid)
+    if tokens.levels is not None:
+        dense = replace(dense, levels=resize_features(tokens.levels, tokens.grid, grid))
+    if tokens.keys is not None:
+        dense = replace(dense, keys=resize_features(tokens.keys, tokens.grid, grid))
+    if tokens.attn is not None:
+        attn = resize_features(tokens.attn[..., None], tokens.grid, grid)[..., 0]
+        share = tokens.attn.sum(1, keepdim=True) / attn.sum(1, keepdim=True)
+        dense = replace(dense, attn=attn * share)
+    return dense
 
 
 def resize_features(
@@ -303,13 +325,21 @@ def resize_features(
 
 
 def combined(tokens: list[VisualTokens], combine: str) -> VisualTokens:
-    """The tokens of all encoders as one, as ``combined_spec`` says."""
+    """The tokens of all encoders as one, as ``combined_spec`` says.
+
+    Side by side, a token is paid the mean of what the encoders pay to it, and has their keys side by side; in one
+    sequence, each has what its own encoder says.
+    """
     if combine == "sources":
         return replace(tokens[0], sources=tuple(tokens))
     if combine == "channels":
-        levels = [one.levels for one in tokens if one.levels is not None]
-        x = torch.cat([one.x for one in tokens], -1)
-        return replace(tokens[0], x=x, levels=torch.cat(levels, -1) if levels else None, sources=())
+        wide = {name: [getattr(one, name) for one in tokens] for name in ("x", "levels", "keys")}
+        given = {name: [tensor for tensor in own if tensor is not None] for name, own in wide.items()}
+        beside = {name: torch.cat(own, -1) if own else None for name, own in given.items()}
+        attn = [one.attn for one in tokens if one.attn is not None]
+        first = tokens[0]
+        made = VisualTokens.fresh(first.x, first.mask, first.yx, first.size, first.grid)
+        return replace(made, **beside, attn=torch.stack(attn).mean(0) if attn else None)
     if len(tokens) == 1:
         return replace(tokens[0], sources=())
 

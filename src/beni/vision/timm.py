@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from beni.errors import CompositionError, WeightsError
@@ -25,7 +25,7 @@ from beni.nn.batch_norm import settle_statistics
 from beni.nn.pixels import ImageTransform, as_size, as_triple
 from beni.types import TokenSpec, VisualTokens
 from beni.vision.backbone import repeated_blocks
-from beni.vision.base import VisionEncoder
+from beni.vision.base import Service, VisionEncoder, refuse_keep, refuse_services
 from beni.vision.probe import Layout, find_layout
 
 
@@ -97,7 +97,13 @@ class TimmVision(VisionEncoder):
     def patches(self) -> tuple[int, int]:
         return self._layout.grid
 
-    def forward(self, pixels: Float[Tensor, "i 3 height width"]) -> VisualTokens:
+    def serve(self, services: frozenset[Service]) -> None:
+        refuse_services(services, self.name, "timm's attention can be neither seen nor masked from outside")
+
+    def forward(
+        self, pixels: Float[Tensor, "i 3 height width"], keep: Bool[Tensor, "i n"] | None = None
+    ) -> VisualTokens:
+        refuse_keep(keep, self.name)
         x, *levels = (self._layout.tokens(f, pixels.shape[0]) for f in self._features(self.model, pixels))
         tokens = VisualTokens.dense(x[:, self._layout.prefix :], self._layout.grid)
         return replace(tokens, levels=torch.cat(levels, -1)) if levels else tokens

@@ -26,7 +26,7 @@ SIDE = 4
 class Encoder(VisionEncoder):
     """A patch is a pixel; counts the views it is given. ``rich`` adds levels and the tokens of two encoders."""
 
-    transform = patches = blocks = flops = load_pretrained = resolved = None
+    transform = patches = blocks = serve = dry_run = load_pretrained = resolved = None
 
     def __init__(self, rich=False, seed=0):
         super().__init__()

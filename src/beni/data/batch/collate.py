@@ -19,12 +19,13 @@ from beni.types import Batch, ViewedImage
 
 @dataclass(frozen=True)
 class Item:
-    """One sample, ready to be laid out: its tokens and its images in reading order."""
+    """One sample, ready to be laid out: its tokens, its images in reading order, and what the user says in it."""
 
     id: str
     encoded: Encoded
     images: list[ViewedImage]
     source: str = ""
+    asked: str = ""
 
 
 def collate(
@@ -50,6 +51,7 @@ def collate(
         "layouts": tuple(image.layout for _, image in images),
         "owners": torch.tensor([owner for owner, _ in images]) if images else None,
         "pixel_keys": tuple(pixel_key(view) for view in pixels) if pixel_keys else (),
+        "prompts": tuple(item.asked for item in items),
         "faults": tuple(fault.to_dict() for fault in faults),
         "order": order,
     }

@@ -117,7 +117,8 @@ def first_pictures(steps: Steps, samples: int = 8) -> Batch:
 
 def item(sample: Sample, renderer: Renderer, images: list[ViewedImage]) -> Item:
     """A sample whose images have been viewed, encoded for training or scoring."""
-    return Item(sample.id, renderer.encode(sample, [image.markup for image in images]), images, sample.source)
+    encoded = renderer.encode(sample, [image.markup for image in images])
+    return Item(sample.id, encoded, images, sample.source, sample.asked)
 
 
 @dataclass(frozen=True)

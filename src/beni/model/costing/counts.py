@@ -33,7 +33,7 @@ from beni.measure.flops import count_flops, count_training_flops
 from beni.model.costing.bill import Bill
 from beni.model.costing.rates import LONG, Rate, Staircase
 from beni.model.modeling import BeniForConditionalGeneration
-from beni.stage import Stage, StageContext
+from beni.stage import PROMPTS, Stage, StageContext
 from beni.types import IGNORE, Batch, ImageLayout, Prompt, Sequence, TokenSpec, VisualTokens
 from beni.vision.base import VisionEncoder
 
@@ -142,8 +142,10 @@ class Costs:
         if batch.attention_mask is not None and not self.twin.fusion.looks_ahead:
             width = max(kept) if kept else batch.input_ids.shape[1]
             laid_out = [width] * len(lengths)  # padding is computed again like the rest
+        alone = self._read_alone(batch)
+        asked = llm.forward.of(alone, 0) if alone else 0
         return Bill(
-            components=visual.useful | {"llm": llm.useful.of(lengths, labels)},
+            components=visual.useful | {"llm": llm.useful.of(lengths, labels) + asked},
             causal=round(llm.useful.pair * sum(n**2 for n in lengths) / 2),
             recomputed=visual.again + llm.again.of(laid_out, 0),
             padding=self._padding(batch, llm.useful, kept),
@@ -183,13 +185,23 @@ class Costs:
         """Positions of the prompt of each image; 0 where no stage reads it."""
         if not self.twin.uses_prompt or batch.owners is None:
             return [0] * len(batch.layouts)
+        counts = self._prompts(batch)
+        return [counts[owner] for owner in batch.owners.tolist()]
+
+    def _read_alone(self, batch: Batch) -> list[int]:
+        """Positions of the prompts that the llm reads by themselves, for stages that want its states of them."""
+        if "prompt_hidden" not in self.twin.prompt_reads or batch.owners is None:
+            return []
+        counts = self._prompts(batch)
+        return [counts[owner] for owner in sorted(set(batch.owners.tolist()))]
+
+    def _prompts(self, batch: Batch) -> list[int]:
+        """Positions of the prompt of each sample."""
         asked = ((batch.labels == IGNORE) & (batch.input_ids != self._image)).flatten()
         if batch.cu_seqlens is None:
             mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
-            counts = (asked.view_as(mask) & mask.bool()).sum(1).tolist()
-        else:
-            counts = [int(asked[a:b].sum()) for a, b in pairwise(batch.cu_seqlens.tolist())]
-        return [counts[owner] for owner in batch.owners.tolist()]
+            return (asked.view_as(mask) & mask.bool()).sum(1).tolist()
+        return [int(asked[a:b].sum()) for a, b in pairwise(batch.cu_seqlens.tolist())]
 
     def _trains(self, *components: str) -> bool:
         return any(p.requires_grad for name in components for p in getattr(self.twin, name).parameters())
@@ -210,13 +222,14 @@ class Costs:
                     return vision(torch.empty(1, 3, *shape, device="meta")).features()
 
             with vision.dry_run():
-                self._known["vision", size] = self._shared(vision, shape, forward, vision.blocks)
+                inputs = (shape, self.twin.specs["vision"])  # which tells of side channels that it gives
+                self._known["vision", size] = self._shared(vision, inputs, forward, vision.blocks)
         return self._known["vision", size]
 
     def _stage(self, name: str, row: TokenSpec, asked: int) -> Count:
         """A stage on one row of its tokens, with a prompt of so many positions."""
         stage: Stage = getattr(self.twin, name)
-        asked = asked if "prompt" in stage.reads else 0
+        asked = asked if stage.reads & PROMPTS else 0
         key = (name, row, asked)
         if key not in self._known:
             before = COMPONENTS[: COMPONENTS.index(name)]
@@ -226,7 +239,11 @@ class Costs:
                 if asked:
                     embeds = torch.empty(1, asked, self.twin.llm.hidden_size, device="meta")
                     embeds.requires_grad_(self._embeddings_train())
-                    prompt = Prompt(embeds, torch.ones(1, asked, dtype=torch.bool, device="meta"))
+                    hidden = torch.empty(1, asked, self.twin.llm.hidden_size, device="meta")
+                    # a text of as many words
+                    prompt = Prompt(
+                        embeds, torch.ones(1, asked, dtype=torch.bool, device="meta"), hidden, ("a " * asked,)
+                    )
                 context = StageContext(scales=(row.scale,) if stage.nested else (), prompt=prompt)
                 return stage(_tokens(row, self._trains(*before)), context).features()
 
@@ -340,9 +357,7 @@ class _Attention(TorchFunctionMode):
 def _tokens(spec: TokenSpec, wants_gradient: bool) -> VisualTokens:
     """One row of such tokens on the meta device."""
     with torch.device("meta"):
-        x = torch.empty(1, spec.n, spec.dim, requires_grad=wants_gradient)
-        levels = torch.empty(1, spec.n, spec.levels, requires_grad=wants_gradient) if spec.levels else None
-        log_gate = torch.empty(1, spec.n) if spec.gated else None
-        dense = VisualTokens.dense(x, spec.grid or (1, spec.n))
-    sources = tuple(_tokens(source, wants_gradient) for source in spec.sources)
-    return replace(dense, grid=spec.grid, levels=levels, sources=sources, log_gate=log_gate)
+        tokens = VisualTokens.drawn(spec, 1, torch.empty)
+    for features in tokens.features():
+        features.requires_grad_(wants_gradient)
+    return tokens

@@ -107,6 +107,27 @@ def test_without_pictures_vision_costs_nothing(counted, state):
     assert bill.useful == bill.components["llm"] == pytest.approx(flops, rel=0.001)
 
 
+@pytest.mark.parametrize("name", ["Attended", "Listener"])
+@pytest.mark.parametrize("overrides", [(), ("train.plan.llm=full",), ("train.layout=padded",)], ids=str)
+def test_what_stages_read_beside_features_is_billed(monkeypatch, steps_of, tiny_run, name, overrides):
+    """Attention of the encoder's last layer, and a pass of the llm over prompts."""
+    monkeypatch.setattr(segment_attention, "WASTE", 1.0)
+    monkeypatch.setenv("BENI_TRUSTED", "support.")
+    run = tiny_run("vision.architecture.patch_size=6", "train.plan.vision=frozen", *overrides)
+    run["selector"] = {"_target_": f"support.stages.{name}"}
+    model = build(run)
+    batch = steps_of(run, model)[0][0]
+    bill = Costs(propagate(run), model.config.image_token_id).bill(batch)
+    with counting() as counter:
+        forward_backward(model, [batch], 0, CPU, "fp32")
+    within = 0.03 if "train.layout=padded" in overrides else 0.001  # then prompts are padded too, which nobody bills
+    assert bill.useful + bill.padding == pytest.approx(counter.get_total_flops(), rel=within)
+    plain = tiny_run("vision.architecture.patch_size=6", "train.plan.vision=frozen", *overrides)
+    bare = Costs(propagate(plain), model.config.image_token_id).bill(steps_of(plain, build(plain))[0][0])
+    component = "vision" if name == "Attended" else "llm"
+    assert bill.components[component] > bare.components[component]
+
+
 def test_a_frozen_llm_that_only_reads_text_has_no_backward_pass(counted):
     text, _ = counted("connector", change=without_pictures)
     seen, _ = counted("connector")

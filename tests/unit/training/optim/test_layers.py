@@ -46,7 +46,7 @@ def test_a_vision_encoder_counts_its_patch_embedding_as_layer_0(factors):
 
 def test_what_stands_between_two_stages_goes_with_the_layer_before_it():
     class Staged(VisionEncoder):
-        transform = patches = spec = forward = flops = load_pretrained = resolved = None
+        transform = patches = spec = serve = dry_run = forward = load_pretrained = resolved = None
 
         def __init__(self):
             super().__init__()
@@ -74,7 +74,7 @@ def test_what_stands_between_two_stages_goes_with_the_layer_before_it():
 
 def test_encoders_side_by_side_count_their_own_layers(tiny_model):
     class Pair(VisionEncoder):
-        transform = patches = spec = forward = flops = load_pretrained = resolved = None
+        transform = patches = spec = serve = dry_run = forward = load_pretrained = resolved = None
 
         def __init__(self, *encoders):
             super().__init__()

@@ -1,0 +1,77 @@
+"""The kit knows stages that no option of beni is: readers of an encoder's attention and of text, and liars."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from beni.conformance.behaviour import reads_the_prompt_it_asks_for
+from beni.conformance.properties import PROPERTIES
+from beni.conformance.structure import carries_what_its_spec_says
+from beni.conformance.subject import find_subject
+from beni.conformance.verdict import Excused, NotMet
+from beni.types import VisualTokens
+from support import stages
+
+
+@pytest.fixture
+def subject_of(monkeypatch):
+    """subject_of(name): a stage of ``support.stages`` under test, as a selector."""
+    monkeypatch.setenv("BENI_TRUSTED", "support.")
+    return lambda name: find_subject("selector", {"_target_": f"support.stages.{name}"})
+
+
+@pytest.mark.parametrize("check", PROPERTIES, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", ["Attended", "Listener"])
+def test_a_stage_that_reads_more_than_features_keeps_the_contract(subject_of, name, check):
+    try:
+        check(subject_of(name))
+    except Excused as reason:
+        pytest.skip(str(reason))
+
+
+def test_a_stage_is_given_the_side_channels_that_it_reads_and_no_others(subject_of):
+    spec = subject_of("Attended").spec
+    assert (spec.attn, spec.keys) == (True, 8)
+    spec = subject_of("Listener").spec
+    assert (spec.attn, spec.keys) == (False, 0)
+
+
+@pytest.mark.parametrize(
+    ("lies", "told"),
+    [
+        ({"attn": True, "keys": 4}, r"spec\(\) says (attn=True|keys=4), the tokens carry"),
+        ({"gated": True}, r"spec\(\) says gated=True, the tokens carry False"),
+        ({"deep": 3}, r"spec\(\) says deep=3, the tokens carry 0"),
+        ({"levels": 5}, r"spec\(\) says levels=5, the tokens carry 96"),
+    ],
+)
+def test_a_spec_that_tells_of_what_does_not_come_is_found(subject_of, monkeypatch, lies, told):
+    monkeypatch.setattr(stages.Listener, "spec", lambda self, tokens: replace(tokens, **lies))
+    with pytest.raises(NotMet, match=told):
+        carries_what_its_spec_says(subject_of("Listener"))
+
+
+def test_a_stage_that_says_it_keeps_all_and_drops_some_is_found(subject_of, monkeypatch):
+    monkeypatch.setattr(
+        stages.KeepBright, "spec", lambda self, tokens: replace(tokens, fixed=True, grid=None, sources=())
+    )
+    with pytest.raises(NotMet, match=r"spec\(\) says fixed=True and n=12, the rows have"):
+        carries_what_its_spec_says(subject_of("KeepBright"))
+
+
+def test_a_stage_that_reads_another_form_of_the_prompt_than_it_says_is_found(subject_of, monkeypatch):
+    monkeypatch.setattr(stages.Listener, "reads", frozenset({"prompt_text"}))
+    with pytest.raises(NotMet, match=r"it reads Prompt.hidden, which it is given only with 'prompt_hidden'"):
+        reads_the_prompt_it_asks_for(subject_of("Listener"))
+
+
+def test_a_stage_that_does_not_read_what_it_names_is_found(subject_of, monkeypatch):
+    def deaf(self, tokens: VisualTokens, context) -> VisualTokens:
+        words = 0 if context.prompt is None else sum(map(len, context.prompt.texts))
+        return tokens.with_features(tokens.x + 0.01 * words)
+
+    monkeypatch.setattr(stages.Listener, "forward", deaf)
+    with pytest.raises(NotMet, match=r"its reads name prompt_hidden, but Prompt.hidden changes nothing"):
+        reads_the_prompt_it_asks_for(subject_of("Listener"))
