@@ -162,6 +162,7 @@ class HFLlm(Llm):
                 self.name, attn_implementation=self.attn_implementation, dtype=torch.float32, trust_remote_code=False
             )
         self.config = self.model.config  # what was loaded decides, should llm.architecture differ in a detail
+        self.capabilities = Probed(self, self.model)  # of what was loaded: nothing is known of it yet
 
     def _rehearsed(self, embeds: Float[Tensor, "1 t d"], label_rows: int, masked: bool) -> Float[Tensor, "1 k v"]:
         with self._visited(Sequence.plain(embeds)):
