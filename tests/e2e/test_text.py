@@ -19,7 +19,13 @@ def test_tiny_shakespeare_in_short_learns_without_its_encoder(tmp_path, monkeypa
     text = tmp_path / "text.txt"
     words = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     text.write_text(words.replace("<", "["), encoding="utf-8")  # no special token by accident
-    monkeypatch.setattr(HFVision, "forward", None)  # calling it would be an error
+    encode = HFVision.forward
+
+    def forward(encoder, pixels, keep=None):
+        assert pixels.is_meta, "the encoder is called with values, and not for a count alone"
+        return encode(encoder, pixels, keep)
+
+    monkeypatch.setattr(HFVision, "forward", forward)
     values = [*VALUES, f"data.path={text}", f"paths.runs={tmp_path}"]
     folder = train(compose(["experiment=tiny_shakespeare", *values]))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -87,6 +87,8 @@ def context_of(
             # ranks that share the llm's weights gather them together, also for one without images
             prompt_states(model.llm, text, text.embeds[:1, :1], text.real[:1, :1])
         return context
+    if torch.compiler.is_exporting():  # whose rows each has is a list, which would fix the number of images
+        return context
     count = len(images.layouts) or len(pixels)
     owners = owners_of(images.owners, count, len(text.lengths()))
     rows = rows_of(images.layouts, owners, samples.ids, lambda layout: len(model.row_specs(layout)["views"]))

@@ -145,7 +145,8 @@ class HFVision(VisionEncoder):
     def forward(
         self, pixels: Float[Tensor, "i 3 height width"], keep: Bool[Tensor, "i n"] | None = None
     ) -> VisualTokens:
-        images, layout = len(pixels), self._at((pixels.shape[2], pixels.shape[3])).layout
+        # of an exported program ``len`` would fix the number of views
+        images, layout = pixels.shape[0], self._at((pixels.shape[2], pixels.shape[3])).layout
         visit = self._visit(layout, keep)
         with visiting(visit):
             states = [layout.tokens(x, images) for x in self._states(self.model, pixels)]
