@@ -61,6 +61,9 @@ def test_the_pair_trains_saves_reloads_and_generates(tiny_run, steps_of, tmp_pat
     with torch.no_grad():
         assert again(**inputs).logits.equal(model(**inputs).logits)
     prompt = {key: inputs[key] for key in ("input_ids", "pixels", "attention_mask", "images")}
+    padding = (1 - prompt["attention_mask"]).sum(1).tolist()  # which generation wants in front
+    for key in ("input_ids", "attention_mask"):
+        prompt[key] = torch.stack([row.roll(count) for row, count in zip(prompt[key], padding, strict=True)])
     said = again.generate(**prompt, max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=2)
     assert said.shape == (2, 3)
 
