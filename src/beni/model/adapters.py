@@ -11,25 +11,39 @@ import json
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from beni.adapter.base import Adapter
 from beni.adapter.none import NoAdapter
 from beni.errors import ResumeError
-from beni.model.quantized import BACKBONES, backbone, dequantize
+from beni.model.quantized import BACKBONES, Quantizable, backbone, dequantize
 from beni.nn.streams import torch_stream
-
-if TYPE_CHECKING:
-    from beni.model.modeling import BeniForConditionalGeneration
 
 PARTS = "parts.safetensors"
 
 
-def inject(model: BeniForConditionalGeneration) -> None:
+@runtime_checkable
+class Adaptable(Quantizable, Protocol):
+    """What is asked of a model of named components, some of which have adapters."""
+
+    adapter: Adapter
+    all_tied_weights_keys: dict[str, str]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its tensors by name."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+        """Copies tensors into those of the same name."""
+        ...
+
+
+def inject(model: Adaptable) -> None:
     """Puts adapters into every component whose plan is ``lora``; each draws from a stream of its own."""
     for name in adapted(model):
         component = backbone(model, name)
@@ -40,13 +54,13 @@ def inject(model: BeniForConditionalGeneration) -> None:
             model.adapter.inject(component, name)
 
 
-def reset(model: BeniForConditionalGeneration, name: str) -> None:
+def reset(model: Adaptable, name: str) -> None:
     """The adapters of one component as ``inject`` makes them, beside the weights that it has now."""
     with torch_stream(model.config.seed, "init", "adapter", name):
         model.adapter.reset(backbone(model, name))
 
 
-def merge(model: BeniForConditionalGeneration) -> None:
+def merge(model: Adaptable) -> None:
     """Adds all adapters to the weights they stand beside, in place: neither the model nor its config has any then, and
     components that had some are not packed any more.
     """
@@ -60,7 +74,7 @@ def merge(model: BeniForConditionalGeneration) -> None:
     model.config.parts["adapter"] = {"_target_": f"{NoAdapter.__module__}.{NoAdapter.__name__}"}
 
 
-def save(model: BeniForConditionalGeneration, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+def save(model: Adaptable, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
     """Writes everything of ``model`` but frozen backbones into ``folder``.
 
     Args:
@@ -79,7 +93,7 @@ def save(model: BeniForConditionalGeneration, folder: Path, state: Mapping[str, 
     save_file(kept, folder / PARTS, metadata={"format": "pt", "bases": json.dumps(bases)})
 
 
-def load(model: BeniForConditionalGeneration, folder: Path) -> None:
+def load(model: Adaptable, folder: Path) -> None:
     """Reads what ``save`` has written into a model of the same parts, plan and backbones, not yet sharded.
 
     Raises:
@@ -109,17 +123,17 @@ def load(model: BeniForConditionalGeneration, folder: Path) -> None:
     model.load_state_dict(saved, strict=False)
 
 
-def adapted(model: BeniForConditionalGeneration) -> Iterator[str]:
+def adapted(model: Adaptable) -> Iterator[str]:
     """Components that have adapters."""
     return (name for name, mode in model.config.plan.items() if mode == "lora")
 
 
-def _bases(model: BeniForConditionalGeneration) -> dict[str, dict[str, str]]:
+def _bases(model: Adaptable) -> dict[str, dict[str, str]]:
     """Of frozen backbones whose weights came from another run: whose."""
     return {name: base for name, base in model.config.bases.items() if model.config.plan.get(name) != "full"}
 
 
-def _require_bases(model: BeniForConditionalGeneration, folder: Path) -> None:
+def _require_bases(model: Adaptable, folder: Path) -> None:
     with safe_open(folder / PARTS, "pt") as file:
         said = (file.metadata() or {}).get("bases")
     if said is None:  # written before folders said so
@@ -136,7 +150,7 @@ def _require_bases(model: BeniForConditionalGeneration, folder: Path) -> None:
             )
 
 
-def _own_keys(model: BeniForConditionalGeneration, state: Mapping[str, Tensor]) -> set[str]:
+def _own_keys(model: Adaptable, state: Mapping[str, Tensor]) -> set[str]:
     """Tensors that no published backbone has, without adapters of backbones; of tied ones only the first."""
     published = {name for name in BACKBONES if model.config.plan.get(name) != "full"}
     return {key for key in state if key.partition(".")[0] not in published} - set(model.all_tied_weights_keys)

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
 from beni.errors import CompositionError
+from beni.model.configuration import BeniConfig
 from beni.nn.linear import Targets
 from beni.nn.packed import PackedLinear
-
-if TYPE_CHECKING:
-    from beni.model.modeling import BeniForConditionalGeneration
+from beni.quantization.base import Quantization
 
 BACKBONES = ("vision", "llm")
 """Components that other people wrote."""
 
 
-def quantize(model: BeniForConditionalGeneration) -> None:
+@runtime_checkable
+class Quantizable(Protocol):
+    """What is asked of a model of named components, some of which are packed."""
+
+    config: BeniConfig
+    quantization: Quantization
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The module at a dotted name."""
+        ...
+
+
+def quantize(model: Quantizable) -> None:
     """Packs what the model's quantization targets.
 
     Raises:
@@ -36,7 +47,7 @@ def quantize(model: BeniForConditionalGeneration) -> None:
         model.quantization.quantize(backbone(model, name), name)
 
 
-def dequantize(model: BeniForConditionalGeneration, name: str) -> None:
+def dequantize(model: Quantizable, name: str) -> None:
     """Gives the packed layers of one component rounded weights in 32 bits, and strikes it from the model's config."""
     component = backbone(model, name)
     for place, layer in packed_layers(component):
@@ -52,7 +63,6 @@ def packed_layers(component: nn.Module) -> list[tuple[str, PackedLinear]]:
     return [(name, module) for name, module in component.named_modules() if isinstance(module, PackedLinear)]
 
 
-def backbone(model: BeniForConditionalGeneration, name: str) -> nn.Module:
+def backbone(model: Quantizable, name: str) -> nn.Module:
     """The module that is changed: the Hugging Face model inside vision or llm, else the stage itself."""
-    module = getattr(model, name)
-    return module.model if name in BACKBONES else module
+    return model.get_submodule(f"{name}.model" if name in BACKBONES else name)
