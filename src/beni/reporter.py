@@ -23,6 +23,7 @@ from beni.evals.gallery import draw_gallery, write_gallery
 from beni.evals.scores import Scorer, summarise
 from beni.measure import memory
 from beni.model.modeling import BeniForConditionalGeneration
+from beni.runs import files
 from beni.runs.folder import RunFolder
 from beni.tracker.base import Tracker
 from beni.tracker.metrics import MetricsFile
@@ -60,8 +61,8 @@ class Reporter:
         self.active = environment.is_main
         self.before = float(folder.status.get("seconds", 0.0))
         if self.active:
-            self.metrics = MetricsFile(folder.path / "metrics.jsonl", folder.backlog)
-            self.faults = MetricsFile(folder.path / "data_errors.jsonl", folder.backlog)
+            self.metrics = MetricsFile(folder.path / files.METRICS, folder.backlog)
+            self.faults = MetricsFile(folder.path / files.DATA_ERRORS, folder.backlog)
             self.tracker: Tracker = build(run["tracker"])
             self.progress = Progress(settings["steps"])
 
@@ -111,7 +112,7 @@ class Reporter:
             self._log(step, values)
 
     def best(self, step: int, metric: str, value: float) -> None:
-        path = f"checkpoints/step_{step:08d}"
+        path = f"{files.CHECKPOINTS}/{files.checkpoint_name(step)}"
         self.folder.update(best={"step": step, "metric": metric, "value": value, "checkpoint": path})
 
     def evaluate(self, step: int) -> Mapping[str, float]:
@@ -129,9 +130,7 @@ class Reporter:
             values["eval/ema"] = decay  # these are scores of the averaged weights
         if self.active:
             scores = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            self.folder.backlog.write(
-                self.folder.path / "scores.jsonl", lambda: self.folder.replace("scores.jsonl", scores)
-            )
+            self.folder.write(files.SCORES, scores)
             self._log(step, values)
             self.folder.update(step=step, **{k: v for k, v in values.items() if k.count("/") == 1})
         return values
@@ -148,9 +147,9 @@ class Reporter:
             return
         if gallery:
             path = self.folder.path
-            self.folder.backlog.write(path / "gallery.jsonl", lambda: write_gallery(path, gallery))
+            self.folder.backlog.write(path / files.GALLERY, lambda: write_gallery(path, gallery))
         self.folder.update(state="finished", **self._cost(), **self._banked())
-        self.folder.backlog.write(self.folder.path / "report.html", lambda: render_report(self.folder.path))
+        self.folder.backlog.write(self.folder.path / files.REPORT, lambda: render_report(self.folder.path))
 
     def _heldout(self) -> Sequence[Sample]:
         samples, limit = self.source.heldout(), self.run["eval"]["examples"]

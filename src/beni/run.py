@@ -50,6 +50,7 @@ from beni.model.quantized import packed_layers
 from beni.model.viewer import Viewer
 from beni.nn.precision import autocast
 from beni.reporter import Reporter
+from beni.runs import files
 from beni.runs.backlog import room_for
 from beni.runs.folder import RunFolder
 from beni.runs.read import collect_run
@@ -135,7 +136,7 @@ def _train(
         Watchdog(settings["watchdog_s"], environment.rank, environment.world, folder.hung) as watchdog,
     ):
         # from here on what is bad stays bad, for every rank and for who resumes
-        fetcher.verdicts = Verdicts(folder.path / "bad_images", environment.rank)
+        fetcher.verdicts = Verdicts(folder.path / files.BAD_IMAGES, environment.rank)
         barrier()  # no rank looks into the folder before rank 0 has prepared it
         peers, main = Peers(), environment.is_main
         model = _build(run, renderer, with_weights=main or not handed)
@@ -199,7 +200,7 @@ def _train(
                     environment=environment,
                     optim=run["optim"],
                     checkpoint=run["checkpoint"],
-                    checkpoints=folder.path / "checkpoints",
+                    checkpoints=folder.path / files.CHECKPOINTS,
                     signature=folder.identity["signature"],
                     max_bad=run["images"]["max_bad"],
                     eval_every=run["eval"]["every"],
@@ -217,12 +218,12 @@ def _train(
             preemption.meet()
             if run["checkpoint"]["export"]:
                 whole = whole_on_main(model, environment.is_main)
-                with room_for(folder.path / "model"):
+                with room_for(folder.path / files.MODEL):
                     if environment.is_main:
                         if "lora" in settings["plan"].values():
-                            model.save_adapters(folder.path / "adapters", whole)
-                        model.save_pretrained(folder.path / "model", state_dict=whole)  # which empties it
-                        tokenizer.save_pretrained(folder.path / "model")
+                            model.save_adapters(folder.path / files.ADAPTERS, whole)
+                        model.save_pretrained(folder.path / files.MODEL, state_dict=whole)  # which empties it
+                        tokenizer.save_pretrained(folder.path / files.MODEL)
             report.end()
         barrier()
     if environment.is_main:
@@ -263,7 +264,7 @@ def _profile(settings: Mapping[str, Any], folder: RunFolder, report: Reporter, m
         report.notice(line)
         folder.update(**{f"profile/{part}": share for part, share in shares.items()})
 
-    return Profile(steps, folder.path / "profile", tell)
+    return Profile(steps, folder.path / files.PROFILE, tell)
 
 
 def _meter(planned: BeniForConditionalGeneration, renderer: Renderer, settings: Mapping[str, Any], peak: Peak) -> Meter:
@@ -349,8 +350,8 @@ def _write_identity(
         exact -= {name for name, how in settings["plan"].items() if how == "lora"}
     for notice in folder.require_same(exact - {name.partition(".")[0] for name, _ in packed_layers(model)}):
         Console(stderr=True).print(notice, highlight=False)
-    folder.write_json("identity.json", folder.identity)
-    folder.write_json("spec.json", table.to_dict())
+    folder.write_json(files.IDENTITY, folder.identity)
+    folder.write_json(files.SPEC, table.to_dict())
     folder.update(parameters=count_parameters(model))
 
 

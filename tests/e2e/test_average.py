@@ -6,15 +6,14 @@ import json
 
 from safetensors.torch import load_file
 
-from beni.distributed.collectives import Peers
 from beni.run import train
-from beni.training.checkpoint.files import Checkpoints
+from beni.training.checkpoint.files import read, steps
 
 
 def test_what_is_exported_is_the_average_and_the_scores_say_so(tiny_run):
     run = tiny_run("train.ema=0.5", "train.steps=3", "optim.lr=1e-2", "checkpoint.export=true", "eval.examples=2")
     folder = train(run)
-    saved = Checkpoints(folder / "checkpoints", Peers(), 1).newest([]).tensors
+    saved = read(folder / "checkpoints", steps(folder / "checkpoints")[-1]).tensors
     exported = load_file(folder / "model" / "model.safetensors")
     averaged = {name.removeprefix("average/"): t for name, t in saved.items() if name.startswith("average/")}
     assert averaged

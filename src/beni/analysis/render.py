@@ -17,6 +17,7 @@ import jinja2
 from beni.analysis import cost, formats
 from beni.analysis.plots import Curve, plot, smooth
 from beni.analysis.stats import example_values, metric_value
+from beni.runs.files import CONFIG, REPORT
 from beni.runs.read import Run, collect_run, number, plain
 
 GALLERY_PICTURES = 36
@@ -41,7 +42,7 @@ def render_report(run_folder: Path | str) -> Path:
         plain,
     )
     environment.filters.update({function.__name__: function for function in filters})
-    path = run.folder / "report.html"
+    path = run.folder / REPORT
     path.write_text(environment.get_template("report.html.jinja").render(page(run)), encoding="utf-8")
     return path
 
@@ -71,7 +72,7 @@ def page(run: Run) -> dict[str, Any]:
         "time": cost.time(run),
         "profile": cost.profile(run),
         "data_errors": _data_errors(run),
-        "config_text": _text(run.folder / "config.yaml"),
+        "config_text": _text(run.folder / CONFIG),
     }
 
 

@@ -13,6 +13,7 @@ from beni.analysis import formats
 from beni.analysis.comparison import Comparison
 from beni.analysis.stats import metric_value
 from beni.analysis.tables import COST_HEADER, SCORE_HEADER, cost_cells, details, score_cells, unfinished_lines
+from beni.runs.files import REPORT
 from beni.runs.read import Run, number
 
 _COLORS = {"yes": "green", "confounded": "red", "unknown": "yellow", "finished": "green", "failed": "red"}
@@ -44,8 +45,8 @@ def run_table(run: Run) -> Table:
         ("peak memory", formats.gib(number(status.get("peak_memory_gib")))),
         ("run folder", Text(str(run.folder))),
     ]
-    if (run.folder / "report.html").is_file():
-        rows.append(("report", Text(str(run.folder / "report.html"))))
+    if (run.folder / REPORT).is_file():
+        rows.append(("report", Text(str(run.folder / REPORT))))
     for name, value in rows:
         if str(value) != formats.MISSING:
             table.add_row(name, value)

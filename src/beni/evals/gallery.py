@@ -17,6 +17,7 @@ from beni.data.images import BadImage, blank_like, decode
 from beni.data.sample import Sample
 from beni.evals.scores import Scorer
 from beni.nn.precision import autocast
+from beni.runs.files import GALLERY, PICTURES
 from beni.types import ImageInputs, SampleInputs, to_device
 
 LONGEST_ANSWER = 32
@@ -63,7 +64,7 @@ def draw_gallery(
         stem = hashlib.sha256(sample.id.encode()).hexdigest()[:12]
         for picture in pictures:
             picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        files = {f"gallery/{stem}-{i}.png": picture for i, picture in enumerate(pictures)}
+        files = {f"{PICTURES}/{stem}-{i}.png": picture for i, picture in enumerate(pictures)}
         line = {
             "id": sample.id,
             "kind": sample.kind,
@@ -81,12 +82,12 @@ def draw_gallery(
 
 def write_gallery(folder: Path, gallery: Sequence[Shown]) -> None:
     """Writes gallery.jsonl and gallery/*.png."""
-    (folder / "gallery").mkdir(exist_ok=True)
+    (folder / PICTURES).mkdir(exist_ok=True)
     for one in gallery:
         for name, picture in one.pictures.items():
             picture.save(folder / name)
     lines = "".join(json.dumps(one.line, ensure_ascii=False) + "\n" for one in gallery)
-    (folder / "gallery.jsonl").write_text(lines)
+    (folder / GALLERY).write_text(lines)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from typing import Any
 from beni.config.command import report
 from beni.errors import PREEMPTED, BeniError, Preempted
 from beni.runs.frozen import load_frozen
-from beni.runs.status import failure, read_status, write_status
+from beni.runs.status import ending, read_status, write_status
 
 
 def main(arguments: list[str]) -> int:
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         return 2
     except Preempted as error:
         report(error)
-        _note(folder, error, state="preempted")
+        _note(folder, error)
         return PREEMPTED
     except Exception as error:
         _note(folder, error)
@@ -54,11 +54,11 @@ def _problem(plan: Callable[[dict[str, Any]], Any], frozen: dict[str, Any]) -> s
     return None
 
 
-def _note(folder: Path, error: BaseException, state: str = "failed") -> None:
+def _note(folder: Path, error: BaseException) -> None:
     """Leaves the reason where the run itself had not come far enough to do so."""
     status = read_status(folder)
     if status.get("state") == "queued":
-        write_status(folder, **status | {"state": state, "error": failure(error)})
+        write_status(folder, **status | ending(error))
 
 
 if __name__ == "__main__":

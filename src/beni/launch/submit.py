@@ -13,12 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from beni.errors import BeniError, Preempted
+from beni.runs.frozen import save_frozen
 from beni.runs.identity import run_folder
-from beni.runs.lock import in_use, set_aside, that_goes_on
-from beni.runs.status import failure, first_line, read_status, write_status
+from beni.runs.lock import in_use, set_aside
+from beni.runs.status import ending, first_line, read_status, write_status
 from beni.training.preempt import SIGNALS
 
 
@@ -63,8 +62,7 @@ def freeze_arm(run: dict[str, Any]) -> Path:
     status = read_status(folder)
     if status.get("state") != "finished":
         folder.mkdir(parents=True, exist_ok=True)
-        frozen = yaml.safe_dump(that_goes_on(run), sort_keys=False, allow_unicode=True)
-        (folder / "config.yaml").write_text(frozen)
+        save_frozen(folder, run)
         begun = {"step": 0, "steps": run["train"]["steps"]} | status
         write_status(folder, **begun | {"state": "queued", "error": None})
     return folder
@@ -123,6 +121,6 @@ def settle_arm(folder: Path, error: BaseException | None = None) -> str | None:
     if in_use(folder):
         return "in use by another process"
     if status.get("state") not in ("failed", "preempted") or not status.get("error"):
-        status |= {"state": "failed", "error": failure(error or ArmFailed("the job ended before the run did"))}
+        status |= ending(error or ArmFailed("the job ended before the run did"))
         write_status(folder, **status)
     return first_line(status)

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import os
-import traceback
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import yaml
 from filelock import Timeout
 
-from beni.errors import Preempted, ResumeError
+from beni.errors import ResumeError
 from beni.runs.backlog import Backlog, room_for
+from beni.runs.files import (
+    CHECKPOINTS,
+    COMPLETE,
+    IDENTITY,
+    STATUS,
+    checkpoints_in,
+    read_json,
+    remove_partials,
+    replace,
+    to_json,
+)
+from beni.runs.frozen import is_frozen, load_frozen, save_frozen
 from beni.runs.identity import difference, now, provenance, relevant, run_folder
-from beni.runs.lock import lock_of, set_aside, that_goes_on
+from beni.runs.lock import lock_of, set_aside
+from beni.runs.status import ending, hang, is_finished, read_status, write_status
 
 
 class RunFolder:
@@ -77,12 +86,12 @@ class RunFolder:
         Raises:
             ResumeError: when the data, the template or the weights of ``exact`` are others.
         """
-        if not any(self.path.glob("checkpoints/step_*/complete.json")):
+        if not any((path / COMPLETE).is_file() for path in checkpoints_in(self.path / CHECKPOINTS).values()):
             return []
+        before, problem = read_json(self.path / IDENTITY)
         try:
-            before = json.loads((self.path / "identity.json").read_text())
-            lines = difference(_proof(before), _proof(self.identity))
-        except (OSError, ValueError, KeyError):
+            lines = [] if problem else difference(_proof(before), _proof(self.identity))
+        except KeyError:
             return []
         weights = [line for line in lines if line.startswith("weights.")]
         bad = [line for line in lines if line not in weights or line.split(":")[0].removeprefix("weights.") in exact]
@@ -94,75 +103,45 @@ class RunFolder:
         return [f"first weights are not those that the run began with ({line})" for line in weights]
 
     def update(self, **values: Any) -> None:
-        """Merges ``values`` into status.json."""
+        """Merges ``values`` into status.json, which the disk has as soon as it takes it."""
         if self.writes:
-            self.status |= values | {"updated": now()}
-            self.write_json("status.json", self.status)
+            self.status |= values
+            said = dict(self.status)
+            self.backlog.write(self.path / STATUS, lambda: write_status(self.path, **said))
 
     def hung(self, message: str, stack: str) -> None:
         """Notes that the run hangs. Any rank may call it, from any thread: rank 0 may be the one that hangs."""
-        try:
-            status = json.loads((self.path / "status.json").read_text())
-        except (OSError, ValueError):
-            status = self.status
-        error = {"type": "Hang", "message": message, "traceback": stack}
-        partial = self.path / f".status.json.{os.getpid()}.partial"
         with suppress(OSError):  # the process is to end, also on a full disk
-            partial.write_text(json.dumps(status | {"state": "failed", "error": error, "updated": now()}, indent=1))
-            os.replace(partial, self.path / "status.json")
+            write_status(self.path, **(read_status(self.path) or self.status) | hang(message, stack))
 
     def write_json(self, name: str, value: Any) -> None:
         """Replaces a JSON file of the folder in one piece, as soon as the disk takes it."""
+        self.write(name, to_json(value))
+
+    def write(self, name: str, text: str) -> None:
+        """Replaces a file of the folder in one piece, as soon as the disk takes it."""
         if self.writes:
-            text = json.dumps(value, indent=1, ensure_ascii=False)
-            self.backlog.write(self.path / name, lambda: self.replace(name, text))
-
-    def replace(self, name: str, text: str) -> None:
-        """Replaces a file of the folder in one piece.
-
-        Raises:
-            OSError: when the disk does not take it; the file is as it was.
-        """
-        partial = self.path / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, self.path / name)
+            self.backlog.write(self.path / name, lambda: replace(self.path / name, text))
 
     def finished(self) -> bool:
         """Whether an earlier call of the same run came to its end."""
-        try:
-            return json.loads((self.path / "status.json").read_text())["state"] == "finished"
-        except (OSError, ValueError, KeyError):
-            return False
+        return is_finished(self.path)
 
     def _prepare(self) -> None:
         if self.run["checkpoint"]["resume"] == "never":
             set_aside(self.path)
-        frozen = self.path / "config.yaml"
-        if frozen.is_file():
-            theirs = yaml.safe_load(frozen.read_text())
-            if changed := difference(relevant(theirs), relevant(self.run)):
-                raise ResumeError(f"{self.path} holds another run; it differs in\n  " + "\n  ".join(changed))
+        if is_frozen(self.path) and (changed := difference(relevant(load_frozen(self.path)), relevant(self.run))):
+            raise ResumeError(f"{self.path} holds another run; it differs in\n  " + "\n  ".join(changed))
         self.path.mkdir(parents=True, exist_ok=True)
-        self.replace(frozen.name, yaml.safe_dump(that_goes_on(self.run), sort_keys=False, allow_unicode=True))
-        try:
-            self.status = json.loads((self.path / "status.json").read_text())
-        except (OSError, ValueError):
-            self.status = {"started": now()}
+        remove_partials(self.path)
+        save_frozen(self.path, self.run)
+        self.status = read_status(self.path) or {"started": now()}
         self.update(state="running", steps=self.run["train"]["steps"], step=self.status.get("step", 0), error=None)
 
     def _failed(self, error: BaseException) -> None:
         if not self.path.exists():
             return
-        interrupted = isinstance(error, KeyboardInterrupt | Preempted)
-        self.update(
-            state="preempted" if interrupted else "failed",
-            error={
-                "type": type(error).__name__,
-                "message": str(error),
-                # where a signal met the run says nothing
-                "traceback": "" if interrupted else "".join(traceback.format_exception(error)),
-            },
-        )
+        self.update(**ending(error))
         if self.backlog.waiting:
             self.backlog.tell(f"the run ends, and these are not written: {self.backlog.waiting}")
 

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from beni.errors import ResumeError
+from beni.runs.files import CONFIG, replace
+
+
+def save_frozen(folder: Path, run: Mapping[str, Any]) -> None:
+    """Writes a run into its folder. Once it has begun, whoever runs the frozen config goes on with it, so
+    ``checkpoint.resume`` is ``auto`` there.
+
+    Raises:
+        OSError: when the disk does not take it.
+    """
+    kept = {**run, "checkpoint": {**run["checkpoint"], "resume": "auto"}}
+    replace(folder / CONFIG, yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
+
+
+def is_frozen(folder: Path) -> bool:
+    """Whether ``folder`` holds a run."""
+    return (folder / CONFIG).is_file()
 
 
 def load_frozen(folder: Path) -> dict[str, Any]:
@@ -16,7 +34,6 @@ def load_frozen(folder: Path) -> dict[str, Any]:
     Raises:
         ResumeError: when there is none.
     """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ResumeError(f"{folder} has no config.yaml; expected a run folder that beni.train or a sweep has made")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not is_frozen(folder):
+        raise ResumeError(f"{folder} has no {CONFIG}; expected a run folder that beni.train or a sweep has made")
+    return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))

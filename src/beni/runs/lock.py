@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
+
+_ASIDE = ".old"
 
 
 def lock_of(folder: Path) -> FileLock:
@@ -31,11 +33,11 @@ def set_aside(folder: Path) -> None:
     if not folder.exists():
         return
     number = 1
-    while (kept := folder.with_name(f"{folder.name}.old{number}")).exists():
+    while (kept := folder.with_name(f"{folder.name}{_ASIDE}{number}")).exists():
         number += 1
     shutil.move(folder, kept)
 
 
-def that_goes_on(run: dict[str, Any]) -> dict[str, Any]:
-    """What a run folder keeps of a run: once it has begun, whoever runs the frozen config goes on with it."""
-    return {**run, "checkpoint": {**run["checkpoint"], "resume": "auto"}}
+def is_set_aside(folder: Path) -> bool:
+    """Whether it is what ``set_aside`` leaves beside a run that was started over."""
+    return re.search(rf"{re.escape(_ASIDE)}\d+$", folder.name) is not None

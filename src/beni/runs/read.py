@@ -21,14 +21,16 @@ from typing import Any
 import yaml
 
 from beni.errors import BeniError
+from beni.runs.files import CONFIG, GALLERY, IDENTITY, METRICS, SCORES, SPEC, STATUS, read_json, read_jsonl
 from beni.runs.identity import relevant
+from beni.runs.lock import is_set_aside
+from beni.runs.status import read_status_or_why
 
 # Choices that name how a run was started or written down; the values they set speak for themselves.
 NOT_IN_LABELS = frozenset({"experiment", "launcher", "tracker", "recipe"})
 
-_RUN_FILES = ("status.json", "identity.json", "config.yaml")
+_RUN_FILES = (STATUS, IDENTITY, CONFIG)
 _NAME = re.compile(r"^(?P<choices>.*?)-s(?P<seed>\d+)-[0-9a-f]{6,}$")
-_SET_ASIDE = re.compile(r"\.old\d+$")  # what checkpoint.resume=never leaves beside a run that was started over
 _ABSENT = object()
 
 
@@ -86,19 +88,19 @@ class Run:
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.folder / "metrics.jsonl")
+        return read_jsonl(self.folder / METRICS)
 
     @cached_property
     def scores(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.folder / "scores.jsonl")
+        return read_jsonl(self.folder / SCORES)
 
     @cached_property
     def gallery(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.folder / "gallery.jsonl")
+        return read_jsonl(self.folder / GALLERY)
 
     @cached_property
     def spec(self) -> Mapping[str, Any]:
-        return _mapping(read_json(self.folder / "spec.json")[0])
+        return _mapping(read_json(self.folder / SPEC)[0])
 
     def series(self, key: str) -> list[tuple[int, float]]:
         """The finite values of one metric by step. A resumed run writes some steps again: the later line counts."""
@@ -148,33 +150,6 @@ class Arm:
         return tuple(run for run in self.runs if run.state == "failed")
 
 
-def read_json(path: Path) -> tuple[Any, str | None]:
-    """The content of a JSON file, or ``{}`` and the sentence that says why not."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")), None
-    except OSError as error:
-        return {}, f"{path.name} cannot be read ({error.strerror or error})"
-    except ValueError:
-        return {}, f"{path.name} is not complete JSON"
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file. Lines that are no object (the last one of a killed run) are left out."""
-    rows = []
-    try:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(row, dict):
-                    rows.append(row)
-    except OSError:
-        return rows
-    return rows
-
-
 def number(value: object) -> float | None:
     """A JSON number as float; ``None`` for anything else (``true`` is not a number)."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
@@ -183,11 +158,11 @@ def number(value: object) -> float | None:
 def collect_run(folder: Path | str) -> Run:
     """Reads one run folder. What is missing or damaged ends up in ``Run.problems``."""
     folder = Path(folder)
-    config, problem = _read_yaml(folder / "config.yaml")
-    identity, identity_problem = read_json(folder / "identity.json")
-    status, status_problem = read_json(folder / "status.json")
+    config, problem = _read_yaml(folder / CONFIG)
+    identity, identity_problem = read_json(folder / IDENTITY)
+    status, status_problem = read_status_or_why(folder)
     problems = tuple(found for found in (problem, identity_problem, status_problem) if found)
-    return Run(folder, _mapping(config), _mapping(identity), _mapping(status), problems)
+    return Run(folder, _mapping(config), _mapping(identity), status, problems)
 
 
 def collect_study(path: Path | str) -> list[Run]:
@@ -202,7 +177,7 @@ def collect_study(path: Path | str) -> list[Run]:
         raise BeniError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}; expected {wanted}")
     if _is_run(path):
         raise BeniError(f"{path} is one run; expected {wanted}\n  fix: python -m beni.compare {path.parent}")
-    folders = [child for child in sorted(path.iterdir()) if _is_run(child) and not _SET_ASIDE.search(child.name)]
+    folders = [child for child in sorted(path.iterdir()) if _is_run(child) and not is_set_aside(child)]
     runs = [collect_run(folder) for folder in folders]
     if not runs:
         raise BeniError(f"{path} holds no run; expected {wanted}")

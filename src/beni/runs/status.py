@@ -1,38 +1,65 @@
-"""``status.json`` of an arm whose own process cannot write it: not begun yet, or ended without a word."""
+"""``status.json``: how a run is doing. Whoever says something there does it with ``write_status``, in one piece: the run
+itself, the watchdog of any rank, and a launcher about an arm whose process cannot.
+
+Keys: ``state`` (``queued | running | preempted | failed | finished``), ``step``, ``steps``, ``started``, ``updated``,
+``error`` (null, or ``type``, ``message`` and ``traceback``), and whatever the run has measured.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from beni.errors import Preempted
+from beni.runs.files import STATUS, read_json, replace, to_json
 from beni.runs.identity import now
 
 
 def read_status(folder: Path) -> dict[str, Any]:
     """The status of the run in ``folder``; empty where there is none to read."""
-    try:
-        return json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    return read_status_or_why(folder)[0]
+
+
+def read_status_or_why(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """The status of the run in ``folder``, or an empty one and the sentence that says why there is none to read."""
+    status, problem = read_json(folder / STATUS)
+    return (status, problem) if isinstance(status, dict) else ({}, f"{STATUS} is no JSON object")
 
 
 def write_status(folder: Path, **values: Any) -> None:
-    """Replaces the status in one piece."""
-    partial = folder / ".status.json.partial"
-    partial.write_text(json.dumps(values | {"updated": now()}, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(partial, folder / "status.json")
+    """Replaces the status in one piece, and notes when.
+
+    Raises:
+        OSError: when the disk does not take it; the status is as it was.
+    """
+    replace(folder / STATUS, to_json(values | {"updated": now()}))
 
 
-def failure(error: BaseException) -> dict[str, str]:
-    """An exception as ``status.json`` holds it (``runs/folder.py`` writes the same keys)."""
+def is_finished(folder: Path) -> bool:
+    """Whether a run in ``folder`` came to its end."""
+    return read_status(folder).get("state") == "finished"
+
+
+def ending(error: BaseException) -> dict[str, Any]:
+    """``state`` and ``error`` of a run that ``error`` has ended."""
+    if isinstance(error, KeyboardInterrupt | Preempted):
+        return {"state": "preempted", "error": _told(error, "")}  # where a signal met the run says nothing
     trace = "".join(traceback.format_exception(error)) if error.__traceback__ is not None else ""
-    return {"type": type(error).__name__, "message": str(error), "traceback": trace}
+    return {"state": "failed", "error": _told(error, trace)}
 
 
-def first_line(status: dict[str, Any]) -> str:
+def hang(message: str, stack: str) -> dict[str, Any]:
+    """``state`` and ``error`` of a run that hangs, with what its main thread was doing."""
+    return {"state": "failed", "error": {"type": "Hang", "message": message, "traceback": stack}}
+
+
+def first_line(status: Mapping[str, Any]) -> str:
     """The reason of a failed run, on one line."""
     message = str(status["error"]["message"]).strip() or status["error"]["type"]
     return message.splitlines()[0]
+
+
+def _told(error: BaseException, trace: str) -> dict[str, str]:
+    return {"type": type(error).__name__, "message": str(error), "traceback": trace}

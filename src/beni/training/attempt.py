@@ -248,10 +248,7 @@ class Attempt:
         except Preempted:
             self._stop(step, totals)
         self.job.watchdog.beat()
-        if self.saver.improves(scores, self.device):
-            if self.saver.saved != step:
-                self.saver.save(step, totals)
-            self.saver.keep_best(step, scores)
+        self.saver.keep_if_best(step, scores, totals, self.device)
 
     def _stop(self, step: int, totals: Mapping[str, Counts]) -> NoReturn:
         """Saves what is not saved yet, and ends the run.

@@ -18,6 +18,7 @@ from beni.model.configuration import BeniConfig
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.quantized import BACKBONES, backbone, packed_layers
 from beni.nn.packed import PREFIX
+from beni.runs.files import COMPLETE, MODEL
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _folder(source: Path) -> Path:
     """
     if not source.is_dir():
         raise ResumeError(f"train.init_from={source}: there is no such folder, seen from {Path.cwd()}")
-    if (source / "complete.json").is_file():
+    if (source / COMPLETE).is_file():
         raise ResumeError(
             f"train.init_from={source} is a checkpoint, which holds only what its run has trained\n  fix: python -m "
             f"beni.export {source.parent.parent} --checkpoint {source.name.rpartition('_')[2].lstrip('0')}, and set "
@@ -119,7 +120,7 @@ def _folder(source: Path) -> Path:
             f"train.init_from={source} holds adapters without the weights they stand beside\n"
             "  fix: set it to the model/ folder beside it, or to what python -m beni.export RUN writes"
         )
-    folder = source / "model" if (source / "model").is_dir() else source
+    folder = source / MODEL if (source / MODEL).is_dir() else source
     if not any(folder.glob("*.safetensors")):
         raise ResumeError(
             f"train.init_from={source} holds no saved model (*.safetensors); set it to a run folder that was finished "

@@ -25,12 +25,13 @@ from torch import Tensor
 
 from beni.distributed.collectives import Peers
 from beni.errors import ResumeError
+from beni.runs.files import COMPLETE as MARKER
+from beni.runs.files import checkpoint_name, checkpoints_in, remove_partials
 from beni.training.checkpoint import shards
+from beni.training.checkpoint.best import BestCheckpoint
 from beni.training.checkpoint.shards import Piece, SavedTensors
 
-MARKER = "complete.json"
 VALUES = "state.json"
-BEST = "best.json"
 HIDDEN = ".partial_"
 
 
@@ -66,16 +67,15 @@ class Checkpoints:
     Args:
         root: their folder, on a disk that all ranks see.
         peers: the ranks, over a group that nobody else uses: their threads talk while training goes on.
-        keep: newest ones kept, at least 1; the best one stays as well.
+        keep: newest ones kept, at least 1.
+        best: which one stays as well.
     """
 
-    def __init__(self, root: Path, peers: Peers, keep: int) -> None:
-        self.root, self.peers, self.keep = root, peers, keep
+    def __init__(self, root: Path, peers: Peers, keep: int, best: BestCheckpoint) -> None:
+        self.root, self.peers, self.keep, self.best = root, peers, keep, best
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
         self._result: Outcome | BaseException | None = None
-        self._unmarked: dict[str, Any] | None = None
-        """The best on rank 0, as long as the disk has not taken its mark."""
 
     def newest(self, skipped: list[str]) -> Found | None:
         """The newest complete checkpoint; reasons for passing others over are appended to ``skipped``."""
@@ -147,40 +147,11 @@ class Checkpoints:
         if self._thread is not None and self._ended.wait(seconds):
             self._thread.join()
 
-    def best(self) -> dict[str, Any] | None:
-        """``step``, ``metric`` and ``value`` of the best evaluation whose checkpoint is kept, else None."""
-        return self.peers.from_main(lambda: self._unmarked or _best(self.root))
-
-    def keep_best(self, step: int, metric: str, value: float) -> str | None:
-        """From now on the checkpoint of ``step`` is the best, and stays; the one before goes. None is being written.
-
-        Returns:
-            On rank 0, why the disk has not taken it; it is tried again with each checkpoint.
-        """
+    def discard_old(self) -> None:
+        """Removes all but the newest and the best, once another one is the best. None is being written."""
         assert self._thread is None, "the checkpoint before has not been waited for"
         if self.peers.rank == 0:
-            self._unmarked = {"step": step, "metric": metric, "value": value}
-        problem = self.mark_best()
-        if self.peers.rank == 0:
             self._discard_old(_folders(self.root))
-        return problem
-
-    def mark_best(self) -> str | None:
-        """Notes on the disk which checkpoint is the best, where rank 0 has yet to do so.
-
-        Returns:
-            Why the disk has not taken it.
-        """
-        if self._unmarked is None:
-            return None
-        try:
-            partial = self.root / f"{HIDDEN}{BEST}"
-            partial.write_text(json.dumps(self._unmarked))
-            os.replace(partial, self.root / BEST)
-        except OSError as error:
-            return f"{self.root / BEST} could not be written: {error}"
-        self._unmarked = None
-        return None
 
     def _write(self, step: int, pieces: Mapping[str, Piece], values: Mapping[str, Any]) -> str | None:
         """This rank's file; then, on rank 0, the whole. None, or why there is no checkpoint: the same on every rank."""
@@ -224,34 +195,28 @@ class Checkpoints:
         (partial / MARKER).write_text(json.dumps(marker))
         for path in (partial / VALUES, partial / MARKER, partial):
             _flush(path)
-        final = self.root / f"step_{step:08d}"
+        final = self.root / checkpoint_name(step)
         _discard(final)  # one that was passed over as damaged, else the run would not come by this step again
         os.replace(partial, final)
         _flush(self.root)
         folders = _folders(self.root)
         mine = folders.index(final) + 1
-        self.mark_best()
+        self.best.note()
         self._discard_old(folders[:mine])
         for damaged in folders[mine:]:  # of later steps, passed over: left there, they would push out good ones
             _discard(damaged)
 
     def _discard_old(self, folders: Sequence[Path]) -> None:
-        """Removes all but the last ``keep`` of these, the best, and one that is still marked so."""
-        best = [f"step_{best['step']:08d}" for best in (self._unmarked, _best(self.root)) if best is not None]
+        """Removes all but the last ``keep`` of these and the best."""
+        kept = self.best.kept()
         for old in folders[: -self.keep]:
-            if old.name not in best:
+            if old.name not in kept:
                 _discard(old)
 
 
 def steps(root: Path) -> list[int]:
     """Steps of the checkpoints in a folder, in order."""
-    return [int(folder.name.removeprefix("step_")) for folder in _folders(root)]
-
-
-def best_step(root: Path) -> int | None:
-    """Step of the best evaluation, where its checkpoint is kept."""
-    best = _best(root)
-    return None if best is None else best["step"]
+    return list(checkpoints_in(root))
 
 
 def read(root: Path, step: int) -> Found:
@@ -260,7 +225,7 @@ def read(root: Path, step: int) -> Found:
     Raises:
         ResumeError: when there is none, or it is damaged.
     """
-    folder = root / f"step_{step:08d}"
+    folder = root / checkpoint_name(step)
     if not folder.is_dir():
         there = ", ".join(map(str, steps(root))) or "none"
         raise ResumeError(f"{root} has no checkpoint of step {step}; there are: {there}")
@@ -274,6 +239,7 @@ def read(root: Path, step: int) -> Found:
 
 def _tidy(root: Path) -> list[str]:
     """Removes what was left half-written; names of the checkpoints, newest first."""
+    remove_partials(root)
     for partial in root.glob(f"{HIDDEN}*"):
         shutil.rmtree(partial, ignore_errors=True)
         partial.unlink(missing_ok=True) if partial.is_file() else None
@@ -304,14 +270,6 @@ def _unseen(name: str) -> str:
     return f"rank 0 does not see {name}, which another rank has written; paths.runs must lie on a disk that all share"
 
 
-def _best(root: Path) -> dict[str, Any] | None:
-    try:
-        best = json.loads((root / BEST).read_text())
-        return best if (root / f"step_{best['step']:08d}").is_dir() else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _discard(folder: Path) -> None:
     """Removes a checkpoint; killed in between, what is left does not look like one."""
     if folder.is_dir():
@@ -322,7 +280,7 @@ def _discard(folder: Path) -> None:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.glob("step_*") if path.is_dir())
+    return list(checkpoints_in(root).values())
 
 
 def _on_gpu(tensors: Mapping[str, Tensor]) -> bool:

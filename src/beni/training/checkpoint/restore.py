@@ -12,7 +12,9 @@ from torch import Tensor
 from beni.errors import ResumeError
 from beni.model.build import build
 from beni.model.modeling import BeniForConditionalGeneration
-from beni.training.checkpoint.files import best_step, read, steps
+from beni.runs.files import CHECKPOINTS, MODEL
+from beni.training.checkpoint.best import read_best
+from beni.training.checkpoint.files import read, steps
 from beni.training.initial import load_initial
 from beni.training.trainable import store_frozen_in_bf16
 
@@ -29,7 +31,7 @@ def restore(
     Raises:
         ResumeError: when there is no such checkpoint or average.
     """
-    root = folder / "checkpoints"
+    root = folder / CHECKPOINTS
     step = _step(root, which)
     saved = read(root, step).tensors
     model = _untrained(folder, run)
@@ -61,10 +63,10 @@ def _step(root: Path, which: str) -> int:
     if which == "newest":
         return there[-1]
     if which == "best":
-        best = best_step(root)
+        best = read_best(root)
         if best is None:
             raise ResumeError(f"{root.parent} keeps no best checkpoint\n  fix: train with checkpoint.keep_best")
-        return best
+        return best.step
     if not which.isdigit():
         raise ResumeError(f"checkpoint {which}, expected newest, best or the number of a step")
     return int(which)
@@ -72,8 +74,8 @@ def _step(root: Path, which: str) -> int:
 
 def _untrained(folder: Path, run: Mapping[str, Any]) -> BeniForConditionalGeneration:
     """All that checkpoints leave out: frozen weights, and what was measured when the run began."""
-    if (folder / "model").is_dir():
-        return BeniForConditionalGeneration.from_pretrained(folder / "model")
+    if (folder / MODEL).is_dir():
+        return BeniForConditionalGeneration.from_pretrained(folder / MODEL)
     model = _built(run)
     if model.fusion.calibrates:
         raise ResumeError(

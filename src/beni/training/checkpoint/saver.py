@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from beni.data.batch.ledger import Counts
-from beni.distributed.collectives import Peers, max_over_ranks
-from beni.errors import ConfigError, ResourceError, ResumeError
+from beni.distributed.collectives import Peers
+from beni.errors import ResourceError, ResumeError
 from beni.measure.goodput import Goodput
+from beni.training.checkpoint.best import BestCheckpoint, BestLog
 from beni.training.checkpoint.files import Checkpoints, Outcome
 from beni.training.checkpoint.tensors import Initial, named_tensors, scatter
 from beni.training.ema import Average
@@ -27,17 +28,11 @@ LAST_WORDS = 60.0
 
 
 @runtime_checkable
-class SaverLog(Protocol):
-    """Where a saver reports to; the loop's log (training/loop.py) has these."""
-
-    def notice(self, text: str) -> None:
-        """Something a reader of the run should know."""
+class SaverLog(BestLog, Protocol):
+    """Where a saver reports to; the loop's log (training/job.py) has these."""
 
     def saved(self, step: int, values: Mapping[str, float]) -> None:
         """What a checkpoint took, or that it failed; told at the step at which it is known."""
-
-    def best(self, step: int, metric: str, value: float) -> None:
-        """The checkpoint of ``step`` is the best until now, and kept."""
 
 
 class Saver:
@@ -67,25 +62,24 @@ class Saver:
         self._initial = Initial(model) if guard.rewinds else None
         self.clock = Goodput(torch.device("cpu"))
         """Of the run; what it says is saved, and the waiting for checkpoints told to it."""
-        self.checkpoints = Checkpoints(folder, Peers(), settings["keep"])
+        peers = Peers()
+        self.best = BestCheckpoint(folder, settings["keep_best"], peers, log)
+        self.checkpoints = Checkpoints(folder, peers, settings["keep"], self.best)
         self.saved: int | None = None
         """Last step that was saved or begun to be, or from which the run went on."""
-        self._best: dict[str, Any] | None = None
-        self._candidate: dict[str, Any] | None = None
-        self._told = False
 
     def __enter__(self) -> Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        if kind is None and (problem := self.checkpoints.mark_best()):
-            self.log.notice(f"{problem}; the run ends, and which checkpoint is the best is not noted beside it")
-        if kind is not None and not issubclass(kind, KeyboardInterrupt):
+        if kind is None:
+            self.best.end()
+        elif not issubclass(kind, KeyboardInterrupt):
             self.checkpoints.finish(LAST_WORDS)  # what is being written was good before the run failed
             with suppress(Exception):  # the error that ends the run is the one to be seen
                 outcome = self.checkpoints.wait() if self.checkpoints.settled else None
-                if outcome is not None and outcome.problem is None:
-                    self._mark(self._candidate)
+                if outcome is not None:
+                    self._written(outcome.problem is None)
 
     def resume(self) -> tuple[int, dict[str, Any]]:
         """Takes the newest good checkpoint.
@@ -108,9 +102,7 @@ class Saver:
                 "  fix: set checkpoint.resume=never to start over (the old folder is kept)"
             )
         scatter(found.tensors, self.model, self.optimizer, self.average)
-        best = self.checkpoints.best()
-        if best is not None and best["metric"] == self.settings["keep_best"] and best["step"] <= found.step:
-            self._best = best
+        self.best.resume(found.step)
         self.saved = found.step
         return found.step, found.values
 
@@ -156,9 +148,8 @@ class Saver:
         if outcome is None:
             return
         self.log.saved(step, _metrics(outcome))
-        candidate, self._candidate = self._candidate, None
+        self._written(outcome.problem is None)
         if outcome.problem is None:
-            self._mark(candidate)
             return
         self.saved = None
         told = f"the checkpoint of step {outcome.step} could not be saved: {outcome.problem}"
@@ -166,43 +157,25 @@ class Saver:
             raise ResourceError(f"{told}\n  fix: make room; checkpoint.on_error=continue trains on without it")
         self.log.notice(f"{told}; the run goes on, those before it are kept")
 
-    def improves(self, scores: Mapping[str, float], device: torch.device) -> bool:
-        """Whether an evaluation is the best until now, as rank 0 sees it.
+    def keep_if_best(
+        self, step: int, scores: Mapping[str, float], totals: Mapping[str, Counts], device: torch.device
+    ) -> None:
+        """Where the evaluation of ``step`` is the best until now, its checkpoint is written, if need be, and kept.
 
         Raises:
-            ConfigError: when it has no such metric.
+            ConfigError: when the evaluation has no metric ``checkpoint.keep_best``.
         """
-        metric = self.settings["keep_best"]
-        if metric is None:
-            return False
-        if metric not in scores:
-            raise ConfigError(
-                f"checkpoint.keep_best={metric}, but this evaluation measures {', '.join(scores)}\n"
-                "  fix: set checkpoint.keep_best to one of these, or to null"
-            )
-        sign = -1 if "loss" in metric else 1
-        best = self._candidate or self._best  # the one that is being written counts already
-        better = best is None or sign * scores[metric] > sign * best["value"]
-        if self.checkpoints.peers.rank != 0:
-            better = False
-        return max_over_ranks([int(better)], device)[0] > 0
+        if not self.best.is_beaten(step, scores, device):
+            return
+        if self.saved != step:
+            self.save(step, totals)
+        self.best.propose(step, scores)
+        if not self.checkpoints.writing:
+            self._written(True)
 
-    def keep_best(self, step: int, scores: Mapping[str, float]) -> None:
-        """The checkpoint of ``step`` is the best one, as soon as it is written."""
-        metric = self.settings["keep_best"]
-        best = {"step": step, "metric": metric, "value": scores[metric]}
-        if self.checkpoints.writing:
-            self._candidate = best
-        else:
-            self._mark(best)
-
-    def _mark(self, best: dict[str, Any] | None) -> None:
-        if best is not None:
-            self._best = best
-            if (problem := self.checkpoints.keep_best(**best)) and not self._told:
-                self._told = True
-                self.log.notice(f"{problem}; the run goes on, and tries again with its next checkpoint")
-            self.log.best(**best)
+    def _written(self, good: bool) -> None:
+        if self.best.written(good):
+            self.checkpoints.discard_old()
 
 
 def _metrics(outcome: Outcome) -> dict[str, float]:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from beni.distributed.collectives import Peers
 from beni.training.checkpoint import files as checkpoint
 from beni.training.checkpoint import shards
+from beni.training.checkpoint.best import BestCheckpoint
 from beni.training.checkpoint.files import Checkpoints
 
 SHARD = "shard-00001-of-00001.safetensors"
@@ -24,15 +25,33 @@ class Killed(BaseException):
     """Stands for a SIGKILL: nothing after it runs."""
 
 
+class Log:
+    """What is told of the best checkpoint."""
+
+    def __init__(self):
+        self.notices, self.bests = [], []
+
+    def notice(self, text):
+        self.notices.append(text)
+
+    def best(self, step, metric, value):
+        self.bests.append((step, metric, value))
+
+
+def checkpoints_of(root, keep, metric=None, log=None):
+    peers = Peers()
+    return Checkpoints(root, peers, keep, BestCheckpoint(root, metric, peers, log or Log()))
+
+
 def save(root, step, keep=2):
-    checkpoints = Checkpoints(root, Peers(), keep)
+    checkpoints = checkpoints_of(root, keep)
     checkpoints.save(step, {"x": torch.full((3,), float(step)), "n": torch.tensor(step)}, {"signature": "s"})
     return checkpoints.wait()
 
 
 def newest(root):
     skipped = []
-    found = Checkpoints(root, Peers(), 2).newest(skipped)
+    found = checkpoints_of(root, 2).newest(skipped)
     return found, skipped
 
 
@@ -54,7 +73,7 @@ def test_without_checkpoints_nothing_is_found(tmp_path):
 
 
 def test_training_may_change_a_tensor_as_soon_as_saving_has_begun(tmp_path, monkeypatch):
-    checkpoints, tensor, changed, write = Checkpoints(tmp_path, Peers(), 2), torch.zeros(3), Event(), shards.write
+    checkpoints, tensor, changed, write = checkpoints_of(tmp_path, 2), torch.zeros(3), Event(), shards.write
 
     def late(*args):
         assert changed.wait(30)
@@ -147,50 +166,16 @@ def test_only_the_newest_are_kept(tmp_path):
     assert names(tmp_path) == ["step_00000003", "step_00000004"]
 
 
-def test_the_best_is_kept_beside_the_newest(tmp_path):
-    checkpoints = Checkpoints(tmp_path, Peers(), 1)
+def test_checkpoints_that_must_stay_do_beside_the_newest(tmp_path, monkeypatch):
+    checkpoints = checkpoints_of(tmp_path, 1)
+    monkeypatch.setattr(checkpoints.best, "kept", lambda: {"step_00000002"})
     for step in (1, 2, 3, 4):
         checkpoints.save(step, {"x": torch.zeros(1)}, {})
         assert checkpoints.wait().problem is None
-        if step in (2, 4):
-            checkpoints.keep_best(step, "eval/accuracy", step / 10)
-        elif step == 3:
-            assert names(tmp_path) == ["best.json", "step_00000002", "step_00000003"]
-    assert checkpoints.best() == {"step": 4, "metric": "eval/accuracy", "value": 0.4}
-    assert save(tmp_path, 5, keep=1).problem is None
-    assert names(tmp_path) == ["best.json", "step_00000004", "step_00000005"]
-
-
-def test_a_best_that_a_full_disk_does_not_note_is_kept_and_noted_with_the_next_checkpoint(tmp_path, monkeypatch):
-    checkpoints, write, room = Checkpoints(tmp_path, Peers(), 1), Path.write_text, []
-
-    def written(path, *args, **kwargs):
-        if path.name.endswith("best.json") and not room:
-            raise FULL
-        return write(path, *args, **kwargs)
-
-    def saves(step):
-        checkpoints.save(step, {"x": torch.zeros(1)}, {})
-        assert checkpoints.wait().problem is None
-
-    monkeypatch.setattr(Path, "write_text", written)
-    saves(1)
-    assert "No space left" in checkpoints.keep_best(1, "eval/loss", 0.5)
-    saves(2)
-    assert names(tmp_path) == ["step_00000001", "step_00000002"]
-    assert checkpoints.best()["step"] == 1
-    room.append(True)
-    saves(3)
-    assert names(tmp_path) == ["best.json", "step_00000001", "step_00000003"]
-    assert Checkpoints(tmp_path, Peers(), 1).best() == {"step": 1, "metric": "eval/loss", "value": 0.5}
-
-
-def test_a_best_whose_checkpoint_is_gone_is_forgotten(tmp_path):
-    save(tmp_path, 1)
-    checkpoints = Checkpoints(tmp_path, Peers(), 1)
-    checkpoints.keep_best(1, "eval/loss", 0.5)
-    shutil.rmtree(tmp_path / "step_00000001")
-    assert checkpoints.best() is None
+    assert names(tmp_path) == ["step_00000002", "step_00000004"]
+    monkeypatch.setattr(checkpoints.best, "kept", set)
+    checkpoints.discard_old()
+    assert names(tmp_path) == ["step_00000004"]
 
 
 DAMAGE = {

@@ -1,0 +1,114 @@
+"""What stands in a run folder, under which name; and how its files are replaced in one piece and read in any state.
+
+runs/<study>/.<run>.lock    held by the process that works in the folder
+runs/<study>/<run>/
+config.yaml             the frozen run (runs/frozen.py)
+identity.json           signature, command, commit, versions, hashes (runs/identity.py)
+status.json             how it is doing (runs/status.py)
+spec.json               its spec table: tokens, widths, parameters, FLOPs
+metrics.jsonl           every value of every log line; trackers mirror it
+data_errors.jsonl       samples that could not be used
+bad_images/             pictures that could not be, by rank
+scores.jsonl            the held-out examples of the last evaluation
+gallery.jsonl, gallery/ some of them with their pictures
+report.html             all of it to look at
+checkpoints/            step_00000100/ ..., best.json (training/checkpoint)
+model/, adapters/       what the run leaves behind (checkpoint.export)
+export/                 what beni.export writes
+profile/                traces of the steps in train.profile
+runs/<study>/<run>.old1/    what checkpoint.resume=never has set aside
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+CONFIG = "config.yaml"
+IDENTITY = "identity.json"
+STATUS = "status.json"
+SPEC = "spec.json"
+METRICS = "metrics.jsonl"
+DATA_ERRORS = "data_errors.jsonl"
+BAD_IMAGES = "bad_images"
+SCORES = "scores.jsonl"
+GALLERY = "gallery.jsonl"
+PICTURES = "gallery"
+REPORT = "report.html"
+CHECKPOINTS = "checkpoints"
+BEST = "best.json"
+COMPLETE = "complete.json"
+"""The marker without which the folder of a checkpoint is none."""
+MODEL = "model"
+ADAPTERS = "adapters"
+EXPORT = "export"
+PROFILE = "profile"
+
+_STEP = "step_"
+_PARTIAL = ".partial"
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder of a step's checkpoint, below ``checkpoints/``."""
+    return f"{_STEP}{step:08d}"
+
+
+def checkpoints_in(root: Path) -> dict[int, Path]:
+    """Step -> folder, of all checkpoints below ``root``, in order."""
+    return {int(path.name.removeprefix(_STEP)): path for path in sorted(root.glob(f"{_STEP}*")) if path.is_dir()}
+
+
+def replace(path: Path, text: str) -> None:
+    """Replaces a file in one piece, also where another thread or process does so at the same time: the later one stays.
+
+    Raises:
+        OSError: when the disk does not take it; the file is as it was.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{_PARTIAL}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def remove_partials(folder: Path) -> None:
+    """Removes what processes that were killed while they replaced a file have left."""
+    for partial in folder.glob(f".*{_PARTIAL}"):
+        partial.unlink(missing_ok=True)
+
+
+def to_json(value: Any) -> str:
+    """A value as the JSON files of a run folder hold it."""
+    return json.dumps(value, indent=1, ensure_ascii=False)
+
+
+def read_json(path: Path) -> tuple[Any, str | None]:
+    """The content of a JSON file, or ``{}`` and the sentence that says why not."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")), None
+    except OSError as error:
+        return {}, f"{path.name} cannot be read ({error.strerror or error})"
+    except ValueError:
+        return {}, f"{path.name} is not complete JSON"
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file. Lines that are no object (the last one of a killed run) are left out."""
+    rows = []
+    try:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(row, dict):
+                    rows.append(row)
+    except OSError:
+        return rows
+    return rows
