@@ -1,22 +1,24 @@
 """What stands in a run folder, under which name; and how its files are replaced in one piece and read in any state.
 
-runs/<study>/.<run>.lock    held by the process that works in the folder
-runs/<study>/<run>/
-config.yaml             the frozen run (runs/frozen.py)
-identity.json           signature, command, commit, versions, hashes (runs/identity.py)
-status.json             how it is doing (runs/status.py)
-spec.json               its spec table: tokens, widths, parameters, FLOPs
-metrics.jsonl           every value of every log line; trackers mirror it
-data_errors.jsonl       samples that could not be used
-bad_images/             pictures that could not be, by rank
-scores.jsonl            the held-out examples of the last evaluation
-gallery.jsonl, gallery/ some of them with their pictures
-report.html             all of it to look at
-checkpoints/            step_00000100/ ..., best.json (training/checkpoint)
-model/, adapters/       what the run leaves behind (checkpoint.export)
-export/                 what beni.export writes
-profile/                traces of the steps in train.profile
-runs/<study>/<run>.old1/    what checkpoint.resume=never has set aside
+    runs/<study>/.<run>.lock    held by the process that works in the folder
+    runs/<study>/<run>.old1/    what checkpoint.resume=never has set aside
+    runs/<study>/<run>/
+        config.yaml             the frozen run (runs/frozen.py)
+        identity.json           signature, command, commit, versions, hashes (runs/identity.py)
+        status.json             how it is doing (runs/status.py)
+        spec.json               its spec table: tokens, widths, parameters, FLOPs
+        metrics.jsonl           every value of every log line; trackers mirror it
+        data_errors.jsonl       samples that could not be used
+        bad_images/             pictures that could not be, by rank
+        scores.jsonl            the held-out examples of the last evaluation
+        gallery.jsonl, gallery/ some of them with their pictures
+        report.html             all of it to look at
+        checkpoints/            step_00000100/ ..., best.json (training/checkpoint)
+        model/, adapters/       what the run leaves behind (checkpoint.export)
+        export/                 what beni.export writes
+        profile/                traces of the steps in train.profile
+
+What stands within a checkpoint is named in training/checkpoint/files.py.
 """
 
 from __future__ import annotations
