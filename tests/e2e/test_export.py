@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -12,8 +15,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-from beni.export import main
-from beni.model import programs
+from beni.export import formats, torch_export, torchscript
+from beni.export.__main__ import main
+from beni.export.components import Component
+from beni.export.programs import compared
 from beni.run import train
 
 SETTINGS = ("train.steps=4", "checkpoint.every=1", "checkpoint.keep=4", "optim.lr=1e-2", "train.ema=0.5")
@@ -122,8 +127,10 @@ class Counting(nn.Module):
 def test_what_cannot_be_a_program_or_takes_one_shape_is_said_with_the_reason(tmp_path, kind):
     def written(impossible):
         example = (torch.ones(2, 3), torch.ones(4, 3))
-        part = programs.Component("part", Counting(impossible), (example[0],), (example[1],), ((0,),))
-        return programs._written(part, kind, tmp_path)
+        part = Component("part", Counting(impossible), (example[0],), (example[1],), ((0,),))
+        if kind == "torch_export":
+            return compared(part, tmp_path / "part.pt2", torch_export.exported)
+        return compared(part, tmp_path / "part.ts", torchscript.traced)
 
     fixed = written(False)
     assert fixed.max_abs == 0
@@ -193,3 +200,20 @@ def test_where_nothing_can_be_written_is_said_before_the_model_is_built(folder, 
 def test_average_and_weights_have_folders_of_their_own(folder):
     assert main([str(folder), "--checkpoint", "2"]) == main([str(folder), "--checkpoint", "2", "--no-average"]) == 0
     assert {"pretrained-2", "pretrained-2-weights"} <= {path.name for path in (folder / "export").iterdir()}
+
+
+def test_every_format_is_the_file_of_its_name_and_no_file_writes_without_being_listed():
+    assert all(callable(formats.writer(name)) for name in formats.FORMATS)
+    folder = Path(formats.__file__).parent
+    writing = {path.stem for path in folder.glob("*.py") if "\ndef write(" in path.read_text()}
+    assert writing == set(formats.FORMATS)
+
+
+def test_the_help_says_what_each_format_writes_without_torch():
+    code = "import sys, beni.export.__main__ as e\ntry:\n e.main(['--help'])\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    said = " ".join(done.stdout.split())
+    for name, form in formats.FORMATS.items():
+        assert name in said
+        assert form.what in said

@@ -1,0 +1,67 @@
+"""The formats of ``python -m beni.export``, all of them. Each is the file of its name, with one function ``write``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from beni.model.modeling import BeniForConditionalGeneration
+
+PROGRAMS = (
+    "each component (vision, resampler, connector, llm, whole) as a program, and parity.json with its difference from "
+    "eager"
+)
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a format gives.
+
+    Attributes:
+        what: it writes.
+        needs_adapters: whether only a run with adapters can be written so.
+    """
+
+    what: str
+    needs_adapters: bool = False
+
+
+FORMATS = {
+    "pretrained": Format("a save_pretrained folder with its tokenizer"),
+    "merged": Format("the same with the adapters added to the weights, so that it needs no peft", needs_adapters=True),
+    "adapters": Format("all but frozen backbones, a few MB"),
+    "torch_export": Format(PROGRAMS),
+    "torchscript": Format(PROGRAMS),
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a format is told.
+
+    Attributes:
+        folder: of the run.
+        run: the frozen run.
+        step: that the weights are of.
+        average: whether they are the average of the weights.
+        text: tokens of text in the examples of programs.
+        out: the folder to write; it is there, and empty.
+        show: prints lines and tables of rich.
+    """
+
+    folder: Path
+    run: dict[str, Any]
+    step: int
+    average: bool
+    text: int
+    out: Path
+    show: Callable[..., None]
+
+
+def writer(name: str) -> Callable[[BeniForConditionalGeneration, Export], None]:
+    """``write`` of a format's file, which is loaded now: the list itself needs no torch."""
+    return import_module(f"beni.export.{name}").write

@@ -1,0 +1,13 @@
+"""As ``pretrained``, with the adapters added to the weights: whoever loads it needs no peft."""
+
+from __future__ import annotations
+
+from beni.export import pretrained
+from beni.export.formats import Export
+from beni.model.modeling import BeniForConditionalGeneration
+
+
+def write(model: BeniForConditionalGeneration, export: Export) -> None:
+    """Writes the model without adapters, which it has none of afterwards, and its tokenizer into ``export.out``."""
+    model.merge_adapters()
+    pretrained.write(model, export)
