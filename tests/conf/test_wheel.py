@@ -74,5 +74,5 @@ def test_files_that_the_package_reads_are_in_the_wheel(unpacked: Path) -> None:
     kinds = {".json", ".jinja", ".css", ".html", ".typed"}
     ours = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*") if path.suffix in kinds}
     assert {path for path in ours if not (unpacked / "beni" / path).is_file()} == set()
-    assert (unpacked / "hydra_plugins" / "beni_launcher" / "sweeper.py").is_file()
+    assert (unpacked / "hydra_plugins" / "beni" / "sweeper.py").is_file()
     assert not (unpacked / "hydra_plugins" / "__init__.py").exists(), "hydra_plugins is a namespace shared with others"

@@ -301,7 +301,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Launcher:
-    """Which launcher carries a multirun (hydra_plugins/beni_launcher, hydra-submitit-launcher).
+    """Which launcher carries a multirun (hydra_plugins/beni, hydra-submitit-launcher).
 
     Attributes:
         name: of the cluster shape.

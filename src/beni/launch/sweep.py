@@ -1,0 +1,95 @@
+"""A sweep: its arms are composed, checked together and frozen together, then launched, and settled once all have ended.
+
+The Hydra plugin (``hydra_plugins/beni``) hands over what only Hydra knows: how an arm composes, and what launches it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig
+
+from beni.config.compose import freeze
+from beni.errors import ConfigError
+from beni.launch.submit import ArmFailed, check_arms, freeze_arm, run_arms, settle_arm
+
+Arm = Sequence[str]
+"""Overrides that make one run."""
+Compose = Callable[[list[str]], DictConfig]
+
+
+def arms_of(own: Sequence[str], product: Sequence[Arm]) -> list[list[str]]:
+    """Every arm of ``hydra.sweeper.arms`` with every combination of swept values.
+
+    Args:
+        own: arms, each with overrides as on a command line.
+        product: combinations; they come last in an arm, since the command line may change a value of every arm.
+
+    Raises:
+        ConfigError: when an arm is no line of overrides.
+    """
+    return [[*words, *values] for words in map(_words, own) for values in product]
+
+
+def sweep(
+    arms: Sequence[Arm], compose: Compose, launch: Callable[[Sequence[Arm]], Sequence[JobReturn]]
+) -> Sequence[JobReturn]:
+    """Runs all arms; two that are the same run are run once.
+
+    Args:
+        compose: overrides of an arm to its config, with Hydra's own node.
+        launch: runs arms, and gives back a result of each, in order.
+
+    Raises:
+        ConfigError: when an arm does not compose; nothing has been written then.
+        ImpossibleArm: when one could never run; nothing has been written then.
+        ArmFailed: after all arms, when some did not finish; says which and why.
+    """
+    composed = [compose(list(arm)) for arm in arms]
+    runs = [freeze(config, config.hydra.runtime.choices) for config in composed]
+    check_arms(runs)
+    by_folder = {freeze_arm(run): arm for run, arm in zip(runs, arms, strict=True)}
+
+    results = launch(list(by_folder.values()))
+    failed = {}
+    for folder, result in zip(by_folder, results, strict=True):
+        error = result._return_value if result.status is JobStatus.FAILED else None
+        if (reason := settle_arm(folder, error)) is not None:
+            failed[folder] = reason
+    if failed:
+        study = next(iter(failed)).parent
+        raise ArmFailed(
+            f"{len(failed)} of {len(by_folder)} arms failed:\n"
+            + "\n".join(f"  {folder.name}: {reason}" for folder, reason in failed.items())
+            + f"\n  the others are finished; python -m beni.compare {study} shows them all"
+        )
+    return results
+
+
+def launch_here(arms: Sequence[Arm], compose: Compose, say: Callable[[str], None]) -> list[JobReturn]:
+    """Freezes every arm and runs them one after another on this machine; one that fails leaves the others alone.
+
+    Raises:
+        Preempted: when a signal has ended the sweep.
+    """
+    composed = [compose(list(arm)) for arm in arms]
+    folders = [freeze_arm(freeze(config, config.hydra.runtime.choices)) for config in composed]
+    results = []
+    for arm, config, reason in zip(arms, composed, run_arms(folders, say), strict=True):
+        result = JobReturn(overrides=list(arm), cfg=config)
+        result.status = JobStatus.COMPLETED if reason is None else JobStatus.FAILED
+        result.return_value = None if reason is None else ArmFailed(reason)
+        results.append(result)
+    return results
+
+
+def _words(arm: str) -> list[str]:
+    """Overrides as a shell would split them."""
+    try:
+        return shlex.split(arm)
+    except ValueError as error:
+        raise ConfigError(
+            f"hydra.sweeper.arms: {arm}: {error}\n  fix: write overrides as on a command line, with quotes that close"
+        ) from error

@@ -1,0 +1,49 @@
+"""``hydra/sweeper=beni``: the arms of a multirun, whatever launches them, are checked together before one starts.
+
+Hydra's own sweeper writes a multirun.yaml before it looks at the arms, and shows the first failure only; and it knows
+products alone. ``hydra.sweeper.arms`` is a list of arms, each with the overrides that belong together
+(``resampler=perceiver resampler.num_latents=9``); every arm is run with the product of all swept values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+
+NODE = {
+    "_target_": "hydra_plugins.beni.sweeper.BeniSweeper",
+    "max_batch_size": None,
+    "params": None,
+    "arms": None,
+}
+ConfigStore.instance().store(group="hydra/sweeper", name="beni", node=NODE, provider="beni")
+
+
+class BeniSweeper(BasicSweeper):
+    """Every arm with the product of all comma-separated values; refuses all when one is impossible."""
+
+    def __init__(
+        self, max_batch_size: int | None, params: dict[str, str] | None, arms: list[str] | None = None
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self.arms: list[str] = list(arms or [""])
+
+    def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
+        """Runs all arms, see ``beni.launch.sweep``."""
+        assert self.config is not None  # these three: Hydra has called setup
+        assert self.launcher is not None
+        assert self.hydra_context is not None
+        from beni.launch.sweep import arms_of, sweep
+
+        config, launcher, loader = self.config, self.launcher, self.hydra_context.config_loader
+        swept = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
+        product = [values for batch in self.split_arguments(swept, None) for values in batch]
+        return sweep(
+            arms_of(self.arms, product),
+            compose=lambda arm: loader.load_sweep_config(config, arm),
+            launch=lambda arms: launcher.launch(arms, initial_job_idx=0),
+        )

@@ -1,1 +1,0 @@
-"""Hydra finds launchers only in the namespace package ``hydra_plugins``; the work is done in ``beni.launch``."""
