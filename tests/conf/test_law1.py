@@ -109,6 +109,25 @@ def test_a_parts_target_lives_in_the_package_of_its_group(option: str) -> None:
     assert target.startswith(f"beni.{group}.") or option in THIRD_PARTY
 
 
+def home(option: str) -> Path:
+    """The file of an option's class, below src/."""
+    module = content(option)["_target_"].rpartition(".")[0].replace(".", "/")
+    return Path(f"{module}.py")
+
+
+@pytest.mark.parametrize("option", PARTS)
+def test_a_parts_file_has_the_stem_of_its_yaml_or_is_named_in_its_first_line(option: str) -> None:
+    """Knowing one, you know the other: the same stem, a package of that stem, or the YAML says where."""
+    _, _, name = option.partition("/")
+    path, named = home(option), re.match(r"In (\S+): \S", header(option))
+    below = path.parts[2:]  # of the group's package
+    assert (PACKAGE.parent / path).is_file() or option in THIRD_PARTY
+    if named is None:
+        assert name in (path.stem, *below[:-1]), f'conf/{option}.yaml has to open with "# In {path}: "'
+    else:
+        assert text(option).startswith(f"# In {path}: "), f"conf/{option}.yaml names {named[1]}, its class is in {path}"
+
+
 @pytest.mark.parametrize("option", PARTS)
 def test_a_parts_keys_are_the_keyword_only_arguments_of_its_target(option: str) -> None:
     keys = set(content(option)) - {"_target_"}
