@@ -39,9 +39,10 @@ def written(kind: type) -> Iterator[str]:
             function = value.__func__
         function = inspect.unwrap(function) if callable(function) else None
         abstract = getattr(value, "__isabstractmethod__", False)
-        if isinstance(function, FunctionType) and not abstract and name not in CONSTRUCTORS:
-            if function.__code__.co_filename == inspect.getfile(kind):
-                yield name
+        if not isinstance(function, FunctionType) or abstract or name in CONSTRUCTORS:
+            continue
+        if function.__code__.co_filename == inspect.getfile(kind):
+            yield name
 
 
 def overridden(kind: type) -> list[str]:

@@ -17,7 +17,7 @@ from beni.errors import DataError
 class Numbers(SingleSource):
     """Sample i says i."""
 
-    def __init__(self, seed, *, name, size, metric=LossOnly(), varies=False):
+    def __init__(self, seed, *, name, size, metric, varies=False):
         self.seed, self.name, self.size, self.metric, self.varies = seed, name, size, metric, varies
         self.augment = Augment(flip=size / 1000)
 
@@ -125,7 +125,12 @@ def test_a_mixture_may_be_a_source_of_a_mixture():
     inner = partial(mixture, SIZES)
     settings = {"weights": {}, "by": "samples", "temperature": 1.0, "most_epochs": None, "size": None, "score": []}
     made = Mixture(
-        0, sources={"mix": lambda seed: inner(seed=seed), "more": partial(Numbers, name="more", size=20)}, **settings
+        0,
+        sources={
+            "mix": lambda seed: inner(seed=seed),
+            "more": partial(Numbers, name="more", size=20, metric=LossOnly()),
+        },
+        **settings,
     )
     drawn = [made.train(i, 0) for i in range(len(made))]
     assert made.counts == {"mix": 100, "more": 20}
