@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from PIL.Image import Image as Picture
@@ -19,7 +18,7 @@ from beni.data.sample import Sample
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.precision import autocast
 from beni.stage import StageContext
-from beni.types import ImageInputs, Pixels, ViewedImage, VisualTokens, to_device
+from beni.types import ImageInputs, Pixels, SampleInputs, ViewedImage, VisualTokens, to_device
 
 LONGEST_ANSWER = 32
 """New tokens of a generated answer."""
@@ -95,18 +94,19 @@ class Subject:
             said += self._generate(prompts[first : first + size])
         return said
 
-    def _prompt(self, asked: Asked) -> tuple[np.ndarray, list[ViewedImage]]:
-        """Token ids up to where the answer begins, and the images among them."""
-        images = [self.viewer(picture) for picture in asked.pictures]
-        return self.renderer.prompt(asked.sample, [image.markup for image in images]).ids, images
+    def _prompt(self, asked: Asked) -> Item:
+        """The sample up to where the answer begins."""
+        sample, images = asked.sample, [self.viewer(picture) for picture in asked.pictures]
+        encoded = self.renderer.prompt(sample, [image.markup for image in images])
+        return Item(sample.id, encoded, images, sample.source, sample.asked)
 
     @torch.no_grad()
-    def _generate(self, prompts: Sequence[tuple[np.ndarray, list[ViewedImage]]]) -> list[str]:
+    def _generate(self, prompts: Sequence[Item]) -> list[str]:
         """One batch of left-padded prompts."""
         tokens = self.renderer.tokens
-        images = [image for _, mine in prompts for image in mine]
-        owners = [row for row, (_, mine) in enumerate(prompts) for _ in mine]
-        ids, mask = left_padded([torch.from_numpy(row) for row, _ in prompts], tokens.pad)
+        images = [image for prompt in prompts for image in prompt.images]
+        owners = [row for row, prompt in enumerate(prompts) for _ in prompt.images]
+        ids, mask = left_padded([torch.from_numpy(prompt.encoded.ids) for prompt in prompts], tokens.pad)
         with autocast(self.device, self.precision):
             said = self.model.generate(
                 ids.to(self.device),
@@ -115,6 +115,9 @@ class Subject:
                 images=ImageInputs(
                     tuple(image.layout for image in images),
                     torch.tensor(owners, device=self.device) if images else None,
+                ),
+                samples=SampleInputs(
+                    ids=tuple(prompt.id for prompt in prompts), prompts=tuple(prompt.asked for prompt in prompts)
                 ),
                 max_new_tokens=LONGEST_ANSWER,
                 do_sample=False,

@@ -66,6 +66,19 @@ def test_each_batch_is_one_generation_of_as_many_rows(subject_of, mixed, monkeyp
     assert begun == [0, 1]  # a run that is asked to end does so before the next batch
 
 
+def test_stages_are_told_which_sample_each_row_is_and_what_is_asked(subject_of, mixed, monkeypatch):
+    subject, told = subject_of(), []
+    generate = subject.model.generate
+
+    def heard(*rest, images, samples, **options):
+        told.append((images.owners.tolist(), samples.ids, samples.prompts))
+        return generate(*rest, images=images, samples=samples, **options)
+
+    monkeypatch.setattr(subject.model, "generate", heard)
+    subject.answer(asked(mixed[:4]))
+    assert told == [([0, 2, 2, 3], ("s0", "s1", "s2", "s3"), tuple(sample.question for sample in mixed[:4]))]
+
+
 def test_no_question_gets_no_answer(subject_of):
     assert subject_of().answer([]) == []
 
