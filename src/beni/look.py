@@ -75,7 +75,6 @@ def look(run: Mapping[str, Any], numbers: Sequence[int], rank: int, world: int) 
     from beni.data.batch.loader import Steps
     from beni.data.batch.preview import histogram, preview
     from beni.data.fetch.fetcher import Fetcher
-    from beni.data.fetch.source import Fetched
     from beni.data.render.template import Renderer
     from beni.llm.tokenizer import load_tokenizer
     from beni.model.costing.table import propagate
@@ -85,8 +84,8 @@ def look(run: Mapping[str, Any], numbers: Sequence[int], rank: int, world: int) 
     model = propagate(run)
     viewer = model.viewer
     renderer = Renderer(load_tokenizer(run["llm"]), run["template"])
-    source = Fetched(build(run["data"], train["seed"]), Fetcher(run["images"]))
-    schedule = make_schedule(run, source, renderer, viewer, progress=True)
+    source, bind = build(run["data"], train["seed"]), Fetcher(run["images"]).bind
+    schedule = make_schedule(run, source, renderer, viewer, progress=True, bind=bind)
     steps = Steps(
         source,
         renderer,
@@ -97,6 +96,7 @@ def look(run: Mapping[str, Any], numbers: Sequence[int], rank: int, world: int) 
         rank,
         world,
         on_bad=run["images"]["on_bad"],
+        bind=bind,
     )
     seen = preview(
         steps,

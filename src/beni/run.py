@@ -21,19 +21,21 @@ from beni.data.batch.loader import Steps, first_pictures
 from beni.data.batch.probe import probe_samples
 from beni.data.fetch.ahead import LookAhead
 from beni.data.fetch.fetcher import Fetcher
-from beni.data.fetch.source import Fetched
 from beni.data.fetch.verdicts import Verdicts
 from beni.data.order.index import Index
 from beni.data.order.lengths import RunLengths
 from beni.data.order.schedule import Schedule, needs_lengths
 from beni.data.render.template import Renderer
-from beni.data.sample import Source
+from beni.data.sample import Bind, at_hand
+from beni.data.source import Source
 from beni.distributed.collectives import Peers, anywhere, barrier
 from beni.distributed.environment import Environment, process_group, read_environment
 from beni.distributed.fsdp import is_sharded, require_offload, shard
 from beni.distributed.hand_out import hand_out, tensors_of
 from beni.distributed.host import use_host
 from beni.distributed.watchdog import Watchdog
+from beni.evals.evaluation import Evaluation
+from beni.evals.subject import Subject
 from beni.llm.layout import Layout, layout_of
 from beni.llm.probes import require_embeddings
 from beni.llm.tokenizer import load_tokenizer
@@ -110,11 +112,11 @@ def _train(
     tokenizer = load_tokenizer(run["llm"])
     renderer = Renderer(tokenizer, run["template"])
     fetcher = Fetcher(run["images"])
-    source: Source = Fetched(build(run["data"], settings["seed"]), fetcher)
+    source: Source = build(run["data"], settings["seed"])
     viewer = planned.viewer  # of the twin without weights: loader processes may have to copy it
-    schedule = make_schedule(run, source, renderer, viewer, progress=environment.is_main)
+    schedule = make_schedule(run, source, renderer, viewer, environment.is_main, fetcher.bind)
     schedule.require(environment.world, settings["accumulation"])
-    probe = probe_samples(source, renderer, viewer)
+    probe = probe_samples(source, renderer, viewer, fetcher.bind)
     table = spec_table(planned, run, probe.length, probe.label_rows, probe.image)
     laid_out = probe.laid_out(settings["layout"])
     sizes = (environment.world, *laid_out, environment.local_world, environment.on_first_machine)
@@ -162,6 +164,7 @@ def _train(
             pixel_keys=settings["feature_bank"] is not None,
             on_bad=run["images"]["on_bad"],
             look_ahead=LookAhead(fetcher, run["images"]["ahead"], settings["steps"]) if probe.remote else None,
+            bind=fetcher.bind,
         )
         if model.fusion.calibrates and settings["init_from"] is None and (main or not handed):
             device = torch.device("cpu") if handed else environment.device
@@ -184,13 +187,22 @@ def _train(
             watchdog.beat()
             preemption.meet()
 
-        reporter = Reporter(
-            folder, run, source, schedule, renderer, viewer, model, layout, environment, fetcher, between
+        subject = Subject(
+            model,
+            renderer,
+            viewer,
+            layout,
+            settings["precision"],
+            run["eval"]["batch_size"],
+            environment.device,
+            together=handed and environment.world > 1,
+            between=between,
         )
         with (
-            reporter as report,
+            Reporter(folder, run, model, environment) as report,
             _feature_bank(model, settings, report),
         ):
+            evaluation = _evaluation(run, subject, source, schedule, fetcher, report)
             trainer: Trainer = build(run["train"] | {"loss": loss})
             preemption.meet()
             trainer.fit(
@@ -204,7 +216,7 @@ def _train(
                     signature=folder.identity["signature"],
                     max_bad=run["images"]["max_bad"],
                     eval_every=run["eval"]["every"],
-                    evaluate=report.evaluate,
+                    evaluate=evaluation.score,
                     log=report,
                     preemption=preemption,
                     watchdog=watchdog,
@@ -224,7 +236,7 @@ def _train(
                             model.save_adapters(folder.path / files.ADAPTERS, whole)
                         model.save_pretrained(folder.path / files.MODEL, state_dict=whole)  # which empties it
                         tokenizer.save_pretrained(folder.path / files.MODEL)
-            report.end()
+            report.end(evaluation.gallery())
         barrier()
     if environment.is_main:
         Console().print(run_table(collect_run(folder.path)))
@@ -232,12 +244,18 @@ def _train(
 
 
 def make_schedule(
-    run: Mapping[str, Any], source: Source, renderer: Renderer, viewer: Viewer, progress: bool = False
+    run: Mapping[str, Any],
+    source: Source,
+    renderer: Renderer,
+    viewer: Viewer,
+    progress: bool = False,
+    bind: Bind = at_hand,
 ) -> Schedule:
     """The run's schedule, with an index where it needs one; that is built now or found in the cache.
 
     Args:
         progress: show how far the build is.
+        bind: how pictures of the source can be opened.
 
     Raises:
         DataError: when samples cannot be used, or do not fit into a pack.
@@ -245,13 +263,28 @@ def make_schedule(
     settings, train = run["schedule"], run["train"]
     lengths = None
     with index_progress(progress) as told:
-        index = Index(source, renderer, viewer.sized, train["workers"] or 1, told)
+        index = Index(source, renderer, viewer.sized, train["workers"] or 1, told, bind)
         source.measure(index.mean_tokens)
         if needs_lengths(settings):
             each = settings["tokens_per_image"]
             lengths = RunLengths(index, viewer, run["template"], None if each == "auto" else each)
             lengths.loads(0)
     return Schedule(train["seed"], len(source), train["batch_size"], settings, lengths)
+
+
+def _evaluation(
+    run: Mapping[str, Any], subject: Subject, source: Source, schedule: Schedule, fetcher: Fetcher, report: Reporter
+) -> Evaluation:
+    settings = run["eval"]
+    return Evaluation(
+        subject,
+        source,
+        fetcher,
+        report,
+        examples=schedule.samples(run["train"]["steps"]) if settings["examples"] == "auto" else settings["examples"],
+        shown=settings["gallery"],
+        ahead=run["images"]["ahead"] or 1,
+    )
 
 
 def _profile(settings: Mapping[str, Any], folder: RunFolder, report: Reporter, main: bool) -> Profile | None:

@@ -531,7 +531,7 @@ def ask_building(campaign: Campaign, folder: Path, world: int, rng: random.Rando
 
 def ask_evaluating(campaign: Campaign, folder: Path, world: int, rng: random.Random, began: int) -> Life:
     """A signal to a rank, or to all, in the next evaluation: also one that is made up for."""
-    life = _asked(campaign, folder, world, rng, "beni.evals.scores:Scorer._forward", 1)
+    life = _asked(campaign, folder, world, rng, "beni.evals.subject:Subject.read", 1)
     evaluated = next(step for step in (*range(EVALUATES, STEPS, EVALUATES), STEPS) if step >= began)
     assert whole_checkpoints(folder)[-1] == evaluated
     return life

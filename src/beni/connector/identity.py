@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from beni.errors import CompositionError
-from beni.stage import PassThrough
-from beni.types import TokenSpec
+from beni.stage import Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
 
 
-class IdentityConnector(PassThrough):
+class IdentityConnector(Stage):
     """``(i, n, d) -> (i, n, d)``.
 
     Raises:
@@ -28,3 +28,9 @@ class IdentityConnector(PassThrough):
 
     def spec(self, tokens: TokenSpec) -> TokenSpec:
         return replace(tokens, space="llm")
+
+    def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        return tokens
+
+    def init_weights(self) -> None:
+        """Nothing to draw."""

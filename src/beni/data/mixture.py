@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from beni.data.images import Augment
 from beni.data.order.schedule import epoch_order
-from beni.data.sample import Part, Sample, Source
+from beni.data.sample import Sample
+from beni.data.source import Part, Source
 from beni.errors import DataError
 from beni.nn.streams import derive
 
@@ -74,15 +74,14 @@ class Mixture(Source):
         self.weights, self.by, self.temperature = weights, by, temperature
         self.most_epochs, self.size = most_epochs, size
         self.scored = {name: self.sources[name] for name in score or self.sources}
-        tasks = {source.task for source in self.scored.values()}
-        if len(tasks) > 1:
+        metrics = {source.metric for source in self.scored.values()}
+        if len(metrics) > 1:
             raise DataError(
                 "the held-out samples of data.sources are scored differently: "
-                + ", ".join(f"{name} by {source.task}" for name, source in self.scored.items())
+                + ", ".join(f"{name} by {source.metric.name}" for name, source in self.scored.items())
                 + f"\n  fix: set 'data.score=[{next(iter(self.sources))}]'"
             )
-        self.task = next(iter(tasks))
-        self.varies, self.names = True, tuple(sources)
+        self.metric, self.varies = next(iter(metrics)), True
         self._text: dict[str, float] | None = None
         self._counts: dict[str, int] | None = None
         if by != "tokens":
@@ -126,14 +125,6 @@ class Mixture(Source):
             parts.append(Part(source, epochs, indices))
         return parts
 
-    def siblings(self, index: int, epoch: int) -> range:
-        name, place = self._place(index)
-        return range(index - place, index - place + self.counts[name])
-
-    def augment_of(self, index: int) -> Augment:
-        name, place = self._place(index)
-        return self.sources[name].augment_of(place)
-
     def heldout(self) -> Sequence[Sample]:
         return _Joined(
             [(name, source, source.heldout()) for name, source in self.scored.items()],
@@ -145,10 +136,6 @@ class Mixture(Source):
         for name, source in self.sources.items():
             digest.update(f"{name} {source.fingerprint()}".encode())
         return digest.hexdigest()[:16]
-
-    def shares(self) -> dict[str, float]:
-        """Share of the samples of each source."""
-        return {name: count / len(self) for name, count in self.counts.items()}
 
     def _named(self, name: str, source: Source, sample: Sample) -> Sample:
         named = replace(sample, id=f"{name}/{sample.id}", source=name)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
-
-import numpy as np
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from beni.data.images import Augment, Image
 
 Role = Literal["system", "user", "assistant"]
-Task = Literal["answer", "choice", "loss"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,9 @@ class Sample:
         cluster: examples that share it (one picture, say) are not independent.
         where: it was read from, for errors: ``data.json, record 12``.
         source: name of its source in a mixture.
+        references: what people have answered, each as often as it was said; empty when only the answer that is trained
+            on is known.
+        augment: how its pictures are varied in training; in evaluation they are not.
     """
 
     id: str
@@ -53,6 +52,8 @@ class Sample:
     cluster: str = ""
     where: str = ""
     source: str = ""
+    references: tuple[str, ...] = ()
+    augment: Augment = field(default_factory=Augment)
 
     def __str__(self) -> str:
         """How errors name it."""
@@ -64,10 +65,21 @@ class Sample:
         return tuple(part for m in self.messages for part in m.content if isinstance(part, Image))
 
     @property
+    def asked_images(self) -> tuple[Image, ...]:
+        """The images in front of the last assistant message: those that an answer is about."""
+        last = max((i for i, m in enumerate(self.messages) if m.role == "assistant"), default=len(self.messages))
+        return replace(self, messages=self.messages[:last]).images
+
+    @property
     def answer(self) -> str:
         """Text of the last assistant message, without the white space around it, as it is supervised."""
         last = next(m for m in reversed(self.messages) if m.role == "assistant")
         return "".join(part for part in last.content if isinstance(part, str)).strip()
+
+    @property
+    def right_answers(self) -> tuple[str, ...]:
+        """All that count as right: the answer that is trained on, then the other references."""
+        return tuple(dict.fromkeys((self.answer, *self.references)))
 
     @property
     def question(self) -> str:
@@ -89,63 +101,10 @@ class Sample:
         return replace(self, messages=tuple(messages))
 
 
-class Part(NamedTuple):
-    """Consecutive samples of an epoch that one source gives: sample ``i`` is its ``train(indices[i], epochs[i])``."""
-
-    source: Source
-    epochs: np.ndarray
-    indices: np.ndarray
+Bind = Callable[[Sample], Sample]
+"""Gives a sample pictures that can be opened: ``Fetcher.bind`` where they may lie on a network."""
 
 
-class Source(ABC):
-    """Where samples come from. Sample ``index`` of an epoch is a pure function, so any process can draw any of them.
-
-    Attributes:
-        task: how held-out samples are scored: ``answer`` (greedy answer equals the expected one), ``choice`` (the
-            expected answer has the best mean token likelihood among the choices) or ``loss``.
-        augment: how training pictures are varied.
-        varies: whether a sample's text or pictures differ between epochs, augmentation aside.
-        names: of the sources it is made of, as ``Sample.source`` says them.
-    """
-
-    task: Task
-    augment: Augment = Augment()
-    varies: bool = False
-    names: tuple[str, ...] = ("",)
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Training samples of one epoch."""
-
-    @abstractmethod
-    def train(self, index: int, epoch: int) -> Sample:
-        """Training sample ``index`` in [0, len)."""
-
-    def parts(self, epoch: int) -> list[Part]:
-        """Of which sources the samples 0 ... len - 1 of an epoch come; a mixture says so, others are one part."""
-        return [Part(self, np.full(len(self), epoch), np.arange(len(self)))]
-
-    def siblings(self, index: int, epoch: int) -> range:
-        """Which samples of the epoch come from the same source as ``index``: any of them may stand in for it."""
-        return range(len(self))
-
-    def measure(self, mean_tokens: Callable[[Source], float]) -> None:  # noqa: B027  most sources need not know
-        """Told how long the samples of a source are, before anything else is asked: a mixture may have shares of
-        tokens. ``mean_tokens`` builds an index, so only who needs it calls it.
-        """
-
-    def shares(self) -> dict[str, float]:
-        """Share of an epoch's samples that each source gives; empty where it is one source."""
-        return {}
-
-    def augment_of(self, index: int) -> Augment:
-        """How the pictures of a training sample are varied."""
-        return self.augment
-
-    @abstractmethod
-    def heldout(self) -> Sequence[Sample]:
-        """Held-out samples, the same for every seed of a study; their pictures may still be undecoded."""
-
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """Changes when the content changes."""
+def at_hand(sample: Sample) -> Sample:
+    """The sample as it is: all its pictures can be opened. One that has to be fetched first is an error then."""
+    return sample

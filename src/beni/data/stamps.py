@@ -21,7 +21,9 @@ from PIL import Image as PILImage
 
 from beni.config.suggest import closest
 from beni.data.images import Augment, Image
-from beni.data.sample import Message, Sample, Source
+from beni.data.metric import BestChoice
+from beni.data.sample import Message, Sample
+from beni.data.source import SingleSource
 from beni.errors import DataError
 from beni.nn.streams import numpy_stream
 
@@ -42,7 +44,7 @@ class Stamp:
     kind: tuple[str, ...]
 
 
-class Stamps(Source):
+class Stamps(SingleSource):
     """Captions of real pictures.
 
     Args:
@@ -65,7 +67,7 @@ class Stamps(Source):
         DataError: when the folder is missing (with the command that installs it) or holds too few pictures.
     """
 
-    task = "choice"
+    metric = BestChoice()
 
     def __init__(
         self,
@@ -121,8 +123,10 @@ class Stamps(Source):
         rng = numpy_stream(self.seed, "data.prompt", epoch, index)
         drawn, name = int(rng.integers(len(self.prompts))), f"{stamp.path.parent.name}/{stamp.path.stem}"
         if stamp.kind and rng.random() < self.kinds:
-            return _sample(name, stamp.path, self.kind_prompt, ", ".join(stamp.kind) + ".")
-        return _sample(name, stamp.path, self.prompts[drawn], stamp.caption)
+            sample = _sample(name, stamp.path, self.kind_prompt, ", ".join(stamp.kind) + ".")
+        else:
+            sample = _sample(name, stamp.path, self.prompts[drawn], stamp.caption)
+        return replace(sample, augment=self.augment)
 
     def heldout(self) -> Sequence[Sample]:
         samples = []

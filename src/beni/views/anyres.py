@@ -22,7 +22,7 @@ from beni.nn.pixels import PictureTransform
 from beni.nn.rows import constant, real_tokens, with_line_ends
 from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
 from beni.types.visual import centres
-from beni.views.lines import draw, new_line
+from beni.views.lines import new_line
 from beni.views.tiled import WHOLE, Box, TiledViews, best_canvas, cut, squashed, tile_boxes, transformed
 
 
@@ -58,10 +58,10 @@ class AnyRes(TiledViews):
                 f"views.canvases={canvases}, expected pairs of [rows, columns] in tiles\n"
                 "  fix: set 'views.canvases=[[1,2],[2,1],[2,2]]'"
             )
-        super().__init__(tokens, 1 + max(rows * columns for rows, columns in canvases), join)
+        most = 1 + max(rows * columns for rows, columns in canvases)
+        super().__init__(tokens, most, join, new_line(dim_out, newline and not join))
         self.tile, self.unpad = tile, unpad
         self.canvases = [(rows, columns) for rows, columns in canvases]
-        self.newline = new_line(dim_out, newline and not join)
 
     def plan(self, size: tuple[int, int]) -> ImageLayout:
         tiles = best_canvas(size, self.canvases, self.tile)
@@ -119,10 +119,6 @@ class AnyRes(TiledViews):
         flat = tiles.map(lambda tensor: mapped(tensor).flatten(0, 1)[None], (height, width))
         flat = replace(flat, yx=centres((height, width), flat.x.device))
         return VisualTokens.cat([base, flat if self.newline is None else with_line_ends(flat, self.newline)])
-
-    def init_weights(self) -> None:
-        super().init_weights()
-        draw(self.newline)
 
     def _pixels(self, canvas: tuple[int, int]) -> tuple[int, int]:
         return canvas[0] * self.tile[0], canvas[1] * self.tile[1]

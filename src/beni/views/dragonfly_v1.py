@@ -55,7 +55,7 @@ class DragonflyV1(TiledViews):
         if top < 1:
             raise ConfigError(f"views.top={top}, expected at least 1 tile\n  fix: set views.top=3")
         super().__init__(tokens, 29, join=False)
-        self.tile, self.top, self.regions, self.newline = tile, top, regions, newline
+        self.tile, self.top, self.regions, self.line_end = tile, top, regions, newline
 
     def plan(self, size: tuple[int, int]) -> ImageLayout:
         return ImageLayout(size, (self.tile,) * 29, best_canvas(size, SMALL, self.tile))
@@ -77,7 +77,7 @@ class DragonflyV1(TiledViews):
 
     def arranged(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
         winners = sum(min(self.top, len(region)) for region in self._regions(layout))
-        parts = [part for row in (*rows[:FIRST_SMALL], *rows[-winners:]) for part in (row.n, self.newline)]
+        parts = [part for row in (*rows[:FIRST_SMALL], *rows[-winners:]) for part in (row.n, self.line_end)]
         return tuple(part for part in parts if part != "")
 
     def arrange(self, layout: ImageLayout, rows: VisualTokens) -> VisualTokens:

@@ -61,7 +61,7 @@ class DragonflyV2(TiledViews):
                 fix=f"set views.pool to one of {', '.join(legal)}",
             )
         super().__init__(tokens, 1 + 4 + 4 * FINER**2, join)
-        self.tile, self.patches, self.pool, self.newline = tile, patches, pool, newline
+        self.tile, self.patches, self.pool, self.line_end = tile, patches, pool, newline
 
     def plan(self, size: tuple[int, int]) -> ImageLayout:
         rows, columns = best_canvas(size, MIDDLE, self.tile)
@@ -92,7 +92,7 @@ class DragonflyV2(TiledViews):
             )
         pooled = n // self.pool**2 + rows[0].n - n
         sizes = [rows[0].n, *[pooled] * (len(rows) - 1)]
-        return tuple(part for size in sizes for part in (size, self.newline) if part != "")
+        return tuple(part for size in sizes for part in (size, self.line_end) if part != "")
 
     def arrange(self, layout: ImageLayout, rows: VisualTokens) -> VisualTokens:
         whole, tiles = rows.select(torch.tensor([0])), rows.select(torch.arange(1, len(rows.x)))

@@ -22,6 +22,7 @@ from beni.nn.rows import images_of, real_tokens
 from beni.stage import StageContext
 from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
 from beni.views.base import Views
+from beni.views.lines import draw
 
 Box = tuple[float, float, float, float]
 """(top, left, bottom, right) of a view in its picture, each in [0, 1] where nothing was added around it."""
@@ -36,12 +37,13 @@ class TiledViews(Views):
         tokens: spec of the tokens of one view.
         most: views that an image may become.
         join: put the views of an image into one row.
+        newline: room for a learned vector of the llm's width that ends lines; None without.
 
     Raises:
         CompositionError: E-STACK when views are to be joined whose encoders are kept apart.
     """
 
-    def __init__(self, tokens: TokenSpec, most: int, join: bool) -> None:
+    def __init__(self, tokens: TokenSpec, most: int, join: bool, newline: nn.Parameter | None = None) -> None:
         super().__init__()
         if join and tokens.sources:
             raise CompositionError(
@@ -52,6 +54,7 @@ class TiledViews(Views):
             )
         self.join, self.most = join, most
         self.view = nn.Parameter(torch.empty(most, tokens.dim)) if join else None
+        self.newline = newline
 
     @abstractmethod
     def boxes(self, layout: ImageLayout) -> Sequence[Box]:
@@ -100,6 +103,7 @@ class TiledViews(Views):
     def init_weights(self) -> None:
         if self.view is not None:
             nn.init.zeros_(self.view)
+        draw(self.newline)
 
     def _joined(self, views: Sequence[TokenSpec]) -> TokenSpec:
         return replace(views[0], n=sum(view.n for view in views), grid=None)

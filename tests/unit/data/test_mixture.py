@@ -7,16 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beni.data.images import Augment
+from beni.data.metric import ExactAnswer, LossOnly
 from beni.data.mixture import Mixture
-from beni.data.sample import Message, Sample, Source
+from beni.data.sample import Message, Sample
+from beni.data.source import SingleSource
 from beni.errors import DataError
 
 
-class Numbers(Source):
+class Numbers(SingleSource):
     """Sample i says i."""
 
-    def __init__(self, seed, *, name, size, task="loss", varies=False):
-        self.seed, self.name, self.size, self.task, self.varies = seed, name, size, task, varies
+    def __init__(self, seed, *, name, size, metric, varies=False):
+        self.seed, self.name, self.size, self.metric, self.varies = seed, name, size, metric, varies
         self.augment = Augment(flip=size / 1000)
 
     def __len__(self):
@@ -24,7 +26,7 @@ class Numbers(Source):
 
     def train(self, index, epoch):
         messages = (Message("user", ("?",)), Message("assistant", (f"{self.name} {index} {epoch}",)))
-        return Sample(f"{index}", messages, cluster=f"c{index}")
+        return Sample(f"{index}", messages, cluster=f"c{index}", augment=self.augment)
 
     def heldout(self):
         return [self.train(index, 0) for index in range(3)]
@@ -33,10 +35,11 @@ class Numbers(Source):
         return f"{self.name} {self.size}"
 
 
-def mixture(sizes, seed=0, tasks=(), **changes):
-    tasks = dict(tasks)
+def mixture(sizes, seed=0, metrics=(), **changes):
+    metrics = dict(metrics)
     sources = {
-        name: partial(Numbers, name=name, size=size, task=tasks.get(name, "loss")) for name, size in sizes.items()
+        name: partial(Numbers, name=name, size=size, metric=metrics.get(name, LossOnly()))
+        for name, size in sizes.items()
     }
     settings = {"weights": {}, "by": "samples", "temperature": 1.0, "most_epochs": None, "size": None, "score": []}
     return Mixture(seed, sources=sources, **settings | changes)
@@ -112,9 +115,27 @@ def test_a_sample_knows_its_source_in_id_cluster_and_stand_ins():
     made = mixture(SIZES)
     sample = made.train(95, 0)
     assert (sample.source, sample.id.partition("/")[0], sample.cluster.partition("/")[0]) == ("small",) * 3
-    assert made.siblings(95, 0) == range(90, 100)
-    assert made.augment_of(95) == Augment(flip=0.01)
+    assert made.siblings(95) == range(90, 100)
+    assert made.train(95, 0).augment == Augment(flip=0.01)
     assert made.names == ("large", "small")
+    assert made.shares() == {"large": 0.9, "small": 0.1}
+
+
+def test_a_mixture_may_be_a_source_of_a_mixture():
+    inner = partial(mixture, SIZES)
+    settings = {"weights": {}, "by": "samples", "temperature": 1.0, "most_epochs": None, "size": None, "score": []}
+    made = Mixture(
+        0,
+        sources={
+            "mix": lambda seed: inner(seed=seed),
+            "more": partial(Numbers, name="more", size=20, metric=LossOnly()),
+        },
+        **settings,
+    )
+    drawn = [made.train(i, 0) for i in range(len(made))]
+    assert made.counts == {"mix": 100, "more": 20}
+    assert Counter(sample.augment.flip for sample in drawn) == {0.09: 90, 0.01: 10, 0.02: 20}
+    assert (made.siblings(99), made.siblings(100)) == (range(100), range(100, 120))
 
 
 def test_held_out_samples_alternate_between_the_sources_that_are_scored():
@@ -141,7 +162,7 @@ def test_the_fingerprint_knows_content_and_shares():
         ({"weights": {"large": 0, "small": 0}}, "all 0"),
         ({"temperature": 0.0}, "temperature=0.0, expected a number above 0"),
         ({"most_epochs": 0.5, "size": 80}, "allows 50 samples an epoch, data.size=80"),
-        ({"tasks": {"small": "answer"}}, "large by loss, small by answer\n  fix: set 'data.score="),
+        ({"metrics": {"small": ExactAnswer()}}, "large by loss, small by answer\n  fix: set 'data.score="),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_value(changes, says):

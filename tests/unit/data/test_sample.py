@@ -1,9 +1,9 @@
-from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from beni.data.images import Augment, Image
-from beni.data.sample import Message, Sample, Source
+from beni.data.sample import Message, Sample
 
 PICTURES = [Image(lambda: pytest.fail("not decoded"), str(i)) for i in range(3)]
 
@@ -45,20 +45,19 @@ def test_another_answer_changes_the_last_assistant_message_and_nothing_else():
     assert other.with_answer("b") == sample
 
 
-def test_a_source_that_says_nothing_of_augmentation_does_not_augment():
-    class Plain(Source):
-        task = "loss"
+def test_a_sample_that_says_nothing_of_augmentation_is_not_augmented():
+    assert Sample("s", ()).augment == Augment()
 
-        def __len__(self) -> int:
-            return 0
 
-        def train(self, index: int, epoch: int) -> Sample:
-            raise IndexError
+def test_what_counts_as_right_is_the_answer_that_is_trained_on_and_every_other_reference_once():
+    sample = Sample("s", (Message("user", ("?",)), Message("assistant", ("couch",))))
+    assert sample.right_answers == ("couch",)
+    assert replace(sample, references=("sofa", "couch", "sofa")).right_answers == ("couch", "sofa")
 
-        def heldout(self) -> Sequence[Sample]:
-            return []
 
-        def fingerprint(self) -> str:
-            return ""
-
-    assert Plain().augment == Augment()
+def test_an_answer_is_about_the_images_in_front_of_it():
+    one, two, three = PICTURES
+    turns = (Message("user", (one, "a")), Message("assistant", ("b", two)), Message("user", (three, "c")))
+    assert Sample("s", turns).asked_images == (one,)
+    assert Sample("s", (*turns, Message("assistant", ("d",)))).asked_images == (one, two, three)
+    assert Sample("s", turns[:1]).asked_images == (one,)

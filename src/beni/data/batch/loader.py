@@ -25,7 +25,8 @@ from beni.data.batch.usable import Drawer, Fault, OnBad
 from beni.data.fetch.ahead import LookAhead
 from beni.data.order.schedule import Schedule
 from beni.data.render.template import Renderer
-from beni.data.sample import Sample, Source
+from beni.data.sample import Bind, Sample, at_hand
+from beni.data.source import Source
 from beni.errors import BeniError
 from beni.nn.streams import numpy_stream
 from beni.types import Batch, ViewedImage
@@ -53,6 +54,7 @@ class Steps(Dataset[list[Batch]]):
     Attributes:
         on_bad: what becomes of a sample whose picture is bad.
         look_ahead: told of the steps as they are drawn; None where no picture comes from a network.
+        bind: how pictures of the source can be opened.
     """
 
     source: Source
@@ -66,6 +68,7 @@ class Steps(Dataset[list[Batch]]):
     pixel_keys: bool = False
     on_bad: OnBad = "replace"
     look_ahead: LookAhead | None = None
+    bind: Bind = at_hand
 
     def __post_init__(self) -> None:
         """Finds a step that cannot be divided here rather than in a worker."""
@@ -94,7 +97,7 @@ class Steps(Dataset[list[Batch]]):
 
     def items(self, epoch: int, index: int) -> tuple[list[Item], tuple[Fault, ...]]:
         """The sample as it is seen: once, or once at each scale of its images."""
-        drawn = Drawer(self.source, self.schedule, self.on_bad).draw(epoch, index)
+        drawn = Drawer(self.source, self.schedule, self.on_bad, self.bind).draw(epoch, index)
         scales = (0,)
         if drawn.pictures:
             scales = self.viewer.scales(numpy_stream(self.schedule.seed, "scale", epoch, index))

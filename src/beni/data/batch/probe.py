@@ -9,7 +9,8 @@ import numpy as np
 
 from beni.data.images import size_if_any
 from beni.data.render.template import IGNORE, Renderer
-from beni.data.sample import Source
+from beni.data.sample import Bind, at_hand
+from beni.data.source import Source
 from beni.nn.streams import numpy_stream
 from beni.types import ImageLayout, Markup
 
@@ -56,10 +57,14 @@ class Probe:
         return (self.longest, self.label_columns) if layout == "padded" else (self.length, self.label_rows)
 
 
-def probe_samples(source: Source, renderer: Renderer, planner: Planner) -> Probe:
-    """Encodes a few training samples."""
+def probe_samples(source: Source, renderer: Renderer, planner: Planner, bind: Bind = at_hand) -> Probe:
+    """Encodes a few training samples.
+
+    Args:
+        bind: how pictures of the source can be opened.
+    """
     chosen = numpy_stream(0, "plan.probe").choice(len(source), min(SAMPLES, len(source)), replace=False)
-    samples = [source.train(int(index), 0) for index in chosen]
+    samples = [bind(source.train(int(index), 0)) for index in chosen]
     layouts = [[planner.plan(size_if_any(image)) for image in sample.images] for sample in samples]
     encoded = [
         renderer.encode(sample, [planner.markup(one) for one in layout])

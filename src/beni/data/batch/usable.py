@@ -15,7 +15,8 @@ from PIL.Image import Image as Picture
 
 from beni.data.images import BadImage, Image
 from beni.data.order.schedule import Schedule
-from beni.data.sample import Sample, Source
+from beni.data.sample import Bind, Sample, at_hand
+from beni.data.source import Source
 from beni.errors import DataError
 from beni.nn.streams import numpy_stream
 
@@ -66,11 +67,16 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Drawer:
-    """(epoch, index) -> a sample whose pictures are all there."""
+    """(epoch, index) -> a sample whose pictures are all there.
+
+    Attributes:
+        bind: how pictures of the source can be opened.
+    """
 
     source: Source
     schedule: Schedule
     on_bad: OnBad
+    bind: Bind = at_hand
 
     def draw(self, epoch: int, index: int) -> Drawn:
         """Pure, but for whether a picture can be had.
@@ -82,7 +88,7 @@ class Drawer:
         faults: list[Fault] = []
         tried = 0
         for candidate in self._candidates(epoch, index):
-            sample = self.source.train(candidate, epoch)
+            sample = self.bind(self.source.train(candidate, epoch))
             pictures, bad = self._pictures(sample, epoch, candidate)
             if not bad:
                 return Drawn(sample, pictures, tuple(replace(fault, by=sample.id) for fault in faults))
@@ -98,7 +104,7 @@ class Drawer:
             tried += 1
             if self.on_bad == "skip_image":
                 break
-        wanted = self.source.train(index, epoch)
+        wanted = self.bind(self.source.train(index, epoch))
         if tried > HOPELESS:
             raise DataError(
                 f"{wanted}: image {faults[0].image}: {faults[0].reason}\n"
@@ -109,11 +115,10 @@ class Drawer:
 
     def _pictures(self, sample: Sample, epoch: int, index: int) -> tuple[list[Picture], list[tuple[Image, BadImage]]]:
         rng = numpy_stream(self.schedule.seed, "augment", epoch, index)
-        augment = self.source.augment_of(index)
         pictures, bad = [], []
         for image in sample.images:
             try:
-                pictures.append(augment(image, rng))
+                pictures.append(sample.augment(image, rng))
             except BadImage as error:
                 bad.append((image, error))
         return pictures, bad
@@ -132,7 +137,7 @@ class Drawer:
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
         """The sample itself, then others of its source: with lengths none that is longer or has more pictures."""
         yield index
-        group = self.source.siblings(index, epoch)
+        group = self.source.siblings(index)
         for attempt in range(ATTEMPTS):
             rng = numpy_stream(self.schedule.seed, "data.replace", epoch, index, attempt)
             drawn = rng.integers(group.start, group.stop, CANDIDATES)

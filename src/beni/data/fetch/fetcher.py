@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +25,7 @@ from beni.data.fetch.cache import ImageCache
 from beni.data.fetch.loop import FetchCounts, FetchLoop
 from beni.data.fetch.verdicts import Verdicts
 from beni.data.images import BadImage, Image, public_name
+from beni.data.sample import Sample
 from beni.paths import cache_dir
 
 T = TypeVar("T")
@@ -79,9 +81,12 @@ class Fetcher:
         finally:
             self.counts.waited += time.perf_counter() - start
 
-    def bind(self, image: Image) -> Image:
-        """The same picture, opened through this fetcher where it has a URL."""
-        return image if image.url is None else Image(partial(self.open, image.url), image.key, image.url)
+    def bind(self, sample: Sample) -> Sample:
+        """The same sample; its pictures that have a URL are opened through this fetcher, when they are opened."""
+        if all(image.url is None for image in sample.images):
+            return sample
+        messages = tuple(replace(m, content=tuple(map(self._bound, m.content))) for m in sample.messages)
+        return replace(sample, messages=messages)
 
     def open(self, url: str) -> PILImage.Image:
         """Fetched and opened, not yet decoded."""
@@ -94,6 +99,11 @@ class Fetcher:
             atexit.unregister(self.close)
         self._loop = None
         self._pending = {}
+
+    def _bound(self, part: str | Image) -> str | Image:
+        if isinstance(part, str) or part.url is None:
+            return part
+        return Image(partial(self.open, part.url), part.key, part.url)
 
     def _get(self, url: str) -> bytes:
         if (reason := self.verdicts.reason(url)) is not None:

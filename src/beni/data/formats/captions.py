@@ -8,6 +8,7 @@ import numpy as np
 
 from beni.data.formats.fields import MEND, column, columns_of, pictures_of, short, text_of
 from beni.data.formats.table import Table, exchange
+from beni.data.metric import LossOnly
 from beni.data.records.base import Row
 from beni.data.records.open import open_rows
 from beni.data.sample import Sample
@@ -33,7 +34,7 @@ class Captions(Table):
         DataError: when a record lacks something; names file and record.
     """
 
-    task = "loss"
+    metric = LossOnly()
 
     def __init__(
         self,
@@ -52,10 +53,11 @@ class Captions(Table):
         self.columns = columns_of(columns, "image", "caption")
         self.prompts = prompts
         records = open_rows(path, subset=subset, split=split, rows=rows)
-        super().__init__(seed, records, heldout, augment, images, {**self.columns, "prompts": prompts, "seed": seed})
+        settings = {**self.columns, "prompts": prompts, "seed": seed}
         # where nothing is drawn, one index serves all epochs; what the first record says ``read`` holds the others to
-        self._listed = isinstance(column(self.rows[0], self.columns["caption"], self.rows.where(0)), list)
-        self.varies = self._listed or len(prompts) > 1
+        self._listed = isinstance(column(records[0], self.columns["caption"], records.where(0)), list)
+        varies = self._listed or len(prompts) > 1
+        super().__init__(seed, records, heldout, augment, images, settings, varies)
 
     def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:
         name = self.columns["image"]

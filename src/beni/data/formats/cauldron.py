@@ -12,6 +12,7 @@ import numpy as np
 
 from beni.data.formats.fields import MEND, column, pictures_of, short, text_of
 from beni.data.formats.table import Table
+from beni.data.metric import LossOnly
 from beni.data.records.base import Row
 from beni.data.records.open import open_rows
 from beni.data.sample import Message, Sample
@@ -35,7 +36,7 @@ class Cauldron(Table):
         DataError: when a record is not in the format; names file and record.
     """
 
-    task = "loss"
+    metric = LossOnly()
 
     def __init__(
         self,

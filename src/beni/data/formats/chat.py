@@ -21,6 +21,7 @@ from beni.data.formats.fields import (
 )
 from beni.data.formats.table import Table
 from beni.data.images import Image
+from beni.data.metric import LossOnly
 from beni.data.records.base import Row
 from beni.data.records.open import open_rows
 from beni.data.sample import Message, Role, Sample
@@ -52,7 +53,7 @@ class Chat(Table):
         DataError: when a record is not in the format; names file and record.
     """
 
-    task = "loss"
+    metric = LossOnly()
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ import numpy as np
 
 from beni.data.formats.fields import interleaved, pictures_of, require_used, role_of, text_of
 from beni.data.formats.table import Table
+from beni.data.metric import LossOnly
 from beni.data.records.base import Row
 from beni.data.records.open import open_rows
 from beni.data.sample import Message, Role, Sample
@@ -40,7 +41,7 @@ class LlavaJson(Table):
         DataError: when the file is missing or not in the format; names file and record.
     """
 
-    task = "loss"
+    metric = LossOnly()
 
     def __init__(
         self, seed: int, *, path: str | None, images: str | None, heldout: int, augment: dict[str, Any]

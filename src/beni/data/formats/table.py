@@ -13,12 +13,13 @@ import numpy as np
 
 from beni.data.images import Augment, Image
 from beni.data.records.base import Row, Rows
-from beni.data.sample import Message, Sample, Source
+from beni.data.sample import Message, Sample
+from beni.data.source import SingleSource
 from beni.errors import DataError
 from beni.nn.streams import numpy_stream
 
 
-class Table(Source):
+class Table(SingleSource):
     """Samples that are rows; subclasses are final.
 
     Args:
@@ -28,6 +29,7 @@ class Table(Source):
         augment: see ``beni.data.images.Augment``.
         images: folder that relative paths of pictures are meant to; None for that of the process.
         settings: everything else that changes what a row becomes, for the fingerprint.
+        varies: whether ``read`` draws something anew in each epoch.
 
     Raises:
         DataError: when nothing is left to train on.
@@ -41,8 +43,9 @@ class Table(Source):
         augment: Mapping[str, Any],
         images: str | Path | None,
         settings: Mapping[str, Any],
+        varies: bool = False,
     ) -> None:
-        self.seed, self.rows = seed, rows
+        self.seed, self.rows, self.varies = seed, rows, varies
         self.augment = Augment.from_config(augment)
         self.root = Path(images).expanduser() if images else Path()
         self._settings = dict(settings)
@@ -86,7 +89,8 @@ class Table(Source):
         own = row.get("id", row.get("__key__", ""))
         cluster = sample.cluster or (sample.images[0].key if sample.images else "")
         # ids of sets repeat: several conversations about one picture carry the picture's number
-        return replace(sample, id=f"{number}-{own}" if own != "" else str(number), where=where, cluster=cluster)
+        name = f"{number}-{own}" if own != "" else str(number)
+        return replace(sample, id=name, where=where, cluster=cluster, augment=self.augment)
 
 
 class _Heldout(Sequence[Sample]):

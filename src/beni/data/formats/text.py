@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.request import urlopen
 
-from beni.data.sample import Message, Sample, Source
+from beni.data.metric import LossOnly
+from beni.data.sample import Message, Sample
+from beni.data.source import SingleSource
 from beni.errors import DataError
 from beni.paths import cache_dir
 
 
-class Text(Source):
+class Text(SingleSource):
     """Pieces of a text file; with ``template=plain`` every token of a piece is supervised.
 
     Args:
@@ -28,7 +30,8 @@ class Text(Source):
         DataError: when the file is missing, cannot be fetched, is not UTF-8 or holds fewer than two pieces.
     """
 
-    task = "loss"
+    metric = LossOnly()
+    varies = False
 
     def __init__(
         self, seed: int, *, path: str | None, url: str | None, sha256: str | None, piece: int, heldout: float

@@ -6,6 +6,7 @@ import numpy as np
 
 from beni.data.formats.fields import column, text_of
 from beni.data.formats.table import Table
+from beni.data.metric import LossOnly
 from beni.data.records.base import Row
 from beni.data.records.open import open_rows
 from beni.data.sample import Message, Sample
@@ -27,7 +28,7 @@ class TextRows(Table):
         DataError: when a record has no text; names file and record.
     """
 
-    task = "loss"
+    metric = LossOnly()
 
     def __init__(
         self,

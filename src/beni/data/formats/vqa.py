@@ -9,6 +9,7 @@ import numpy as np
 
 from beni.data.formats.fields import MEND, column, columns_of, pictures_of, short, text_of
 from beni.data.formats.table import Table, exchange
+from beni.data.metric import BestChoice, ExactAnswer
 from beni.data.records.base import Row
 from beni.data.records.open import open_rows
 from beni.data.sample import Sample
@@ -25,8 +26,8 @@ class Vqa(Table):
         split: of a set of the hub.
         rows: take only the first so many.
         columns: names of the columns ``image``, ``question``, ``answer`` and, where there are any, ``choices`` (else
-            null). An answer may be a list of what several people said: the most frequent counts, of equals the first.
-            Where there are choices it may be the number of one, from 0.
+            null). An answer may be a list of what several people said: the most frequent is trained on, of equals the
+            first; each counts as right, unless there are choices. Where there are it may be the number of one, from 0.
         suffix: put behind every question, on a line of its own; LLaVA-1.5 asks for "a single word or phrase" there.
         images: folder that relative paths are meant to; null for the working directory.
         heldout: records held out.
@@ -52,7 +53,7 @@ class Vqa(Table):
     ) -> None:
         self.columns = columns_of(columns, "image", "question", "answer", optional=("choices",))
         self.suffix = suffix
-        self.task = "choice" if "choices" in self.columns else "answer"
+        self.metric = BestChoice() if "choices" in self.columns else ExactAnswer()
         records = open_rows(path, subset=subset, split=split, rows=rows)
         super().__init__(seed, records, heldout, augment, images, {**self.columns, "suffix": suffix})
 
@@ -61,24 +62,22 @@ class Vqa(Table):
         pictures = pictures_of(column(row, name, where), self.root, name, where)
         question = text_of(column(row, self.columns["question"], where), self.columns["question"], where)
         choices = self._choices(row, where)
-        answer = self._answer(column(row, self.columns["answer"], where), choices, where)
+        answer, said = self._answers(column(row, self.columns["answer"], where), choices, where)
         asked = f"{question}\n{self.suffix}" if self.suffix else question
-        return Sample("", exchange([*pictures, asked], answer), choices=choices)
+        return Sample("", exchange([*pictures, asked], answer), choices=choices, references=said)
 
-    def _answer(self, value: Any, choices: tuple[str, ...], where: str) -> str:
+    def _answers(self, value: Any, choices: tuple[str, ...], where: str) -> tuple[str, tuple[str, ...]]:
+        """The answer that is trained on, and all that was said."""
         name = self.columns["answer"]
         if isinstance(value, int) and value in range(len(choices)):
-            return choices[value]
-        if isinstance(value, list):
-            said = [text_of(one, name, where).strip() for one in value]
-            if not said:
-                raise DataError(f"{where}: {name!r} is an empty list, expected an answer\n  {MEND}")
-            answer = Counter(said).most_common(1)[0][0]
-        else:
-            answer = text_of(value, name, where).strip()
+            return choices[value], ()
+        said = tuple(text_of(one, name, where).strip() for one in (value if isinstance(value, list) else [value]))
+        if not said:
+            raise DataError(f"{where}: {name!r} is an empty list, expected an answer\n  {MEND}")
+        answer = Counter(said).most_common(1)[0][0]
         if choices and answer not in choices:
             raise DataError(f"{where}: the answer {answer!r} is none of the choices {', '.join(choices)}\n  {MEND}")
-        return answer
+        return answer, said
 
     def _choices(self, row: Row, where: str) -> tuple[str, ...]:
         if "choices" not in self.columns:

@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from beni.data.images import size_if_any
 from beni.data.render.template import IGNORE, Renderer
-from beni.data.sample import Source
+from beni.data.sample import Bind, at_hand
+from beni.data.source import Source
 from beni.errors import DataError
 from beni.paths import cache_dir
 
@@ -91,6 +92,7 @@ class Index:
         sized: whether sizes of pictures are read; their headers suffice.
         workers: processes that build.
         progress: told how far a build is.
+        bind: how pictures of the source can be opened.
     """
 
     source: Source
@@ -98,6 +100,7 @@ class Index:
     sized: bool
     workers: int = 0
     progress: Progress | None = None
+    bind: Bind = at_hand
 
     def __getstate__(self) -> dict[str, object]:
         """Loader workers get everything but the progress bar of the main process."""
@@ -163,7 +166,7 @@ class Index:
     def _shards(self, source: Source, epoch: int, missing: list[int]) -> Iterator[tuple[Columns | None, list[str]]]:
         return iter(
             DataLoader(
-                _Shards(source, self.renderer, self.sized, epoch),
+                _Shards(source, self.renderer, self.sized, epoch, self.bind),
                 batch_size=None,
                 sampler=missing,
                 num_workers=min(self.workers, len(missing)) if len(missing) > 1 else 0,
@@ -180,12 +183,13 @@ class _Shards(Dataset[tuple[Columns | None, list[str]]]):
     renderer: Renderer
     sized: bool
     epoch: int
+    bind: Bind
 
     def __getitem__(self, shard: int) -> tuple[Columns | None, list[str]]:
         rows, sizes, faults = [], [], []
         for index in range(shard * SHARD, min((shard + 1) * SHARD, len(self.source))):
             try:
-                sample = self.source.train(index, self.epoch)
+                sample = self.bind(self.source.train(index, self.epoch))
                 images = sample.images
                 encoded = self.renderer.encode(sample, [()] * len(images), fit=False)
             except DataError as error:

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -40,7 +40,7 @@ class TableRows(Rows):
 
     def __getitem__(self, number: int) -> Row:
         try:
-            return self.table[number].to_pylist()[0]
+            return cast(pa.Table, self.table[number]).to_pylist()[0]
         except Exception as error:  # arrow raises anything for a damaged file
             raise DataError(f"{self.where(number)}: {type(error).__name__}: {error}") from error
 
@@ -170,7 +170,8 @@ def _write(stream: IterableDataset, rows: int, path: Path) -> None:
     schema = stream.features.arrow_schema if stream.features else None
     writer: pa.RecordBatchStreamWriter | None = None
     try:
-        for table in stream.take(rows).with_format("arrow").iter(batch_size=CHUNK):
+        for chunk in stream.take(rows).with_format("arrow").iter(batch_size=CHUNK):
+            table = cast(pa.Table, chunk)  # what the format says
             schema = schema or table.schema
             writer = writer or pa.ipc.new_stream(path, schema)
             writer.write_table(table.select(schema.names).cast(schema))

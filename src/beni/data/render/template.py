@@ -79,12 +79,13 @@ class Renderer:
         self.tokens: SpecialTokens = resolve_tokens(tokenizer)
         self.visual_tokens = visual_tokens
         own = tokenizer.chat_template  # a dict where the tokenizer names several, for tools and retrieval
-        self.jinja: str = settings["jinja"] or (own.get("default") if isinstance(own, dict) else own)
-        if not self.jinja:
+        jinja = settings["jinja"] or (own.get("default") if isinstance(own, dict) else own)
+        if not jinja:
             raise DataError(
                 f"template={settings['name']}: the llm's tokenizer has no chat template\n"
                 "  fix: set template=chatml (for conversations) or template=plain (for captions)"
             )
+        self.jinja: str = jinja
         # Gemma's line breaks are added tokens as well, but a blank line ends no answer
         self._know_ends(token for token in added_tokens(tokenizer) if token != IMAGE and not token.isspace())
         end = self._probe()
@@ -150,7 +151,7 @@ class Renderer:
             if token in self.tokens.eos:
                 break
             kept.append(token)
-        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+        return self._text(kept, skip_special_tokens=True)
 
     def text_length(self, text: str) -> int:
         """Tokens of a text that stands beside an image's placeholders."""
@@ -265,6 +266,10 @@ class Renderer:
             done = place + 1
         return np.concatenate([*new_ids, ids[done:]]), np.concatenate([*new_labels, labels[done:]])
 
+    def _text(self, ids: Any, **options: bool) -> str:
+        """One sequence of ids as text."""
+        return cast(str, self.tokenizer.decode(ids, clean_up_tokenization_spaces=False, **options)).strip()
+
     def _text_ids(self, text: str) -> np.ndarray:
         return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
 
@@ -297,7 +302,7 @@ class Renderer:
                 f"template={name} puts no end token behind the assistant's text, so no answer would ever end\n"
                 "  fix: use template=chatml, or end assistant messages with {{ eos_token }} in template.jinja"
             )
-        said = self.tokenizer.decode(kept[:-1], clean_up_tokenization_spaces=False).strip()
+        said = self._text(kept[:-1])
         if said != answer:
             raise DataError(f"template={name}: labels say {said!r}, expected {answer!r}")
         return end

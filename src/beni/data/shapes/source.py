@@ -15,16 +15,18 @@ from functools import partial
 
 from PIL import Image as PILImage
 
-from beni.data.images import Augment, Image
-from beni.data.sample import Message, Sample, Source
+from beni.data.images import Image
+from beni.data.metric import ExactAnswer
+from beni.data.sample import Message, Sample
 from beni.data.shapes import questions
 from beni.data.shapes.questions import Question
 from beni.data.shapes.scenes import Scene
+from beni.data.source import SingleSource
 
 HELDOUT_SEED = "heldout"
 
 
-class Shapes(Source):
+class Shapes(SingleSource):
     """Questions about colour, shape, count, position, relation and existence, and some without or with two pictures.
 
     Args:
@@ -40,7 +42,7 @@ class Shapes(Source):
     Pictures are not augmented: a flip would make answers about left and right wrong.
     """
 
-    task = "answer"
+    metric = ExactAnswer()
     varies = True
 
     def __init__(
@@ -58,7 +60,6 @@ class Shapes(Source):
         self.seed, self.size, self.num_heldout, self.image_size = seed, size, heldout, image_size
         self.questions, self.describe = questions, describe
         self.pictures_share, self.text_share = pictures_share, text_share
-        self.augment = Augment()
 
     def __len__(self) -> int:
         return self.size
@@ -84,8 +85,7 @@ class Shapes(Source):
         return list(self._heldout())
 
     def fingerprint(self) -> str:
-        values = {name: value for name, value in vars(self).items() if name != "augment"}
-        return hashlib.sha256(f"shapes-1 {sorted(values.items())}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"shapes-1 {sorted(vars(self).items())}".encode()).hexdigest()[:16]
 
     def _heldout(self) -> Iterator[Sample]:
         for index in range(self.num_heldout):

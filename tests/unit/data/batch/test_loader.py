@@ -7,7 +7,9 @@ from PIL import Image as PILImage
 
 from beni.data.batch.loader import Steps, load
 from beni.data.images import Augment, Image
-from beni.data.sample import Message, Sample, Source
+from beni.data.metric import LossOnly
+from beni.data.sample import Message, Sample
+from beni.data.source import SingleSource
 from beni.errors import ConfigError
 from beni.nn.pixels import ImageTransform
 from beni.types import ImageLayout, ViewedImage
@@ -15,11 +17,14 @@ from beni.types import ImageLayout, ViewedImage
 TRANSFORM = ImageTransform(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-class Noise(Source):
+AUGMENT = Augment(flip=0.5, crop=0.3, colour=0.5, rotate=20)
+
+
+class Noise(SingleSource):
     """Twenty pictures of noise, one or two a sample, heavily augmented."""
 
-    task = "loss"
-    augment = Augment(flip=0.5, crop=0.3, colour=0.5, rotate=20)
+    metric = LossOnly()
+    varies = False
 
     def __init__(self, content: int = 0) -> None:
         self.content = content
@@ -30,7 +35,7 @@ class Noise(Source):
     def train(self, index: int, epoch: int) -> Sample:
         images = tuple(Image(lambda i=i: noise(index, i), f"{index}.{i}") for i in range(1 + index % 2))
         messages = (Message("user", (*images, f"number {index}?")), Message("assistant", ("word " * (1 + index % 5),)))
-        return Sample(f"{epoch}-{index}", messages)
+        return Sample(f"{epoch}-{index}", messages, augment=AUGMENT)
 
     def heldout(self) -> list[Sample]:
         return [self.train(index, 0) for index in range(3)]

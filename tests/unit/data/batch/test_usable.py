@@ -6,15 +6,18 @@ from PIL import Image as PILImage
 
 from beni.data.batch.usable import HOPELESS, Drawer
 from beni.data.images import Image
+from beni.data.metric import LossOnly
 from beni.data.order.lengths import Loads
-from beni.data.sample import Message, Sample, Source
+from beni.data.sample import Message, Sample
+from beni.data.source import SingleSource
 from beni.errors import DataError
 
 
-class Album(Source):
+class Album(SingleSource):
     """Sample i shows two pictures; those in ``bad`` cannot be decoded."""
 
-    task = "loss"
+    metric = LossOnly()
+    varies = False
     error: Exception = OSError("truncated")
 
     def __init__(self, bad=(), size=40):

@@ -20,10 +20,11 @@ from beni.data.fetch.address import PrivateAddress, is_public, open_socket
 from beni.data.fetch.fetcher import Fetcher
 from beni.data.fetch.hub import hub_headers, hub_url
 from beni.data.fetch.loop import retry_after
-from beni.data.fetch.source import Fetched
 from beni.data.fetch.verdicts import Verdicts
 from beni.data.images import BadImage, Image, decode, public_name
-from beni.data.sample import Message, Sample, Source
+from beni.data.metric import LossOnly
+from beni.data.sample import Message, Sample
+from beni.data.source import SingleSource
 from beni.errors import DataError, ResourceError
 from support.hostile import BAD, GOOD, HostileServer, encoded, noise
 
@@ -381,10 +382,11 @@ def test_a_cache_that_cannot_be_written_ends_nothing_and_is_told_once(fetcher, s
     assert "No space left" in made.notices[0]
 
 
-class Urls(Source):
+class Urls(SingleSource):
     """Sample i shows picture i of the server."""
 
-    task = "loss"
+    metric = LossOnly()
+    varies = False
 
     def __init__(self, server_url):
         self.server_url = server_url
@@ -403,17 +405,23 @@ class Urls(Source):
         return "urls"
 
 
-def test_a_source_is_the_same_through_a_fetcher_but_that_its_pictures_open(fetcher, server):
+def test_a_sample_is_the_same_through_a_fetcher_but_that_its_pictures_open(fetcher, server):
     inner = Urls(server.url(""))
     with pytest.raises(DataError, match="has not been fetched"):
         decode(inner.train(0, 0).images[0])
-    source = Fetched(inner, fetcher())
-    assert (len(source), source.fingerprint(), source.task) == (12, "urls", "loss")
-    image = source.train(3, 0).images[0]
-    assert image.url == server.url("n2003.png")
+    made = fetcher()
+    sample = made.bind(inner.train(3, 0))
+    assert (sample.id, sample.question, sample.answer) == ("s3", "?", "it")
+    assert made.counts.requests == 0  # nothing is fetched before it is opened
+    (image,) = sample.images
+    assert (image.key, image.url) == (inner.train(3, 0).images[0].key, server.url("n2003.png"))
     assert np.array_equal(np.asarray(decode(image)), np.asarray(noise(2003)))
-    assert np.array_equal(np.asarray(decode(source.heldout()[1].images[0])), np.asarray(noise(2001)))
-    assert source.parts(0)[0].source is source
+    assert made.counts.requests == 1
+
+
+def test_a_sample_whose_pictures_are_at_hand_is_left_alone_by_a_fetcher(fetcher):
+    sample = Sample("s", (Message("user", (Image(lambda: noise(1), "here"), "?")), Message("assistant", ("it",))))
+    assert fetcher().bind(sample) is sample
 
 
 def test_a_fetcher_can_be_handed_to_another_process(fetcher, server):

@@ -12,6 +12,7 @@ from beni.data.formats.chat import Chat
 from beni.data.formats.text_rows import TextRows
 from beni.data.formats.vqa import Vqa
 from beni.data.images import Image, decode
+from beni.data.metric import BestChoice, ExactAnswer
 from beni.errors import DataError
 from support.hostile import encoded, noise
 
@@ -140,15 +141,22 @@ def test_vqa_takes_the_most_frequent_answer_and_of_equals_the_first(source):
         {"image": ["1.png", "2.png"], "question": "c?", "answer": "plain "},
     ]
     made = source(Vqa, records, suffix="In one word.")
-    assert made.task == "answer"
+    assert made.metric == ExactAnswer()
     assert [made.train(i, 0).answer for i in range(3)] == ["yes", "left", "plain"]
     assert shape(made.train(2, 0))[0] == ("user", 1, 2, "c?\nIn one word.")
+
+
+def test_vqa_keeps_what_everyone_answered_and_counts_each_as_right(source):
+    record = {"image": "0.png", "question": "a?", "answer": ["sofa", "couch ", "couch", "settee"]}
+    sample = source(Vqa, [record]).train(0, 0)
+    assert sample.references == ("sofa", "couch", "couch", "settee")
+    assert sample.right_answers == ("couch", "sofa", "settee")
 
 
 def test_vqa_with_choices_is_scored_by_choosing(source):
     record = {"image": "0.png", "q": "a?", "answer": "red", "options": ["blue", "red"]}
     made = source(Vqa, [record], columns={"question": "q", "choices": "options"})
-    assert made.task == "choice"
+    assert made.metric == BestChoice()
     assert made.train(0, 0).choices == ("blue", "red")
 
 

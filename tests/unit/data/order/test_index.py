@@ -8,17 +8,19 @@ import pytest
 import beni.data.images as images_module
 import beni.data.order.index as index_module
 from beni.data.images import BadImage, Image
+from beni.data.metric import LossOnly
 from beni.data.order.index import Columns, Index
 from beni.data.order.lengths import RunLengths
-from beni.data.sample import Message, Sample, Source
+from beni.data.sample import Message, Sample
+from beni.data.source import SingleSource
 from beni.errors import ConfigError, DataError
 from beni.types import ImageLayout
 
 
-class Words(Source):
+class Words(SingleSource):
     """Sample i has i words in its answer and i mod 3 pictures; some are faulty when wished."""
 
-    task = "loss"
+    metric = LossOnly()
 
     def __init__(self, size=30, faulty=(), content=0, varies=False):
         self.size, self.faulty, self.content, self.varies = size, faulty, content, varies

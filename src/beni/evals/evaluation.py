@@ -1,0 +1,107 @@
+"""The evaluation of a run: scores of held-out samples under every ablation, and a gallery of some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from beni.data.fetch.fetcher import Fetcher
+from beni.data.sample import Sample
+from beni.data.source import Source
+from beni.errors import DataError
+from beni.evals.ablations import ABLATIONS
+from beni.evals.gallery import Shown, draw_gallery
+from beni.evals.heldout import reachable, spread
+from beni.evals.scores import score, summarise
+from beni.evals.subject import Subject
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one evaluation.
+
+    Attributes:
+        rows: of scores.jsonl, without the step.
+        values: flat keys of metrics.jsonl.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    values: dict[str, float] = field(default_factory=dict)
+
+
+class Listener(Protocol):
+    """Who is told what comes of it, on every rank."""
+
+    def notice(self, text: str) -> None:
+        """Something that a person should know."""
+        ...
+
+    def scored(self, step: int, scores: Scores) -> None:
+        """The scores after a step."""
+        ...
+
+
+class Evaluation:
+    """Evaluates a model as often as it is asked to; by all ranks alike.
+
+    Args:
+        subject: the model, and how it is called.
+        source: whose held-out samples are scored, by its metric.
+        fetcher: of their pictures.
+        listener: told of scores, and of what is left out.
+        examples: at most so many; 0 takes all.
+        shown: samples of the gallery.
+        ahead: samples whose pictures are asked for while those of others are waited for.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        source: Source,
+        fetcher: Fetcher,
+        listener: Listener,
+        *,
+        examples: int,
+        shown: int,
+        ahead: int,
+    ) -> None:
+        self.subject, self.source, self.fetcher, self.listener = subject, source, fetcher, listener
+        self.examples, self.shown, self.ahead = examples, shown, ahead
+        self._samples: Sequence[Sample] = ()
+        self._scores = Scores()
+
+    def score(self, step: int) -> dict[str, float]:
+        """Scores the held-out samples whose pictures can be read, after an optimizer step.
+
+        Returns:
+            Flat keys of metrics.jsonl.
+
+        Raises:
+            DataError: when there is none.
+        """
+        samples = self._samples = self._heldout()
+        self.subject.model.eval()
+        rows = [row for ablation in ABLATIONS for row in score(self.subject, self.source.metric, samples, ablation)]
+        read = len(rows) // len(ABLATIONS)
+        if read < len(samples):
+            self.listener.notice(f"{len(samples) - read} held-out samples are left out: their pictures cannot be read")
+        if not rows:
+            raise DataError("no held-out sample has pictures that can be read\n  fix: see data_errors.jsonl")
+        values = {key: value for ablation in ABLATIONS for key, value in summarise(rows, ablation).items()}
+        self._scores = Scores(rows, values)
+        self.listener.scored(step, self._scores)
+        return values
+
+    def gallery(self) -> list[Shown]:
+        """Some of the samples that were last scored, with what the model says to them."""
+        samples = spread(self._samples, self.shown)
+        if samples and not self.subject.model.llm.capabilities.generates:
+            self.listener.notice("no gallery: transformers does not generate from embeddings with this llm")
+            return []
+        return draw_gallery(self.subject, samples, self._scores.rows)
+
+    def _heldout(self) -> Sequence[Sample]:
+        samples = self.source.heldout()
+        count = self.examples or len(samples)
+        return reachable(samples, count, self.fetcher, self.ahead, self.subject.between, self.listener.notice)

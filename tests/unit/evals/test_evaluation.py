@@ -1,0 +1,100 @@
+"""An evaluation as the run asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from beni.data.images import Image
+from beni.data.metric import ExactAnswer
+from beni.data.source import SingleSource
+from beni.errors import DataError
+from beni.evals.evaluation import Evaluation
+
+
+class Held(SingleSource):
+    metric = ExactAnswer()
+    varies = False
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return 1
+
+    def train(self, index, epoch):
+        return self.samples[0]
+
+    def heldout(self):
+        return self.samples
+
+    def fingerprint(self):
+        return "held"
+
+
+class Heard:
+    def __init__(self):
+        self.notices, self.scores = [], []
+
+    def notice(self, text):
+        self.notices.append(text)
+
+    def scored(self, step, scores):
+        self.scores.append((step, scores))
+
+
+@pytest.fixture
+def evaluation_of(subject_of, fetcher):
+    def make(samples, heard, **fields):
+        settings = {"examples": 0, "shown": 3, "ahead": 2}
+        return Evaluation(subject_of(), Held(samples), fetcher, heard, **settings | fields)
+
+    return make
+
+
+def unreadable(sample):
+    def broken():
+        raise OSError("truncated")
+
+    first, *others = sample.messages
+    return replace(sample, messages=(replace(first, content=(Image(broken, "b"), "?")), *others))
+
+
+def test_every_ablation_scores_every_sample_and_the_listener_is_told(evaluation_of, mixed):
+    heard = Heard()
+    evaluation = evaluation_of(mixed, heard)
+    values = evaluation.score(12)
+    ((step, scores),) = heard.scores
+    assert (step, scores.values, heard.notices) == (12, values, [])
+    assert [row["id"] for row in scores.rows] == [sample.id for sample in mixed] * 2
+    assert [row["variant"] for row in scores.rows] == ["true"] * 7 + ["blank"] * 7
+    assert sorted(values) == ["eval/accuracy", "eval/accuracy_blank", "eval/loss", "eval/loss_blank"]
+
+
+def test_the_gallery_is_of_the_samples_that_were_scored(evaluation_of, mixed):
+    evaluation = evaluation_of(mixed, Heard(), examples=3)
+    assert evaluation.gallery() == []  # nothing has been
+    evaluation.score(1)
+    assert [one.line["id"] for one in evaluation.gallery()] == ["s0", "s2"]
+
+
+def test_samples_whose_pictures_cannot_be_read_are_left_out_and_told(evaluation_of, mixed):
+    heard = Heard()
+    evaluation_of([unreadable(mixed[0]), *mixed[1:3]], heard).score(1)
+    assert heard.notices == ["1 held-out samples are left out: their pictures cannot be read"]
+    assert len(heard.scores[0][1].rows) == 4
+
+
+def test_where_no_picture_can_be_read_that_is_an_error(evaluation_of, mixed):
+    with pytest.raises(DataError, match=r"no held-out sample has pictures that can be read\n  fix"):
+        evaluation_of([unreadable(mixed[0])], Heard()).score(1)
+
+
+def test_an_llm_that_does_not_generate_from_embeddings_has_no_gallery(evaluation_of, mixed, monkeypatch):
+    heard = Heard()
+    evaluation = evaluation_of(mixed, heard)
+    evaluation.score(1)
+    monkeypatch.setattr(type(evaluation.subject.model.llm.capabilities), "generates", False)
+    assert evaluation.gallery() == []
+    assert heard.notices == ["no gallery: transformers does not generate from embeddings with this llm"]
