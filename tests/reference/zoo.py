@@ -100,10 +100,17 @@ def rows() -> list[Row]:
             if path.stem in ("none", "auto", "identity"):
                 continue
             option = f"{group}={path.stem}"
-            mechanism = path.read_text().splitlines()[0].lstrip("# ").rstrip(".")
+            mechanism = _mechanism(path.read_text())
             stage, tokens = _built(yaml.safe_load(path.read_text()), option)
             found.append(Row(option, mechanism, tuple(c for c in cases if c.option == option), stage, tokens))
     return found
+
+
+def _mechanism(text: str) -> str:
+    """The first sentence of an option's file, without the place of its class, which is no part of what it is."""
+    lines = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
+    last = next((i for i, line in enumerate(lines) if line.endswith(".")), 0)
+    return re.sub(r"^In beni/\S+: ", "", " ".join(lines[: last + 1])).rstrip(".")
 
 
 def _built(node: dict, option: str) -> tuple[Stage, TokenSpec]:

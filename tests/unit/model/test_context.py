@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from beni.data.batch.collate import collate
+from beni.data.metric import ExactAnswer
 from beni.data.sample import Message, Sample
+from beni.evals.ablations import TRUE
 from beni.evals.gallery import draw_gallery
-from beni.evals.scores import Scorer
+from beni.evals.scores import score
+from beni.evals.subject import Subject
 from beni.model.build import build
 from beni.model.context import owners_of, prompt_states, prompts, rows_of
 from beni.stage import StageContext
@@ -185,14 +188,13 @@ def test_texts_that_are_read_must_be_given(listening):
 
 def test_evaluation_and_galleries_tell_the_text(listening):
     model, steps = listening()
-    cpu = torch.device("cpu")
-    scorer = Scorer(model, steps.renderer, steps.viewer, "answer", "packed", "fp32", 4, cpu)
+    subject = Subject(model, steps.renderer, steps.viewer, "packed", "fp32", 4, torch.device("cpu"))
     samples = [sample for sample in steps.source.heldout() if sample.images][:2]
-    assert len(list(scorer.score(samples, "true"))) == 2
+    assert len(list(score(subject, ExactAnswer(), samples, TRUE))) == 2
     said = {text for told in model.selector.told if told is not None for text in told.texts}
     assert said == {sample.asked for sample in samples}
     model.selector.told.clear()
-    draw_gallery(scorer, samples[:1], [], together=False)
+    draw_gallery(subject, samples[:1], [])
     assert {told.texts for told in model.selector.told} == {(samples[0].asked,) * len(samples[0].images)}
 
 
