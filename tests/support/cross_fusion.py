@@ -67,7 +67,7 @@ class CrossFusion(Fusion):
         return self._visited(sequence, visual, torch.full((len(visual.x),), NOBODY, device=visual.x.device))
 
     def _visited(self, sequence: Sequence, visual: VisualTokens, owners: Tensor) -> Sequence:
-        flat, owner = visual.x[visual.mask], owners.repeat_interleave(visual.mask.sum(1))
+        flat, owner = visual.x[visual.mask], owners[:, None].expand_as(visual.mask)[visual.mask]
         visitors = {
             int(index): LayerVisitor(before=partial(attend, block=block, visual=flat, owner=owner))
             for index, block in self.blocks.items()

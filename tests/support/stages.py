@@ -52,6 +52,46 @@ class Gated(Stage):
         nn.init.normal_(self.direction)
 
 
+class Weighed(Stage):
+    """A selector that leaves the tokens as they are beside their gates, which a linear layer makes of them; another
+    one's weights are known to an auxiliary loss alone.
+    """
+
+    auxiliary: ClassVar[dict[str, str]] = {"guess": "tokens"}
+
+    def __init__(self, tokens: TokenSpec) -> None:
+        super().__init__()
+        self.gate, self.guess = nn.Linear(tokens.dim, 4), nn.Linear(tokens.dim, 8)
+
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        return replace(tokens, gated=True)
+
+    def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        context.loss("guess", self.guess(tokens.x).square().sum(), tokens.mask.numel())
+        return replace(tokens, log_gate=F.logsigmoid(self.gate(tokens.x).mean(-1)))
+
+    def init_weights(self) -> None:
+        for linear in (self.gate, self.guess):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+            nn.init.zeros_(linear.bias)
+
+
+class Peeking(Stage):
+    """A selector that reads a value to decide what it computes, which cannot be counted."""
+
+    def __init__(self, tokens: TokenSpec) -> None:
+        super().__init__()
+
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        return tokens
+
+    def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        return tokens.with_features(tokens.x * 2) if float(tokens.x.sum()) > 0 else tokens
+
+    def init_weights(self) -> None:
+        """Nothing to draw."""
+
+
 class Rated(Stage):
     """A selector with two auxiliary losses, one a row and one a token, and a metric; it changes no token."""
 

@@ -51,6 +51,8 @@ class Fusion(nn.Module, ABC):
             owners: the sample (segment or row) of each image; None where every sample has as many. With the borders of
                 the sequence they tell packed samples, and the images of one, apart.
 
+        What it costs is counted by a run on the meta device, where masks choose everything and nothing else has values.
+
         Raises:
             DataError: E-COUNT when placeholders and visual tokens differ in number.
         """

@@ -118,8 +118,7 @@ class InlineFusion(Fusion):
         self.scale.copy_(_rms(text) / _rms(self._scaled(visual, visual.mask)).clamp(min=1e-12))
 
     def _scaled(self, visual: VisualTokens, chosen: Bool[Tensor, "i n"]) -> Float[Tensor, "k d"]:
-        # nothing is chosen by values that are not there: in a dry run all tokens are real
-        flat = self.norm(visual.x.flatten(0, 1) if visual.x.is_meta else visual.x[chosen])
+        flat = self.norm(visual.x[chosen])
         return flat * self.scale.to(flat.dtype) if self.match_text_rms else flat
 
     def init_weights(self) -> None:

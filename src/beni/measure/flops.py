@@ -1,7 +1,8 @@
 """Counting FLOPs on the meta device: no weights, no time, and attention included.
 
 torch's counter reports zero for scaled-dot-product attention on CPU (no kernel is registered for its flash path); on
-the meta device it sees the products themselves once the attention is eager, or is told to use them.
+the meta device it sees the products themselves once the attention is eager, or is told to use them. What has no values
+there is taken to be real: a mask chooses all.
 
 Of a grouped convolution's backward pass torch counts the gradient of the weight as if there were one group (measured on
 a depthwise layer of ``resampler=ldp``: 6.8 times the forward pass instead of 3). Each gradient takes as many products
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.fx.experimental._config as symbols
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
@@ -47,10 +49,18 @@ def counting() -> Iterator[FlopCounterMode]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it is one operator, which the counter does not know
     try:
-        with sdpa_kernel(SDPBackend.MATH), counter:
+        with without_values(), sdpa_kernel(SDPBackend.MATH), counter:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Around a run on the meta device: masks count as True everywhere, so that tokens can be chosen by them."""
+    config: Any = symbols
+    with config.patch(meta_nonzero_assume_all_nonzero=True):
+        yield
 
 
 def _convolution_backward(gradient: list[int], x: list[int], weight: list[int], *rest: Any, **_: Any) -> int:

@@ -4,6 +4,9 @@ The half that runs in the data loader (``plan``, ``split``, ``markup``) is a pur
 length of a sample is known before a pixel is decoded. The half that runs in the model comes in two steps: ``forward``
 right after the encoder, on rows that are views, and ``finish`` after the connector, on rows of the llm's width.
 
+Views move, average and add tokens. They have no matrix product, convolution or attention, and so no FLOPs: what they
+cost is not counted.
+
 A constructor may ask, before ``*``, for ``tokens`` (of one view), ``dim_out`` (the llm's width), ``tile`` (height and
 width in pixels of the picture that the encoder wants) and ``patches`` (rows and columns of patches it makes of it).
 """

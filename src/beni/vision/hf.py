@@ -111,11 +111,13 @@ class HFVision(VisionEncoder):
         self._seen: dict[tuple[int, int], Seen] = {}
         self._services: frozenset[Service] = frozenset()
         self._key_width, self._before = 0, [False] * max(1, len(self._read))
-        self._at(self._transform.shape)
         # weights that load_pretrained() will bring are not drawn first
         device = torch.device("meta") if weights == "pretrained" else torch.get_default_device()
+        if device.type != "meta":
+            self._at(self._transform.shape)  # what cannot be is refused before its weights are drawn
         with device:
             self.model = in_reading_order(build_encoder(self.config, attn_implementation))
+        self._at(self._transform.shape, self.model)
         settle_statistics(self.model, partial(self._states, self.model), self._transform.shape)
 
     @property
@@ -244,14 +246,18 @@ class HFVision(VisionEncoder):
         states = [out["last_hidden_state"] if i is None else out["hidden_states"][i] for i in self._read]
         return states or [out["last_hidden_state"]]
 
-    def _at(self, size: tuple[int, int]) -> Seen:
-        """What the model makes of views of (height, width) pixels; found out once for each size."""
+    def _at(self, size: tuple[int, int], built: PreTrainedModel | None = None) -> Seen:
+        """What the model makes of views of (height, width) pixels; found out once for each size.
+
+        Args:
+            built: the model, where it has been built without weights and nothing else has been done to it.
+        """
         if size not in self._seen:
             read = (self.name, self._attn, self.keep_cls, *self._read)
             key = (size, read, self.config.model_type, self.config.to_json_string())
             if key not in SEEN:
                 with torch.device("meta"):
-                    model = build_encoder(self.config, self._attn)
+                    model = built or build_encoder(self.config, self._attn)
                     with dry_run(model):
                         SEEN[key] = self._probe(model, size)
             self._seen[size] = SEEN[key]

@@ -1,4 +1,4 @@
-"""What an llm costs at any length, from dry runs at a few short ones."""
+"""What an llm, and a fusion's layers around its own, cost at any length, from dry runs at a few short ones."""
 
 from __future__ import annotations
 
@@ -42,6 +42,30 @@ class Rate:
         pair = (three - 2 * two + one) / (2 * SHORT**2)
         position = (two - one) / SHORT - 3 * SHORT * pair
         return Rate(one - position * SHORT - pair * SHORT**2 - row, position, pair, row)
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a fusion's own layers cost on a sample: a rate for each of two numbers of visual tokens, and in proportion
+    for any other.
+    """
+
+    few: Rate
+    many: Rate
+    tokens: tuple[int, int]
+
+    def of(self, samples: Sequence[tuple[int, int]]) -> int:
+        """Samples of (positions, visual tokens)."""
+        few, many = self.tokens
+        shares = [(tokens - few) / (many - few) for _, tokens in samples]
+        costs = [(self.few.of([length], 0), self.many.of([length], 0)) for length, _ in samples]
+        return round(sum(a + (b - a) * share for (a, b), share in zip(costs, shares, strict=True)))
+
+    @staticmethod
+    def fit(count: Callable[[int, int], int], tokens: int) -> Around:
+        """From ``count(length, tokens)`` of one short sample, which is of this form."""
+        few, many = (Rate.fit(lambda length, _, n=n: count(length, n)) for n in (tokens, 2 * tokens))
+        return Around(few, many, (tokens, 2 * tokens))
 
 
 class Staircase:

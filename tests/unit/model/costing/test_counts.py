@@ -185,7 +185,7 @@ MAMBA = (
 
 def test_an_llm_that_works_in_chunks_is_billed_its_chunks(tiny_run):
     run = tiny_run("train.plan.llm=full", "train.plan.vision=frozen", *MAMBA)
-    rate = Costs(propagate(run), 0)._llm(reached=True).useful
+    rate = Costs(propagate(run), 0)._llm(True, None).useful
     llm = propagate(run).llm
 
     def counted(length):
