@@ -11,15 +11,15 @@ from harness.compared import COLUMNS, RECOMPILED, Comparison, arguments, loss_di
 
 ARMS: dict[str, dict[str, Any]] = {
     "beni": {},
-    "rows padded, not packed": {"overrides": ("train.layout=padded",)},
+    "rows padded, not packed": {"overrides": ("compute.layout=padded",)},
     "a dense mask, not segments": {"without": ("segments",)},
     "logits everywhere, not at labels": {"without": ("label rows",)},
-    "padded and logits everywhere": {"overrides": ("train.layout=padded",), "without": ("label rows",)},
+    "padded and logits everywhere": {"overrides": ("compute.layout=padded",), "without": ("label rows",)},
     "freed memory given back": {"without": ("kept memory",)},
-    "layers compiled": {"overrides": ("train.compile=true",)},
-    "loss in pieces": {"overrides": ("train.loss=chunked",)},
-    "every layer computed again": {"overrides": ("train.activation_checkpointing=full",)},
-    "all but attention and products again": {"overrides": ("train.activation_checkpointing=selective",)},
+    "layers compiled": {"overrides": ("compute.compile=true",)},
+    "loss in pieces": {"overrides": ("compute.loss=chunked",)},
+    "every layer computed again": {"overrides": ("compute.activation_checkpointing=full",)},
+    "all but attention and products again": {"overrides": ("compute.activation_checkpointing=selective",)},
 }
 
 
@@ -29,7 +29,7 @@ def main() -> None:
         comparison = Comparison(Path(name), options)
         about = comparison.about()
         other = "fp32" if options.precision == "bf16" else "bf16"
-        chosen = ARMS | {f"{other} instead": {"overrides": (f"train.precision={other}",)}}
+        chosen = ARMS | {f"{other} instead": {"overrides": (f"compute.precision={other}",)}}
         arms = comparison.arms(chosen, options.rounds)
     beni, samples = arms["beni"], comparison.samples
     ratios = {name: arm.rate(samples) / beni.rate(samples) for name, arm in arms.items()}

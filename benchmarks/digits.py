@@ -41,8 +41,8 @@ TINY = (
 """Parts of a few thousand parameters."""
 
 SHORT = (
-    *("train.steps=6", "train.batch_size=8", "train.threads=1", "train.workers=0", "train.log_every=1"),
-    *("train.device=cpu", "checkpoint.export=false", "eval.gallery=0", "eval.examples=12", "eval.batch_size=4"),
+    *("train.steps=6", "train.batch_size=8", "compute.threads=1", "compute.workers=0", "log.every=1"),
+    *("compute.device=cpu", "checkpoint.export=false", "eval.gallery=0", "eval.examples=12", "eval.batch_size=4"),
 )
 
 LORA = ("adapter=lora", "adapter.r=4", "train.plan.llm=lora", "train.plan.vision=frozen")
@@ -74,7 +74,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "native_files": (*FILES_ONLY, *SHORT, "data=llava_instruct", "data.path=FILES/chat.json", "data.heldout=8",
                      "views=native", "views.max_patches=24", "views.min_patches=4", "eval.examples=8"),
     "prefix_attention": (*TINY, *SHORT, "fusion.image_attention=prefix", "fusion.out_norm=rmsnorm"),
-    "image_attention_padded": (*TINY, *SHORT, "fusion.image_attention=image", "train.layout=padded"),
+    "image_attention_padded": (*TINY, *SHORT, "fusion.image_attention=image", "compute.layout=padded"),
     "match_rms": (*TINY, *SHORT, "fusion.match_text_rms=true", "connector=mlp2x_gelu", "connector.dropout=0.1"),
     "interleaved_encoders": (*LLM_ONLY, *SHORT, "vision=mof", "vision.weights=random", *CLIP_AND_DINO,
                              "train.plan.vision=full"),
@@ -83,20 +83,20 @@ ARMS: dict[str, tuple[str, ...]] = {
     "qformer_instruct": (*TINY, *SHORT, "resampler=qformer_instruct", "resampler.hidden_size=32", "resampler.depth=2",
                          "resampler.num_queries=6", "resampler.num_heads=4", "resampler.intermediate_size=64"),
     "nested_m3": (*TINY, *SHORT, "resampler=m3"),
-    "levels_padded": (*TINY, *SHORT, "vision.levels=[0,1,2]", "connector=fused_mlp", "train.layout=padded"),
+    "levels_padded": (*TINY, *SHORT, "vision.levels=[0,1,2]", "connector=fused_mlp", "compute.layout=padded"),
     "lora": (*TINY, *SHORT, *LORA, "adapter.dropout=0.1"),
     "hqq": (*TINY, *SHORT, *LORA, "quantization=hqq", "quantization.group_size=32"),
     "packs": (*TINY, *SHORT, "schedule=packs", "schedule.tokens=384", "train.batch_size=2", "data.pictures_share=0.2"),
-    "by_length": (*TINY, *SHORT, "schedule=by_length", "train.layout=padded", "train.accumulation=2"),
+    "by_length": (*TINY, *SHORT, "schedule=by_length", "compute.layout=padded", "train.accumulation=2"),
     "text_only": (*FILES_ONLY, *SHORT, "data=text", "data.path=FILES/book.txt", "data.piece=48", "template=plain",
                   "train.plan.vision=frozen", "train.plan.connector=frozen", "eval.examples=16"),
     "thaw_ema_rewind": (*TINY, *SHORT, "train.steps=24", "train.thaw.llm=0.2", "train.ema=0.9", "eval.every=7",
                         "train.guard.spike=rewind", "train.guard.window=8", "train.guard.threshold=1",
                         "checkpoint.every=3", "optim.lr=0.12", "optim.warmup_ratio=0"),
-    "chunked_recomputed": (*TINY, *SHORT, "train.loss=chunked", "train.activation_checkpointing=full",
+    "chunked_recomputed": (*TINY, *SHORT, "compute.loss=chunked", "compute.activation_checkpointing=full",
                            "connector.dropout=0.1", "train.accumulation=2"),
-    "bf16_muon": (*TINY, *SHORT, "train.precision=bf16", "optim=muon"),
-    "feature_bank": (*TINY, *SHORT, "train.plan.vision=frozen", "train.feature_bank=FILES/bank", "data.size=16"),
+    "bf16_muon": (*TINY, *SHORT, "compute.precision=bf16", "optim=muon"),
+    "feature_bank": (*TINY, *SHORT, "train.plan.vision=frozen", "compute.feature_bank=FILES/bank", "data.size=16"),
     "ddp_2": (*TINY, *SHORT, "fsdp=ddp", "train.accumulation=2"),
     "full_2": (*TINY, *SHORT, "fsdp=full", *PERCEIVER, "data.text_share=0.5"),
     "none_2": (*TINY, *SHORT, *LORA, "schedule=packs", "schedule.tokens=384", "train.batch_size=2"),
@@ -213,21 +213,12 @@ def work(runs: Path, overrides: list[str]) -> None:
 
 def batches(run: dict[str, Any], world: int) -> list[list[list[str]]]:
     """For each rank, for each step: the ids of each micro-batch's samples, joined."""
-    from beni.config.build import build
-    from beni.data.batch.loader import Steps
-    from beni.data.render.template import Renderer
-    from beni.llm.tokenizer import load_tokenizer
-    from beni.run import make_schedule, plan
+    from beni.assemble import assemble
+    from beni.run import plan
 
-    train = run["train"]
-    viewer, source = plan(run).viewer, build(run["data"], train["seed"])
-    renderer = Renderer(load_tokenizer(run["llm"]), run["template"])
-    schedule = make_schedule(run, source, renderer, viewer)
-    ranks = [
-        Steps(source, renderer, viewer, schedule, train["accumulation"], train["layout"], rank, world)
-        for rank in range(world)
-    ]
-    return [[[" ".join(batch.ids) for batch in rank[step]] for step in range(train["steps"])] for rank in ranks]
+    data = assemble(run, plan(run).viewer)
+    ranks = [data.steps(rank=rank, world=world) for rank in range(world)]
+    return [[[" ".join(batch.ids) for batch in rank[step]] for step in range(run["train"]["steps"])] for rank in ranks]
 
 
 def difference(before: Any, now: Any, path: str = "") -> list[str]:

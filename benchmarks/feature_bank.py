@@ -16,12 +16,12 @@ import torch
 from PIL import Image as PILImage
 
 from beni import compose
+from beni.assemble import make_schedule
 from beni.config.build import build as build_part
 from beni.data.batch.loader import Steps
 from beni.data.render.template import Renderer
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build
-from beni.run import make_schedule
 from beni.training.optim.build import build_optimizer
 from beni.training.step import clip_and_update, forward_backward
 from beni.training.trainable import set_modes

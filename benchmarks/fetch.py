@@ -111,9 +111,9 @@ def waiting(base: str, folder: Path, ahead: int, first: int) -> tuple[float, flo
     run = compose(
         [
             *("data=llava_instruct", f"data.path={folder}/records.json", "data.heldout=1", "train.batch_size=16"),
-            *("train.steps=60", "train.log_every=60", f"images.ahead={ahead}", "images.private_addresses=true"),
+            *("train.steps=60", "log.every=60", f"images.ahead={ahead}", "images.private_addresses=true"),
             *("images.per_host=64", f"images.cache={folder}/cache-{ahead}", f"paths.runs={folder}/runs-{ahead}"),
-            *("checkpoint.export=false", "eval.gallery=0", "resampler=none", "train.workers=1"),
+            *("checkpoint.export=false", "eval.gallery=0", "resampler=none", "compute.workers=1"),
         ]
     )
     path = train(run)

@@ -36,14 +36,18 @@ MODES = {
     "LoRA": ("train.plan.vision=frozen", "train.plan.llm=lora", "adapter=lora"),
     "full finetune": ("train.plan.vision=frozen", "train.plan.llm=full"),
 }
-FAST = ("train.precision=bf16",)
+FAST = ("compute.precision=bf16",)
 PARITY = {
-    "fp32, padded, eager attention": ("train.precision=fp32", "train.layout=padded", "llm.attn_implementation=eager"),
-    "fp32, packed": ("train.precision=fp32",),
+    "fp32, padded, eager attention": (
+        "compute.precision=fp32",
+        "compute.layout=padded",
+        "llm.attn_implementation=eager",
+    ),
+    "fp32, packed": ("compute.precision=fp32",),
     "bf16, packed": FAST,
-    "bf16, packed, compiled": (*FAST, "train.compile=true"),
-    "bf16, packed, layers computed again": (*FAST, "train.activation_checkpointing=full"),
-    "bf16, packed, loss in pieces": (*FAST, "train.loss=chunked"),
+    "bf16, packed, compiled": (*FAST, "compute.compile=true"),
+    "bf16, packed, layers computed again": (*FAST, "compute.activation_checkpointing=full"),
+    "bf16, packed, loss in pieces": (*FAST, "compute.loss=chunked"),
 }
 WORKERS = len(os.sched_getaffinity(0))
 PARTS = ("products", "attention", "other", "copy", "data", "idle")
@@ -70,7 +74,7 @@ class Bench:
             *(sys.executable, "-m", "beni.train", *self.parts, f"paths.runs={runs}", f"train.steps={steps}"),
             *("data=llava_instruct", f"data.path={self.records}", "data.heldout=2"),
             *("eval.every=0", "eval.examples=2", "eval.gallery=0", "checkpoint.every=0", "checkpoint.export=false"),
-            *("optim.lr=1e-4", "optim.warmup_ratio=0", f"train.workers={min(4, WORKERS)}", *overrides),
+            *("optim.lr=1e-4", "optim.warmup_ratio=0", f"compute.workers={min(4, WORKERS)}", *overrides),
         ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         (file,) = runs.glob("**/metrics.jsonl")
@@ -88,7 +92,7 @@ def middle(lines: list[dict[str, Any]], name: str) -> float:
 
 def compare_losses(bench: Bench, batch_size: int) -> dict[str, list[float]]:
     """Losses of the first steps of full finetuning, computed in every way of ``PARITY``; nothing is timed."""
-    few = (*MODES["full finetune"], f"train.batch_size={batch_size}", "train.log_every=1")
+    few = (*MODES["full finetune"], f"train.batch_size={batch_size}", "log.every=1")
 
     def losses(how: str) -> list[float]:
         found = [line["train/loss"] for line in bench.run(STEPS, *few, *PARITY[how])]
@@ -120,9 +124,9 @@ def main() -> None:
         bench = Bench(folder, TINY if options.tiny else REAL, records)
         losses = compare_losses(bench, min(4, options.batch_size))
         batch = (
-            f"train.log_every={EVERY}",
+            f"log.every={EVERY}",
             *(f"train.batch_size={options.batch_size}", f"train.accumulation={options.accumulation}", *FAST),
-            *(f"train.compile={str(options.compile).lower()}", f"train.profile={options.steps}"),
+            *(f"compute.compile={str(options.compile).lower()}", f"log.profile={options.steps}"),
         )
         seen = {}
         for mode, plan in MODES.items():

@@ -18,12 +18,12 @@ import torch
 from PIL import Image as PILImage
 
 from beni import compose
+from beni.assemble import make_schedule
 from beni.config.build import build as build_part
 from beni.data.batch.loader import Steps
 from beni.data.render.template import Renderer
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build
-from beni.run import make_schedule
 from beni.training.optim.build import build_optimizer
 from beni.training.step import clip_and_update, forward_backward
 from beni.training.trainable import set_modes
@@ -33,8 +33,8 @@ CPU = torch.device("cpu")
 CAPACITY = 8192
 WORDS = ("red", "blue", "green", "circle", "square", "triangle", "left", "right", "top", "is", "there", "what", "the")
 ARMS = {
-    "padded, random order": ("schedule=samples", "train.layout=padded"),
-    "padded, grouped by length": ("schedule=by_length", "train.layout=padded"),
+    "padded, random order": ("schedule=samples", "compute.layout=padded"),
+    "padded, grouped by length": ("schedule=by_length", "compute.layout=padded"),
     "packs of 8192": ("schedule=packs", f"schedule.tokens={CAPACITY}", "schedule.images=64", "train.batch_size=1"),
 }
 
@@ -73,7 +73,7 @@ class Arm:
         renderer = Renderer(load_tokenizer(run["llm"]), run["template"])
         source = build_part(run["data"], train["seed"])
         self.schedule = make_schedule(run, source, renderer, self.model.viewer)
-        steps = Steps(source, renderer, self.model.viewer, self.schedule, 1, train["layout"])
+        steps = Steps(source, renderer, self.model.viewer, self.schedule, 1, run["compute"]["layout"])
         self.batches: list[list[Any]] = []
         seen = 0
         while seen < len(source):  # an epoch; the last step may run into the next
@@ -108,7 +108,7 @@ def main() -> None:
         run = compose(
             [
                 *("data=llava_instruct", f"data.path={whole_set}", "data.heldout=1", "template.max_length=8192"),
-                *("vision.architecture.patch_size=8", "schedule=packs", "train.workers=2"),
+                *("vision.architecture.patch_size=8", "schedule=packs", "compute.workers=2"),
             ]
         )
         model = build(run)

@@ -32,7 +32,7 @@ new = "\\ncompute:" in (conf_dir() / "train.yaml").read_text()
 steps, every = int(sys.argv[1]), int(sys.argv[2])
 values = {"threads": 1, "workers": 1, "device": "cpu"}
 overrides = [f"{'compute' if new else 'train'}.{key}={value}" for key, value in values.items()]
-overrides += [f"log.every={every}" if new else f"train.log_every={every}", f"train.steps={steps}"]
+overrides += [f"log.every={every}" if new else f"log.every={every}", f"train.steps={steps}"]
 with tempfile.TemporaryDirectory() as runs:
     overrides += [f"paths.runs={runs}", "checkpoint.every=0", "checkpoint.export=false", "eval.examples=8"]
     folder = train(compose([*overrides, "eval.gallery=0", "data.heldout=8"]))

@@ -35,7 +35,7 @@ def main() -> None:
             row("transformers.Trainer, padded", padded, samples, padded, f"{apart['hf']:.0e}"),
             row("transformers.Trainer, grouped by length", grouped, samples, padded, f"{apart['hf_grouped']:.0e}"),
             row("beni, packed", beni, samples, padded, ""),
-            row("beni, packed, train.compile=true", compiled, samples, padded, f"{apart['compiled']:.0e}"),
+            row("beni, packed, compute.compile=true", compiled, samples, padded, f"{apart['compiled']:.0e}"),
         ],
         [
             *notes(about, comparison, beni),

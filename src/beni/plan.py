@@ -98,7 +98,7 @@ def show(run: dict, size: tuple[int, int], text: int, labels: int, processes: tu
         "FLOPs a sample": f"{formats.count(table.train_flops_per_sample)} in training, "
         f"{formats.count(table.prefill_flops)} in prefill",
         "memory a process": f"{need.peak / 2**30:.1f} GiB ({need.explain()}) at train.batch_size={train['batch_size']} "
-        f"train.accumulation={train['accumulation']} train.precision={train['precision']}, {world} "
+        f"train.accumulation={train['accumulation']} compute.precision={run['compute']['precision']}, {world} "
         f"process{'es' if world > 1 else ''}, fsdp={run['fsdp']['mode']}",
     }
     for name, line in lines.items():

@@ -4,67 +4,52 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from beni import hub
-from beni.analysis.terminal_tables import run_table
+from beni.assemble import DataPipeline, assemble
 from beni.config.build import build
-from beni.config.check import check, profiled_steps
-from beni.data.batch.loader import Steps, first_pictures
-from beni.data.batch.probe import probe_samples
-from beni.data.fetch.ahead import LookAhead
-from beni.data.fetch.fetcher import Fetcher
+from beni.config.check import check
+from beni.config.sections.log import profiled_steps
+from beni.data.batch.loader import first_pictures
+from beni.data.batch.probe import Probe
 from beni.data.fetch.verdicts import Verdicts
-from beni.data.order.index import Index
-from beni.data.order.lengths import RunLengths
-from beni.data.order.schedule import Schedule, needs_lengths
-from beni.data.render.template import Renderer
-from beni.data.sample import Bind, at_hand
-from beni.data.source import Source
 from beni.distributed.collectives import Peers, anywhere, barrier
 from beni.distributed.environment import Environment, process_group, read_environment
-from beni.distributed.fsdp import is_sharded, require_offload, shard
-from beni.distributed.hand_out import hand_out, tensors_of
+from beni.distributed.fsdp import is_sharded, require_offload
 from beni.distributed.host import use_host
 from beni.distributed.watchdog import Watchdog
 from beni.evals.evaluation import Evaluation
 from beni.evals.subject import Subject
-from beni.llm.layout import Layout, layout_of
-from beni.llm.probes import require_embeddings
-from beni.llm.tokenizer import load_tokenizer
+from beni.llm.layout import Layout
 from beni.measure import memory
 from beni.measure.peak import Peak, find_peak
 from beni.measure.profile import Profile
 from beni.model.costing.counts import Costs
 from beni.model.costing.memory import estimate_memory, remedies
 from beni.model.costing.table import SpecTable, propagate, spec_table
+from beni.model.inputs import Loss
 from beni.model.loss import resolve
 from beni.model.modeling import BeniForConditionalGeneration
-from beni.model.plan import apply_plan, count_parameters
+from beni.model.plan import count_parameters
 from beni.model.quantized import packed_layers
-from beni.model.viewer import Viewer
-from beni.nn.precision import autocast
+from beni.place import build_model, feature_bank, layout_for, place
 from beni.reporter import Reporter
 from beni.runs import files
 from beni.runs.backlog import room_for
 from beni.runs.folder import RunFolder
-from beni.runs.read import collect_run
-from beni.tracker.progress import index_progress
-from beni.training.blocks import prepare_blocks, recomputing
+from beni.training.blocks import recomputing
 from beni.training.checkpoint.tensors import whole_on_main
-from beni.training.initial import load_initial
 from beni.training.loop import Job, Trainer
 from beni.training.preempt import Preemption
-from beni.training.trainable import store_frozen_in_bf16
+from beni.training.settings import TrainerSettings
 from beni.training.window import Meter
-from beni.vision.feature_bank import FeatureBank, describe
 
 
 def plan(run: Mapping[str, Any]) -> BeniForConditionalGeneration:
@@ -90,13 +75,19 @@ def train(run: Mapping[str, Any]) -> Path:
     """
     started = time.perf_counter()
     planned = plan(run)
-    settings = run["train"]
-    environment = read_environment(settings["device"])
+    environment = read_environment(run["compute"]["device"])
     planned.quantization.require(environment.device)
     require_offload(environment.device, run["fsdp"])
-    use_host(environment, settings["threads"])
+    use_host(environment, run["compute"]["threads"])
+    folder = RunFolder(run, writes=environment.is_main)
+    report = Reporter(folder, run, environment)
+    if folder.finished() and run["checkpoint"]["resume"] == "auto":
+        report.already_finished()
+        return folder.path
     with Preemption(anywhere if environment.world > 1 else None) as preemption:
-        return _train(run, planned, environment, preemption, started)
+        _train(run, planned, environment, preemption, folder, report, started)
+    report.table()
+    return folder.path
 
 
 def _train(
@@ -104,192 +95,140 @@ def _train(
     planned: BeniForConditionalGeneration,
     environment: Environment,
     preemption: Preemption,
+    folder: RunFolder,
+    report: Reporter,
     started: float,
-) -> Path:
-    settings, handed = run["train"], is_sharded(environment.world, run["fsdp"])
-
+) -> None:
     # what the run will see and cost, known without weights
-    tokenizer = load_tokenizer(run["llm"])
-    renderer = Renderer(tokenizer, run["template"])
-    fetcher = Fetcher(run["images"])
-    source: Source = build(run["data"], settings["seed"])
-    viewer = planned.viewer  # of the twin without weights: loader processes may have to copy it
-    schedule = make_schedule(run, source, renderer, viewer, environment.is_main, fetcher.bind)
-    schedule.require(environment.world, settings["accumulation"])
-    probe = probe_samples(source, renderer, viewer, fetcher.bind)
+    data = assemble(run, planned.viewer, progress=environment.is_main)
+    data.schedule.require(environment.world, run["train"]["accumulation"])
+    probe = data.probe()
     table = spec_table(planned, run, probe.length, probe.label_rows, probe.image)
-    laid_out = probe.laid_out(settings["layout"])
-    sizes = (environment.world, *laid_out, environment.local_world, environment.on_first_machine)
-    need = estimate_memory(planned, run, *sizes)
-    doubts = memory.require(need, environment.device, lambda: remedies(planned, run, environment.device, *sizes))
-    if doubts and environment.is_main:
-        Console(stderr=True).print("\n".join(doubts), highlight=False)
+    _require_memory(run, planned, probe, environment, report)
 
-    folder = RunFolder(run, writes=environment.is_main)
-    if folder.finished() and run["checkpoint"]["resume"] == "auto":
-        if environment.is_main:
-            Console().print(f"already finished: {folder.path} (checkpoint.resume=never runs it again)")
-            Console().print(run_table(collect_run(folder.path)))
-        return folder.path
     with (
-        process_group(environment, sharded=handed),
+        process_group(environment, sharded=is_sharded(environment.world, run["fsdp"])),
         folder.opened(),
-        closing(fetcher),
-        Watchdog(settings["watchdog_s"], environment.rank, environment.world, folder.hung) as watchdog,
+        closing(data.fetcher),
+        Watchdog(run["log"]["watchdog_s"], environment.rank, environment.world, folder.hung) as watchdog,
+        report,
     ):
         # from here on what is bad stays bad, for every rank and for who resumes
-        fetcher.verdicts = Verdicts(folder.path / files.BAD_IMAGES, environment.rank)
+        data.fetcher.verdicts = Verdicts(folder.path / files.BAD_IMAGES, environment.rank)
         barrier()  # no rank looks into the folder before rank 0 has prepared it
-        peers, main = Peers(), environment.is_main
-        model = _build(run, renderer, with_weights=main or not handed)
-        apply_plan(model, settings["plan"])
+        model = build_model(run, data.renderer.tokens.image, environment, report.notice)
         preemption.meet()
-        # the others may have no weights yet
-        peers.from_main(lambda: _write_identity(folder, run, source, schedule, renderer, model, table))
-        layout = peers.from_main(lambda: _layout(model, settings["layout"], folder))
-        loss = peers.from_main(lambda: resolve(model.llm, settings["loss"]))
-        if settings["precision"] == "bf16":
-            store_frozen_in_bf16(model, settings["plan"])
-        if not handed:
-            torch.nn.Module.to(model, environment.device)
-        steps = Steps(
-            source,
-            renderer,
-            viewer,
-            schedule,
-            settings["accumulation"],
-            layout,
-            environment.rank,
-            environment.world,
-            pixel_keys=settings["feature_bank"] is not None,
-            on_bad=run["images"]["on_bad"],
-            look_ahead=LookAhead(fetcher, run["images"]["ahead"], settings["steps"]) if probe.remote else None,
-            bind=fetcher.bind,
-        )
-        if model.fusion.calibrates and settings["init_from"] is None and (main or not handed):
-            device = torch.device("cpu") if handed else environment.device
-            with autocast(device, settings["precision"]):
-                model.eval().calibrate(first_pictures(steps).to(device))
-        prepare_blocks(model, settings)
-        whole = tensors_of(model) if main else {}
-        shard(model, model.sharding_units(), environment, run["fsdp"], settings["precision"])
-        if handed:
-            hand_out(model, whole, environment, run["fsdp"]["offload"])
-        del whole
 
-        peak = find_peak(environment.device, settings["precision"], settings["peak_tflops"])
-        if environment.is_main:
-            Console(stderr=True).print(peak.describe(), highlight=False)
-            folder.update(peak_tflops=peak.rate / 1e12, measured_tflops=peak.measured / 1e12)
+        peers = Peers()  # what only the first process can tell: the others may have no weights yet
+        peers.from_main(lambda: _write_identity(folder, run, data, model, table, report))
+        layout: Layout = peers.from_main(lambda: _layout(model, run, folder, report))
+        loss: Loss = peers.from_main(lambda: resolve(model.llm, run["compute"]["loss"]))
+        steps = data.steps(layout, environment.rank, environment.world, look_ahead=probe.remote)
+        place(model, run, environment, lambda: first_pictures(steps))
 
-        def between() -> None:
-            """Between two batches of an evaluation: the run moves, and may have been asked to end."""
-            watchdog.beat()
+        with feature_bank(model, run["compute"], report.notice) as report.bank:
+            subject = _subject(model, run, data, layout, environment, preemption, watchdog)
+            evaluation = _evaluation(run, subject, data, report)
+            trainer: Trainer = build({"_target_": run["train"]["_target_"]}, TrainerSettings.of(run, loss))
             preemption.meet()
-
-        subject = Subject(
-            model,
-            renderer,
-            viewer,
-            layout,
-            settings["precision"],
-            run["eval"]["batch_size"],
-            environment.device,
-            together=handed and environment.world > 1,
-            between=between,
-        )
-        with (
-            Reporter(folder, run, model, environment) as report,
-            _feature_bank(model, settings, report),
-        ):
-            evaluation = _evaluation(run, subject, source, schedule, fetcher, report)
-            trainer: Trainer = build(run["train"] | {"loss": loss})
-            preemption.meet()
-            trainer.fit(
-                Job(
-                    model=model,
-                    steps=steps,
-                    environment=environment,
-                    optim=run["optim"],
-                    checkpoint=run["checkpoint"],
-                    checkpoints=folder.path / files.CHECKPOINTS,
-                    signature=folder.identity["signature"],
-                    max_bad=run["images"]["max_bad"],
-                    eval_every=run["eval"]["every"],
-                    evaluate=evaluation.score,
-                    log=report,
-                    preemption=preemption,
-                    watchdog=watchdog,
-                    meter=_meter(planned, renderer, settings, peak),
-                    profile=_profile(settings, folder, report, main),
-                    spent=float(folder.status.get("wall_s", 0.0)),
-                    started=started,
-                )
+            job = Job(
+                model=model,
+                steps=steps,
+                environment=environment,
+                checkpoints=folder.path / files.CHECKPOINTS,
+                signature=folder.identity["signature"],
+                evaluate=evaluation.score,
+                log=report,
+                preemption=preemption,
+                watchdog=watchdog,
+                meter=_meter(run, planned, data, _peak(run, environment, folder, report)),
+                profile=_profile(run, folder, report, environment.is_main),
+                spent=float(folder.status.get("wall_s", 0.0)),
+                started=started,
             )
-            watchdog.beat("end", settings["steps"])
+            trainer.fit(job)
+            watchdog.beat("end", run["train"]["steps"])
             preemption.meet()
-            if run["checkpoint"]["export"]:
-                whole = whole_on_main(model, environment.is_main)
-                with room_for(folder.path / files.MODEL):
-                    if environment.is_main:
-                        if "lora" in settings["plan"].values():
-                            model.save_adapters(folder.path / files.ADAPTERS, whole)
-                        model.save_pretrained(folder.path / files.MODEL, state_dict=whole)  # which empties it
-                        tokenizer.save_pretrained(folder.path / files.MODEL)
+            _export(model, run, data, folder, environment)
             report.end(evaluation.gallery())
         barrier()
-    if environment.is_main:
-        Console().print(run_table(collect_run(folder.path)))
-    return folder.path
 
 
-def make_schedule(
+def _require_memory(
     run: Mapping[str, Any],
-    source: Source,
-    renderer: Renderer,
-    viewer: Viewer,
-    progress: bool = False,
-    bind: Bind = at_hand,
-) -> Schedule:
-    """The run's schedule, with an index where it needs one; that is built now or found in the cache.
-
-    Args:
-        progress: show how far the build is.
-        bind: how pictures of the source can be opened.
+    planned: BeniForConditionalGeneration,
+    probe: Probe,
+    environment: Environment,
+    report: Reporter,
+) -> None:
+    """Says what makes it doubtful that the run fits.
 
     Raises:
-        DataError: when samples cannot be used, or do not fit into a pack.
+        ResourceError: when it does not.
     """
-    settings, train = run["schedule"], run["train"]
-    lengths = None
-    with index_progress(progress) as told:
-        index = Index(source, renderer, viewer.sized, train["workers"] or 1, told, bind)
-        source.measure(index.mean_tokens)
-        if needs_lengths(settings):
-            each = settings["tokens_per_image"]
-            lengths = RunLengths(index, viewer, run["template"], None if each == "auto" else each)
-            lengths.loads(0)
-    return Schedule(train["seed"], len(source), train["batch_size"], settings, lengths)
+    laid_out = probe.laid_out(run["compute"]["layout"])
+    sizes = (environment.world, *laid_out, environment.local_world, environment.on_first_machine)
+    need = estimate_memory(planned, run, *sizes)
+    for doubt in memory.require(need, environment.device, lambda: remedies(planned, run, environment.device, *sizes)):
+        report.notice(doubt)
 
 
-def _evaluation(
-    run: Mapping[str, Any], subject: Subject, source: Source, schedule: Schedule, fetcher: Fetcher, report: Reporter
-) -> Evaluation:
-    settings = run["eval"]
-    return Evaluation(
-        subject,
-        source,
-        fetcher,
-        report,
-        examples=schedule.samples(run["train"]["steps"]) if settings["examples"] == "auto" else settings["examples"],
-        shown=settings["gallery"],
-        ahead=run["images"]["ahead"] or 1,
+def _layout(model: BeniForConditionalGeneration, run: Mapping[str, Any], folder: RunFolder, report: Reporter) -> Layout:
+    """The layout that the llm allows; status.json says so where it is not the one that was asked for."""
+    wanted = run["compute"]["layout"]
+    layout = layout_for(model, wanted, report.notice)
+    if layout != wanted:
+        folder.update(layout=layout)
+    return layout
+
+
+def _subject(
+    model: BeniForConditionalGeneration,
+    run: Mapping[str, Any],
+    data: DataPipeline,
+    layout: Layout,
+    environment: Environment,
+    preemption: Preemption,
+    watchdog: Watchdog,
+) -> Subject:
+    """What is evaluated. Between two of its batches the run moves, and may have been asked to end."""
+
+    def between() -> None:
+        watchdog.beat()
+        preemption.meet()
+
+    return Subject(
+        model,
+        data.renderer,
+        data.viewer,
+        layout,
+        run["compute"]["precision"],
+        run["eval"]["batch_size"],
+        environment.device,
+        together=is_sharded(environment.world, run["fsdp"]) and environment.world > 1,
+        between=between,
     )
 
 
-def _profile(settings: Mapping[str, Any], folder: RunFolder, report: Reporter, main: bool) -> Profile | None:
-    """Of the steps that the run asks for, on the first process; a report shows what comes of it."""
-    steps = None if settings["profile"] is None else profiled_steps(settings["profile"])
+def _evaluation(run: Mapping[str, Any], subject: Subject, data: DataPipeline, report: Reporter) -> Evaluation:
+    settings = run["eval"]
+    most = data.schedule.samples(run["train"]["steps"]) if settings["examples"] == "auto" else settings["examples"]
+    ahead = run["images"]["ahead"] or 1
+    return Evaluation(subject, data.source, data.fetcher, report, examples=most, shown=settings["gallery"], ahead=ahead)
+
+
+def _peak(run: Mapping[str, Any], environment: Environment, folder: RunFolder, report: Reporter) -> Peak:
+    """The rate that utilisation is a share of."""
+    peak = find_peak(environment.device, run["compute"]["precision"], run["log"]["peak_tflops"])
+    report.notice(peak.describe())
+    folder.update(peak_tflops=peak.rate / 1e12, measured_tflops=peak.measured / 1e12)
+    return peak
+
+
+def _profile(run: Mapping[str, Any], folder: RunFolder, report: Reporter, main: bool) -> Profile | None:
+    """The profile of the steps that the run asks for, on the first process; a report shows what comes of it."""
+    wanted = run["log"]["profile"]
+    steps = None if wanted is None else profiled_steps(wanted)
     if steps is None or not main:
         return None
 
@@ -300,80 +239,54 @@ def _profile(settings: Mapping[str, Any], folder: RunFolder, report: Reporter, m
     return Profile(steps, folder.path / files.PROFILE, tell)
 
 
-def _meter(planned: BeniForConditionalGeneration, renderer: Renderer, settings: Mapping[str, Any], peak: Peak) -> Meter:
-    mode = settings["activation_checkpointing"]
+def _meter(run: Mapping[str, Any], planned: BeniForConditionalGeneration, data: DataPipeline, peak: Peak) -> Meter:
+    mode = run["compute"]["activation_checkpointing"]
     again = partial(recomputing, mode=mode) if mode in ("full", "selective") else None
     # selective keeps what attention made; what the compiler chooses to compute again nobody is told
-    costs = Costs(planned, renderer.tokens.image, again, attention_kept=mode == "selective")
+    costs = Costs(planned, data.renderer.tokens.image, again, attention_kept=mode == "selective")
     return Meter(costs, peak, recomputes=mode != "memory_budget")
 
 
-def _build(run: Mapping[str, Any], renderer: Renderer, with_weights: bool) -> BeniForConditionalGeneration:
-    model = build(run["model"], run, renderer.tokens.image, with_weights)
-    if run["train"]["init_from"] is not None and with_weights:
-        taken = load_initial(model, Path(run["train"]["init_from"]))
-        Console(stderr=True).print(taken.describe(), highlight=False)
-    return model
-
-
-@contextmanager
-def _feature_bank(
-    model: BeniForConditionalGeneration, settings: Mapping[str, Any], report: Reporter
-) -> Iterator[FeatureBank | None]:
-    """Inside the block the model has the bank of its encoder as it is now: loaded, on its device, in its precision."""
-    if settings["feature_bank"] is None:
-        yield None
+def _export(
+    model: BeniForConditionalGeneration,
+    run: Mapping[str, Any],
+    data: DataPipeline,
+    folder: RunFolder,
+    environment: Environment,
+) -> None:
+    """Leaves the trained model, and its adapters where it has some, in the run folder, unless the run wants none."""
+    if not run["checkpoint"]["export"]:
         return
-    description = describe(model.vision, model.config.parts["vision"], settings["precision"])
-    bank = FeatureBank(Path(settings["feature_bank"]).expanduser(), description, report.notice)
-    report.notice(f"feature bank: {bank.path} holds {len(bank)} views of this vision encoder")
-    model.feature_bank = bank
-    try:
-        yield bank
-    finally:
-        bank.close()
-
-
-def _layout(model: BeniForConditionalGeneration, wanted: Layout, folder: RunFolder) -> Layout:
-    """``padded`` where the llm cannot keep packed samples apart."""
-    require_embeddings(model.llm)
-    said = model.llm.describe()
-    if model.llm.capabilities.varying_positions:
-        Console(stderr=True).print(
-            f"rope_type={said.rope_type}: a sample of more positions than this llm was first made for changes what the "
-            "others of its micro-batch get, as it does in transformers"
-        )
-    layout = layout_of(model.llm, wanted, looks_ahead=model.fusion.looks_ahead, gated=model.specs["llm"].gated)
-    if layout != wanted:
-        Console(stderr=True).print(
-            f"{said.kind} does not pass beni's segment attention on, so packed samples would see each other: "
-            "this run uses train.layout=padded"
-        )
-        folder.update(layout="padded")
-    return layout
+    weights = whole_on_main(model, environment.is_main)
+    if not environment.is_main:
+        return
+    with room_for(folder.path / files.MODEL):
+        if "lora" in run["train"]["plan"].values():
+            model.save_adapters(folder.path / files.ADAPTERS, weights)
+        model.save_pretrained(folder.path / files.MODEL, state_dict=weights)  # which empties it
+        data.tokenizer.save_pretrained(folder.path / files.MODEL)
 
 
 def _write_identity(
     folder: RunFolder,
     run: Mapping[str, Any],
-    source: Source,
-    schedule: Schedule,
-    renderer: Renderer,
+    data: DataPipeline,
     model: BeniForConditionalGeneration,
     table: SpecTable,
+    report: Reporter,
 ) -> None:
     """Everything that proves two runs comparable: data order, template, initial weights of each component.
 
     Raises:
         ResumeError: when the run has checkpoints of other data or frozen weights.
     """
-    settings = run["train"]
+    settings, fingerprint = run["train"], data.source.fingerprint()
     folder.identity |= {
-        "data_fingerprint": source.fingerprint(),
-        "template_hash": renderer.hash(),
-        "special_tokens": vars(renderer.tokens),
+        "data_fingerprint": fingerprint,
+        "template_hash": data.renderer.hash(),
+        "special_tokens": vars(data.renderer.tokens),
         "hashes": {
-            "data_order": f"{source.fingerprint()}-{schedule.hash(settings['steps'])}",
+            "data_order": f"{fingerprint}-{data.schedule.hash(settings['steps'])}",
             "init": {name: _hash_weights(module) for name, module in model.named_children()},
         },
     }
@@ -382,7 +295,7 @@ def _write_identity(
     if run["adapter"].get("init", "zero") != "zero":  # what is computed another machine may round otherwise
         exact -= {name for name, how in settings["plan"].items() if how == "lora"}
     for notice in folder.require_same(exact - {name.partition(".")[0] for name, _ in packed_layers(model)}):
-        Console(stderr=True).print(notice, highlight=False)
+        report.notice(notice)
     folder.write_json(files.IDENTITY, folder.identity)
     folder.write_json(files.SPEC, table.to_dict())
     folder.update(parameters=count_parameters(model))

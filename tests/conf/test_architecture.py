@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from beni.config import schema
+from beni.components import PART_GROUPS
 from beni.paths import PACKAGE, conf_dir
 from support.imports import layers
 
@@ -53,7 +53,7 @@ def test_a_room_names_all_that_is_in_it_and_nothing_else(rooms: dict[str, list[s
     for room, named in rooms.items():
         folder = PACKAGE / room
         expected = inside(folder) if folder.is_dir() else set()
-        if room in schema.PART_GROUPS:
+        if room in PART_GROUPS:
             expected -= options(room)
         assert len(named) == len(set(named)), f"{room} names something twice"
         assert set(named) == expected, f"the row of {room} in docs/dev/architecture.md"

@@ -39,15 +39,15 @@ MISTAKES = {
     "train.steps=null": ("train.steps=null", "set train.steps="),
     "train.steps=true": ("train.steps=true", "expected a whole number"),
     "checkpoint.export=1": ("checkpoint.export=1", "expected true or false"),
-    "train.precision=fp23": ("train.precision=fp23", "set train.precision=fp32"),
+    "compute.precision=fp23": ("compute.precision=fp23", "set compute.precision=fp32"),
     "train.plan.llm=half": ("train.plan.llm=half", "one of auto, frozen, full, lora"),
     "train.plan=full": ("train.plan", "set train.plan."),
     "data.size=lots": ("data.size=lots", "set data.size="),
     "optim.betas=[0.9,high]": ("optim.betas", "list[float]"),
     # ranges
     "train.steps=0": ("train.steps=0", "set train.steps=1 or more"),
-    "train.watchdog_s=-1": ("train.watchdog_s=-1", "set train.watchdog_s=0 or more"),
-    "train.watchdog_s=inf": ("train.watchdog_s=inf", "set train.watchdog_s=0"),
+    "log.watchdog_s=-1": ("log.watchdog_s=-1", "set log.watchdog_s=300, or 0 to wait"),
+    "log.watchdog_s=inf": ("log.watchdog_s=inf, expected a finite number", "set log.watchdog_s=300"),
     "checkpoint.keep_best=accuracy": ("checkpoint.keep_best=accuracy", "set checkpoint.keep_best=eval/accuracy"),
     "checkpoint.keep_best=eval/loss": ("eval.every=0 makes only the last", "set eval.every"),
     "checkpoint.on_error=stop": ("checkpoint.on_error=stop", "set checkpoint.on_error="),
@@ -102,27 +102,39 @@ MISTAKES = {
     "fsdp.offload=true": ("fsdp.offload=true with fsdp.mode=none", "set fsdp=full"),
     "fsdp.frozen=shard": ("fsdp.frozen=shard with fsdp.mode=none", "set fsdp=full or fsdp=hybrid"),
     "fsdp=ddp fsdp.frozen=shard": ("every process holds the whole model", "or fsdp.frozen=replicate"),
-    "fsdp=full fsdp.frozen=shard train.feature_bank=bank train.plan.vision=frozen": (
+    "fsdp=full fsdp.frozen=shard compute.feature_bank=bank train.plan.vision=frozen": (
         "fsdp.frozen=shard",
         "set fsdp.frozen=replicate",
     ),
-    "train.activation_checkpointing=memory_budget": ("train.compile=false", "set train.compile=true"),
-    "train.profile=3-4": ("train.profile=3-4, expected steps first:last between 1 and", "set train.profile=4:6"),
-    "train.guard.window=2": ("train.guard.window=2, expected at least 8", "set train.guard.window=8"),
-    "train.memory_budget=2": ("train.memory_budget=2", "set train.memory_budget=0.5"),
+    "compute.activation_checkpointing=memory_budget": ("compute.compile=false", "set compute.compile=true"),
+    "log.peak_tflops=0": ("log.peak_tflops=0, expected a finite number above 0 or null", "set log.peak_tflops=null"),
+    "images.max_bad=2": ("images.max_bad=2, expected a number of at least 0 and at most 1", "set images.max_bad=0.05"),
+    "images.timeout=inf": ("images.timeout=inf, expected a finite number above 0", "set images.timeout=30"),
+    "eval.examples=-1": ("eval.examples=-1, expected a whole number of at least 0 or auto", "set eval.examples=0"),
+    "train.thaw.lmm=0.5": ("train.thaw.lmm", "did you mean train.thaw.llm?"),
+    "optim.layer_decay.fusion=0.5": ("unknown key optim.layer_decay.fusion", "optim.layer_decay."),
+    "log.profile=3-4": ("log.profile=3-4, expected steps first:last between 1 and", "set log.profile=4:6"),
+    "train.guard.window=2": ("train.guard.window=2, expected a whole number of at least 8", "set train.guard.window=8"),
+    "compute.memory_budget=2": ("compute.memory_budget=2", "set compute.memory_budget=0.5"),
     "train.plan.llm=lora": ("train.plan.llm=lora", "set adapter=lora"),
     "adapter=lora adapter.r=0": ("adapter.r=0", "set adapter.r=8"),
     "adapter=lora": ("adapter=lora, but no component's plan is lora", "set train.plan.llm=lora, or adapter=none"),
-    "adapter=lora adapter.alpha=0": ("adapter.alpha=0, expected at least 1", "set adapter.alpha=16"),
+    "adapter=lora adapter.alpha=0": ("adapter.alpha=0, expected a whole number of at least 1", "set adapter.alpha=16"),
     "adapter=lora adapter.targets={head:all-linear}": ("targets.head is no component", "leave head out"),
     "optim.lr_scale.llm=0.1 train.plan.llm=frozen": ("optim.lr_scale.llm=0.1, but", "set optim.lr_scale.llm=1.0"),
     "optim.layer_decay.vision=0.9 train.plan.vision=frozen": ("layer_decay.vision=0.9, but", "train.plan.vision=full"),
-    "quantization=hqq quantization.group_size=0": ("group_size=0, expected at least 1", "group_size=64"),
-    "quantization=bnb_int8 quantization.threshold=-1": ("threshold=-1, expected at least 0", "threshold=6.0"),
+    "quantization=hqq quantization.group_size=0": (
+        "group_size=0, expected a whole number of at least 1",
+        "group_size=64",
+    ),
+    "quantization=bnb_int8 quantization.threshold=-1": (
+        "threshold=-1, expected a finite number of at least 0",
+        "threshold=6.0",
+    ),
     "quantization=bnb_nf4 quantization.targets={head:all-linear}": ("targets.head is no component", "leave head out"),
     "adapter=lora adapter.dropout=1": ("adapter.dropout=1", "set adapter.dropout=0.05"),
     "adapter=lora adapter.targets=linear": ("adapter.targets=linear", "set adapter.targets=all-linear"),
-    "adapter=lora adapter.targets={vision:[q_proj]}": ("train.plan.vision is auto, not lora", "train.plan.vision=lora"),
+    "adapter=lora adapter.targets={vision:[q_proj]}": ("train.plan.vision is full, not lora", "train.plan.vision=lora"),
     "adapter=lora adapter.targets={llm:[q_proj]} train.plan.llm=lora train.plan.vision=lora": (
         "adapter.targets names modules of ['llm'] only",
         "set +adapter.targets.vision=all-linear",
@@ -168,11 +180,11 @@ def test_a_module_of_the_standard_library_is_not_offered_for_trust() -> None:
 
 def test_several_mistakes_are_all_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        compose(["+train.stepz=3", "data.size=lots", "train.precision=fp23"])
+        compose(["+train.stepz=3", "data.size=lots", "compute.precision=fp23"])
     assert [line.split()[0] for line in str(caught.value).splitlines() if "fix:" not in line] == [
         "data.size=lots,",
         "unknown",
-        "train.precision=fp23,",
+        "compute.precision=fp23,",
     ]
 
 

@@ -4,15 +4,18 @@ import importlib
 import inspect
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
 
+from beni.components import BACKBONES, COMPONENTS, PART_GROUPS
 from beni.config import schema
-from beni.config.compose import compose
-from beni.config.optim import OPTIMIZERS
+from beni.config.compose import SPARSE, compose
+from beni.config.sections.optim import OPTIMIZERS
 from beni.config.signature import keys_of
+from beni.config.suggest import MOVED
+from beni.errors import ConfigError
 from beni.paths import PACKAGE, conf_dir
 
 CONF = conf_dir()
@@ -51,24 +54,24 @@ def header(option: str) -> str:
     return " ".join(lines).strip()
 
 
-PARTS = options(*schema.PART_GROUPS)
+PARTS = options(*PART_GROUPS)
 SETTINGS = options(*SETTING_GROUPS)
 PRESETS = options(*PRESET_GROUPS)
 
 
 def test_every_folder_of_conf_is_a_group_and_every_group_a_folder() -> None:
-    assert folders() == sorted((*schema.PART_GROUPS, *SETTING_GROUPS, *PRESET_GROUPS))
+    assert folders() == sorted((*PART_GROUPS, *SETTING_GROUPS, *PRESET_GROUPS))
 
 
 def test_every_part_group_is_a_package() -> None:
-    assert [group for group in schema.PART_GROUPS if not (PACKAGE / group / "__init__.py").is_file()] == []
+    assert [group for group in PART_GROUPS if not (PACKAGE / group / "__init__.py").is_file()] == []
 
 
 def test_train_yaml_lists_every_group_once_and_shows_every_section() -> None:
     tree = yaml.safe_load((CONF / "train.yaml").read_text())
     listed = [name for entry in tree["defaults"] if isinstance(entry, dict) for name in entry]
     groups = [name for name in listed if not name.startswith(("override ", "optional "))]
-    assert sorted(groups) == sorted((*schema.PART_GROUPS, *SETTING_GROUPS, *PRESET_GROUPS))
+    assert sorted(groups) == sorted((*PART_GROUPS, *SETTING_GROUPS, *PRESET_GROUPS))
     assert sorted(set(tree) - {"defaults", "hydra"}) == sorted(set(schema.SECTIONS) - set(SETTING_GROUPS))
 
 
@@ -185,7 +188,26 @@ def test_an_experiment_opens_with_the_command_that_runs_it(option: str) -> None:
     assert header(option).startswith("python -m beni.train ")
 
 
-@pytest.mark.parametrize("component", schema.COMPONENTS)
-def test_the_plan_has_a_mode_for_every_component(component: str) -> None:
-    assert component in schema.Plan.__dataclass_fields__
-    assert compose([])["train"]["plan"][component] in get_args(schema.PlanMode)
+def test_a_frozen_run_says_how_each_component_trains_whatever_was_named() -> None:
+    run = compose(["train.plan={llm: full}", "train.thaw.vision=0.5", "optim.lr_scale.vision=0.1", "llm=smollm2_gguf"])
+    assert run["train"]["plan"] == dict.fromkeys(COMPONENTS, "full")
+    assert run["train"]["thaw"] == dict.fromkeys(COMPONENTS, 0.0) | {"vision": 0.5}
+    assert run["optim"]["lr_scale"] == dict.fromkeys(COMPONENTS, 1.0) | {"vision": 0.1}
+    assert run["optim"]["layer_decay"] == dict.fromkeys(BACKBONES, 1.0)
+    assert compose(["llm=smollm2_gguf"])["train"]["plan"]["llm"] == "frozen"
+
+
+@pytest.mark.parametrize("key", SPARSE)
+def test_a_mapping_of_components_is_empty_in_conf(key: str) -> None:
+    group, _, name = key.partition(".")
+    options_of = [content(option) for option in options("optim")]
+    nodes = options_of if group == "optim" else [yaml.safe_load((CONF / "train.yaml").read_text())[group]]
+    assert [node[name] for node in nodes] == [{}] * len(nodes)
+
+
+@pytest.mark.parametrize("key", MOVED)
+def test_a_key_that_was_moved_is_answered_with_its_new_name(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown key {key}: it is {MOVED[key]} now"):
+        compose([f"{key}=1"])
+    section, _, name = MOVED[key].partition(".")
+    assert name in schema.SECTIONS[section].__dataclass_fields__

@@ -96,7 +96,7 @@ def test_an_llm_without_its_layers_in_a_list_is_refused(tiny_model):
 def test_a_head_that_is_no_plain_matrix_cannot_be_fused(tiny_run):
     from beni.run import train
 
-    run = tiny_run("train.loss=fused", "llm.architecture.model_type=granite", "+llm.architecture.logits_scaling=8.0")
+    run = tiny_run("compute.loss=fused", "llm.architecture.model_type=granite", "+llm.architecture.logits_scaling=8.0")
     expected = r"^E-HEAD \[llm\]: .* granite scales" if hasattr(F, "linear_cross_entropy") else "needs torch 2.13"
     with pytest.raises((CompositionError, ConfigError), match=expected):
         train(run)
@@ -143,7 +143,7 @@ PAIRINGS = 96
 def drawn(tiny_run, seed):
     """A run of options drawn at random, small; a plain ViT now and then, so that the others meet a usual grid."""
     rng = random.Random(seed)
-    run = tiny_run(*LONG, "connector=auto", "train.batch_size=2", "train.layout=packed")
+    run = tiny_run(*LONG, "connector=auto", "train.batch_size=2", "compute.layout=packed")
     chosen = {}
     for group in GROUPS:
         known = [option for option in options(group) if not needed(group, option)]

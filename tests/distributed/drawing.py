@@ -10,25 +10,17 @@ import os
 import sys
 from pathlib import Path
 
-from beni.config.build import build
-from beni.data.batch.loader import Steps, load
-from beni.data.render.template import Renderer
-from beni.llm.tokenizer import load_tokenizer
+from beni.assemble import assemble
+from beni.data.batch.loader import load
 from beni.model.costing.table import propagate
-from beni.run import make_schedule
 
 
 def main(settings, rank) -> None:
     run = settings["run"]
-    train = run["train"]
-    source, renderer = build(run["data"], train["seed"]), Renderer(load_tokenizer(run["llm"]), run["template"])
-    viewer = propagate(run).viewer
-    schedule = make_schedule(run, source, renderer, viewer)
-    steps = Steps(source, renderer, viewer, schedule, train["accumulation"], train["layout"], rank, settings["world"])
+    steps = assemble(run, propagate(run).viewer).steps(rank=rank, world=settings["world"])
     with Path(f"{settings['out']}.{rank}").open("w") as file:
-        for step, batches in enumerate(
-            load(steps, settings["first"], settings["last"], train["workers"], pin=False), start=settings["first"]
-        ):
+        drawn = load(steps, settings["first"], settings["last"], run["compute"]["workers"], pin=False)
+        for step, batches in enumerate(drawn, start=settings["first"]):
             ids = [batch.ids for batch in batches]
             file.write(json.dumps({"step": step, "ids": ids, "order": batches[0].order, "pid": os.getpid()}) + "\n")
             file.flush()

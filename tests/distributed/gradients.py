@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
+from beni.assemble import make_schedule
 from beni.config.build import build
 from beni.data.batch.loader import Steps
 from beni.data.render.template import Renderer
@@ -26,7 +27,6 @@ from beni.distributed.fsdp import shard
 from beni.llm.tokenizer import load_tokenizer
 from beni.model import loss
 from beni.model.build import build as build_model
-from beni.run import make_schedule
 from beni.training.blocks import prepare_blocks
 from beni.training.step import forward_backward
 from beni.training.trainable import named_trainable, set_modes
@@ -74,16 +74,16 @@ def main(settings) -> None:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:  # zero at first, which would hide the gradient of its partner
                 torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
-        prepare_blocks(model, train)
+        prepare_blocks(model, run["compute"])
         shard(model, model.sharding_units(), environment, run["fsdp"], "fp32")
         set_modes(model, train["plan"])
         source, renderer = build(run["data"], train["seed"]), Renderer(load_tokenizer(run["llm"]), run["template"])
         schedule = make_schedule(run, source, renderer, model.viewer)
-        layout, place = train["layout"], (environment.rank, environment.world)
+        layout, place = run["compute"]["layout"], (environment.rank, environment.world)
         steps = Steps(source, renderer, model.viewer, schedule, train["accumulation"], layout, *place)
         losses, rows = [], []
         for step in range(settings["steps"]):
-            batches, how = drawn(settings, steps, step), train["loss"]
+            batches, how = drawn(settings, steps, step), run["compute"]["loss"]
             result = forward_backward(model, batches, step, environment.device, "fp32", how)
             losses.append(float(result.loss))
             rows.append(gradients(model))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from beni.assemble import make_schedule
 from beni.config.build import build
 from beni.data.batch.loader import Steps
 from beni.data.render.template import Renderer
@@ -20,7 +21,6 @@ from beni.distributed.environment import process_group, read_environment
 from beni.distributed.fsdp import shard
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build as build_model
-from beni.run import make_schedule
 from beni.training.optim.build import build_optimizer
 from beni.training.step import clip_and_update, forward_backward
 

@@ -31,7 +31,7 @@ CASES = {
     "frozen and sharded": ("train.plan.vision=frozen", "train.plan.llm=frozen", "fsdp.frozen=shard"),
     "replicas with adapters": ("train.plan.vision=frozen", "train.plan.llm=lora", "adapter=pissa", "fsdp=ddp"),
     "packed": ("train.plan.vision=frozen", "train.plan.llm=frozen", "quantization=bnb_nf4"),
-    "tied, in bf16": ("llm.architecture.tie_word_embeddings=true", "train.plan.llm=full", "train.precision=bf16"),
+    "tied, in bf16": ("llm.architecture.tie_word_embeddings=true", "train.plan.llm=full", "compute.precision=bf16"),
 }
 
 
@@ -73,7 +73,7 @@ def test_every_process_trains_on_the_weights_that_the_first_has_read(folders, ti
         assert all((folder / image).is_file() for line in shown for image in line["images"])
         losses = [line["train/loss"] for line in lines if "train/loss" in line]
         seen[world] = losses, load_file(file), [(line["id"], line["prediction"]) for line in shown]
-    bf16 = "train.precision=bf16" in values
+    bf16 = "compute.precision=bf16" in values
     assert len(seen[1][0]) == 3
     assert seen[2][0] == pytest.approx(seen[1][0], rel=1e-2 if bf16 else 1e-5)
     assert [name for name, _ in seen[2][2]] == [name for name, _ in seen[1][2]]

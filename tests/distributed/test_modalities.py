@@ -30,7 +30,7 @@ def gradients(tiny_values, tmp_path):
         seen = []
         for world, mode, loss in ((1, "none", "full"), (2, "full", how)):
             mine = [f"fsdp={mode}", *(v for v in values if world == 2 or not v.startswith("fsdp"))]
-            composed = compose([*tiny_values, "data.text_share=0.5", *mine, f"train.loss={loss}"])
+            composed = compose([*tiny_values, "data.text_share=0.5", *mine, f"compute.loss={loss}"])
             seen.append(gradients_of(composed, tmp_path / f"seen-{world}", world, **settings))
         return seen
 

@@ -35,7 +35,7 @@ def draw(tiny_values, tmp_path_factory):
     folder = tmp_path_factory.mktemp("order")
 
     def start(kind, world, accumulation, workers, first=0, kill=None):
-        run = compose([*tiny_values, *KINDS[kind], f"train.accumulation={accumulation}", f"train.workers={workers}"])
+        run = compose([*tiny_values, *KINDS[kind], f"train.accumulation={accumulation}", f"compute.workers={workers}"])
         name = folder / f"{kind}-{world}-{accumulation}-{workers}-{first}-{kill}"
         settings = {"run": run, "world": world, "first": first, "last": STEPS}
         ranks = start_ranks(PROGRAM, settings, name, world, SECONDS)

@@ -34,7 +34,7 @@ def crossing(tiny_values, monkeypatch):
 @pytest.mark.parametrize("mode", ["none", "full", "selective"])
 def test_two_ranks_with_opposite_modalities_have_the_gradients_of_one(crossing, tmp_path, mode, plan):
     alone = gradients_of(crossing(plan, "fsdp=none"), tmp_path / "one", 1, steps=4, **TURNS)
-    recomputing = f"train.activation_checkpointing={mode}"
+    recomputing = f"compute.activation_checkpointing={mode}"
     shared = gradients_of(crossing(plan, "fsdp=full", recomputing), tmp_path / "two", 2, steps=4, **TURNS)
     agree(alone, shared, 4)
 

@@ -79,6 +79,6 @@ def test_two_processes_go_on_with_the_digits_of_an_uninterrupted_run(launch, sha
 
 def test_gradients_of_what_thaws_are_summed_in_fp32_under_bf16(tiny_values, tmp_path):
     """A unit that is frozen when it is first used knows no dtype for them, and fails on the first bf16 gradient."""
-    run = compose([*tiny_values, *SETTINGS, "train.accumulation=1", "train.precision=bf16", "fsdp=full"])
+    run = compose([*tiny_values, *SETTINGS, "train.accumulation=1", "compute.precision=bf16", "fsdp=full"])
     ranks = run_ranks(WORKER, {"run": run, "folder": str(tmp_path / "two")}, tmp_path / "seen", 2, SECONDS)
     assert [rank["dtypes"] for rank in ranks] == [["torch.float32"]] * 2

@@ -31,6 +31,6 @@ def listening(tiny_values, monkeypatch):
 def test_two_ranks_with_opposite_modalities_have_the_gradients_of_one(listening, tmp_path, mode, plan):
     alone = [value for value in plan if not value.startswith("fsdp")]
     one = gradients_of(listening(*alone, "fsdp=none"), tmp_path / "one", 1, steps=4, **TURNS)
-    recomputing = f"train.activation_checkpointing={mode}"
+    recomputing = f"compute.activation_checkpointing={mode}"
     two = gradients_of(listening(*plan, "fsdp=full", recomputing), tmp_path / "two", 2, steps=4, **TURNS)
     agree(one, two, 4)

@@ -22,7 +22,7 @@ def step(tiny_values, tmp_path_factory):
     folder = tmp_path_factory.mktemp("splits")
 
     def run(world, accumulation, mode, layout="packed", *overrides, steps=STEPS):
-        values = ["data.text_share=0.3", "train.plan.vision=full", "train.batch_size=8", f"train.layout={layout}"]
+        values = ["data.text_share=0.3", "train.plan.vision=full", "train.batch_size=8", f"compute.layout={layout}"]
         values += [f"fsdp={mode}", *(("fsdp.shard_size=2",) if mode == "hybrid" else ())]
         composed = compose([*tiny_values, *values, f"train.accumulation={accumulation}", *overrides])
         name = "-".join([str(world), str(accumulation), mode, layout, *(word.partition("=")[2] for word in overrides)])
@@ -44,12 +44,12 @@ def test_a_split_step_has_the_gradients_of_a_whole_one(step, whole, world, accum
 
 @pytest.mark.parametrize(("mode", "checkpointing"), [("full", "selective"), ("ddp", "full")])
 def test_layers_computed_again_on_two_ranks_have_the_gradients_of_kept_ones(step, whole, mode, checkpointing):
-    agree(whole, step(2, 2, mode, "packed", f"train.activation_checkpointing={checkpointing}"), STEPS)
+    agree(whole, step(2, 2, mode, "packed", f"compute.activation_checkpointing={checkpointing}"), STEPS)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of CPU code needs g++")
 def test_compiled_layers_on_two_ranks_have_the_gradients_of_plain_ones(step, whole):
-    settings = ("train.compile=true", "train.activation_checkpointing=selective")
+    settings = ("compute.compile=true", "compute.activation_checkpointing=selective")
     compiled = step(2, 1, "full", "packed", *settings, steps=1)  # other lengths would be compiled anew
     agree((whole[0][:1], whole[1][:1]), compiled, 1, 1e-4)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from beni.assemble import make_schedule
 from beni.config.build import build
 from beni.data.batch.loader import Steps
 from beni.data.render.template import Renderer
@@ -23,11 +24,11 @@ from beni.distributed.fsdp import shard, tied
 from beni.errors import DataError
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build as build_model
-from beni.run import make_schedule
 from beni.stage import StageContext
 from beni.training import attempt
 from beni.training.checkpoint.tensors import whole_on_main
-from beni.training.loop import Job
+from beni.training.loop import Job, Trainer
+from beni.training.settings import TrainerSettings
 from beni.types import ImageInputs
 
 
@@ -104,7 +105,7 @@ def main(settings) -> None:
         spoil(settings["spoilt"])
     with process_group(environment):
         model = build_model(run)
-        shard(model, model.sharding_units(), environment, run["fsdp"], train["precision"])
+        shard(model, model.sharding_units(), environment, run["fsdp"], run["compute"]["precision"])
         renderer = Renderer(load_tokenizer(run["llm"]), run["template"])
         source = build(run["data"], train["seed"])
         viewer = model.viewer
@@ -114,7 +115,7 @@ def main(settings) -> None:
             """As evals/scores.py does: encode first, then predict."""
             model.eval()
             other = make_schedule(run | {"train": train | {"seed": 5, "batch_size": 4}}, source, renderer, viewer)
-            batch = Steps(source, renderer, viewer, other, 1, train["layout"])[0][0]
+            batch = Steps(source, renderer, viewer, other, 1, run["compute"]["layout"])[0][0]
             with torch.no_grad():
                 visual = model.encode_images(batch.pixels, StageContext(layouts=batch.layouts))
                 log.evaluated = float(
@@ -131,21 +132,17 @@ def main(settings) -> None:
                 viewer,
                 schedule,
                 train["accumulation"],
-                train["layout"],
+                run["compute"]["layout"],
                 environment.rank,
                 environment.world,
             ),
             environment=environment,
-            optim=run["optim"],
-            checkpoint=run["checkpoint"],
             checkpoints=Path(settings["folder"]),
             signature="same",
-            max_bad=0.05,
-            eval_every=run["eval"]["every"],
             evaluate=evaluate,
             log=log,
         )
-        build(train).fit(job)
+        Trainer(TrainerSettings.of(run, run["compute"]["loss"])).fit(job)
         if run["checkpoint"]["export"]:
             whole = whole_on_main(model, environment.is_main)
             if environment.is_main:

@@ -14,7 +14,7 @@ from beni.vision.hf import HFVision
 PICTURES, BATCH = 12, 4
 SETTINGS = (
     *("data=llava_pretrain", "template=chat", "train.plan.vision=frozen", f"train.batch_size={BATCH}"),
-    *("data.heldout=2", "train.steps=10", "train.workers=0", "eval.examples=2", "connector.dropout=0.1"),
+    *("data.heldout=2", "train.steps=10", "compute.workers=0", "eval.examples=2", "connector.dropout=0.1"),
 )
 
 
@@ -62,7 +62,7 @@ def digits(lines):
 
 
 def test_a_second_epoch_and_a_second_run_never_call_the_encoder(run_once, tmp_path):
-    bank = f"train.feature_bank={tmp_path / 'bank'}"
+    bank = f"compute.feature_bank={tmp_path / 'bank'}"
     bare, _, all_views = run_once("bare")
     first, status, encoded = run_once("first", bank)
     assert digits(first) == digits(bare)

@@ -51,7 +51,7 @@ def command(tiny_values, tmp_path, server):
             *(*kept, "data=llava_instruct", f"data.path={records}"),
             *("data.heldout=8", "template=chatml", "images.max_bad=0.5", f"images.cache={tmp_path}/cache"),
             *(f"images.{key}={value}" for key, value in images.items()),
-            *(f"paths.runs={tmp_path}/runs", "train.workers=2", *overrides),
+            *(f"paths.runs={tmp_path}/runs", "compute.workers=2", *overrides),
         ]
 
     return make
@@ -74,7 +74,7 @@ def rows(path: Path):
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_run_over_bad_pictures_ends_and_tells_each(command, tmp_path, world):
     """The loop ends a run whose ranks do not draw the same step."""
-    done = run(command(120, 24, "train.steps=20", "train.batch_size=12", "train.log_every=5"), world)
+    done = run(command(120, 24, "train.steps=20", "train.batch_size=12", "log.every=5"), world)
     assert done.returncode == 0, done.stderr
     folder = only(tmp_path)
     errors = rows(folder / "data_errors.jsonl")
@@ -103,7 +103,7 @@ def test_a_second_epoch_asks_for_nothing(command, tmp_path, server):
 
 
 def test_a_killed_run_replaces_alike_when_the_server_has_recovered(command, tmp_path, server):
-    arguments = command(60, 12, "train.steps=24", "train.batch_size=8", "checkpoint.every=4", "train.log_every=1")
+    arguments = command(60, 12, "train.steps=24", "train.batch_size=8", "checkpoint.every=4", "log.every=1")
     process = subprocess.Popen(
         [sys.executable, "-m", "beni.train", *arguments],
         start_new_session=True,

@@ -14,7 +14,7 @@ from support.processes import run_module
 def test_a_small_model_learns_the_colours_it_sees_and_not_those_it_cannot(tmp_path: Path):
     arguments = [
         *[f"paths.runs={tmp_path}", "study.name=learns"],
-        *["train.steps=220", "train.batch_size=32", "train.threads=1", "train.workers=1", "data.heldout=400"],
+        *["train.steps=220", "train.batch_size=32", "compute.threads=1", "compute.workers=1", "data.heldout=400"],
         *["optim.warmup_ratio=0.1", "eval.gallery=4", "checkpoint.every=0"],
     ]
     done = run_module("beni.train", *arguments, seconds=600)

@@ -34,7 +34,7 @@ PAIRS = [(encoder, llm) for encoder in ENCODERS for llm in LLMS if llm not in FE
 
 @pytest.mark.parametrize(("encoder", "llm"), PAIRS, ids=[f"{encoder}-{llm}" for encoder, llm in PAIRS])
 def test_the_pair_trains_saves_reloads_and_generates(tiny_run, steps_of, tmp_path, encoder, llm):
-    run = tiny_run("connector=linear", "train.batch_size=2", "train.layout=padded", "data.image_size=24")
+    run = tiny_run("connector=linear", "train.batch_size=2", "compute.layout=padded", "data.image_size=24")
     cnn = encoder in ("convnext", "resnet")
     size = 64 if cnn else 24
     run["vision"]["attn_implementation"] = "eager" if cnn else "sdpa"

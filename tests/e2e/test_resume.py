@@ -19,7 +19,7 @@ STEPS = 24
 OVERRIDES = (
     f"train.steps={STEPS}",
     "checkpoint.every=5",
-    "train.workers=1",
+    "compute.workers=1",
     "connector.dropout=0.1",
     "eval.examples=2",
     "data.heldout=2",
@@ -105,5 +105,5 @@ def test_a_command_finds_its_own_run_folder_only(tiny_run, kind):
     from beni.runs.identity import run_folder
 
     ours = tiny_run()
-    theirs = tiny_run("optim.lr=0.5") if kind.startswith("another") else tiny_run("train.log_every=7")
+    theirs = tiny_run("optim.lr=0.5") if kind.startswith("another") else tiny_run("log.every=7")
     assert (run_folder(ours) == run_folder(theirs)) == (kind == "no key at all")

@@ -10,7 +10,7 @@ from beni.run import train
 from beni.vision.hf import HFVision
 
 ROOT = Path(__file__).parents[2]
-VALUES = ("train.steps=60", "train.batch_size=32", "train.threads=1", "train.workers=0", "train.device=cpu")
+VALUES = ("train.steps=60", "train.batch_size=32", "compute.threads=1", "compute.workers=0", "compute.device=cpu")
 VALUES += ("llm.architecture.num_hidden_layers=2", "eval.examples=64", "checkpoint.every=0")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 
+from beni.assemble import make_schedule
 from beni.config.build import build as build_part
 from beni.data.batch.loader import Steps
 from beni.data.render.template import Renderer
@@ -17,7 +18,6 @@ from beni.distributed.environment import process_group, read_environment
 from beni.distributed.fsdp import shard
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build
-from beni.run import make_schedule
 from beni.training.step import forward_backward
 
 

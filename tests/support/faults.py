@@ -50,7 +50,7 @@ PATIENCE = 180
 STRUCK = 0.9
 """Share of the faults of a campaign that must have met their run."""
 OVERRIDES = (
-    *(f"train.steps={STEPS}", f"checkpoint.every={EVERY}", "train.accumulation=2", "train.workers=1"),
+    *(f"train.steps={STEPS}", f"checkpoint.every={EVERY}", "train.accumulation=2", "compute.workers=1"),
     *("optim.lr=1e-2", "connector.dropout=0.1", "data.text_share=0.3", "data.heldout=2"),
     *(f"eval.every={EVALUATES}", "eval.examples=2", "checkpoint.export=true"),
 )
@@ -539,7 +539,7 @@ def ask_evaluating(campaign: Campaign, folder: Path, world: int, rng: random.Ran
 
 def hang(campaign: Campaign, folder: Path, world: int, rng: random.Random, began: int) -> Life:
     """A rank is stopped (SIGSTOP), or its loader hangs; the watchdog ends the run and says which rank it is."""
-    victim, stops, patience = rng.randrange(world), world > 1 and rng.random() < 0.6, "train.watchdog_s=3"
+    victim, stops, patience = rng.randrange(world), world > 1 and rng.random() < 0.6, "log.watchdog_s=3"
     loading = {"where": "beni.data.batch.loader:Steps.__getitem__", "calls": rng.randrange(3, 6), "action": "hang"}
     life = campaign.start(folder, world, {} if stops else {victim: [loading]}, patience)
     if stops:

@@ -14,7 +14,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from beni.adapter.base import Adapter
+from beni.config.ranges import AtLeast, Below, Example
 from beni.errors import CompositionError, ResumeError
 from beni.nn.linear import Targets, chosen_layers
 from beni.nn.packed import PackedLinear
@@ -56,9 +57,9 @@ class Lora(Adapter):
     def __init__(
         self,
         *,
-        r: int,
-        alpha: int,
-        dropout: float,
+        r: Annotated[int, AtLeast(1), Example("8")],
+        alpha: Annotated[int, AtLeast(1), Example("16")],
+        dropout: Annotated[float, AtLeast(0), Below(1), Example("0.05")],
         targets: Literal["all-linear"] | list[str] | dict[str, Literal["all-linear"] | list[str]],
         dora: bool,
         rslora: bool,

@@ -68,7 +68,7 @@ def time(run: Run) -> list[dict[str, Any]]:
 
 
 def profile(run: Run) -> list[dict[str, Any]]:
-    """Rows of what the wall time of the profiled steps went into and its share; none without ``train.profile``."""
+    """Rows of what the wall time of the profiled steps went into and its share; none without ``log.profile``."""
     return [{"name": PROFILE.get(part, part), "share": share} for part, share in _below(run.status, "profile/").items()]
 
 

@@ -6,16 +6,18 @@ Each problem names the key, the value, what was expected and, for a misspelling,
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-import math
 import os
+import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
-from beni.config import schema
-from beni.config.adapters import adapter_ranges
-from beni.config.optim import OPTIMIZERS, Optim, optim_ranges
+from beni.components import PART_GROUPS, Backbone, Component
+from beni.config.schema import RULES, SECTIONS
+from beni.config.sections.optim import OPTIMIZERS, Optim
+from beni.config.sections.train import PlanMode
 from beni.config.signature import Key, keys_of
 from beni.config.suggest import unknown_key
 from beni.config.types import example, expectation, fits
@@ -27,17 +29,31 @@ TRUST_VARIABLE = "BENI_TRUSTED"
 GENERATED = ("choices",)
 """Top-level keys that beni itself writes into the frozen run."""
 
-PLAN_MODE = f"Literal{list(get_args(schema.PlanMode))}"
-"""``schema.PlanMode`` spelt out, since annotations are compared as text."""
+ALIASES = {
+    name: f"Literal{list(get_args(alias))}"
+    for name, alias in (("PlanMode", PlanMode), ("Component", Component), ("Backbone", Backbone))
+}
+"""Names in the annotations of sections, spelt out, since annotations are compared as text."""
 
 
 def check(run: dict[str, Any]) -> None:
-    """A composed, resolved run as plain dicts.
+    """A run as plain dicts, resolved and completed (config/compose.py): each value, and the rules between them.
 
     Raises:
         ConfigError: with every problem found, one a line.
     """
-    known = (*schema.PART_GROUPS, *schema.SECTIONS, *GENERATED)
+    check_values(run)
+    if problems := [problem for rules in RULES for problem in rules(run)]:
+        raise ConfigError("\n".join(problems))
+
+
+def check_values(run: dict[str, Any]) -> None:
+    """Each value of a run by itself: its key, its type, its range, its target.
+
+    Raises:
+        ConfigError: with every problem found, one a line.
+    """
+    known = (*PART_GROUPS, *SECTIONS, *GENERATED)
     tree = {key: value for key, value in run.items() if key in known}
     problems = [unknown_key(key, tree, run.get("choices", {})) for key in run if key not in known]
     problems += [
@@ -45,16 +61,14 @@ def check(run: dict[str, Any]) -> None:
         for key in known
         if key not in run and key not in GENERATED
     ]
-    for group in schema.PART_GROUPS:
+    for group in PART_GROUPS:
         if group in run:
             problems += _check_part(group, run[group], run.get("choices", {}))
-    for name, section in schema.SECTIONS.items():
+    for name, section in SECTIONS.items():
         if name == "optim" and name in run:
             problems += _check_optim(run[name], run.get("choices", {}).get("optim"))
         elif name in run:
             problems += _check_section(name, run[name], section)
-    if not problems:
-        problems = list(_ranges(run))
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -167,9 +181,37 @@ def _check_section(path: str, node: Any, section: type[Any]) -> list[str]:
             problems.append(_missing(f"{path}.{name}", annotation))
         elif dataclasses.is_dataclass(hints[name]):
             problems += _check_section(f"{path}.{name}", node[name], hints[name])
+        elif entries := _entries(annotation):
+            problems += _check_entries(f"{path}.{name}", node[name], *entries)
         elif not fits(node[name], annotation):
             problems.append(_wrong_type(f"{path}.{name}", node[name], annotation))
     return problems
+
+
+def _entries(annotation: str) -> tuple[list[str], str] | None:
+    """The keys that a mapping may have and the annotation of its values; None for every other annotation."""
+    match ast.parse(annotation, mode="eval").body:
+        case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[ast.Subscript(slice=keys), value])):
+            return list(ast.literal_eval(keys)), ast.unparse(value)
+    return None
+
+
+def _check_entries(path: str, node: Any, keys: list[str], annotation: str) -> list[str]:
+    """A mapping of which any part may be given: ``train.plan={llm: lora}``."""
+    if not isinstance(node, dict):
+        return [
+            f"{path}={_shown(node)}, expected a mapping from some of {', '.join(keys)}\n"
+            f"  fix: set {path}.{keys[-1]}={example(annotation)}"
+        ]
+    tree: Any = dict.fromkeys(keys)
+    for name in reversed(path.split(".")):
+        tree = {name: tree}
+    problems = [unknown_key(f"{path}.{key}", tree, {}) for key in node if key not in keys]
+    return problems + [
+        _wrong_type(f"{path}.{key}", value, annotation)
+        for key, value in node.items()
+        if key in keys and not fits(value, annotation)
+    ]
 
 
 def _check_optim(node: Any, choice: str | None) -> list[str]:
@@ -185,177 +227,8 @@ def _check_optim(node: Any, choice: str | None) -> list[str]:
 
 
 def _fields(section: type[Any]) -> dict[str, str]:
-    return {field.name: str(field.type).replace("PlanMode", PLAN_MODE) for field in dataclasses.fields(section)}
-
-
-AT_LEAST = {
-    "train.steps": 1,
-    "train.batch_size": 1,
-    "train.accumulation": 1,
-    "train.log_every": 1,
-    "train.seed": 0,
-    "train.threads": 0,
-    "train.workers": 0,
-    "train.watchdog_s": 0,
-    "optim.min_lr": 0,
-    "optim.weight_decay": 0,
-    "optim.clip": 0,
-    "template.max_length": 1,
-    "schedule.tokens": 1,
-    "schedule.images": 1,
-    "schedule.window": 1,
-    "schedule.tokens_per_image": 0,
-    "checkpoint.every": 0,
-    "checkpoint.keep": 1,
-    "images.concurrency": 1,
-    "images.per_host": 1,
-    "images.retries": 0,
-    "images.max_pixels": 1,
-    "images.min_side": 1,
-    "images.redirects": 0,
-    "images.ahead": 0,
-    "images.max_bad": 0,
-    "eval.every": 0,
-    "eval.examples": 0,
-    "eval.gallery": 0,
-    "eval.batch_size": 1,
-}
-"""Smallest value of each number that has one."""
-
-
-def profiled_steps(value: str | int) -> tuple[int, int] | None:
-    """First and last step of ``train.profile``; None where it is neither ``first:last`` nor a number."""
-    first, _, last = str(value).partition(":")
-    return (int(first), int(last or first)) if first.isdecimal() and (last or first).isdecimal() else None
-
-
-def _ranges(run: dict[str, Any]) -> Iterable[str]:
-    """Rules that no type expresses."""
-    for path, least in AT_LEAST.items():
-        section, _, name = path.partition(".")
-        value = run[section][name]
-        if value != "auto" and not value >= least:  # not "<": nan must be refused as well
-            yield f"{path}={value}, expected at least {least}\n  fix: set {path}={least} or more"
-    train = run["train"]
-    if train["accumulation"] > train["batch_size"]:
-        yield (
-            f"train.accumulation={train['accumulation']} micro-batches cannot share "
-            f"train.batch_size={train['batch_size']} samples\n"
-            f"  fix: set train.accumulation={train['batch_size']} or less"
-        )
-    yield from _phase_ranges(train)
-    schedule = run["schedule"]
-    if schedule["cycle"] and schedule["modality"] != "grouped":
-        yield (
-            f"schedule.cycle={schedule['cycle']} keeps modalities apart, but schedule.modality={schedule['modality']}\n"
-            "  fix: set schedule.modality=grouped or schedule.cycle=[]"
-        )
-    if schedule["unit"] == "pack" and schedule["group"] == "length":
-        yield (
-            "schedule.group=length sorts single samples, but schedule.unit=pack\n"
-            "  fix: set schedule.group=none or schedule.unit=sample"
-        )
-    yield from optim_ranges(run)
-    best = run["checkpoint"]["keep_best"]
-    if best is not None and not best.startswith("eval/"):
-        yield (
-            f"checkpoint.keep_best={best}, expected a metric of the evaluation\n"
-            "  fix: set checkpoint.keep_best=eval/accuracy, eval/loss or null"
-        )
-    elif best is not None and not run["eval"]["every"]:
-        yield (
-            f"checkpoint.keep_best={best} compares evaluations, but eval.every=0 makes only the last\n"
-            "  fix: set eval.every, or checkpoint.keep_best=null"
-        )
-    peak = train["peak_tflops"]
-    if peak is not None and not 0 < peak < float("inf"):
-        yield f"train.peak_tflops={peak}, expected a number above 0 or null\n  fix: set train.peak_tflops=null"
-    if train["watchdog_s"] == float("inf"):
-        yield "train.watchdog_s=inf, expected a number of seconds\n  fix: set train.watchdog_s=0 to wait for ever"
-    images = run["images"]
-    for name in ("timeout", "idle_timeout", "max_mib", "cache_gib"):
-        if not 0 < images[name] < float("inf"):
-            yield f"images.{name}={images[name]}, expected a number above 0\n  fix: set images.{name}=10"
-    if images["max_bad"] > 1:
-        yield f"images.max_bad={images['max_bad']}, expected a share of all pictures\n  fix: set images.max_bad=0.05"
-    if train["profile"] is not None:
-        steps = profiled_steps(train["profile"])
-        if steps is None or not 1 <= steps[0] <= steps[1] <= train["steps"]:
-            yield (
-                f"train.profile={train['profile']}, expected steps first:last between 1 and {train['steps']}\n"
-                "  fix: set train.profile=4:6, or null"
-            )
-    guard = train["guard"]
-    for key, least in (("threshold", 1), ("window", 8), ("most", 0)):
-        if not guard[key] >= least:
-            yield f"train.guard.{key}={guard[key]}, expected at least {least}\n  fix: set train.guard.{key}={least}"
-    if not 0 <= train["memory_budget"] <= 1:
-        yield (
-            f"train.memory_budget={train['memory_budget']}, expected a share in [0, 1]\n"
-            "  fix: set train.memory_budget=0.5"
-        )
-    if train["activation_checkpointing"] == "memory_budget" and not train["compile"]:
-        yield (
-            "train.activation_checkpointing=memory_budget is the compiler's choice, but train.compile=false\n"
-            "  fix: set train.compile=true or train.activation_checkpointing=selective"
-        )
-    bank, vision = train["feature_bank"], train["plan"]["vision"]
-    if bank is not None and not bank.strip():
-        yield "train.feature_bank is empty, expected a folder or null\n  fix: set train.feature_bank=null"
-    elif bank is not None and vision not in ("frozen", "auto"):
-        yield (
-            f"train.feature_bank={bank} keeps the features of a frozen encoder, but train.plan.vision={vision}\n"
-            "  fix: set train.plan.vision=frozen or train.feature_bank=null"
-        )
-    if bank is not None and run["fsdp"]["frozen"] == "shard":
-        yield (
-            "fsdp.frozen=shard has all processes encode together, but train.feature_bank lets each leave out what it "
-            "has\n  fix: set fsdp.frozen=replicate or train.feature_bank=null"
-        )
-    yield from _fsdp_ranges(run["fsdp"])
-    yield from adapter_ranges(run)
-    name = run["study"]["name"]
-    if not name.strip() or "/" in name or name.startswith("."):
-        yield f"study.name={name}, expected the name of a folder below paths.runs\n  fix: set study.name=default"
-    if not run["paths"]["runs"].strip():
-        yield "paths.runs is empty, expected a folder\n  fix: set paths.runs=runs"
-
-
-def _fsdp_ranges(fsdp: Mapping[str, Any]) -> Iterable[str]:
-    """Of what only some modes have."""
-    size, mode = fsdp["shard_size"], fsdp["mode"]
-    if fsdp["offload"] and mode == "none":
-        yield (
-            "fsdp.offload=true with fsdp.mode=none, which keeps the model where it computes\n"
-            "  fix: set fsdp=full, for one process too, or fsdp.offload=false"
-        )
-    if fsdp["frozen"] == "shard" and mode in ("none", "ddp"):
-        yield (
-            f"fsdp.frozen=shard with fsdp.mode={mode}, under which every process holds the whole model\n"
-            "  fix: set fsdp=full or fsdp=hybrid, or fsdp.frozen=replicate"
-        )
-    if size is not None and (size < 1 or mode != "hybrid"):
-        yield (
-            f"fsdp.shard_size={size} with fsdp.mode={mode}, expected null, or under hybrid at least 1\n"
-            "  fix: set fsdp.shard_size=null, or choose fsdp=hybrid"
-        )
-
-
-def _phase_ranges(train: Mapping[str, Any]) -> Iterable[str]:
-    """Of the average of the weights, and of when components begin to train."""
-    if not 0 <= train["ema"] < 1:
-        yield f"train.ema={train['ema']}, expected a decay in [0, 1)\n  fix: set train.ema=0.999, or 0 for none"
-    for component, share in train["thaw"].items():
-        key = f"train.thaw.{component}={share}"
-        if not 0 <= share < 1:
-            yield f"{key}, expected a share of the steps in [0, 1)\n  fix: set train.thaw.{component}=0.1"
-        elif share and train["plan"][component] == "frozen":
-            yield (
-                f"{key}, but train.plan.{component}=frozen never trains\n"
-                f"  fix: set train.plan.{component}=full or train.thaw.{component}=0"
-            )
-        elif share and math.ceil(share * train["steps"]) >= train["steps"]:
-            yield (
-                f"{key} leaves {component} no step of train.steps={train['steps']}\n"
-                f"  fix: set train.thaw.{component} lower, or train.plan.{component}=frozen"
-            )
+    """Field -> its annotation as text."""
+    names = re.compile(rf"\b({'|'.join(ALIASES)})\b")
+    return {
+        field.name: names.sub(lambda found: ALIASES[found[1]], str(field.type)) for field in dataclasses.fields(section)
+    }

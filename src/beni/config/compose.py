@@ -6,12 +6,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from beni.config.check import check
-from beni.config.schema import PART_GROUPS
+from beni.components import BACKBONES, COMPONENTS, PART_GROUPS
+from beni.config.check import check, check_values
+from beni.config.sections.train import resolved_plan
 from beni.errors import ConfigError
 from beni.paths import conf_dir
+
+SPARSE = ("train.plan", "train.thaw", "optim.lr_scale", "optim.layer_decay")
+"""Mappings that name components: empty in ``conf/``, and open for ``train.plan.llm=lora`` without a plus."""
+
+
+def _open_mappings() -> DictConfig:
+    """Empty mappings that Hydra lets overrides add to; the first entry of the defaults list of conf/train.yaml."""
+    root = OmegaConf.create({})
+    for path in SPARSE:
+        OmegaConf.update(root, path, OmegaConf.create({}, flags={"struct": False}))
+    return root
+
+
+ConfigStore.instance().store(name="open_mappings", node=_open_mappings(), provider="beni")
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> dict[str, Any]:
@@ -50,26 +66,24 @@ def freeze(composed: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
     assert isinstance(plain, dict)
     run = {str(key): value for key, value in plain.items()}
     run["choices"] = {g: str(o) for g, o in choices.items() if not g.startswith("hydra/") and o is not None}
-    check(run)
+    check_values(run)
     for group in PART_GROUPS:
         if group not in run["choices"]:  # of a list Hydra names none, and merges them into one part
             raise ConfigError(
                 f"{group} takes one option, and was given a list\n"
                 f"  fix: set {group} to one of them, or try each: python -m beni.train -m {group}=A,B"
             )
-    run["train"]["plan"] = resolve_plan(run)
-    check(run)  # once more: what ``auto`` stood for may not fit the other settings
+    complete(run)
+    check(run)
     return run
 
 
-def resolve_plan(run: Mapping[str, Any]) -> dict[str, str]:
-    """The plan with ``auto`` decided: frozen where the component has pretrained weights by name, else full."""
-    plan = dict(run["train"]["plan"])
-    for component, mode in plan.items():
-        if mode == "auto":
-            node = run[component]
-            has_pretrained = node.get("name") is not None or (
-                "name" not in node and node.get("weights") == "pretrained"
-            )
-            plan[component] = "frozen" if has_pretrained else "full"
-    return plan
+def complete(run: dict[str, Any]) -> None:
+    """Writes into a run what ``auto`` and the components that no mapping names stand for, so that a frozen run says
+    how each of them trains.
+    """
+    train, optim = run["train"], run["optim"]
+    train["plan"] = resolved_plan(run)
+    train["thaw"] = dict.fromkeys(COMPONENTS, 0.0) | train["thaw"]
+    optim["lr_scale"] = dict.fromkeys(COMPONENTS, 1.0) | optim["lr_scale"]
+    optim["layer_decay"] = dict.fromkeys(BACKBONES, 1.0) | optim["layer_decay"]

@@ -10,6 +10,19 @@ import yaml
 
 from beni.paths import conf_dir
 
+MOVED = {
+    **{
+        f"train.{key}": f"compute.{key}"
+        for key in (
+            *("device", "precision", "threads", "workers", "layout", "loss", "compile"),
+            *("activation_checkpointing", "memory_budget", "feature_bank"),
+        )
+    },
+    "train.log_every": "log.every",
+    **{f"train.{key}": f"log.{key}" for key in ("profile", "watchdog_s", "peak_tflops")},
+}
+"""Keys that had another name, and the name they have now."""
+
 
 def closest(word: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The candidate most like ``word``, or None when none is like it."""
@@ -25,6 +38,8 @@ def unknown_key(path: str, tree: Mapping[str, Any], choices: Mapping[str, Any]) 
         tree: the run, as far as it was composed.
         choices: the option chosen for each group.
     """
+    if path in MOVED:
+        return f"unknown key {path}: it is {MOVED[path]} now\n  fix: set {MOVED[path]} instead"
     node: Any = tree
     found: list[str] = []
     rest = path.split(".")

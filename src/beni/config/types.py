@@ -1,15 +1,17 @@
-"""Whether a value from YAML fits an annotation, for the annotations that configs use."""
+"""Whether a value from YAML fits an annotation, for the annotations that configs use, ranges included."""
 
 from __future__ import annotations
 
 import ast
 from typing import Any
 
+from beni.config.ranges import AtLeast, Example, Range, metadata
 from beni.config.suggest import closest
 
 
 def fits(value: Any, annotation: str) -> bool:
-    """``value`` against the source text of a type: scalars, Literal, unions, list, tuple, dict, None, Any.
+    """``value`` against the source text of a type: scalars, Literal, unions, list, tuple, dict, None, Any, and
+    ``Annotated`` with the ranges of config/ranges.py.
 
     An int fits float (YAML writes ``1`` for ``1.0``); a bool fits only bool. An annotation outside this list accepts
     everything, since it is then the part's own business.
@@ -45,7 +47,24 @@ def _alternatives(node: ast.expr) -> list[ast.expr]:
     return [node]
 
 
+def _annotated(node: ast.expr) -> tuple[ast.expr, list[Range | Example]] | None:
+    """The type and the ranges of ``Annotated[type, range, ...]``; None for every other node."""
+    match node:
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[kind, *rest])):
+            return kind, metadata(rest)
+    return None
+
+
 def _words(node: ast.expr) -> str:
+    if annotated := _annotated(node):
+        kind, ranges = annotated
+        bounds = " and ".join(one.describe() for one in ranges if isinstance(one, Range))
+        if not bounds:
+            return _words(kind)
+        words = _words(kind)
+        if words == NAMES["float"][0] and "at most" not in bounds and "below" not in bounds:
+            words = "a finite number"
+        return f"{words}{' ' if bounds.startswith(('above', 'below')) else ' of '}{bounds}"
     match node:
         case ast.Constant(value=None):
             return "null"
@@ -60,6 +79,11 @@ def _words(node: ast.expr) -> str:
 
 
 def _examples(node: ast.expr) -> list[str]:
+    if annotated := _annotated(node):
+        kind, ranges = annotated
+        given = [one.value for one in ranges if isinstance(one, Example)]
+        bounds = [f"{one.bound:g} or more" for one in ranges if isinstance(one, AtLeast)]
+        return given or bounds or _examples(kind)
     match node:
         case ast.Constant(value=None):
             return ["null"]
@@ -71,6 +95,9 @@ def _examples(node: ast.expr) -> list[str]:
 
 
 def _fits(value: Any, node: ast.expr) -> bool:
+    if annotated := _annotated(node):
+        kind, ranges = annotated
+        return _fits(value, kind) and all(one.holds(value) for one in ranges if isinstance(one, Range))
     match node:
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return _fits(value, left) or _fits(value, right)

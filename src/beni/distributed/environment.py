@@ -48,7 +48,7 @@ class Environment:
 
 
 def read_environment(device: str, variables: Mapping[str, str] | None = None) -> Environment:
-    """Process identity from environment variables, and the device of ``train.device``.
+    """Process identity from environment variables, and the device of ``compute.device``.
 
     Raises:
         ConfigError: when torchrun's variables are only partly set.
@@ -103,7 +103,7 @@ def _device(wanted: str, local_rank: int) -> torch.device:
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ResourceError("train.device=cuda, but torch sees no CUDA device here\n  fix: set train.device=auto")
+        raise ResourceError("compute.device=cuda, but torch sees no CUDA device here\n  fix: set compute.device=auto")
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device

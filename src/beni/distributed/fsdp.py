@@ -92,7 +92,7 @@ def require_offload(device: torch.device, settings: Mapping[str, Any]) -> None:
     """Raises ConfigError when the run offloads, but computes on a CPU."""
     if settings["offload"] and device.type == "cpu":
         raise ConfigError(
-            "fsdp.offload=true, but this run computes on a CPU\n  fix: set fsdp.offload=false or train.device=cuda"
+            "fsdp.offload=true, but this run computes on a CPU\n  fix: set fsdp.offload=false or compute.device=cuda"
         )
 
 

@@ -31,7 +31,7 @@ import torch.distributed as dist
 from beni.errors import HUNG
 
 PHASES = {"start": 10.0, "data": 1.0, "step": 1.0, "save": 10.0, "evaluate": 5.0, "end": 10.0}
-"""Phases in the order of a step, and how many times ``train.watchdog_s`` each may last without a beat."""
+"""Phases in the order of a step, and how many times ``log.watchdog_s`` each may last without a beat."""
 FIRST = 10.0
 """The same for every phase of the first step after a start, in which kernels are compiled and loaders begin."""
 LONGEST = 3.0
@@ -170,7 +170,7 @@ class Watchdog:
         ]
         others = [f"rank {r}: step {p.step + 1}, {p.phase}" for r, p in sorted(places.items()) if r not in hanging]
         message = "\n".join([*lines, *([f"the others wait: {'; '.join(others)}"] if others else [])])
-        message += "\n  fix: see the stack; train.watchdog_s is the patience in seconds, 0 switches it off"
+        message += "\n  fix: see the stack; log.watchdog_s is the patience in seconds, 0 switches it off"
         shown = [rank for rank in sorted(hanging) if rank in stacks] or [self.rank]
         stack = "\n".join(f"main thread of rank {rank}:\n{stacks[rank]}" for rank in shown)
         out = sys.__stderr__

@@ -3,7 +3,7 @@
 On a GPU the host runs ahead of the device, so what happens inside a step (copies to the device, collectives) is timed
 by events on the device's stream and read when a line is logged; it is taken from the compute of the same time. Events
 cost no synchronisation. Collectives that FSDP or DDP hide behind a backward pass are compute here, also where they are
-not hidden: the trace (``train.profile``) tells them apart.
+not hidden: the trace (``log.profile``) tells them apart.
 """
 
 from __future__ import annotations

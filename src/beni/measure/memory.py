@@ -27,7 +27,7 @@ position; under bf16 what stands between the products stays in fp32 and counts t
 WITHIN = 1.3
 """Times what activations take, the estimate of them is at most."""
 SELECTIVE = (4, 1)
-"""What ``train.activation_checkpointing=selective`` keeps beside a layer's input."""
+"""What ``compute.activation_checkpointing=selective`` keeps beside a layer's input."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def estimate(
     width: of the llm.
     intermediate: width of its feed-forward layers.
     layers_train: they keep the inputs of their products.
-    checkpointing: ``train.activation_checkpointing``.
+    checkpointing: ``compute.activation_checkpointing``.
     budget: share of all activations that ``memory_budget`` keeps.
     label_rows: positions of one micro-batch that predict a label, whose logits are held at once.
     """

@@ -41,7 +41,7 @@ class Peak:
         device: its name.
         rate: FLOP/s that utilisation is a share of.
         measured: FLOP/s of a large matrix product.
-        source: where ``rate`` is from: ``data sheet``, ``measured`` or ``train.peak_tflops``.
+        source: where ``rate`` is from: ``data sheet``, ``measured`` or ``log.peak_tflops``.
     """
 
     device: str
@@ -65,7 +65,7 @@ def find_peak(device: torch.device, precision: str, given: float | None) -> Peak
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"a CPU with {threads} threads"
     measured = measure_peak(device, precision, threads)
     if given is not None:
-        return Peak(name, given * 1e12, measured, "train.peak_tflops")
+        return Peak(name, given * 1e12, measured, "log.peak_tflops")
     sheet = known_rate(name, arithmetic(precision))
     return Peak(name, sheet or measured, measured, "data sheet" if sheet else "measured")
 

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from beni.adapter.base import Adapter
 from beni.adapter.none import NoAdapter
+from beni.components import BACKBONES
 from beni.errors import ResumeError
-from beni.model.quantized import BACKBONES, Quantizable, backbone, dequantize
+from beni.model.quantized import Quantizable, backbone, dequantize
 from beni.nn.streams import torch_stream
 
 PARTS = "parts.safetensors"

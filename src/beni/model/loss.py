@@ -32,7 +32,7 @@ def chunk_rows(vocabulary: int) -> int:
 
 
 def resolve(llm: Llm, wanted: Loss) -> Loss:
-    """What ``train.loss`` comes to for this llm; ``auto`` stays where pieces are possible.
+    """What ``compute.loss`` comes to for this llm; ``auto`` stays where pieces are possible.
 
     Raises:
         ConfigError: ``fused`` with a torch that does not have it.
@@ -41,24 +41,25 @@ def resolve(llm: Llm, wanted: Loss) -> Loss:
     name = llm.describe().kind
     if wanted == "fused" and not hasattr(F, "linear_cross_entropy"):
         raise ConfigError(
-            f"train.loss=fused needs torch 2.13 or newer, this is {torch.__version__}\n  fix: set train.loss=chunked"
+            f"compute.loss=fused needs torch 2.13 or newer, this is {torch.__version__}\n"
+            "  fix: set compute.loss=chunked"
         )
     if wanted == "full" or llm.capabilities.splits_head:
         if wanted == "fused" and not llm.capabilities.linear_head:
             raise CompositionError(
                 "E-HEAD",
-                f"train.loss=fused needs logits that are one matrix product, and {name} scales, caps or adapts them",
+                f"compute.loss=fused needs logits that are one matrix product, and {name} scales, caps or adapts them",
                 groups=("llm",),
-                fix="set train.loss=chunked",
+                fix="set compute.loss=chunked",
             )
         return wanted
     if wanted == "auto":
         return "full"
     raise CompositionError(
         "E-HEAD",
-        f"train.loss={wanted} computes the head by itself, and {name} does not give the same logits then",
+        f"compute.loss={wanted} computes the head by itself, and {name} does not give the same logits then",
         groups=("llm",),
-        fix="set train.loss=full",
+        fix="set compute.loss=full",
     )
 
 

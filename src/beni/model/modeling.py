@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedModel
 
 from beni.adapter.base import Adapter
+from beni.components import BACKBONES
 from beni.config.build import build, build_stage
 from beni.data.batch.collate import pixel_key, stack_views
 from beni.errors import CompositionError
@@ -99,7 +100,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         self._check_views()
 
         if pretrained:
-            for name in ("vision", "llm"):
+            for name in BACKBONES:
                 if parts[name].get("weights") == "pretrained":
                     getattr(self, name).load_pretrained()
         self.post_init()  # before the adapters: transformers would draw their weights anew, zeros included

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from beni.config.schema import COMPONENTS
+from beni.components import COMPONENTS
 from beni.errors import TrainabilityError
 from beni.model.quantized import packed_layers
 

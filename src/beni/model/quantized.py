@@ -6,14 +6,12 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
+from beni.components import BACKBONES
 from beni.errors import CompositionError
 from beni.model.configuration import BeniConfig
 from beni.nn.linear import Targets
 from beni.nn.packed import PackedLinear
 from beni.quantization.base import Quantization
-
-BACKBONES = ("vision", "llm")
-"""Components that other people wrote."""
 
 
 @runtime_checkable

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from bitsandbytes import functional
 from bitsandbytes.autograd._functions import MatmulLtState, matmul, matmul_4bit
 from torch import Tensor, nn
 
+from beni.config.ranges import AtLeast, Example
 from beni.nn.packed import Packing, frozen_linear
 from beni.quantization.base import Quantization, by_component, pack_layers
 
@@ -77,7 +78,7 @@ class Int8(Quantization, Packing):
         self,
         *,
         targets: Literal["all-linear"] | list[str] | dict[str, Literal["all-linear"] | list[str]],
-        threshold: float,
+        threshold: Annotated[float, AtLeast(0), Example("6.0, or 0 for none")],
     ) -> None:
         self.targets, self.threshold = by_component(targets), threshold
 

@@ -7,12 +7,13 @@ wherever torch does.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from hqq.core.quantize import Quantizer
 from torch import Tensor, nn
 
+from beni.config.ranges import AtLeast, Example
 from beni.errors import CompositionError
 from beni.nn.linear import chosen_layers
 from beni.nn.packed import Packing, frozen_linear
@@ -33,7 +34,7 @@ class Hqq(Quantization, Packing):
         *,
         targets: Literal["all-linear"] | list[str] | dict[str, Literal["all-linear"] | list[str]],
         bits: Literal[8, 4, 2, 1],
-        group_size: int,
+        group_size: Annotated[int, AtLeast(1), Example("64")],
     ) -> None:
         self.targets, self.bits, self.group_size = by_component(targets), bits, group_size
 

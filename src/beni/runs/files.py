@@ -8,6 +8,7 @@
         status.json             how it is doing (runs/status.py)
         spec.json               its spec table: tokens, widths, parameters, FLOPs
         metrics.jsonl           every value of every log line; trackers mirror it
+        notices.jsonl           what the run decided or met and told the terminal, of all attempts
         data_errors.jsonl       samples that could not be used
         bad_images/             pictures that could not be, by rank
         scores.jsonl            the held-out examples of the last evaluation
@@ -16,7 +17,7 @@
         checkpoints/            step_00000100/ ..., best.json (training/checkpoint)
         model/, adapters/       what the run leaves behind (checkpoint.export)
         export/                 what beni.export writes
-        profile/                traces of the steps in train.profile
+        profile/                traces of the steps in log.profile
 
 What stands within a checkpoint is named in training/checkpoint/files.py.
 """
@@ -34,6 +35,7 @@ IDENTITY = "identity.json"
 STATUS = "status.json"
 SPEC = "spec.json"
 METRICS = "metrics.jsonl"
+NOTICES = "notices.jsonl"
 DATA_ERRORS = "data_errors.jsonl"
 BAD_IMAGES = "bad_images"
 SCORES = "scores.jsonl"

@@ -12,13 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from beni.config.schema import PART_GROUPS
+from beni.components import PART_GROUPS
 from beni.paths import PACKAGE
 
 IRRELEVANT = (
     "choices",
     "tracker",
     "launcher",
+    "log",
     "paths",
     "study",
     "checkpoint",
@@ -29,12 +30,8 @@ IRRELEVANT = (
     "images.ahead",
     "eval.gallery",
     "eval.batch_size",
-    "train.feature_bank",
-    "train.profile",
-    "train.log_every",
-    "train.peak_tflops",
-    "train.watchdog_s",
-    "train.workers",
+    "compute.feature_bank",
+    "compute.workers",
 )
 """Keys that cannot change what is learned or how it is scored, and so are no part of a run's signature."""
 

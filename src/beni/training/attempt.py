@@ -17,12 +17,12 @@ from beni.data.batch.ledger import Counts
 from beni.distributed.collectives import sum_counts
 from beni.errors import Preempted
 from beni.measure.goodput import Goodput
-from beni.model.inputs import Loss
 from beni.nn.streams import derive
 from beni.training.checkpoint.saver import Saver
 from beni.training.ema import Average
 from beni.training.job import Job
 from beni.training.optim.rate import learning_rate
+from beni.training.settings import TrainerSettings
 from beni.training.shown import Shown
 from beni.training.step import (
     StepResult,
@@ -41,29 +41,6 @@ from beni.types import Batch
 
 LATEST_CHECK = 100
 """The step after which a run that had no picture until then is held to its plan."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How a run's steps are taken.
-
-    Attributes:
-        steps: of the whole run.
-        seed: of the run's named streams.
-        precision: ``bf16`` or ``fp32``.
-        log_every: steps between log lines.
-        loss: how head and loss are computed (model/loss.py).
-        plan: component -> ``frozen``, ``full`` or ``lora``.
-        thaw: component -> share of the steps for which it stays frozen at first.
-    """
-
-    steps: int
-    seed: int
-    precision: str
-    log_every: int
-    loss: Loss
-    plan: Mapping[str, str]
-    thaw: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -90,20 +67,29 @@ class Attempt:
         thaw: what is frozen when; a context around the steps.
     """
 
-    def __init__(self, pace: Pace, job: Job, optimizer: torch.optim.Optimizer, average: Average, saver: Saver) -> None:
-        self.pace, self.job, self.optimizer, self.average, self.saver = pace, job, optimizer, average, saver
+    def __init__(
+        self,
+        settings: TrainerSettings,
+        job: Job,
+        optimizer: torch.optim.Optimizer,
+        average: Average,
+        saver: Saver,
+    ) -> None:
+        self.settings, self.job, self.optimizer, self.average, self.saver = settings, job, optimizer, average, saver
         self.model, self.device, self.guard = job.model, job.environment.device, saver.guard
         self.done, before = saver.resume()
         self.guard.begin(before.get("guard", {}))
         job.log.begin(self.done)
         sources, ledger = job.steps.source.names, before.get("ledger", {})
-        self.shown = Shown(sources, ledger, job.environment.is_main, job.max_bad, self.device)
+        self.shown = Shown(sources, ledger, job.environment.is_main, settings.max_bad, self.device)
         self.clock = saver.clock = Goodput(self.device, before.get("goodput"), job.spent, job.started)
-        if 0 < self.done < pace.steps and self._evaluates(self.done):  # it may have ended between saving and scoring
+        if 0 < self.done < settings.steps and self._evaluates(
+            self.done
+        ):  # it may have ended between saving and scoring
             job.watchdog.beat("evaluate", self.done - 1)
             with job.preemption.deferred():
                 self._evaluate(self.done, self.shown.totals())
-        self.thaw = Thaw(self.model, pace.plan, pace.thaw, pace.steps, self.done)
+        self.thaw = Thaw(self.model, settings.plan, settings.thaw, settings.steps, self.done)
         first = self.done == 0
         self.check = TrainabilityCheck.before_first_step(self.model, self.thaw.trains) if first else None
         self.window = Window(self.device, self.clock, self.model.feature_bank, job.meter)
@@ -147,12 +133,14 @@ class Attempt:
             DivergenceError: the run is to end.
             TrainabilityError: when what trains differs from the plan.
         """
-        pace, model, finished = self.pace, self.model, step + 1
+        settings, model, finished = self.settings, self.model, step + 1
         self.clock.go("compute")
-        torch.manual_seed(derive(pace.seed, "dropout", step, self.job.environment.rank))
-        result = forward_backward(model, batches, step, self.device, pace.precision, pace.loss, self.clock, pace.steps)
+        torch.manual_seed(derive(settings.seed, "dropout", step, self.job.environment.rank))
+        result = forward_backward(
+            model, batches, step, self.device, settings.precision, settings.loss, self.clock, settings.steps
+        )
         norms = gradient_norm(model)
-        rate, norm = learning_rate(step, pace.steps, self.job.optim), whole(norms)
+        rate, norm = learning_rate(step, settings.steps, settings.optim), whole(norms)
         samples = [sample for batch in batches for sample in batch.ids]
         accepted, told = self.guard.accepts(model, finished, result.loss, norm, samples)
         if told:
@@ -165,7 +153,7 @@ class Attempt:
                 self.job.log.notice(f"{name} never receives a gradient in this run and is frozen")
         by_component = component_norms(model) if self._logs(finished) else {}
         if accepted:
-            update(model, self.optimizer, rate, self.job.optim["clip"], norms)
+            update(model, self.optimizer, rate, settings.optim["clip"], norms)
             self.average.update()
         else:
             self.optimizer.zero_grad(set_to_none=True)
@@ -194,7 +182,7 @@ class Attempt:
             if self._saves(finished):
                 self.job.watchdog.beat("save", finished - 1)
                 self.saver.save(finished, totals)
-            if self._evaluates(finished) and finished < self.pace.steps:
+            if self._evaluates(finished) and finished < self.settings.steps:
                 self.job.watchdog.beat("evaluate", finished - 1)
                 self._evaluate(finished, totals)
                 self.thaw.set_modes()
@@ -204,21 +192,23 @@ class Attempt:
 
     def end(self) -> None:
         """Evaluates after the last step, and waits for its checkpoint."""
-        self.job.watchdog.beat("evaluate", self.pace.steps)
+        self.job.watchdog.beat("evaluate", self.settings.steps)
         self.clock.go("other")
-        self._evaluate(self.pace.steps, self.shown.totals())
-        self.job.watchdog.beat("end", self.pace.steps)
-        self.saver.settle(self.pace.steps)
+        self._evaluate(self.settings.steps, self.shown.totals())
+        self.job.watchdog.beat("end", self.settings.steps)
+        self.saver.settle(self.settings.steps)
 
     def _logs(self, finished: int) -> bool:
-        return finished % self.pace.log_every == 0 or finished in (1, self.pace.steps)
+        return finished % self.settings.log_every == 0 or finished in (1, self.settings.steps)
 
     def _saves(self, finished: int) -> bool:
-        every = self.job.checkpoint["every"]
-        return finished == self.pace.steps or bool(every and finished % every == 0)
+        every = self.settings.checkpoint["every"]
+        return finished == self.settings.steps or bool(every and finished % every == 0)
 
     def _evaluates(self, finished: int) -> bool:
-        return finished == self.pace.steps or (self.job.eval_every > 0 and finished % self.job.eval_every == 0)
+        return finished == self.settings.steps or (
+            self.settings.eval_every > 0 and finished % self.settings.eval_every == 0
+        )
 
     def _reports(self, finished: int) -> bool:
         return self._logs(finished) or self._saves(finished) or self._evaluates(finished)
@@ -229,7 +219,7 @@ class Attempt:
         """
         if self.check is None:
             return False
-        if finished in (self.pace.steps, LATEST_CHECK):
+        if finished in (self.settings.steps, LATEST_CHECK):
             return True
         return sum_counts([sum(batch.pixels is not None for batch in batches)], self.device)[0] > 0
 
@@ -260,7 +250,7 @@ class Attempt:
         if self.saver.saved != step and step > 0:
             self.saver.save(step, totals)
         self.saver.settle(step)
-        how = "" if self.job.checkpoint["resume"] == "auto" else "with checkpoint.resume=auto "
+        how = "" if self.settings.checkpoint["resume"] == "auto" else "with checkpoint.resume=auto "
         saved = self.saver.saved == step
         kept = f"its checkpoint is saved, the same command {how}goes on from there" if saved else "not saved"
         raise Preempted(f"{self.job.preemption.name} after step {step}: {kept}")

@@ -59,7 +59,7 @@ def recomputing(blocks: Sequence[nn.Module], mode: Mode) -> Iterator[None]:
 
 
 def prepare_blocks(model: BeniForConditionalGeneration, settings: Mapping[str, Any]) -> None:
-    """What the ``train`` section says of repeated layers; before sharding, whose hooks go around."""
+    """What the ``compute`` section says of repeated layers; before sharding, whose hooks go around."""
     mode = settings["activation_checkpointing"]
     recompute(model.layers_with_gradient(), mode)
     if settings["compile"]:

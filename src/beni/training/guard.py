@@ -59,7 +59,7 @@ class Guard:
     """Looks at each step between its backward pass and its update.
 
     Args:
-        settings: ``train.guard`` (config/schema.py).
+        settings: ``train.guard`` (config/sections/train.py).
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -170,7 +170,7 @@ class Guard:
 
     def _fix(self, policy: str) -> str:
         if policy == "halt":
-            return "lower optim.lr, set train.precision=fp32, or leave such steps out (train.guard: skip or rewind)"
+            return "lower optim.lr, set compute.precision=fp32, or leave such steps out (train.guard: skip or rewind)"
         return f"{len(self.left_out)} steps were left out before, train.guard.most allows no more; lower optim.lr"
 
 

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from beni.components import BACKBONES
 from beni.errors import ResumeError
 from beni.model import adapters
 from beni.model.configuration import BeniConfig
 from beni.model.modeling import BeniForConditionalGeneration
-from beni.model.quantized import BACKBONES, backbone, packed_layers
+from beni.model.quantized import backbone, packed_layers
 from beni.nn.packed import PREFIX
 from beni.runs.files import COMPLETE, MODEL
 

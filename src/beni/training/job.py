@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from beni.data.batch.loader import Steps
 from beni.distributed.environment import Environment
@@ -37,7 +37,6 @@ class Job:
         steps: optimizer step -> this rank's micro-batches.
         checkpoints: folder of the run's checkpoints.
         signature: of the run; a checkpoint of another one is refused.
-        max_bad: share of all pictures that may be bad before the run ends.
         evaluate: called with the number of finished steps; returns the scores. Raises ``Preempted`` when asked to end.
         preemption: the signals that end the run early.
         watchdog: is told how far this rank has come.
@@ -50,12 +49,8 @@ class Job:
     model: BeniForConditionalGeneration
     steps: Steps
     environment: Environment
-    optim: Mapping[str, Any]
-    checkpoint: Mapping[str, Any]
     checkpoints: Path
     signature: str
-    max_bad: float
-    eval_every: int
     evaluate: Callable[[int], Mapping[str, float]]
     log: Log
     preemption: Preemption = field(default_factory=Preemption)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from beni.config.schema import COMPONENTS
+from beni.components import BACKBONES, COMPONENTS
 from beni.errors import TrainabilityError
 
 
@@ -37,10 +37,6 @@ def store_frozen_in_bf16(model: nn.Module, plan: Mapping[str, str]) -> None:
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2 and not parameter.requires_grad and plan[name.partition(".")[0]] != "full":
             parameter.data = parameter.data.to(torch.bfloat16)
-
-
-BACKBONES = ("vision", "llm")
-"""Components that other people wrote: single tensors of theirs may be unused in a given run."""
 
 
 @dataclass
@@ -78,6 +74,7 @@ class TrainabilityCheck:
                     f"{component} is planned to train, but every tensor of it is frozen: {_some(asleep)}\n"
                     f"  fix: set train.plan.{component}=frozen, or leave requires_grad of its parameters to the plan"
                 )
+            # single tensors of a model that other people wrote may be unused in a given run
             if mute and (len(mute) == len(planned) or component not in BACKBONES):
                 raise TrainabilityError(
                     f"{component} is planned to train, but no gradient reached {_some(mute)}\n"

@@ -84,7 +84,8 @@ class FeatureBank:
             self._tell(description)
         except OSError as error:
             raise ResourceError(
-                f"train.feature_bank={folder} cannot be used: {error}\n  fix: set it to a folder that can be written to"
+                f"compute.feature_bank={folder} cannot be used: {error}\n"
+                "  fix: set it to a folder that can be written to"
             ) from error
         self.hits = self.misses = self.encoded = 0
         self._bf16, self._notice = description["precision"] == "bf16", notice

@@ -126,3 +126,31 @@ def test_an_example_fits_its_own_annotation(annotation: str) -> None:
     import yaml
 
     assert fits(yaml.safe_load(example(annotation)), annotation)
+
+
+@given(st.floats() | st.integers())
+def test_a_range_holds_exactly_between_its_bounds_and_never_for_what_is_not_finite(value: float) -> None:
+    assert fits(value, "Annotated[float, AtLeast(0), Below(1)]") == (0 <= value < 1)
+    assert fits(value, "Annotated[float, Above(0), AtMost(1)]") == (0 < value <= 1)
+    assert fits(value, "Annotated[float, AtLeast(2)]") == (2 <= value < float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words", "shown"),
+    [
+        ("Annotated[int, AtLeast(1)]", "a whole number of at least 1", "1 or more"),
+        ("Annotated[int, AtLeast(0)] | Literal['auto']", "a whole number of at least 0 or auto", "0 or more"),
+        ("Annotated[float, Above(0), Example('null')] | None", "a finite number above 0 or null", "null"),
+        ("Annotated[float, AtLeast(0), Below(1), Example('0.5')]", "a number of at least 0 and below 1", "0.5"),
+        ("Annotated[str, Marker('x')]", "text", "..."),
+    ],
+)
+def test_a_range_is_part_of_what_is_expected(annotation: str, words: str, shown: str) -> None:
+    assert expectation(annotation) == words
+    assert example(annotation) == shown
+
+
+def test_a_range_does_not_excuse_the_type() -> None:
+    assert not fits(True, "Annotated[int, AtLeast(0)]")
+    assert not fits("3", "Annotated[int, AtLeast(0)]")
+    assert fits("auto", "Annotated[int, AtLeast(0)] | Literal['auto']")

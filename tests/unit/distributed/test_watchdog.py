@@ -56,7 +56,7 @@ def test_a_process_that_does_not_move_is_ended_with_its_place_and_stack(watching
         assert ended.event.wait(20)
     assert ended.code == HUNG == 70
     assert ended.message.startswith("rank 0 hangs in step 4, phase data: it has not moved for ")
-    assert "train.watchdog_s" in ended.message
+    assert "log.watchdog_s" in ended.message
     assert "test_a_process_that_does_not_move" in ended.stack
     said = capfd.readouterr().err
     assert "rank 0 hangs in step 4" in said

@@ -11,8 +11,9 @@ import torch
 from beni.data.batch.collate import Item, collate
 from beni.data.batch.loader import item
 from beni.data.images import decode
-from beni.data.render.template import IGNORE, Encoded
+from beni.data.render.template import Encoded
 from beni.evals.subject import Asked, Subject, left_padded
+from beni.types import IGNORE
 
 ANYRES = ("views=anyres", "views.canvases=[[1,2],[2,1],[2,2]]", "template.max_length=2048")
 INSTRUCT = (

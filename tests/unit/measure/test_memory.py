@@ -57,7 +57,7 @@ def test_logits_are_counted_as_the_loss_keeps_them(tiny_run, tiny_model, monkeyp
     monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * model.llm.vocab_size * 10)
 
     def activations(how):
-        return estimate_memory(model, tiny_run(f"train.loss={how}"), 1, 64, 8).activations
+        return estimate_memory(model, tiny_run(f"compute.loss={how}"), 1, 64, 8).activations
 
     lacking = (8 * 8 - 10) * model.llm.vocab_size * 12
     assert activations("full") - activations("chunked") == lacking
@@ -205,8 +205,8 @@ def test_activations_are_estimated_as_layers_keep_them(tiny_run, tiny_model, mon
     from beni.model.costing.memory import estimate_memory
     from beni.training.trainable import store_frozen_in_bf16
 
-    overrides = [f"train.activation_checkpointing={mode}", f"train.plan.llm={plan}", "train.batch_size=1"]
-    overrides += ["llm.architecture.num_hidden_layers=8", f"train.precision={precision}"]
+    overrides = [f"compute.activation_checkpointing={mode}", f"train.plan.llm={plan}", "train.batch_size=1"]
+    overrides += ["llm.architecture.num_hidden_layers=8", f"compute.precision={precision}"]
     model, run = tiny_model(*overrides), tiny_run(*overrides)
     if precision == "bf16":
         store_frozen_in_bf16(model, run["train"]["plan"])
@@ -222,10 +222,10 @@ def test_activation_checkpointing_lessens_what_is_estimated(tiny_run, tiny_model
     model = tiny_model()
 
     def activations(mode, *further):
-        overrides = (f"train.activation_checkpointing={mode}", "train.precision=bf16", *further)
-        return estimate_memory(model, tiny_run("train.compile=true", *overrides), 1, 64, 8).activations
+        overrides = (f"compute.activation_checkpointing={mode}", "compute.precision=bf16", *further)
+        return estimate_memory(model, tiny_run("compute.compile=true", *overrides), 1, 64, 8).activations
 
-    budgets = [activations("memory_budget", f"train.memory_budget={share}") for share in (0, 0.5, 1)]
+    budgets = [activations("memory_budget", f"compute.memory_budget={share}") for share in (0, 0.5, 1)]
     assert activations("full") == budgets[0] < activations("selective") < activations("none") <= budgets[2]
     assert budgets == sorted(budgets)
 
@@ -242,7 +242,7 @@ def test_the_fix_names_what_would_help_this_run_and_what_it_may_have(tiny_run, t
         found = remedies(model, run, device, *sizes).items()
         return {name for name, other in found if other.peak < need}
 
-    saved = {"train.activation_checkpointing=full", "train.accumulation=2", "train.precision=bf16"}
+    saved = {"compute.activation_checkpointing=full", "train.accumulation=2", "compute.precision=bf16"}
     assert helpful(CPU, 1) == saved
     assert helpful(GPU, 1) == saved | {"fsdp=full fsdp.offload=true"}
     shared = {"fsdp=full", "fsdp=full fsdp.frozen=shard", "fsdp=full fsdp.offload=true"}

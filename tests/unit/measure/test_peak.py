@@ -36,7 +36,7 @@ def test_a_device_that_is_not_known_is_measured_and_said_to_be():
 
 def test_a_given_rate_decides_and_the_measured_one_is_kept():
     found = find_peak(CPU, "fp32", 2.5)
-    assert (found.rate, found.source) == (2.5e12, "train.peak_tflops")
+    assert (found.rate, found.source) == (2.5e12, "log.peak_tflops")
     assert found.measured == measure_peak(CPU, "fp32", torch.get_num_threads())
 
 

@@ -102,7 +102,7 @@ def test_a_run_that_goes_on_within_the_range_profiles_the_rest_and_beyond_it_say
 
 def test_a_run_profiles_the_steps_it_is_asked_for(tiny_run):
     values = ("train.steps=4", "train.accumulation=2")
-    plain, run = tiny_run(*values), tiny_run(*values, "train.profile=2:3")
+    plain, run = tiny_run(*values), tiny_run(*values, "log.profile=2:3")
     assert signature(plain) == signature(run)
     folder = train(run)
     shares = json.loads((folder / "profile" / "shares.json").read_text())

@@ -68,7 +68,7 @@ INSTRUCT = ("resampler=qformer_instruct", "resampler.hidden_size=16", "resampler
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_the_question_and_not_the_answer_reaches_a_stage_that_asks_for_it(tiny_run, tiny_model, steps_of, layout):
-    overrides = (*INSTRUCT, "resampler.intermediate_size=32", "resampler.num_queries=3", f"train.layout={layout}")
+    overrides = (*INSTRUCT, "resampler.intermediate_size=32", "resampler.num_queries=3", f"compute.layout={layout}")
     run, model = tiny_run(*overrides), tiny_model(*overrides)
     batch = steps_of(run, model)[0][0]
     seen: list[StageContext] = []

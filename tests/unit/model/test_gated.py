@@ -162,4 +162,4 @@ def test_a_run_whose_llm_cannot_be_told_of_gates_ends_before_it_begins(gated, mo
 
     monkeypatch.setattr(probes, "isolates_segments", lambda llm: False)
     with pytest.raises(CompositionError, match=r"E-ATTN \[selector x llm\]"):
-        train(gated("train.layout=padded"))
+        train(gated("compute.layout=padded"))

@@ -30,7 +30,7 @@ def test_a_value_is_in_the_label_only_where_arms_with_the_same_choice_differ_in_
 
 def test_what_cannot_change_a_result_does_not_split_an_arm(make_run):
     make_run("none", 0)
-    study = make_run("none", 1, train__log_every=50, tracker__mode="online", choices__tracker="wandb").parent
+    study = make_run("none", 1, log__every=50, tracker__mode="online", choices__tracker="wandb").parent
     groups = arms(collect_study(study))
     assert len(groups) == 1
     assert groups[0].label == "tiny_vit-none-tiny_llama"

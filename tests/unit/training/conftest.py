@@ -47,10 +47,10 @@ class MemoryLog:
 @pytest.fixture
 def fit(steps_of):
     """fit(run, folder, stop=None) -> (model, log), stopped after ``stop`` steps when given; ``fit.log()`` is a log."""
-    from beni.config.build import build as build_node
     from beni.distributed.environment import Environment
     from beni.model.build import build
-    from beni.training.loop import Job
+    from beni.training.loop import Job, Trainer
+    from beni.training.settings import TrainerSettings
 
     def run_it(
         run,
@@ -68,18 +68,14 @@ def fit(steps_of):
             model=model,
             steps=steps_of(run, model),
             environment=Environment(0, 1, 0, torch.device("cpu")),
-            optim=run["optim"],
-            checkpoint=run["checkpoint"],
             checkpoints=folder,
             signature=signature,
-            max_bad=run["images"]["max_bad"],
-            eval_every=run["eval"]["every"],
             evaluate=evaluate,
             log=log,
             **fields,
         )
         try:
-            build_node(run["train"]).fit(job)
+            Trainer(TrainerSettings.of(run, run["compute"]["loss"])).fit(job)
         except Interrupted:
             assert log.stop is not None
         return model, log

@@ -72,11 +72,11 @@ def test_a_run_that_only_ends_at_them_learns_of_numbers_that_are_not_finite_when
     assert [guard(**{key: "skip"}).reads_every_step for key in ("nonfinite", "spike")] == [True, True]
 
 
-@pytest.mark.parametrize("due", ["checkpoint.every=4", "eval.every=5", "train.log_every=6"])
+@pytest.mark.parametrize("due", ["checkpoint.every=4", "eval.every=5", "log.every=6"])
 def test_what_outlives_a_step_comes_after_all_steps_have_been_looked_at(tiny_run, fit, tmp_path, spoilt, due):
     spoilt(3)
     log, evaluated = fit.log(), []
-    run = tiny_run(*RUN, "train.log_every=100", "checkpoint.every=0", due)
+    run = tiny_run(*RUN, "log.every=100", "checkpoint.every=0", due)
     with pytest.raises(DivergenceError, match="loss of step 3 is nan"):
         fit(run, tmp_path, log=log, evaluate=evaluated.append)
     assert (evaluated, log.saves, set(log.losses)) == ([], [], {1})
@@ -89,7 +89,7 @@ def test_nothing_is_read_from_the_device_in_a_step_that_does_not_log(tiny_run, f
     counts = []
     for steps in (3, 9):
         reads.clear()
-        quiet = ("train.log_every=100", "checkpoint.every=0", f"train.steps={steps}")
+        quiet = ("log.every=100", "checkpoint.every=0", f"train.steps={steps}")
         fit(tiny_run(*RUN, *quiet), tmp_path / str(steps))
         counts.append(len(reads))
     assert counts[0] == counts[1] > 0

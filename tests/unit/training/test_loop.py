@@ -69,10 +69,10 @@ def test_evaluating_in_between_changes_no_later_loss(tiny_run, fit, tmp_path):
 def test_a_loss_in_pieces_trains_as_the_whole_does(tiny_run, fit, tmp_path, monkeypatch):
     from beni.model import loss
 
-    _, expected = fit(tiny_run(*SIX, "train.loss=full"), tmp_path / "whole")
+    _, expected = fit(tiny_run(*SIX, "compute.loss=full"), tmp_path / "whole")
     monkeypatch.setattr(loss, "chunk_rows", lambda vocabulary: 3)
     monkeypatch.setattr(loss, "predict", None)  # nobody wants logits
-    _, ours = fit(tiny_run(*SIX, "train.loss=chunked"), tmp_path / "pieces")
+    _, ours = fit(tiny_run(*SIX, "compute.loss=chunked"), tmp_path / "pieces")
     assert ours.losses == pytest.approx(expected.losses, rel=1e-5)
 
 
@@ -140,7 +140,7 @@ def told(log):
 
 
 def test_a_resumed_run_counts_and_tells_what_an_uninterrupted_one_does(album, fit, tmp_path):
-    run = album(6, "checkpoint.every=3", "train.log_every=4", "images.max_bad=1")
+    run = album(6, "checkpoint.every=3", "log.every=4", "images.max_bad=1")
     _, expected = fit(run, tmp_path / "whole")
     _, before = fit(run, tmp_path / "cut", stop=4)  # steps 2 and 3 were told with the checkpoint, not by a log line
     _, after = fit(run, tmp_path / "cut")
@@ -154,7 +154,7 @@ def test_a_resumed_run_counts_and_tells_what_an_uninterrupted_one_does(album, fi
 
 def test_too_large_a_share_of_bad_pictures_ends_the_run(album, fit, tmp_path):
     with pytest.raises(DataError, match=r"(?s)\d+ of \d+ pictures are bad, images.max_bad=0.05 .*No such file.*fix:"):
-        fit(album(12, "train.log_every=2"), tmp_path)
+        fit(album(12, "log.every=2"), tmp_path)
 
 
 def test_what_trains_is_checked_in_the_first_step_with_a_picture(tiny_run, fit, tmp_path):

@@ -74,7 +74,7 @@ def test_training_with_bf16_storage_stays_near_fp32(tiny_run, fit, tmp_path):
     losses = {}
     for precision in ("fp32", "bf16"):
         run = tiny_run(
-            "train.plan.vision=frozen", "train.plan.llm=lora", "adapter=lora", f"train.precision={precision}"
+            "train.plan.vision=frozen", "train.plan.llm=lora", "adapter=lora", f"compute.precision={precision}"
         )
         model = build(run)
         if precision == "bf16":

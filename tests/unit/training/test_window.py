@@ -12,7 +12,7 @@ from beni.model.costing.table import propagate
 from beni.training.window import Meter, Window
 
 CPU = torch.device("cpu")
-PEAK = Peak("a device", 1e12, 8e11, "train.peak_tflops")
+PEAK = Peak("a device", 1e12, 8e11, "log.peak_tflops")
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_the_gradient_norm_is_made_of_those_of_the_components(lines):
 def test_a_line_is_about_the_steps_since_the_last_one(lines):
     every, _ = lines("train.steps=4", "train.batch_size=4")
     flops = [every[step]["flops/useful"] for step in (1, 2, 3, 4)]
-    some, _ = lines("train.steps=4", "train.batch_size=4", "train.log_every=4")
+    some, _ = lines("train.steps=4", "train.batch_size=4", "log.every=4")
     assert some[4]["flops/useful"] == pytest.approx(sum(flops[1:]) / 3)
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from beni.data.batch.ledger import Counts
 from beni.data.batch.usable import Fault
-from beni.data.render.template import IGNORE, Encoded
-from beni.types import Batch, ViewedImage
+from beni.data.render.template import Encoded
+from beni.types import IGNORE, Batch, ViewedImage
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch import Tensor
 from beni.data.batch.collate import Item, collate
 from beni.data.batch.ledger import Counts
 from beni.data.batch.loader import Steps
-from beni.data.render.template import IGNORE, Renderer
-from beni.types import ImageLayout
+from beni.data.render.template import Renderer
+from beni.types import IGNORE, ImageLayout
 
 THUMBNAIL = 192
 """Longest side of a shown crop in pixels."""

@@ -8,11 +8,11 @@ from typing import Protocol
 import numpy as np
 
 from beni.data.images import size_if_any
-from beni.data.render.template import IGNORE, Renderer
+from beni.data.render.template import Renderer
 from beni.data.sample import Bind, at_hand
 from beni.data.source import Source
 from beni.nn.streams import numpy_stream
-from beni.types import ImageLayout, Markup
+from beni.types import IGNORE, ImageLayout, Markup
 
 SAMPLES = 32
 """Drawn and encoded for a probe."""

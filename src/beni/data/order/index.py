@@ -22,11 +22,12 @@ from torch import Generator
 from torch.utils.data import DataLoader, Dataset
 
 from beni.data.images import size_if_any
-from beni.data.render.template import IGNORE, Renderer
+from beni.data.render.template import Renderer
 from beni.data.sample import Bind, at_hand
 from beni.data.source import Source
 from beni.errors import DataError
 from beni.paths import cache_dir
+from beni.types import IGNORE
 
 SHARD = 8192
 """Samples of one file."""

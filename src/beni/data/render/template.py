@@ -24,13 +24,12 @@ from beni.data.images import Image
 from beni.data.render.tokens import IMAGE, SpecialTokens, added_tokens, resolve_tokens
 from beni.data.sample import Message, Sample
 from beni.errors import DataError
-from beni.types import Markup
+from beni.types import IGNORE, Markup
 
 # noncharacters: Unicode keeps them out of texts that are exchanged, no template strips them
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 GUARD = "\ufdd2"  # stands inside a text's "</s>" while it is tokenised, so that it stays the four characters it is
 FORBIDDEN = re.compile("[\ufdd0-\ufdd2\ud800-\udfff]")  # the marks above, and halves of characters
-IGNORE = -100
 
 # Llama-3.2 and Granite-3.1 write today's date. What a model sees must not depend on the day it is trained, so they are
 # told the one that Llama's template has for want of a clock; a macro, since transformers hands templates no function.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from beni.config.schema import COMPONENTS
+from beni.components import COMPONENTS
 
 
 @dataclass(frozen=True)

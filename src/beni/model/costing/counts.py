@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from beni.config.schema import COMPONENTS
+from beni.components import COMPONENTS
 from beni.model.context import owners_of
 from beni.model.costing.bill import Bill
 from beni.model.costing.dry_runs import Count, DryRuns, Recomputing, Wants

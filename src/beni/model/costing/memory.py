@@ -35,7 +35,7 @@ def estimate_memory(
         first: the machine is that of the first process, which may be the one that reads weights.
     """
     counts = count_parameters(model)
-    train, fsdp, local = run["train"], run["fsdp"], local_world or world
+    train, compute, fsdp, local = run["train"], run["compute"], run["fsdp"], local_world or world
     samples = -(-train["batch_size"] // (train["accumulation"] * world))
     if run["schedule"]["unit"] == "pack":
         full = run["schedule"]["tokens"]
@@ -59,15 +59,15 @@ def estimate_memory(
         loading=_loading(run, counts, world, local, first),
         processes=local,
         kept=moments + (4 if train["ema"] else 0),
-        precision=train["precision"],
+        precision=compute["precision"],
         positions=samples * length,
         layers=len(model.llm.layers()),
         width=model.llm.hidden_size,
         intermediate=model.llm.describe().intermediate_size,
         layers_train=counts["llm"]["trained"] > 0,
-        checkpointing=train["activation_checkpointing"],
-        budget=train["memory_budget"],
-        label_rows=samples * label_rows if train["loss"] == "full" else min(samples * label_rows, piece),
+        checkpointing=compute["activation_checkpointing"],
+        budget=compute["memory_budget"],
+        label_rows=samples * label_rows if compute["loss"] == "full" else min(samples * label_rows, piece),
         vocabulary=model.llm.vocab_size,
     )
 
@@ -76,7 +76,7 @@ def _gathered(model: BeniForConditionalGeneration, run: Mapping[str, Any], world
     """Bytes of weights that a process holds for computing, beside the stored ones: bf16 copies of what trains, or
     the units that are gathered at once: the root, one that computes and one that comes next.
     """
-    element, fsdp = 2 if run["train"]["precision"] == "bf16" else 4, run["fsdp"]
+    element, fsdp = 2 if run["compute"]["precision"] == "bf16" else 4, run["fsdp"]
     sharded = is_sharded(world, fsdp)
 
     def size(module: nn.Module) -> int:
@@ -117,9 +117,9 @@ def remedies(
     full = {"mode": "full", "reshard_after_forward": True}
     more = 2 * train["accumulation"]
     changes: dict[str, dict[str, dict[str, Any]]] = {
-        "train.loss=chunked": {"train": {"loss": "chunked"}},
-        "train.activation_checkpointing=full": {"train": {"activation_checkpointing": "full"}},
-        "train.precision=bf16": {"train": {"precision": "bf16"}},
+        "compute.loss=chunked": {"compute": {"loss": "chunked"}},
+        "compute.activation_checkpointing=full": {"compute": {"activation_checkpointing": "full"}},
+        "compute.precision=bf16": {"compute": {"precision": "bf16"}},
     }
     if more * world <= train["batch_size"]:
         changes = {f"train.accumulation={more}": {"train": {"accumulation": more}}} | changes

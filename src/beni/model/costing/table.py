@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from beni.config.schema import COMPONENTS
+from beni.components import COMPONENTS
 from beni.model.build import build_model
 from beni.model.costing.counts import Costs
 from beni.model.modeling import BeniForConditionalGeneration

@@ -90,6 +90,6 @@ def _built(run: Mapping[str, Any]) -> BeniForConditionalGeneration:
     model = build(run)
     if run["train"]["init_from"] is not None:
         load_initial(model, Path(run["train"]["init_from"]))
-    if run["train"]["precision"] == "bf16":
+    if run["compute"]["precision"] == "bf16":
         store_frozen_in_bf16(model, run["train"]["plan"])
     return model

@@ -39,7 +39,7 @@ class Saver:
     """The checkpoints of one call of ``fit``. Made and used by all ranks alike; only ``settled`` is each rank's own.
 
     Args:
-        settings: the ``checkpoint`` section (config/schema.py).
+        settings: the ``checkpoint`` section (config/sections/results.py).
         folder: of the run's checkpoints.
         signature: of the run; a checkpoint of another one is refused.
         guard: whose state is saved; where it may go back, what trains is copied to the CPU as it is now.

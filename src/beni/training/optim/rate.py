@@ -16,7 +16,7 @@ def learning_rate(step: int, steps: int, settings: Mapping[str, Any]) -> float:
     one is left after the warm-up.
 
     Args:
-        settings: ``schedule``, ``lr``, ``min_lr``, ``warmup_ratio`` and ``decay_ratio`` of config/optim.py.
+        settings: ``schedule``, ``lr``, ``min_lr``, ``warmup_ratio`` and ``decay_ratio`` of config/sections/optim.py.
     """
     peak, floor = settings["lr"], settings["min_lr"]
     warmup = round(settings["warmup_ratio"] * steps)

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from beni.data.batch.collate import Item, collate
-from beni.data.render.template import IGNORE, Encoded
+from beni.data.render.template import Encoded
 from beni.llm.segment_attention import SegmentPlan
-from beni.types import ImageLayout, ViewedImage
+from beni.types import IGNORE, ImageLayout, ViewedImage
 
 PAD = 0
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from beni.data.images import Image
-from beni.data.render.template import IGNORE, Renderer
+from beni.data.render.template import Renderer
 from beni.data.sample import Message, Sample
 from beni.errors import DataError
+from beni.types import IGNORE
 
 TOKENIZERS = (
     "bos",

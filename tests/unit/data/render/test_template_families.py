@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from beni.data.batch.collate import Item, collate
 from beni.data.images import Image
-from beni.data.render.template import IGNORE, Encoded, Renderer
+from beni.data.render.template import Encoded, Renderer
 from beni.data.render.tokens import IMAGE, added_tokens
 from beni.data.sample import Message, Sample
 from beni.errors import DataError
+from beni.types import IGNORE
 from unit.data.render.families import FALCON, FAMILIES, Family, airless, falcon, tokenizer_of_family
 
 EXAMPLES = settings(max_examples=20, derandomize=True)

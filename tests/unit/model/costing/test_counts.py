@@ -108,7 +108,7 @@ def test_without_pictures_vision_costs_nothing(counted, state):
 
 
 @pytest.mark.parametrize("name", ["Attended", "Listener"])
-@pytest.mark.parametrize("overrides", [(), ("train.plan.llm=full",), ("train.layout=padded",)], ids=str)
+@pytest.mark.parametrize("overrides", [(), ("train.plan.llm=full",), ("compute.layout=padded",)], ids=str)
 def test_what_stages_read_beside_features_is_billed(monkeypatch, steps_of, tiny_run, name, overrides):
     """Attention of the encoder's last layer, and a pass of the llm over prompts."""
     monkeypatch.setattr(segment_attention, "WASTE", 1.0)
@@ -120,7 +120,7 @@ def test_what_stages_read_beside_features_is_billed(monkeypatch, steps_of, tiny_
     bill = Costs(propagate(run), model.config.image_token_id).bill(batch)
     with counting() as counter:
         forward_backward(model, [batch], 0, CPU, "fp32")
-    within = 0.03 if "train.layout=padded" in overrides else 0.001  # then prompts are padded too, which nobody bills
+    within = 0.03 if "compute.layout=padded" in overrides else 0.001  # then prompts are padded too, which nobody bills
     assert bill.useful + bill.padding == pytest.approx(counter.get_total_flops(), rel=within)
     plain = tiny_run("vision.architecture.patch_size=6", "train.plan.vision=frozen", *overrides)
     bare = Costs(propagate(plain), model.config.image_token_id).bill(steps_of(plain, build(plain))[0][0])
@@ -136,7 +136,7 @@ def test_a_frozen_llm_that_only_reads_text_has_no_backward_pass(counted):
 
 def test_padding_is_billed_apart(counted):
     packed, _ = counted("everything")
-    padded, flops = counted("everything", "train.layout=padded")
+    padded, flops = counted("everything", "compute.layout=padded")
     assert padded.components == packed.components
     assert padded.padding > 0
     assert padded.useful + padded.padding == pytest.approx(flops, rel=0.001)
@@ -152,7 +152,7 @@ def test_recomputation_is_billed_apart(counted, state):
 
 
 def test_padding_that_is_computed_again_is_billed_as_such(counted):
-    bill, flops = counted("everything", "train.layout=padded", mode="full")
+    bill, flops = counted("everything", "compute.layout=padded", mode="full")
     assert bill.padding > 0
     assert bill.useful + bill.padding + bill.recomputed == pytest.approx(flops, rel=0.001)
 

@@ -31,7 +31,7 @@ def compared(monkeypatch, steps_of):
     monkeypatch.setenv("BENI_TRUSTED", "support.")
 
     def compare(run, mode="none", chosen=None):
-        model, layout = build(run), run["train"]["layout"]
+        model, layout = build(run), run["compute"]["layout"]
         steps = steps_of(run, model)
         items = [steps.items(0, index)[0][0] for index in range(8)]
         batch = steps[0][0] if chosen is None else collate([one for one in items if chosen(one)], layout, 0)

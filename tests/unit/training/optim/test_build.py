@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from beni.config.schema import COMPONENTS
+from beni.components import COMPONENTS
 from beni.hub import OPTIMIZER_PACKAGES
 from beni.model.costing.table import propagate
 from beni.training.optim.build import build_optimizer, hidden_matrices

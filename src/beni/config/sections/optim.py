@@ -5,31 +5,12 @@ A value that the chosen optimizer does not read is an unknown key, so each has a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-
-@dataclass(frozen=True)
-class LrScale:
-    """Learning rate of each component as a multiple of ``optim.lr`` (training/optim/build.py)."""
-
-    vision: float
-    views: float
-    selector: float
-    resampler: float
-    connector: float
-    fusion: float
-    llm: float
-
-
-@dataclass(frozen=True)
-class LayerDecay:
-    """Rate of each layer as a multiple of that of the layer above it (training/optim/layers.py). 1 is none."""
-
-    vision: float
-    llm: float
+from beni.components import Backbone, Component
+from beni.config.ranges import Above, AtLeast, AtMost, Below, Example
 
 
 @dataclass(frozen=True)
@@ -39,8 +20,10 @@ class Optim:
     Attributes:
         optimizer: which one; its own values stand in the class below that is named after it.
         lr: peak learning rate.
-        lr_scale: what the rate of each component is multiplied by; adapters belong to their component.
-        layer_decay: what the rate of a layer is multiplied by for each layer above it, in (0, 1].
+        lr_scale: component -> what its rate is multiplied by, 1 where it is not named; adapters belong to their
+            component.
+        layer_decay: ``vision`` or ``llm`` -> what the rate of a layer is multiplied by for each layer above it
+            (training/optim/layers.py); 1 is none.
         schedule: how the rate falls after warming up: ``cosine`` or ``linear`` to the last step, ``wsd`` stays and
             falls linearly in the last ``decay_ratio`` of the steps, ``constant`` stays.
         decay_ratio: share of the steps in which ``wsd`` falls, in (0, 1]; null under every other schedule.
@@ -51,15 +34,15 @@ class Optim:
     """
 
     optimizer: Literal["adamw", "adamw_8bit", "muon", "lion", "adafactor"]
-    lr: float
-    lr_scale: LrScale
-    layer_decay: LayerDecay
+    lr: Annotated[float, Above(0), Example("1e-4")]
+    lr_scale: dict[Component, Annotated[float, Above(0), Example("1.0, or train.plan to freeze")]]
+    layer_decay: dict[Backbone, Annotated[float, Above(0), AtMost(1), Example("0.75, or 1.0 for none")]]
     schedule: Literal["cosine", "linear", "wsd", "constant"]
     decay_ratio: float | None
-    min_lr: float
-    warmup_ratio: float
-    weight_decay: float
-    clip: float
+    min_lr: Annotated[float, AtLeast(0)]
+    warmup_ratio: Annotated[float, AtLeast(0), Below(1), Example("0.03")]
+    weight_decay: Annotated[float, AtLeast(0)]
+    clip: Annotated[float, AtLeast(0)]
 
 
 @dataclass(frozen=True)
@@ -72,7 +55,7 @@ class AdamW(Optim):
     """
 
     betas: list[float]
-    eps: float
+    eps: Annotated[float, Above(0), Below(1), Example("1e-8")]
 
 
 @dataclass(frozen=True)
@@ -84,8 +67,8 @@ class Muon(AdamW):
         ns_steps: Newton-Schulz iterations of each update.
     """
 
-    momentum: float
-    ns_steps: int
+    momentum: Annotated[float, AtLeast(0), Below(1), Example("0.95")]
+    ns_steps: Annotated[int, AtLeast(1), Below(100), Example("5")]
 
 
 @dataclass(frozen=True)
@@ -109,9 +92,9 @@ class Adafactor(Optim):
         clip_threshold: largest root mean square of an update before its rate, at least 1.
     """
 
-    beta2_decay: float
-    min_scale: float
-    clip_threshold: float
+    beta2_decay: Annotated[float, AtMost(0), Example("-0.8")]
+    min_scale: Annotated[float, AtLeast(0), Example("1e-3")]
+    clip_threshold: Annotated[float, AtLeast(1), Example("1.0")]
 
 
 OPTIMIZERS: dict[str, type[Optim]] = {
@@ -131,28 +114,14 @@ UNSHARDED = {
 """Optimizers that cannot run on what FSDP2 holds, replicas included, and why."""
 
 
-def optim_ranges(run: Mapping[str, Any]) -> Iterator[str]:
+def optim_rules(run: Mapping[str, Any]) -> Iterator[str]:
     """Rules for ``optim`` that no type expresses, as problems with their fixes."""
     optim = run["optim"]
-    if not 0 < optim["lr"] < math.inf:
-        yield f"optim.lr={optim['lr']}, expected a number above 0\n  fix: set optim.lr=1e-4"
-    elif optim["schedule"] != "constant" and optim["min_lr"] > optim["lr"]:
+    if optim["schedule"] != "constant" and optim["min_lr"] > optim["lr"]:
         yield (
             f"optim.min_lr={optim['min_lr']} exceeds optim.lr={optim['lr']}\n"
             f"  fix: set optim.min_lr={optim['lr'] / 10:g}, or another rate below it"
         )
-    for component, scale in optim["lr_scale"].items():
-        if not 0 < scale < math.inf:
-            yield (
-                f"optim.lr_scale.{component}={scale}, expected a number above 0\n"
-                f"  fix: set train.plan.{component}=frozen where a component is not to train"
-            )
-    for component, decay in optim["layer_decay"].items():
-        if not 0 < decay <= 1:
-            yield (
-                f"optim.layer_decay.{component}={decay}, expected a number in (0, 1]\n"
-                f"  fix: set optim.layer_decay.{component}=0.75, or 1.0 for none"
-            )
     for key in ("lr_scale", "layer_decay"):
         for component, factor in optim[key].items():
             if factor != 1 and run["train"]["plan"][component] == "frozen":
@@ -160,8 +129,10 @@ def optim_ranges(run: Mapping[str, Any]) -> Iterator[str]:
                     f"optim.{key}.{component}={factor}, but train.plan.{component}=frozen never trains\n"
                     f"  fix: set optim.{key}.{component}=1.0, or train.plan.{component}=full"
                 )
-    yield from _own_ranges(optim)
-    yield from _schedule_ranges(optim)
+    betas = optim.get("betas", [0.0, 0.0])
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        yield f"optim.betas={betas}, expected two numbers in [0, 1)\n  fix: set 'optim.betas=[0.9,0.95]'"
+    yield from _decay_rules(optim)
     name = optim["optimizer"]
     if name in UNSHARDED and run["fsdp"]["mode"] != "none":
         yield (
@@ -170,33 +141,8 @@ def optim_ranges(run: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _own_ranges(optim: Mapping[str, Any]) -> Iterator[str]:
-    """Of what not every optimizer has."""
-    if not 0 < optim.get("eps", 0.5) < 1:
-        yield f"optim.eps={optim['eps']}, expected a number between 0 and 1\n  fix: set optim.eps=1e-8"
-    betas = optim.get("betas", [0.0, 0.0])
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        yield f"optim.betas={betas}, expected two numbers in [0, 1)\n  fix: set 'optim.betas=[0.9,0.95]'"
-    if not 0 <= optim.get("momentum", 0) < 1:
-        yield f"optim.momentum={optim['momentum']}, expected a number in [0, 1)\n  fix: set optim.momentum=0.95"
-    if not 1 <= optim.get("ns_steps", 1) < 100:
-        yield f"optim.ns_steps={optim['ns_steps']}, expected a number from 1 to 99\n  fix: set optim.ns_steps=5"
-    if not -math.inf < optim.get("beta2_decay", 0) <= 0:
-        yield f"optim.beta2_decay={optim['beta2_decay']}, expected at most 0\n  fix: set optim.beta2_decay=-0.8"
-    if not 0 <= optim.get("min_scale", 0) < math.inf:
-        yield f"optim.min_scale={optim['min_scale']}, expected at least 0\n  fix: set optim.min_scale=1e-3"
-    if not 1 <= optim.get("clip_threshold", 1) < math.inf:
-        yield (
-            f"optim.clip_threshold={optim['clip_threshold']}, expected at least 1\n  fix: set optim.clip_threshold=1.0"
-        )
-
-
-def _schedule_ranges(optim: Mapping[str, Any]) -> Iterator[str]:
+def _decay_rules(optim: Mapping[str, Any]) -> Iterator[str]:
     warmup, decay, schedule = optim["warmup_ratio"], optim["decay_ratio"], optim["schedule"]
-    if not 0 <= warmup < 1:
-        yield (
-            f"optim.warmup_ratio={warmup}, expected a share of the steps in [0, 1)\n  fix: set optim.warmup_ratio=0.03"
-        )
     if schedule != "wsd" and decay is not None:
         yield (
             f"optim.decay_ratio={decay} is read by optim.schedule=wsd only, and it is {schedule}\n"

@@ -1,24 +1,23 @@
-"""Rules for adapters and quantization that no type expresses: which components they mean, which values are in range."""
+"""Rules for adapters and quantization that no type expresses: which components they mean."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from beni.config.schema import COMPONENTS
+from beni.components import COMPONENTS
 
 NONE = "beni.adapter.none.NoAdapter"
 
 
-def adapter_ranges(run: Mapping[str, Any]) -> Iterable[str]:
+def adapter_rules(run: Mapping[str, Any]) -> Iterator[str]:
     """Problems of the ``adapter`` node under ``train.plan``, and of ``quantization``."""
     adapter, plan = run["adapter"], run["train"]["plan"]
     planned = [component for component in COMPONENTS if plan[component] == "lora"]
     if adapter["_target_"] == NONE:
         if planned:
             yield f"train.plan.{planned[0]}=lora needs an adapter\n  fix: set adapter=lora"
-    elif problems := [*_values(adapter), *_targets(adapter.get("targets"), plan, planned)]:
+    elif problems := list(_targets(adapter.get("targets"), plan, planned)):
         yield from problems
     elif not planned:
         name = run.get("choices", {}).get("adapter", "lora")
@@ -26,16 +25,7 @@ def adapter_ranges(run: Mapping[str, Any]) -> Iterable[str]:
     yield from _quantization(run["quantization"])
 
 
-def _values(adapter: Mapping[str, Any]) -> Iterable[str]:
-    if adapter.get("r", 1) < 1:
-        yield f"adapter.r={adapter['r']}, expected at least 1\n  fix: set adapter.r=8"
-    if adapter.get("alpha", 1) < 1:
-        yield f"adapter.alpha={adapter['alpha']}, expected at least 1\n  fix: set adapter.alpha=16"
-    if not 0 <= adapter.get("dropout", 0) < 1:
-        yield f"adapter.dropout={adapter['dropout']}, expected a share in [0, 1)\n  fix: set adapter.dropout=0.05"
-
-
-def _targets(targets: Any, plan: Mapping[str, str], planned: list[str]) -> Iterable[str]:
+def _targets(targets: Any, plan: Mapping[str, str], planned: list[str]) -> Iterator[str]:
     if not isinstance(targets, dict):
         return
     for component in targets:
@@ -54,19 +44,10 @@ def _targets(targets: Any, plan: Mapping[str, str], planned: list[str]) -> Itera
             )
 
 
-def _quantization(node: Mapping[str, Any]) -> Iterable[str]:
+def _quantization(node: Mapping[str, Any]) -> Iterator[str]:
     targets = node.get("targets")
     if isinstance(targets, dict):
         yield from (_no_component("quantization", name) for name in targets if name not in COMPONENTS)
-    if node.get("group_size", 1) < 1:
-        yield (
-            f"quantization.group_size={node['group_size']}, expected at least 1\n  fix: set quantization.group_size=64"
-        )
-    if not 0 <= node.get("threshold", 0) < math.inf:
-        yield (
-            f"quantization.threshold={node['threshold']}, expected at least 0\n"
-            "  fix: set quantization.threshold=6.0, or 0 for none"
-        )
 
 
 def _no_component(group: str, name: str) -> str:

@@ -1,0 +1,121 @@
+"""What a run learns from, before it has weights: its tokenizer, renderer, source, schedule, and the steps they make.
+
+Training, looking, benchmarks and tests put the same things together in the same way; they do it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from beni.config.build import build
+from beni.data.batch.loader import Steps
+from beni.data.batch.probe import Probe, probe_samples
+from beni.data.fetch.ahead import LookAhead
+from beni.data.fetch.fetcher import Fetcher
+from beni.data.order.index import Index
+from beni.data.order.lengths import RunLengths
+from beni.data.order.schedule import Schedule, needs_lengths
+from beni.data.render.template import Renderer
+from beni.data.sample import Bind, at_hand
+from beni.data.source import Source
+from beni.llm.layout import Layout
+from beni.llm.tokenizer import load_tokenizer
+from beni.model.viewer import Viewer
+from beni.tracker.progress import index_progress
+
+
+@dataclass(frozen=True)
+class DataPipeline:
+    """The way of a run's samples, from their source to micro-batches.
+
+    Attributes:
+        run: the frozen run.
+        viewer: how the model sees pictures; without weights, since loader processes may have to copy it.
+        fetcher: of pictures that lie elsewhere; whoever assembles closes it.
+    """
+
+    run: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+    source: Source
+    viewer: Viewer
+    fetcher: Fetcher
+    schedule: Schedule
+
+    def probe(self) -> Probe:
+        """What a few samples are like, for planning memory and costs."""
+        return probe_samples(self.source, self.renderer, self.viewer, self.fetcher.bind)
+
+    def steps(self, layout: Layout | None = None, rank: int = 0, world: int = 1, look_ahead: bool = False) -> Steps:
+        """Optimizer step -> the micro-batches of one rank.
+
+        Args:
+            layout: None takes ``compute.layout``, which not every llm allows (place.py).
+            look_ahead: ask for pictures before their step is drawn.
+        """
+        run = self.run
+        return Steps(
+            self.source,
+            self.renderer,
+            self.viewer,
+            self.schedule,
+            run["train"]["accumulation"],
+            layout or run["compute"]["layout"],
+            rank,
+            world,
+            pixel_keys=run["compute"]["feature_bank"] is not None,
+            on_bad=run["images"]["on_bad"],
+            look_ahead=LookAhead(self.fetcher, run["images"]["ahead"], run["train"]["steps"]) if look_ahead else None,
+            bind=self.fetcher.bind,
+        )
+
+
+def assemble(run: Mapping[str, Any], viewer: Viewer, progress: bool = False) -> DataPipeline:
+    """The data pipeline of a frozen run.
+
+    Args:
+        viewer: of the run's model; the one on the meta device will do (model/costing/table.py).
+        progress: show on stderr how far an index that has to be built is.
+
+    Raises:
+        DataError: when samples cannot be used, or do not fit into a pack.
+    """
+    tokenizer = load_tokenizer(run["llm"])
+    renderer = Renderer(tokenizer, run["template"])
+    fetcher = Fetcher(run["images"])
+    source: Source = build(run["data"], run["train"]["seed"])
+    schedule = make_schedule(run, source, renderer, viewer, progress, fetcher.bind)
+    return DataPipeline(run, tokenizer, renderer, source, viewer, fetcher, schedule)
+
+
+def make_schedule(
+    run: Mapping[str, Any],
+    source: Source,
+    renderer: Renderer,
+    viewer: Viewer,
+    progress: bool = False,
+    bind: Bind = at_hand,
+) -> Schedule:
+    """The run's schedule, with an index where it needs one; that is built now or found in the cache.
+
+    Args:
+        progress: show how far the build is.
+        bind: how pictures of the source can be opened.
+
+    Raises:
+        DataError: when samples cannot be used, or do not fit into a pack.
+    """
+    settings, train = run["schedule"], run["train"]
+    lengths = None
+    with index_progress(progress) as told:
+        index = Index(source, renderer, viewer.sized, run["compute"]["workers"] or 1, told, bind)
+        source.measure(index.mean_tokens)
+        if needs_lengths(settings):
+            each = settings["tokens_per_image"]
+            lengths = RunLengths(index, viewer, run["template"], None if each == "auto" else each)
+            lengths.loads(0)
+    return Schedule(train["seed"], len(source), train["batch_size"], settings, lengths)
