@@ -27,7 +27,7 @@ from beni.measure.memory import peak_gib
 from beni.model import loss
 from beni.model.costing.table import propagate
 from beni.training.blocks import prepare_blocks
-from beni.training.loop import Job, Trainer
+from beni.training.loop import Trainer, TrainingJob
 from beni.training.settings import TrainerSettings
 from beni.training.trainable import store_frozen_in_bf16
 from beni.types import Batch
@@ -107,7 +107,7 @@ def _beni(settings: Mapping[str, Any], record: Record, environment: Environment)
         store_frozen_in_bf16(model, run["train"]["plan"])
     prepare_blocks(model, run["compute"])
     shard(model, model.sharding_units(), environment, run["fsdp"], run["compute"]["precision"])
-    job = Job(
+    job = TrainingJob(
         model=model,
         steps=Ordered(samples, settings["order"], environment),  # pyright: ignore[reportArgumentType]
         environment=environment,

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from beni.config.build import build
+from beni.distributed.broadcast_weights import broadcast_weights, tensors_of
 from beni.distributed.environment import Environment
 from beni.distributed.fsdp import is_sharded, shard
-from beni.distributed.hand_out import hand_out, tensors_of
 from beni.llm.layout import Layout, layout_of
 from beni.llm.probes import require_embeddings
 from beni.model.modeling import BeniForConditionalGeneration
@@ -94,7 +94,7 @@ def place(
     weights = tensors_of(model) if environment.is_main else {}
     shard(model, model.sharding_units(), environment, run["fsdp"], compute["precision"])
     if sharded:
-        hand_out(model, weights, environment, run["fsdp"]["offload"])
+        broadcast_weights(model, weights, environment, run["fsdp"]["offload"])
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from beni.config.build import build
 from beni.distributed.environment import Environment
 from beni.errors import Preempted
 from beni.evals.evaluation import Scores
-from beni.evals.gallery import Shown, write_gallery
+from beni.evals.gallery import GalleryItem, write_gallery
 from beni.measure import memory
 from beni.runs import files
 from beni.runs.folder import RunFolder
@@ -136,7 +136,7 @@ class Reporter:
             self._log(step, values)
             self.folder.update(step=step, **{k: v for k, v in values.items() if k.count("/") == 1})
 
-    def end(self, gallery: Sequence[Shown]) -> None:
+    def end(self, gallery: Sequence[GalleryItem]) -> None:
         """The gallery, the final status and report.html."""
         if not self.active:
             return

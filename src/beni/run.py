@@ -20,7 +20,7 @@ from beni.config.sections.log import profiled_steps
 from beni.data.batch.loader import first_pictures
 from beni.data.batch.probe import Probe
 from beni.data.fetch.verdicts import Verdicts
-from beni.distributed.collectives import Peers, anywhere, barrier
+from beni.distributed.collectives import Peers, any_rank, barrier
 from beni.distributed.environment import Environment, process_group, read_environment
 from beni.distributed.fsdp import is_sharded, require_offload
 from beni.distributed.host import use_host
@@ -46,10 +46,10 @@ from beni.runs.backlog import room_for
 from beni.runs.folder import RunFolder
 from beni.training.blocks import recomputing
 from beni.training.checkpoint.tensors import whole_on_main
-from beni.training.loop import Job, Trainer
+from beni.training.loop import Trainer, TrainingJob
 from beni.training.preempt import Preemption
 from beni.training.settings import TrainerSettings
-from beni.training.window import Meter
+from beni.training.throughput import Meter
 
 
 def plan(run: Mapping[str, Any]) -> BeniForConditionalGeneration:
@@ -84,7 +84,7 @@ def train(run: Mapping[str, Any]) -> Path:
     if folder.finished() and run["checkpoint"]["resume"] == "auto":
         report.already_finished()
         return folder.path
-    with Preemption(anywhere if environment.world > 1 else None) as preemption:
+    with Preemption(any_rank if environment.world > 1 else None) as preemption:
         _train(run, planned, environment, preemption, folder, report, started)
     report.table()
     return folder.path
@@ -117,7 +117,7 @@ def _train(
         data.fetcher.verdicts = Verdicts(folder.path / files.BAD_IMAGES, environment.rank)
         barrier()  # no rank looks into the folder before rank 0 has prepared it
         model = build_model(run, data.renderer.tokens.image, environment, report.notice)
-        preemption.meet()
+        preemption.sync_point()
 
         peers = Peers()  # what only the first process can tell: the others may have no weights yet
         peers.from_main(lambda: _write_identity(folder, run, data, model, table, report))
@@ -130,8 +130,8 @@ def _train(
             subject = _subject(model, run, data, layout, environment, preemption, watchdog)
             evaluation = _evaluation(run, subject, data, report)
             trainer: Trainer = build({"_target_": run["train"]["_target_"]}, TrainerSettings.of(run, loss))
-            preemption.meet()
-            job = Job(
+            preemption.sync_point()
+            job = TrainingJob(
                 model=model,
                 steps=steps,
                 environment=environment,
@@ -148,7 +148,7 @@ def _train(
             )
             trainer.fit(job)
             watchdog.beat("end", run["train"]["steps"])
-            preemption.meet()
+            preemption.sync_point()
             _export(model, run, data, folder, environment)
             report.end(evaluation.gallery())
         barrier()
@@ -195,7 +195,7 @@ def _subject(
 
     def between() -> None:
         watchdog.beat()
-        preemption.meet()
+        preemption.sync_point()
 
     return Subject(
         model,

@@ -104,7 +104,7 @@ class StageContext:
     sink: Sink | None = None
 
     def of_rows(self, rows: Int[Tensor, "k"]) -> StageContext:
-        """The same for some rows, repeated or left out as wished; layouts are of images, and stay."""
+        """The context of some rows, repeated or left out as wished; layouts are of images, and stay."""
         chosen = rows.tolist()
         return replace(
             self,
@@ -114,7 +114,7 @@ class StageContext:
         )
 
     def at(self, stage: str) -> StageContext:
-        """The same for a stage of that name."""
+        """The context for a stage of that name."""
         return replace(self, stage=stage)
 
     def loss(self, name: str, total: Float[Tensor, ""], count: int) -> None:

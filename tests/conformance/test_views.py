@@ -12,7 +12,7 @@ import yaml
 from PIL import Image as PILImage
 
 from beni.config.build import build_stage
-from beni.model.ragged import on_each_size
+from beni.model.mixed_sizes import on_each_size
 from beni.nn.pixels import ImageTransform
 from beni.nn.streams import torch_stream
 from beni.paths import conf_dir

@@ -27,7 +27,7 @@ from beni.model.build import build as build_model
 from beni.stage import StageContext
 from beni.training import attempt
 from beni.training.checkpoint.tensors import whole_on_main
-from beni.training.loop import Job, Trainer
+from beni.training.loop import Trainer, TrainingJob
 from beni.training.settings import TrainerSettings
 from beni.types import ImageInputs
 
@@ -124,7 +124,7 @@ def main(settings) -> None:
             return {"eval/loss": log.evaluated}
 
         schedule = make_schedule(run, source, renderer, viewer)
-        job = Job(
+        job = TrainingJob(
             model=model,
             steps=Watched(
                 source,

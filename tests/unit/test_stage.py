@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from beni.model.context import rows_of
-from beni.model.ragged import on_each_grid, on_each_size
+from beni.model.mixed_sizes import on_each_grid, on_each_size
 from beni.stage import Row, Sink, StageContext
 from beni.types import ImageLayout, Prompt, VisualTokens
 

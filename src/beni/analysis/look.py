@@ -35,7 +35,7 @@ def write_page(path: Path, seen: Mapping[str, Any]) -> None:
 
 
 def terminal(seen: Mapping[str, Any]) -> Iterator[Text | Table]:
-    """The same for a terminal; pictures are told by their sizes."""
+    """What ``beni.look`` shows, for a terminal; pictures are told by their sizes."""
     for name, value in seen["facts"].items():
         yield Text.assemble((f"{name:>16}  ", "dim"), str(value))
     yield Text("\n«supervised»: the loss is taken there and nowhere else\n")

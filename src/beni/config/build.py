@@ -8,7 +8,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from beni.config.check import untrusted
-from beni.config.signature import handed_over
+from beni.config.signature import handed_names
 from beni.errors import BeniError, ConfigError
 
 
@@ -18,7 +18,7 @@ def build_stage(node: dict[str, Any], **known: Any) -> Any:
     Raises:
         ConfigError: when it names something that is not known at its place in the model.
     """
-    wanted = handed_over(node["_target_"])
+    wanted = handed_names(node["_target_"])
     if unknown := [name for name in wanted if name not in known]:
         raise ConfigError(
             f"{node['_target_']} asks for {', '.join(unknown)} before *; expected some of {', '.join(known)}\n"

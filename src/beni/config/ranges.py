@@ -26,7 +26,7 @@ class Range(ABC):
 
     @abstractmethod
     def includes(self, value: float) -> bool:
-        """The same, for a finite number."""
+        """Whether a finite number is on the right side of the bound."""
 
     def describe(self) -> str:
         """The bound in words: ``at least 1``."""

@@ -47,7 +47,7 @@ def keys_of(target: str) -> dict[str, Key]:
 
 
 @cache
-def handed_over(target: str) -> tuple[str, ...]:
+def handed_names(target: str) -> tuple[str, ...]:
     """Dotted path -> the names of the arguments before ``*``, ``self`` excluded.
 
     Raises:
@@ -58,7 +58,7 @@ def handed_over(target: str) -> tuple[str, ...]:
 
 
 def _arguments(target: str) -> ast.arguments | None:
-    """Of a function, or of a class's ``__init__``; None for a class without one."""
+    """The arguments of a function, or of a class's ``__init__``; None for a class without one."""
     module, _, name = target.rpartition(".")
     node = _definition(module, name, target)
     if isinstance(node, ast.FunctionDef):

@@ -97,7 +97,7 @@ def reads_the_prompt_it_asks_for(subject: Subject) -> str:
 
 @torch.no_grad()
 def repeats_under_its_stream(subject: Subject) -> str:
-    """The same stream gives the same weights and the same pass in training; evaluation draws nothing."""
+    """A stream gives the same weights and the same pass in training; evaluation draws nothing."""
     ours, again, other = (subject.make(seed=seed) for seed in (0, 0, 1))
     state, same, different = (stage.state_dict() for stage in (ours, again, other))
     unlike = [name for name, tensor in state.items() if not tensor.equal(same[name])]
@@ -139,7 +139,7 @@ def is_near_itself_in_bf16(subject: Subject) -> str:
 
 
 def passes_gradients_to_every_parameter_and_token(subject: Subject) -> str:
-    """With random weights, and the prompt where one is read, so that nothing hides behind an initial zero."""
+    """Weights are random, and the prompt is there where one is read, so that nothing hides behind an initial zero."""
     stage = subject.randomised().train()
     parameters = dict(_trainable(stage))
     for prompt in subject.prompts(stage):

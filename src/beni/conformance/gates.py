@@ -101,7 +101,7 @@ def passes_gradients_to_the_gates_it_reads(subject: Subject) -> str:
 
 
 def _stage(subject: Subject, spec: TokenSpec) -> Stage:
-    """With random weights, for such tokens.
+    """The stage for tokens of ``spec``, with random weights.
 
     Raises:
         Excused: when no model gives it gates.

@@ -37,4 +37,4 @@ PROPERTIES: tuple[Property, ...] = (
     behaviour.trains_from_its_initial_weights,
     behaviour.keeps_distinct_tokens_distinct_at_the_start,
 )
-"""In the order in which the kit prints them."""
+"""All properties, in the order in which the kit prints them."""

@@ -49,7 +49,7 @@ def on_grids(dim: int, *grids: tuple[int, int]) -> tuple[TokenSpec, ...]:
 
 
 def without_grid(spec: TokenSpec) -> TokenSpec:
-    """The same tokens when they form no grid, those of each encoder neither."""
+    """``spec`` where tokens form no grid, those of each encoder neither."""
     return replace(spec, grid=None, sources=tuple(without_grid(source) for source in spec.sources))
 
 
@@ -121,7 +121,7 @@ class Subject:
             return self.built().spec(self.spec).n
 
     def with_channels(self, spec: TokenSpec) -> TokenSpec:
-        """The same tokens with the side channels of an encoder that the stage reads."""
+        """``spec`` with the side channels of an encoder that the stage reads."""
         with torch.device("meta"):
             reads = self.built(spec).reads
         return replace(spec, attn="attn" in reads, keys=KEYS if "keys" in reads else 0)
@@ -207,7 +207,7 @@ def gated(tokens: VisualTokens, gates: Callable[[Tensor], Tensor]) -> VisualToke
 
 
 def with_gates(spec: TokenSpec, gated: bool = True) -> TokenSpec:
-    """The same tokens with gates or without any, those of each encoder too."""
+    """``spec`` with gates or without any, for the tokens of each encoder too."""
     return replace(spec, gated=gated, sources=tuple(with_gates(source, gated) for source in spec.sources))
 
 

@@ -131,7 +131,7 @@ def size_of(image: Image) -> tuple[int, int]:
 
 
 def size_if_any(image: Image) -> tuple[int, int]:
-    """As ``size_of``; (0, 0) for a bad picture, whose fate is decided when it is its turn."""
+    """A picture's (height, width) in pixels; (0, 0) for a bad one, whose fate is decided when it is its turn."""
     try:
         return size_of(image)
     except BadImage:

@@ -94,7 +94,7 @@ class Sample:
         return "\n".join("".join(p for p in m.content if isinstance(p, str)).strip() for m in heard)
 
     def with_answer(self, text: str) -> Sample:
-        """The same sample whose last assistant message says ``text``."""
+        """The sample with ``text`` as its last assistant message."""
         last = max(i for i, m in enumerate(self.messages) if m.role == "assistant")
         messages = list(self.messages)
         messages[last] = Message("assistant", (text,), messages[last].train)

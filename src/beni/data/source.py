@@ -68,7 +68,7 @@ class Source(ABC):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the sources it is made of; one empty name where it is one source."""
+        """Names of the sources it is made of; one empty name where it is one source."""
         return tuple(self.counts)
 
     def shares(self) -> dict[str, float]:

@@ -65,7 +65,7 @@ def agree(value: int, wishes: Sequence[bool], device: torch.device) -> tuple[boo
     return highest == -negated_lowest, [bool(wish) for wish in wished]
 
 
-def anywhere(wish: bool) -> bool:
+def any_rank(wish: bool) -> bool:
     """Whether any rank has a wish; over the CPU, where a rank that reads weights is waited for longest."""
     return agree(0, [wish], torch.device("cpu"))[1][0]
 

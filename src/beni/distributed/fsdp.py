@@ -32,7 +32,7 @@ from beni.distributed.environment import Environment
 from beni.errors import ConfigError
 
 MET: WeakSet[nn.Module] = WeakSet()
-"""Units that ``meet_all`` has gathered."""
+"""Units that ``gather_all_units`` has gathered."""
 ENTRY_POINTS = ("encode_images", "generate")
 """Methods of the model beside ``forward`` that read its weights."""
 
@@ -96,7 +96,7 @@ def require_offload(device: torch.device, settings: Mapping[str, Any]) -> None:
         )
 
 
-def meet_all(model: nn.Module) -> None:
+def gather_all_units(model: nn.Module) -> None:
     """Gathers each unit once, whether or not a forward pass has met it; called by all ranks, does nothing twice.
 
     Before a micro-batch whose gradients stay on their rank: FSDP2 (torch 2.13) then looks for gradients in the whole

@@ -45,5 +45,5 @@ def keep_freed_memory() -> None:
 
 
 def _cores() -> int:
-    """That this process may use; macOS does not tell, and has them all."""
+    """Cores that this process may use; macOS does not tell, and has them all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -33,7 +33,7 @@ from beni.errors import HUNG
 PHASES = {"start": 10.0, "data": 1.0, "step": 1.0, "save": 10.0, "evaluate": 5.0, "end": 10.0}
 """Phases in the order of a step, and how many times ``log.watchdog_s`` each may last without a beat."""
 FIRST = 10.0
-"""The same for every phase of the first step after a start, in which kernels are compiled and loaders begin."""
+"""How many times ``log.watchdog_s`` any phase of the first step after a start may last: kernels are compiled then."""
 LONGEST = 3.0
 """How many times the longest that the phase has lasted until now is no hang either: a slow machine is no hung one."""
 LAST_WORDS = 5.0

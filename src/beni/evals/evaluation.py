@@ -11,7 +11,7 @@ from beni.data.sample import Sample
 from beni.data.source import Source
 from beni.errors import DataError
 from beni.evals.ablations import ABLATIONS
-from beni.evals.gallery import Shown, draw_gallery
+from beni.evals.gallery import GalleryItem, draw_gallery
 from beni.evals.heldout import reachable, spread
 from beni.evals.scores import score, summarise
 from beni.evals.subject import Subject
@@ -19,7 +19,7 @@ from beni.evals.subject import Subject
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one evaluation.
+    """What came of one evaluation.
 
     Attributes:
         rows: of scores.jsonl, without the step.
@@ -93,7 +93,7 @@ class Evaluation:
         self.listener.scored(step, self._scores)
         return values
 
-    def gallery(self) -> list[Shown]:
+    def gallery(self) -> list[GalleryItem]:
         """Some of the samples that were last scored, with what the model says to them."""
         samples = spread(self._samples, self.shown)
         if samples and not self.subject.model.llm.capabilities.generates:

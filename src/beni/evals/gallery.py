@@ -22,7 +22,7 @@ THUMBNAIL = 384
 
 
 @dataclass(frozen=True)
-class Shown:
+class GalleryItem:
     """One sample of a gallery.
 
     Attributes:
@@ -34,7 +34,7 @@ class Shown:
     line: dict[str, Any]
 
 
-def draw_gallery(subject: Subject, samples: Sequence[Sample], rows: Sequence[dict[str, Any]]) -> list[Shown]:
+def draw_gallery(subject: Subject, samples: Sequence[Sample], rows: Sequence[dict[str, Any]]) -> list[GalleryItem]:
     """Lets the model answer; greedily, not teacher-forced. Called by all ranks.
 
     Args:
@@ -60,7 +60,7 @@ def draw_gallery(subject: Subject, samples: Sequence[Sample], rows: Sequence[dic
     return shown
 
 
-def write_gallery(folder: Path, gallery: Sequence[Shown]) -> None:
+def write_gallery(folder: Path, gallery: Sequence[GalleryItem]) -> None:
     """Writes gallery.jsonl and gallery/*.png."""
     (folder / PICTURES).mkdir(exist_ok=True)
     for one in gallery:
@@ -78,7 +78,7 @@ def _pictures(sample: Sample) -> list[Picture]:
         return []
 
 
-def _shown(sample: Sample, pictures: list[Picture], answers: Mapping[str, str], row: Mapping[str, Any]) -> Shown:
+def _shown(sample: Sample, pictures: list[Picture], answers: Mapping[str, str], row: Mapping[str, Any]) -> GalleryItem:
     said, scored = answers[f"prediction{TRUE.suffix}"], row.get("score") is not None
     chosen = row.get("prediction") if sample.choices and scored else None
     stem = hashlib.sha256(sample.id.encode()).hexdigest()[:12]
@@ -95,4 +95,4 @@ def _shown(sample: Sample, pictures: list[Picture], answers: Mapping[str, str], 
         "images": list(files),
         "correct": bool(row["score"]) if scored else said in sample.right_answers,
     }
-    return Shown(files, line)
+    return GalleryItem(files, line)

@@ -59,7 +59,7 @@ class Fusion(nn.Module, ABC):
 
     @abstractmethod
     def blank(self, sequence: Sequence, visual: VisualTokens) -> Sequence:
-        """The same sequence, for a rank without images: made to compute what others compute with images, on the tokens
+        """The sequence of a rank without images, made to compute what others compute with images, on the tokens
         of a blank one that counts for nothing, so that all gather the same weights and reduce the same gradients.
         """
 

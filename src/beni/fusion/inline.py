@@ -96,7 +96,7 @@ class InlineFusion(Fusion):
         return replace(sequence, embeds=sequence.embeds + self._scaled(visual, visual.laid).sum() * 0.0)
 
     def _looking_ahead(self, sequence: Sequence, visual: VisualTokens | None) -> Sequence:
-        """With the blocks of positions that see each other both ways."""
+        """The sequence with the blocks of positions that see each other both ways."""
         if self.image_attention == "causal":
             return sequence
         if self.image_attention == "image":

@@ -135,7 +135,7 @@ class Llm(nn.Module, ABC):
         """State-dict keys that share their tensor with another: ``{key: key it is tied to}``, behind ``prefix``."""
 
     @abstractmethod
-    def rehearsal(self, embeds: Float[Tensor, "1 t d"], label_rows: int) -> Callable[[], Float[Tensor, "1 k v"]]:
+    def dry_run(self, embeds: Float[Tensor, "1 t d"], label_rows: int) -> Callable[[], Float[Tensor, "1 k v"]]:
         """A forward pass on the meta device, to be counted: one sequence, the head on its first ``label_rows``."""
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Any Hugging Face causal language model as beni's llm, as long as it can be counted without weights (``rehearse``).
+"""Any Hugging Face causal language model as beni's llm, as long as it can be counted without weights (``dry_run``).
 
 Packed rows go through beni's segment attention when the model passes it on (most do); a probe decides, because a model
 that ignores the registered name would leak between samples without a word. Logits are computed at label rows only,
@@ -144,10 +144,10 @@ class HFLlm(Llm):
         tied = self.model.all_tied_weights_keys.items()
         return {f"{prefix}model.{key}": f"{prefix}model.{source}" for key, source in tied}
 
-    def rehearsal(self, embeds: Float[Tensor, "1 t d"], label_rows: int) -> Callable[[], Float[Tensor, "1 k v"]]:
+    def dry_run(self, embeds: Float[Tensor, "1 t d"], label_rows: int) -> Callable[[], Float[Tensor, "1 k v"]]:
         if self._masked is None:
-            self._masked = prepare_rehearsal(self.model, self.hidden_size)
-        return partial(self._rehearsed, embeds, label_rows, self._masked)
+            self._masked = prepare_dry_run(self.model, self.hidden_size)
+        return partial(self._dry_run, embeds, label_rows, self._masked)
 
     def load_pretrained(self) -> None:
         if self.name is None:
@@ -164,9 +164,9 @@ class HFLlm(Llm):
         self.config = self.model.config  # what was loaded decides, should llm.architecture differ in a detail
         self.capabilities = Probed(self, self.model)  # of what was loaded: nothing is known of it yet
 
-    def _rehearsed(self, embeds: Float[Tensor, "1 t d"], label_rows: int, masked: bool) -> Float[Tensor, "1 k v"]:
+    def _dry_run(self, embeds: Float[Tensor, "1 t d"], label_rows: int, masked: bool) -> Float[Tensor, "1 k v"]:
         with self._visited(Sequence.plain(embeds)):
-            return rehearse(self.model, embeds, label_rows, masked)
+            return dry_run(self.model, embeds, label_rows, masked)
 
     def resolved(self) -> dict[str, Any]:
         return {"architecture": self.config.to_diff_dict() | {"model_type": self.config.model_type}}
@@ -239,8 +239,8 @@ def chooses_positions(kind: type[PreTrainedModel]) -> bool:
     return "logits_to_keep" in inspect.signature(kind.forward).parameters
 
 
-def prepare_rehearsal(model: PreTrainedModel, width: int) -> bool:
-    """Makes a model on the meta device one that can be counted, and tells whether to rehearse it with a 4-D mask.
+def prepare_dry_run(model: PreTrainedModel, width: int) -> bool:
+    """Makes a model on the meta device one that can be counted, and tells whether its dry run takes a 4-D mask.
 
     Raises:
         CompositionError: E-FLOPS, the model reads values to decide what it computes, or cannot run at all.
@@ -251,7 +251,7 @@ def prepare_rehearsal(model: PreTrainedModel, width: int) -> bool:
     for masked in (True, False):  # BLOOM and Mamba want 2-D masks, or make one where they are given none
         try:
             with torch.no_grad():
-                rehearse(model, embeds, 1, masked)
+                dry_run(model, embeds, 1, masked)
         except UNCOUNTABLE as error:
             said = said or (str(error).strip() or type(error).__name__).splitlines()[-1]
             continue
@@ -264,7 +264,7 @@ def prepare_rehearsal(model: PreTrainedModel, width: int) -> bool:
     )
 
 
-def rehearse(
+def dry_run(
     model: PreTrainedModel, embeds: Float[Tensor, "1 t d"], label_rows: int, masked: bool
 ) -> Float[Tensor, "1 k v"]:
     """Logits of one sequence on the meta device, at its first positions where they can be chosen."""

@@ -31,7 +31,7 @@ CLOSED_AT = 2
 
 @dataclass(frozen=True, eq=False)
 class Probed(Capabilities):
-    """Of an llm around one of Hugging Face's models."""
+    """What an llm around one of Hugging Face's models can do, found out by trying."""
 
     llm: Llm
     model: PreTrainedModel
@@ -59,7 +59,7 @@ class Probed(Capabilities):
 
     @property
     def generates(self) -> bool:
-        """With Zamba 2 and others transformers generates from ids only."""
+        """Whether transformers generates from embeddings; with Zamba 2 and others it takes ids only."""
         prepare = cast(Any, self.model).prepare_inputs_for_generation
         return "inputs_embeds" in inspect.signature(prepare).parameters
 

@@ -47,11 +47,11 @@ class RowPlan:
 
     @staticmethod
     def of(sequence: Sequence) -> RowPlan:
-        """That of a padded sequence which is read from its beginning."""
+        """The plan of a padded sequence that is read from its beginning."""
         return RowPlan(sequence.real, sequence.blocks, sequence.log_gate)
 
     def after(self, past: int) -> RowPlan:
-        """The same when a cache holds ``past`` positions.
+        """The plan when a cache holds ``past`` positions.
 
         Raises:
             ValueError: when positions that look ahead would be read before what they see.
@@ -78,7 +78,7 @@ class RowPlan:
         return (mask | (distance == 0))[:, None]  # padding sees itself, lest it become NaN
 
     def gates(self, queries: int, keys: int) -> Float[Tensor, "b k"] | None:
-        """Those of the last ``keys`` positions."""
+        """The log-gates of the last ``keys`` positions."""
         return None if self.log_gate is None else self._last(self.log_gate, queries, keys, 0.0)
 
     def _last(self, values: Tensor, queries: int, keys: int, new: float) -> Tensor:

@@ -118,7 +118,7 @@ class SegmentPlan:
 
     @cached_property
     def cells(self) -> Cells:
-        """Of the rectangles."""
+        """The cells of all rectangles."""
         index = torch.cat([rectangle.index.flatten() for rectangle in self.rectangles])
         real = torch.cat([rectangle.real.flatten() for rectangle in self.rectangles])
         place = torch.empty(self.length, dtype=torch.long, device=index.device)

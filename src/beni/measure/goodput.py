@@ -47,12 +47,12 @@ class Goodput:
         self._part, self._mark = "restart", clock() if started is None else started
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
-    def handed_over(self) -> tuple[float, float]:
+    def carried_over(self) -> tuple[float, float]:
         """``spent`` and ``started`` of the clock that goes on from here, when the run goes back to a checkpoint."""
         return sum(self.split().values()), self._mark
 
     def go(self, part: str) -> None:
-        """From now on it is this part."""
+        """The wall time from now on belongs to this part."""
         now = self._clock()
         self.seconds[self._part] += now - self._mark
         self._part, self._mark = part, now
@@ -69,7 +69,7 @@ class Goodput:
 
     @contextmanager
     def inside(self, part: str) -> Iterator[None]:
-        """The same for work of the device inside a step."""
+        """The time of the device inside the block, which lies in a step, belongs to this part."""
         if not self._cuda:
             with self.span(part):
                 yield

@@ -53,7 +53,7 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """Of one process, where it computes, while it trains."""
+        """Bytes of one process, where it computes, while it trains."""
         return self.weights + self.optimizer + self.activations
 
     def needed(self, device: torch.device) -> dict[torch.device, int]:

@@ -35,7 +35,7 @@ SECONDS = 0.15
 
 @dataclass(frozen=True)
 class Peak:
-    """Of one device.
+    """How fast one device can be.
 
     Attributes:
         device: its name.

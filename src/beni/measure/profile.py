@@ -102,7 +102,7 @@ def kernels(events: Iterable[FunctionEvent]) -> dict[str, list[Interval]]:
 
 
 def kind_of(name: str) -> str:
-    """Of a kernel or operator, by its name in small letters."""
+    """The kind of a kernel or operator, by its name in small letters."""
     return next((kind for kind, words in NAMES.items() if any(word in name for word in words)), "other")
 
 
@@ -134,7 +134,7 @@ def split(intervals: Mapping[str, Sequence[Interval]], wall: float, waited: floa
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """The same moments, as intervals that do not overlap, in order."""
+    """The moments that lie in any interval, as intervals that do not overlap, in order."""
     merged: list[Interval] = []
     for begin, end in sorted(intervals):
         if merged and begin <= merged[-1][1]:

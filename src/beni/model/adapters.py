@@ -130,7 +130,7 @@ def adapted(model: Adaptable) -> Iterator[str]:
 
 
 def _bases(model: Adaptable) -> dict[str, dict[str, str]]:
-    """Of frozen backbones whose weights came from another run: whose."""
+    """Frozen backbones whose weights came from another run, and whose they are."""
     return {name: base for name, base in model.config.bases.items() if model.config.plan.get(name) != "full"}
 
 

@@ -36,7 +36,7 @@ class Reader(Protocol):
 
     @property
     def prompt_reads(self) -> frozenset[Reads]:
-        """In which forms stages read what is asked."""
+        """Forms in which stages read what is asked."""
         ...
 
     def row_specs(self, layout: ImageLayout) -> dict[str, list[TokenSpec]]:

@@ -16,7 +16,7 @@ Loss = Literal["auto", "full", "chunked", "fused"]
 
 
 @dataclass(frozen=True)
-class Calls:
+class CallCounts:
     """How often a micro-batch calls the encoder, and the stages between views and fusion.
 
     Ranks that share weights must call alike: each call gathers them. Those with fewer sizes or grids repeat a call, and
@@ -48,7 +48,7 @@ class StepInputs:
     auxiliary: Mapping[str, int] = field(default_factory=dict)
     step: int = 0
     steps: int = 0
-    calls: Calls | None = None
+    calls: CallCounts | None = None
     loss: Loss = "full"
     wants_pictures: bool = False
 

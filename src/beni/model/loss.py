@@ -23,7 +23,7 @@ from beni.model.predict import hidden_states, predict
 from beni.types import Places, Sequence
 
 CHUNK_BYTES = 256 * 2**20
-"""Of the fp32 logits of one piece: 1365 rows of 49,152 words, 523 of 128,256."""
+"""Bytes of the fp32 logits of one piece: 1365 rows of 49,152 words, 523 of 128,256."""
 
 
 def chunk_rows(vocabulary: int) -> int:

@@ -30,10 +30,10 @@ from beni.llm.base import Llm
 from beni.model import adapters, auxiliary, channels, quantized
 from beni.model.configuration import BeniConfig
 from beni.model.context import context_of, embedded
-from beni.model.inputs import BeniOutput, Calls, StepInputs
+from beni.model.inputs import BeniOutput, CallCounts, StepInputs
 from beni.model.loss import token_loss
+from beni.model.mixed_sizes import on_each_grid, on_each_size
 from beni.model.predict import predict
-from beni.model.ragged import on_each_grid, on_each_size
 from beni.model.viewer import Viewer, placeholders
 from beni.nn.streams import torch_stream
 from beni.quantization.base import Quantization
@@ -173,7 +173,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
 
     @property
     def prompt_reads(self) -> frozenset[Reads]:
-        """In which forms stages read what is asked."""
+        """Forms in which stages read what is asked."""
         return PROMPTS & {name for stage in self.stages.values() for name in stage.reads}
 
     @property
@@ -217,7 +217,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         pixels: Pixels,
         context: StageContext = StageContext(),
         keys: Sequence[str] = (),
-        calls: Calls | None = None,
+        calls: CallCounts | None = None,
     ) -> VisualTokens:
         """Pixels of all views to visual tokens of the llm's width, one row an image.
 
@@ -228,7 +228,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
             keys: hash of each view's pixels, for the feature bank; without it they are hashed here.
             calls: that every rank of a sharded model makes now.
         """
-        calls = calls or Calls()
+        calls = calls or CallCounts()
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_vision()):
             tokens = on_each_size(self._encode_views, pixels, keys, calls.encoder)
         tokens = self.views(tokens, context.at("views"))
@@ -284,7 +284,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the widest parameter: transformers loads a saved model in it, and frozen bf16 parts must not round all."""
+        """The widest parameter's: transformers loads a saved model in it, and frozen bf16 parts must not round all."""
         return max((p.dtype for p in self.parameters()), key=lambda dtype: dtype.itemsize)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -297,14 +297,14 @@ class BeniForConditionalGeneration(PreTrainedModel):
         """``<stage>/<name>`` -> rows or tokens that an auxiliary loss is summed over for such images."""
         return auxiliary.counts(self.stages, [self.row_specs(layout) for layout in layouts])
 
-    def calls_of(self, layouts: tuple[ImageLayout, ...]) -> Calls:
+    def calls_of(self, layouts: tuple[ImageLayout, ...]) -> CallCounts:
         """The calls that a micro-batch of such images makes of what ranks share."""
         if not layouts:
-            return Calls()
+            return CallCounts()
         rows = {row.grid for layout in layouts for row in self.row_specs(layout)["views"]}
         sizes = {size for layout in layouts for size in layout.views}
         shared = self._trains_vision() or any(isinstance(p, DTensor) for p in self.vision.parameters())
-        return Calls(len(sizes) if shared else 0, len(rows))
+        return CallCounts(len(sizes) if shared else 0, len(rows))
 
     def _trains_vision(self) -> bool:
         return any(p.requires_grad for p in self.vision.parameters())
@@ -322,7 +322,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         tokens = self.resampler(tokens, context.at("resampler"))
         return self.connector(tokens, context.at("connector"))
 
-    def _blank_image(self, device: torch.device, calls: Calls) -> VisualTokens:
+    def _blank_image(self, device: torch.device, calls: CallCounts) -> VisualTokens:
         """A blank image that takes the way of any other."""
         height, width = self.vision.transform.tile
         blank = self.viewer(PILImage.new("RGB", (width, height)))

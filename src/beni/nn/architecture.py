@@ -74,5 +74,5 @@ def buildable(group: str, model_type: str, attention: str) -> Iterator[None]:
 
 
 def _last_line(error: BaseException) -> str:
-    """Where transformers says why, after saying where."""
+    """The last line of a message, in which transformers says why, after saying where."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

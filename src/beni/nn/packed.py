@@ -34,7 +34,7 @@ class Packing(ABC):
 
 
 class PackedLinear(nn.Linear):
-    """In place of ``linear``, whose weight it packs and whose bias it keeps; neither trains."""
+    """A layer in place of ``linear``, whose weight it packs and whose bias it keeps; neither trains."""
 
     def __init__(self, linear: nn.Linear, packing: Packing) -> None:
         nn.Module.__init__(self)
@@ -44,7 +44,7 @@ class PackedLinear(nn.Linear):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the weight."""
+        """The shape of the unpacked weight."""
         return self.out_features, self.in_features
 
     @property
@@ -73,7 +73,7 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         x, bias = input, self.bias
-        if x.is_meta:  # a rehearsal counts products, and knows none of the libraries' operators
+        if x.is_meta:  # a dry run counts products, and knows none of the libraries' operators
             weight = torch.empty(self.shape, dtype=x.dtype, device="meta")
             return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
         if torch.is_autocast_enabled(x.device.type):

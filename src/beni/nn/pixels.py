@@ -61,7 +61,7 @@ class PictureTransform(ABC):
 
     @abstractmethod
     def at(self, size: tuple[int, int]) -> PictureTransform:
-        """The same for pictures of (height, width), which are squashed to it.
+        """The transform for pictures of (height, width), which are squashed to it.
 
         Raises:
             CompositionError: E-RES when only one shape is possible.

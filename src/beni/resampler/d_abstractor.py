@@ -207,7 +207,7 @@ class DeformableAttention(nn.Module):
         return self.output_proj(read.reshape(images, -1, read.shape[-1]).transpose(1, 2).to(queries.dtype))
 
     def init_weights(self) -> None:
-        """As Deformable DETR: each head looks in a direction of its own, its k-th point k cells away, all alike."""
+        """Offsets begin as in Deformable DETR: each head looks its own way, its k-th point k cells away."""
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)
         directions = directions / directions.abs().amax(-1, keepdim=True)

@@ -20,23 +20,23 @@ from beni.measure.goodput import Goodput
 from beni.nn.streams import derive
 from beni.training.checkpoint.saver import Saver
 from beni.training.ema import Average
-from beni.training.job import Job
+from beni.training.job import TrainingJob
 from beni.training.optim.rate import learning_rate
+from beni.training.sample_counter import SampleCounter
 from beni.training.settings import TrainerSettings
-from beni.training.shown import Shown
 from beni.training.step import (
     StepResult,
+    agree_on_batches,
     component_norms,
     forward_backward,
     gradient_norm,
     mean_metrics,
-    together,
+    unsharded,
     update,
-    whole,
 )
 from beni.training.thaw import Thaw
+from beni.training.throughput import ThroughputWindow
 from beni.training.trainable import TrainabilityCheck, named_trainable
-from beni.training.window import Window
 from beni.types import Batch
 
 LATEST_CHECK = 100
@@ -44,7 +44,7 @@ LATEST_CHECK = 100
 
 
 @dataclass(frozen=True)
-class Taken:
+class FinishedStep:
     """A step that has been taken.
 
     Attributes:
@@ -70,7 +70,7 @@ class Attempt:
     def __init__(
         self,
         settings: TrainerSettings,
-        job: Job,
+        job: TrainingJob,
         optimizer: torch.optim.Optimizer,
         average: Average,
         saver: Saver,
@@ -81,18 +81,18 @@ class Attempt:
         self.guard.begin(before.get("guard", {}))
         job.log.begin(self.done)
         sources, ledger = job.steps.source.names, before.get("ledger", {})
-        self.shown = Shown(sources, ledger, job.environment.is_main, settings.max_bad, self.device)
+        self.counter = SampleCounter(sources, ledger, job.environment.is_main, settings.max_bad, self.device)
         self.clock = saver.clock = Goodput(self.device, before.get("goodput"), job.spent, job.started)
         if 0 < self.done < settings.steps and self._evaluates(
             self.done
         ):  # it may have ended between saving and scoring
             job.watchdog.beat("evaluate", self.done - 1)
             with job.preemption.deferred():
-                self._evaluate(self.done, self.shown.totals())
+                self._evaluate(self.done, self.counter.totals())
         self.thaw = Thaw(self.model, settings.plan, settings.thaw, settings.steps, self.done)
         first = self.done == 0
         self.check = TrainabilityCheck.before_first_step(self.model, self.thaw.trains) if first else None
-        self.window = Window(self.device, self.clock, self.model.feature_bank, job.meter)
+        self.window = ThroughputWindow(self.device, self.clock, self.model.feature_bank, job.meter)
         self._recount()
         if job.profile is not None:
             job.profile.reached(self.done, self.clock)
@@ -109,14 +109,15 @@ class Attempt:
         self.clock.go("communication")
         self.job.watchdog.beat("step", step)
         wishes = [self.job.preemption.asked, self.saver.settled]
-        batches, (stop, settled) = together(drawn, step, wishes, self.device)
+        batches, (stop, settled) = agree_on_batches(drawn, step, wishes, self.device)
         self.clock.go("other")
         if settled:
             self.saver.settle(step)
         if stop:
             self.guard.settle(self.model)
-            self._stop(step, self.shown.totals() if self.saver.saved == step else self.shown.report(step, self.job.log))
-        self.shown.add(batches, step + 1)
+            saved = self.saver.saved == step
+            self._stop(step, self.counter.totals() if saved else self.counter.report(step, self.job.log))
+        self.counter.add(batches, step + 1)
         for notice in batches[0].notices:
             self.job.log.notice(notice)
         for component in self.thaw.due(step):
@@ -125,7 +126,7 @@ class Attempt:
             self._recount()
         return batches
 
-    def take(self, step: int, batches: Sequence[Batch]) -> Taken:
+    def take(self, step: int, batches: Sequence[Batch]) -> FinishedStep:
         """One optimizer step: forward, backward, clip, update, average; the update is left out where the guard says so.
 
         Raises:
@@ -140,7 +141,7 @@ class Attempt:
             model, batches, step, self.device, settings.precision, settings.loss, self.clock, settings.steps
         )
         norms = gradient_norm(model)
-        rate, norm = learning_rate(step, settings.steps, settings.optim), whole(norms)
+        rate, norm = learning_rate(step, settings.steps, settings.optim), unsharded(norms)
         samples = [sample for batch in batches for sample in batch.ids]
         accepted, told = self.guard.accepts(model, finished, result.loss, norm, samples)
         if told:
@@ -164,9 +165,9 @@ class Attempt:
         self.window.step_done(batches, result.lengths)
         if self.job.profile is not None:
             self.job.profile.reached(finished, self.clock)
-        return Taken(result, rate, norm, by_component)
+        return FinishedStep(result, rate, norm, by_component)
 
-    def tell(self, finished: int, taken: Taken) -> None:
+    def tell(self, finished: int, taken: FinishedStep) -> None:
         """Logs, saves and evaluates, where a step is one of those that do."""
         if self._logs(finished):
             result = taken.result
@@ -178,7 +179,7 @@ class Attempt:
             self.window.begin()
         if self._reports(finished):
             # what a checkpoint leaves behind is told before it: a run that goes on there cannot
-            totals = self.shown.report(finished, self.job.log)
+            totals = self.counter.report(finished, self.job.log)
             if self._saves(finished):
                 self.job.watchdog.beat("save", finished - 1)
                 self.saver.save(finished, totals)
@@ -194,7 +195,7 @@ class Attempt:
         """Evaluates after the last step, and waits for its checkpoint."""
         self.job.watchdog.beat("evaluate", self.settings.steps)
         self.clock.go("other")
-        self._evaluate(self.settings.steps, self.shown.totals())
+        self._evaluate(self.settings.steps, self.counter.totals())
         self.job.watchdog.beat("end", self.settings.steps)
         self.saver.settle(self.settings.steps)
 

@@ -46,7 +46,7 @@ def recompute(blocks: Sequence[nn.Module], mode: Mode) -> None:
 
 @contextmanager
 def recomputing(blocks: Sequence[nn.Module], mode: Mode) -> Iterator[None]:
-    """The same as ``recompute``, inside the block only; for counting."""
+    """Layers recompute, as ``recompute`` has it, inside the block only; for counting."""
     before = [block.__dict__.get("forward") for block in blocks]
     recompute(blocks, mode)
     try:

@@ -19,7 +19,7 @@ from beni.training.trainable import named_trainable
 
 
 class Average:
-    """Of the parameters that train when it is made, each beside its parameter: same device, dtype and sharding.
+    """Averages of the parameters that train when it is made, each like its parameter in device, dtype and sharding.
 
     Args:
         decay: in (0, 1); 0 keeps no average, and every method then does nothing.

@@ -23,7 +23,7 @@ from beni.runs.files import COMPLETE, MODEL
 
 
 @dataclass(frozen=True)
-class Taken:
+class LoadReport:
     """What came of another run's weights.
 
     Attributes:
@@ -47,7 +47,7 @@ class Taken:
         return "; ".join(lines)
 
 
-def load_initial(model: BeniForConditionalGeneration, source: Path) -> Taken:
+def load_initial(model: BeniForConditionalGeneration, source: Path) -> LoadReport:
     """Copies every tensor that the saved model at ``source`` shares with ``model`` by name and shape.
 
     A component of another kind begins anew. A backbone that this run names otherwise stays as it names it, where the
@@ -99,11 +99,11 @@ def load_initial(model: BeniForConditionalGeneration, source: Path) -> Taken:
         adapters.reset(model, component)
     kept = sorted(name for name in ours if name not in shared and name not in packed)
     kept = [name for name in kept if name.partition(".")[0] not in named]
-    return Taken(len(shared) + len(packed), kept, left, named)
+    return LoadReport(len(shared) + len(packed), kept, left, named)
 
 
 def _folder(source: Path) -> Path:
-    """Of the saved model.
+    """The folder of the saved model.
 
     Raises:
         ResumeError: when there is none.
@@ -218,7 +218,7 @@ def _alike(own: Tensor, other: Tensor) -> bool:
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Of a strided sample of at most two thousand values a tensor."""
+    """A hash of a strided sample of at most two thousand values a tensor."""
     whole = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         flat = tensor.flatten()

@@ -14,8 +14,8 @@ from beni.measure.profile import Profile
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.training.checkpoint.saver import SaverLog
 from beni.training.preempt import Preemption
-from beni.training.shown import DataLog
-from beni.training.window import Meter
+from beni.training.sample_counter import DataLog
+from beni.training.throughput import Meter
 
 
 @runtime_checkable
@@ -30,7 +30,7 @@ class Log(SaverLog, DataLog, Protocol):
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What one call of ``fit`` works on.
 
     Attributes:

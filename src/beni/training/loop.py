@@ -17,10 +17,10 @@ from beni.training.attempt import Attempt
 from beni.training.checkpoint.saver import Saver
 from beni.training.ema import Average
 from beni.training.guard import Guard, Rewind
-from beni.training.job import Job
+from beni.training.job import TrainingJob
 from beni.training.optim.build import build_optimizer
 from beni.training.settings import TrainerSettings
-from beni.training.step import caught
+from beni.training.step import errors_as_values
 
 
 class Trainer:
@@ -29,7 +29,7 @@ class Trainer:
     def __init__(self, settings: TrainerSettings) -> None:
         self.settings = settings
 
-    def fit(self, job: Job) -> None:
+    def fit(self, job: TrainingJob) -> None:
         """Trains from the newest checkpoint, or from the start, to the last step.
 
         Raises:
@@ -50,16 +50,16 @@ class Trainer:
                     break
                 except Rewind as rewind:
                     saver.go_back(rewind)
-                    spent, started = saver.clock.handed_over()
+                    spent, started = saver.clock.carried_over()
                     job = replace(job, spent=spent, started=started)
         average.swap(job.model)  # what is exported and shown after this
 
-    def _fit(self, job: Job, optimizer: torch.optim.Optimizer, average: Average, saver: Saver) -> None:
+    def _fit(self, job: TrainingJob, optimizer: torch.optim.Optimizer, average: Average, saver: Saver) -> None:
         attempt = Attempt(self.settings, job, optimizer, average, saver)
         pin = job.environment.device.type == "cuda"
         loaded = load(job.steps, attempt.done, self.settings.steps, self.settings.workers, pin)
         with attempt.thaw, job.preemption.deferred(), closing(loaded):
-            for step, drawn in enumerate(caught(loaded), start=attempt.done):
+            for step, drawn in enumerate(errors_as_values(loaded), start=attempt.done):
                 batches = attempt.agree(step, drawn)
                 taken = attempt.take(step, batches)
                 attempt.tell(step + 1, taken)

@@ -30,15 +30,15 @@ class Preemption:
     """Context manager that notes signals. Outside the main thread, where Python allows no handlers, it notes none.
 
     Args:
-        anywhere: of whether this process has been asked to end makes whether any process of the run has; a collective.
+        any_rank: of whether this process has been asked to end makes whether any process of the run has; a collective.
             None where there is no other.
     """
 
-    def __init__(self, anywhere: Callable[[bool], bool] | None = None) -> None:
+    def __init__(self, any_rank: Callable[[bool], bool] | None = None) -> None:
         self.received: list[signal.Signals] = []
         self._first = 0.0
-        self._anywhere = anywhere
-        self._deferred = anywhere is not None
+        self._any_rank = any_rank
+        self._deferred = any_rank is not None
         self._before: dict[signal.Signals, Any] = {}
 
     @property
@@ -48,7 +48,7 @@ class Preemption:
 
     @property
     def name(self) -> str:
-        """Of the signal that came first; on a rank that got none, that another one did."""
+        """The name of the signal that came first; on a rank that got none, a word for that."""
         return self.received[0].name if self.received else "a signal to another process"
 
     @contextmanager
@@ -60,13 +60,13 @@ class Preemption:
         finally:
             self._deferred = before
 
-    def meet(self) -> None:
+    def sync_point(self) -> None:
         """Called by all ranks alike, between steps: ends the run on each when any has been asked to end.
 
         Raises:
             Preempted: then.
         """
-        if self.asked if self._anywhere is None else self._anywhere(self.asked):
+        if self.asked if self._any_rank is None else self._any_rank(self.asked):
             raise self._elsewhere()
 
     def __enter__(self) -> Preemption:

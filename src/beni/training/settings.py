@@ -47,7 +47,7 @@ class TrainerSettings:
 
     @classmethod
     def of(cls, run: Mapping[str, Any], loss: Loss) -> TrainerSettings:
-        """Those of a frozen run; ``loss`` is what ``compute.loss`` came to for its llm."""
+        """The settings of a frozen run; ``loss`` is what ``compute.loss`` came to for its llm."""
         train, compute = run["train"], run["compute"]
         return cls(
             **{name: train[name] for name in ("steps", "seed", "plan", "thaw", "guard", "ema")},

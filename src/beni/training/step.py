@@ -25,15 +25,15 @@ from beni.distributed.collectives import (
     sum_gradients,
     sum_values,
 )
-from beni.distributed.fsdp import meet_all
+from beni.distributed.fsdp import gather_all_units
 from beni.measure.goodput import Goodput
-from beni.model.inputs import Calls, Loss, StepInputs
+from beni.model.inputs import CallCounts, Loss, StepInputs
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.nn.precision import autocast
 from beni.types import Batch
 
 
-def caught(drawing: Iterable[list[Batch]]) -> Iterator[list[Batch] | Exception]:
+def errors_as_values(drawing: Iterable[list[Batch]]) -> Iterator[list[Batch] | Exception]:
     """What is drawn; where that fails the error, and no more."""
     try:
         yield from drawing
@@ -41,7 +41,7 @@ def caught(drawing: Iterable[list[Batch]]) -> Iterator[list[Batch] | Exception]:
         yield error
 
 
-def together(
+def agree_on_batches(
     drawn: list[Batch] | Exception, step: int, wishes: Sequence[bool], device: torch.device
 ) -> tuple[list[Batch], list[bool]]:
     """The batches of a step, and which wishes any rank has; in one collective.
@@ -106,7 +106,7 @@ def forward_backward(
     sharded = isinstance(model, FSDPModule)
     calls = _calls_of_all_ranks(model, batches, device) if sharded else [None] * len(batches)
     if sharded and len(batches) > 1:
-        meet_all(model)
+        gather_all_units(model)
     sums = torch.zeros(1 + len(auxiliary), device=device)
     metrics: dict[str, tuple[Tensor, int]] = {}
     lengths = []
@@ -148,7 +148,7 @@ def mean_metrics(metrics: Mapping[str, tuple[Tensor, int]]) -> dict[str, float]:
 
 def _calls_of_all_ranks(
     model: BeniForConditionalGeneration, batches: Sequence[Batch], device: torch.device
-) -> list[Calls]:
+) -> list[CallCounts]:
     """For each micro-batch the most calls that any rank makes; for the last one as many as any of the step.
 
     Gradients are summed over ranks in the backward pass of the last one, so it must reach whatever an earlier one has.
@@ -157,11 +157,11 @@ def _calls_of_all_ranks(
     most = max_over_ranks([number for one in own for number in (one.encoder, one.stages)], device)
     encoder, stages = most[::2], most[1::2]
     encoder[-1], stages[-1] = max(encoder), max(stages)
-    return [Calls(*numbers) for numbers in zip(encoder, stages, strict=True)]
+    return [CallCounts(*numbers) for numbers in zip(encoder, stages, strict=True)]
 
 
 def gradient_norm(model: nn.Module) -> Tensor:
-    """Of all gradients together; sharded where they are, see ``whole``."""
+    """The norm of all gradients together; sharded where they are, see ``unsharded``."""
     return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
 
@@ -171,11 +171,11 @@ def component_norms(model: nn.Module) -> dict[str, float]:
     for name, component in model.named_children():
         gradients = [p.grad for p in component.parameters() if p.grad is not None]
         if gradients:
-            norms[f"grad_norm/{name}"] = float(whole(nn.utils.get_total_norm(gradients)))
+            norms[f"grad_norm/{name}"] = float(unsharded(nn.utils.get_total_norm(gradients)))
     return norms
 
 
-def whole(norm: Tensor) -> Tensor:
+def unsharded(norm: Tensor) -> Tensor:
     """A norm that is not sharded; called by all ranks."""
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
@@ -193,6 +193,6 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip
 def clip_and_update(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip: float) -> float:
     """``update`` with the norm that the gradients have, which it returns."""
     norm = gradient_norm(model)
-    number = float(whole(norm))
+    number = float(unsharded(norm))
     update(model, optimizer, rate, clip, norm)
     return number

@@ -91,11 +91,11 @@ class Batch:
         return self.input_ids.numel() if self.attention_mask is None else int(self.attention_mask.sum())
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch with every tensor on ``device`` (copies are asynchronous from pinned memory)."""
+        """The batch with every tensor on ``device`` (copies are asynchronous from pinned memory)."""
         return replace(self, **{name: to_device(getattr(self, name), device) for name in TENSORS})
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, from which a GPU copies while it computes; a ``DataLoader`` asks."""
+        """The batch in page-locked memory, from which a GPU copies while it computes; a ``DataLoader`` asks."""
         return replace(self, **{name: pinned(getattr(self, name)) for name in TENSORS})
 
     def model_inputs(self) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class VisualTokens:
             yield from source.features()
 
     def with_features(self, x: Float[Tensor, "i n d"]) -> VisualTokens:
-        """The same tokens with other features (any width)."""
+        """The tokens with other features (any width)."""
         return replace(self, x=x)
 
     def map(self, change: Callable[[Tensor], Tensor], grid: tuple[int, int] | None = None) -> VisualTokens:

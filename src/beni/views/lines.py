@@ -47,6 +47,6 @@ def new_line(dim: int, wanted: bool) -> torch.nn.Parameter | None:
 
 
 def draw(newline: Tensor | None) -> None:
-    """As large as a text embedding of a fresh llm: N(0, 1/d)."""
+    """Draws a newline as large as a text embedding of a fresh llm: N(0, 1/d)."""
     if newline is not None:
         torch.nn.init.normal_(newline, std=len(newline) ** -0.5)

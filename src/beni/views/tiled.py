@@ -118,7 +118,7 @@ class TiledViews(Views):
 
 
 def tile_boxes(tiles: tuple[int, int]) -> list[Box]:
-    """Of (rows, columns) equal tiles of the whole picture, in reading order."""
+    """The places of (rows, columns) equal tiles of the whole picture, in reading order."""
     rows, columns = tiles
     return [
         (row / rows, column / columns, (row + 1) / rows, (column + 1) / columns)
@@ -128,7 +128,7 @@ def tile_boxes(tiles: tuple[int, int]) -> list[Box]:
 
 
 def best_canvas(size: tuple[int, int], canvases: Sequence[tuple[int, int]], tile: tuple[int, int]) -> tuple[int, int]:
-    """Of several (rows, columns) in tiles the one on which most of a picture is seen, of these the least wasteful."""
+    """The canvas, as (rows, columns) of tiles, that shows most of a picture, and of these the least wasteful."""
     height, width = size
 
     def fitness(canvas: tuple[int, int]) -> tuple[int, int]:

@@ -42,7 +42,7 @@ def key_width(run: Run, layout: Layout) -> int:
 
 
 def states_before(run: Run, layout: Layout, implementation: str) -> list[bool]:
-    """Of each hidden state that is read whether it is from before the first block, where no patch is left out yet.
+    """Whether each hidden state that is read is from before the first block, where no patch is left out yet.
 
     Raises:
         NotVisited: when patches cannot be left out.

@@ -96,7 +96,7 @@ class Form:
 
     @property
     def leaves(self) -> list[Leaf]:
-        """In the order of the function ``leaves``."""
+        """The stored tensors, in the order of the function ``leaves``."""
         return [*(leaf for _, leaf in self.own), *(leaf for source in self.sources for leaf in source.leaves)]
 
     @property

@@ -53,14 +53,14 @@ OTHER = "choose another option of vision"
 
 
 @dataclass(frozen=True)
-class Seen:
+class ProbeResult:
     """What a dry run at one size showed."""
 
     layout: Layout
     spec: TokenSpec
 
 
-SEEN: dict[tuple[Any, ...], Seen] = {}
+PROBED: dict[tuple[Any, ...], ProbeResult] = {}
 """What encoders of this process were seen to do: a run builds the same one for its plan, its costs and its training."""
 
 
@@ -108,7 +108,7 @@ class HFVision(VisionEncoder):
         self._read = [] if layer == -1 and not levels else state_indices(self._config, layer, levels)
         self.config = self._config if layer == -1 else truncated(self._config, max(i for i in self._read if i))
         self._attn = attn_implementation
-        self._seen: dict[tuple[int, int], Seen] = {}
+        self._probed: dict[tuple[int, int], ProbeResult] = {}
         self._services: frozenset[Service] = frozenset()
         self._key_width, self._before = 0, [False] * max(1, len(self._read))
         # weights that load_pretrained() will bring are not drawn first
@@ -246,24 +246,24 @@ class HFVision(VisionEncoder):
         states = [out["last_hidden_state"] if i is None else out["hidden_states"][i] for i in self._read]
         return states or [out["last_hidden_state"]]
 
-    def _at(self, size: tuple[int, int], built: PreTrainedModel | None = None) -> Seen:
+    def _at(self, size: tuple[int, int], built: PreTrainedModel | None = None) -> ProbeResult:
         """What the model makes of views of (height, width) pixels; found out once for each size.
 
         Args:
             built: the model, where it has been built without weights and nothing else has been done to it.
         """
-        if size not in self._seen:
+        if size not in self._probed:
             read = (self.name, self._attn, self.keep_cls, *self._read)
             key = (size, read, self.config.model_type, self.config.to_json_string())
-            if key not in SEEN:
+            if key not in PROBED:
                 with torch.device("meta"):
                     model = built or build_encoder(self.config, self._attn)
                     with dry_run(model):
-                        SEEN[key] = self._probe(model, size)
-            self._seen[size] = SEEN[key]
-        return self._seen[size]
+                        PROBED[key] = self._probe(model, size)
+            self._probed[size] = PROBED[key]
+        return self._probed[size]
 
-    def _probe(self, model: PreTrainedModel, size: tuple[int, int]) -> Seen:
+    def _probe(self, model: PreTrainedModel, size: tuple[int, int]) -> ProbeResult:
         who = self.name or self.config.model_type
         pixels = torch.empty(2, 3, *size)  # two: a model that packs pictures would hide it with one
         try:
@@ -293,7 +293,7 @@ class HFVision(VisionEncoder):
             self._check_states(model, out.hidden_states, layout, len(pixels))
         dims = [x.shape[-1] for x in (layout.tokens(s, len(pixels)) for s in self._of(out))]
         n = layout.rows * layout.columns + self.keep_cls
-        return Seen(layout, TokenSpec(n, dims[0], None if self.keep_cls else layout.grid, levels=sum(dims[1:])))
+        return ProbeResult(layout, TokenSpec(n, dims[0], None if self.keep_cls else layout.grid, levels=sum(dims[1:])))
 
     def _check_states(self, model: PreTrainedModel, states: tuple[Tensor, ...] | None, layout: Layout, i: int) -> None:
         """Hidden states must be the blocks' outputs, one each, at the places of the patches."""

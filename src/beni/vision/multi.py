@@ -48,7 +48,7 @@ class StackedTransform(PictureTransform):
 
     @property
     def tile(self) -> tuple[int, int]:
-        """That of the encoder with the largest pictures: the others scale it down."""
+        """The tile of the encoder with the largest pictures: the others scale it down."""
         return max((part.tile for part in self.parts), key=lambda tile: tile[0] * tile[1])
 
     def at(self, size: tuple[int, int]) -> PictureTransform:

@@ -110,7 +110,7 @@ def _returned_grids(out: Mapping[str, Any], size: tuple[int, int]) -> Iterator[t
 
 
 def _map_grid(features: Tensor, size: tuple[int, int]) -> tuple[int, int]:
-    """Of a map with its channels before or behind it: the axes whose ratio is that of the input."""
+    """The grid of a map with its channels before or behind it: the axes whose ratio is that of the input."""
 
     def skew(first: int) -> float:
         rows, columns = features.shape[first : first + 2]

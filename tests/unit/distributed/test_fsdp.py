@@ -12,9 +12,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor
 
 from beni.distributed import fsdp
+from beni.distributed.broadcast_weights import broadcast_weights, tensors_of
 from beni.distributed.environment import Environment
 from beni.distributed.fsdp import shard, shards, tied
-from beni.distributed.hand_out import hand_out, tensors_of
 from beni.errors import ConfigError
 from beni.run import train
 
@@ -60,10 +60,10 @@ def test_one_process_that_offloads_shards_and_trains_as_without(tiny_run, monkey
     monkeypatch.setattr(fsdp, "CPUOffloadPolicy", lambda: CPUOffloadPolicy(pin_memory=False))
 
     def noted(model, *rest):
-        hand_out(model, *rest)
+        broadcast_weights(model, *rest)
         seen.extend(isinstance(parameter, DTensor) for parameter in model.parameters())
 
-    monkeypatch.setattr("beni.run.hand_out", noted)
+    monkeypatch.setattr("beni.run.broadcast_weights", noted)
     for overrides in ((), ("fsdp=full", "fsdp.offload=true", "fsdp.frozen=shard")):
         folder = train(tiny_run(*overrides, "train.plan.vision=frozen", "optim.lr=1e-2", "eval.every=0"))
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

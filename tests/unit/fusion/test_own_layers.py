@@ -9,7 +9,7 @@ import torch
 
 from beni.data.batch.collate import collate
 from beni.model.build import build
-from beni.model.inputs import Calls, StepInputs
+from beni.model.inputs import CallCounts, StepInputs
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import count_parameters
 from beni.training.blocks import recompute
@@ -116,7 +116,7 @@ def test_a_blank_image_counts_for_nothing(crossed):
     model, steps = crossed[1:]
     batch = collate([one for one in items_of(steps) if not one.images], "packed", 0)
     plain = model(**batch.model_inputs())
-    blank = model(**batch.model_inputs(), how=StepInputs(calls=Calls(1, 1)))
+    blank = model(**batch.model_inputs(), how=StepInputs(calls=CallCounts(1, 1)))
     assert blank.loss.equal(plain.loss)
     blank.loss.backward()
     own = [p for name, p in model.named_parameters() if name.startswith(("fusion.", "connector."))]

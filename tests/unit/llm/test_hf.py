@@ -37,9 +37,9 @@ EXPERTS = {
 XLSTM = {"hidden_size": 32, "num_hidden_layers": 1, "num_blocks": 1, "num_heads": 4, "vocab_size": 97}
 
 
-def rehearsed(llm, rows):
+def counted(llm, rows):
     """FLOPs of a dry run of eight positions, the head on ``rows`` of them."""
-    return count_flops(llm.rehearsal(torch.empty(1, 8, llm.hidden_size, device="meta"), rows))
+    return count_flops(llm.dry_run(torch.empty(1, 8, llm.hidden_size, device="meta"), rows))
 
 
 def make(family, fields, device="cpu"):
@@ -64,8 +64,8 @@ def test_a_position_is_billed_the_experts_that_it_is_sent_to(family):
         return llm(Sequence.plain(embeds), keep)
 
     embeds.requires_grad_()
-    rehearsed = twin.rehearsal(embeds.detach().to("meta").requires_grad_(), 2)
-    ours, theirs = count_training_flops(lambda: [rehearsed()]), count_training_flops(lambda: [run()])
+    dry_run = twin.dry_run(embeds.detach().to("meta").requires_grad_(), 2)
+    ours, theirs = count_training_flops(lambda: [dry_run()]), count_training_flops(lambda: [run()])
     assert ours == pytest.approx(theirs, rel=1e-3)
     assert 0 < ours[0] < ours[1]
 
@@ -73,12 +73,12 @@ def test_a_position_is_billed_the_experts_that_it_is_sent_to(family):
 def test_an_llm_that_reads_values_to_choose_what_it_computes_is_refused_by_name():
     llm = make("jetmoe", SMALL | {"num_local_experts": 4, "kv_channels": 8}, "meta")
     with pytest.raises(CompositionError, match=r"E-FLOPS \[llm\]: jetmoe cannot be run without weights.*meta tensor"):
-        rehearsed(llm, 1)
+        counted(llm, 1)
     fields = SMALL | ONE_EXPERT | {"head_dim": 8, "num_experts_per_tok": 8}
     with pytest.raises(
         CompositionError, match=r"E-FLOPS.*qwen3_moe.*not in range for dimension\n  fix: correct the field"
     ):
-        rehearsed(make("qwen3_moe", fields, "meta"), 1)
+        counted(make("qwen3_moe", fields, "meta"), 1)
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def test_a_model_that_gives_every_position_is_taken_at_the_ones_asked_for():
     for keep in ([1, 3], [3, 0, 2, 1]):
         assert llm(Sequence.plain(embeds), torch.tensor(keep)).equal(whole[:, keep])
     twin = make("xlstm", XLSTM, "meta")
-    assert rehearsed(twin, 1) == rehearsed(twin, 4)  # its head costs what it computes
+    assert counted(twin, 1) == counted(twin, 4)  # its head costs what it computes
 
 
 def test_text_is_embedded_as_the_llm_embeds_ids():

@@ -230,12 +230,12 @@ def test_samples_have_the_same_logits_packed_padded_and_alone():
         torch.testing.assert_close(joined, llm(replace(row, visitors=visitors_of(weight))), rtol=0, atol=0)
 
 
-def test_a_rehearsal_counts_what_visitors_compute():
+def test_a_dry_run_counts_what_visitors_compute():
     with torch.device("meta"):
         llm, weight, embeds = make("llama"), torch.empty(32, 32), torch.empty(1, 10, 32)
-    plain = count_flops(llm.rehearsal(embeds, 1))
+    plain = count_flops(llm.dry_run(embeds, 1))
     with llm.around_layers(visitors_of(weight)):
-        assert count_flops(llm.rehearsal(embeds, 1)) == plain + 2 * (2 * 10 * 32 * 32)
+        assert count_flops(llm.dry_run(embeds, 1)) == plain + 2 * (2 * 10 * 32 * 32)
 
 
 def test_positions_are_numbered_in_either_layout():

@@ -70,7 +70,7 @@ def test_a_run_that_goes_back_counts_each_second_once(clock):
     clock.now = 100.0
     saved = first.split()
     clock.now = 150.0
-    spent, started = first.handed_over()
+    spent, started = first.carried_over()
     clock.now = 160.0
     again = Goodput(CPU, saved, spent, started, clock)
     assert again.split() == saved | {"restart": 7.0 + 3.0 + 50.0 + 10.0}

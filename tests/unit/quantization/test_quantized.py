@@ -204,14 +204,14 @@ def test_compiled_layers_compute_what_others_do(tiny_model, absent):
     torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-4)
 
 
-def test_a_rehearsal_counts_the_products_that_an_unpacked_llm_has(tiny_run, option):
+def test_a_dry_run_counts_the_products_that_an_unpacked_llm_has(tiny_run, option):
     from beni.measure.flops import count_training_flops
 
     counted = []
     for overrides in ((), overrides_of(option)):
         llm = propagate(tiny_run(*overrides, *FROZEN)).llm
-        rehearsed = llm.rehearsal(torch.empty(1, 8, 32, device="meta", requires_grad=True), 3)
-        counted.append(count_training_flops(lambda rehearsed=rehearsed: [rehearsed()])[1])
+        run = llm.dry_run(torch.empty(1, 8, 32, device="meta", requires_grad=True), 3)
+        counted.append(count_training_flops(lambda run=run: [run()])[1])
     assert counted[0] == counted[1] > 0
 
 

@@ -49,7 +49,7 @@ def fit(steps_of):
     """fit(run, folder, stop=None) -> (model, log), stopped after ``stop`` steps when given; ``fit.log()`` is a log."""
     from beni.distributed.environment import Environment
     from beni.model.build import build
-    from beni.training.loop import Job, Trainer
+    from beni.training.loop import Trainer, TrainingJob
     from beni.training.settings import TrainerSettings
 
     def run_it(
@@ -64,7 +64,7 @@ def fit(steps_of):
     ):
         model = build(run) if model is None else model
         log = MemoryLog(stop) if log is None else log
-        job = Job(
+        job = TrainingJob(
             model=model,
             steps=steps_of(run, model),
             environment=Environment(0, 1, 0, torch.device("cpu")),

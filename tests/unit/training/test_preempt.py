@@ -62,13 +62,13 @@ def test_a_signal_while_the_data_is_indexed_ends_the_run_before_it_has_written_a
 @EACH
 def test_one_of_several_processes_ends_where_they_meet(number):
     with pytest.raises(Preempted, match=number.name), Preemption(lambda asked: asked) as preemption:  # noqa: PT012
-        preemption.meet()
+        preemption.sync_point()
         os.kill(os.getpid(), number)
         with preemption.deferred():
             assert preemption.asked
         with pytest.raises(Preempted):
-            preemption.meet()
-        preemption.meet()
+            preemption.sync_point()
+        preemption.sync_point()
 
 
 def test_further_signals_change_nothing():
@@ -166,7 +166,7 @@ def test_a_signal_during_an_evaluation_that_is_made_up_for_ends_it_like_any_othe
     def evaluate(step):
         os.kill(os.getpid(), signal.SIGTERM)
         seen.append(step)
-        preemption.meet()
+        preemption.sync_point()
 
     with (
         pytest.raises(Preempted, match="SIGTERM after step 3: its checkpoint is saved"),

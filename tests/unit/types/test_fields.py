@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import beni
-from beni.model.ragged import on_each_grid, on_each_size
+from beni.model.mixed_sizes import on_each_grid, on_each_size
 from beni.nn.rows import by_grid, constants, images_of, real_tokens, stack, with_line_ends
 from beni.stage import StageContext
 from beni.types import VisualTokens

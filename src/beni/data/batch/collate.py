@@ -100,7 +100,7 @@ def pixel_key(view: Tensor) -> str:
 def _counts(
     items: Sequence[Item], labels: Sequence[np.ndarray], width: int, faults: Sequence[Fault]
 ) -> dict[str, Counts]:
-    """By source; ``width`` is that of padded rows."""
+    """What a micro-batch holds, by source; ``width`` is that of padded rows."""
     counts: dict[str, Counts] = {}
     for item, row in zip(items, labels, strict=True):
         mine = Counts(

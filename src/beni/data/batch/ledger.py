@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, field, fields
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one source.
+    """What training has seen of one source.
 
     Attributes:
         samples: seen, a sample at several scales once each.

@@ -32,7 +32,7 @@ from beni.nn.streams import numpy_stream
 from beni.types import Batch, ViewedImage
 
 PR_SET_PDEATHSIG = 1
-"""Of prctl(2): the signal that a process gets when its parent dies."""
+"""The option of prctl(2) that sets the signal which a process gets when its parent dies."""
 
 
 class Viewer(Protocol):
@@ -105,7 +105,7 @@ class Steps(Dataset[list[Batch]]):
         return [item(drawn.sample, self.renderer, images) for images in seen], drawn.faults
 
     def _urls(self, step: int) -> list[str]:
-        """Of the pictures that this rank's samples of a step have yet to be given."""
+        """Addresses of the pictures that this rank's samples of a step have yet to be given."""
         parts = self.schedule.parts(step, self.world, self.accumulation)[self.rank]
         samples = [self.source.train(index, epoch) for part in parts for epoch, index in part]
         return [image.url for sample in samples for image in sample.images if image.url is not None]

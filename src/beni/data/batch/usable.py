@@ -52,12 +52,12 @@ class Fault:
     by: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As written."""
+        """The fault as a line of data_errors.jsonl has it."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnSample:
     """What is trained on: a sample, its pictures decoded and varied, and what went wrong on the way."""
 
     sample: Sample
@@ -78,7 +78,7 @@ class Drawer:
     on_bad: OnBad
     bind: Bind = at_hand
 
-    def draw(self, epoch: int, index: int) -> Drawn:
+    def draw(self, epoch: int, index: int) -> DrawnSample:
         """Pure, but for whether a picture can be had.
 
         Raises:
@@ -91,7 +91,7 @@ class Drawer:
             sample = self.bind(self.source.train(candidate, epoch))
             pictures, bad = self._pictures(sample, epoch, candidate)
             if not bad:
-                return Drawn(sample, pictures, tuple(replace(fault, by=sample.id) for fault in faults))
+                return DrawnSample(sample, pictures, tuple(replace(fault, by=sample.id) for fault in faults))
             reasons = {image.key: error.reason for image, error in bad}
             if self.on_bad == "fail":
                 raise DataError(
@@ -123,7 +123,7 @@ class Drawer:
                 bad.append((image, error))
         return pictures, bad
 
-    def _without(self, sample: Sample, epoch: int, index: int, faults: list[Fault]) -> Drawn:
+    def _without(self, sample: Sample, epoch: int, index: int, faults: list[Fault]) -> DrawnSample:
         """The sample without its bad pictures."""
         bad = {fault.image for fault in faults if fault.index == index}
         messages = tuple(
@@ -132,7 +132,7 @@ class Drawer:
         )
         kept = replace(sample, messages=messages)
         pictures, _ = self._pictures(kept, epoch, index)
-        return Drawn(kept, pictures, tuple(replace(fault, action="skipped", by=sample.id) for fault in faults))
+        return DrawnSample(kept, pictures, tuple(replace(fault, action="skipped", by=sample.id) for fault in faults))
 
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
         """The sample itself, then others of its source: with lengths none that is longer or has more pictures."""

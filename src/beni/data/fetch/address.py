@@ -46,7 +46,7 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast
 
 
-def anywhere(address: Address) -> bool:
+def any_address(address: Address) -> bool:
     """For ``images.private_addresses=true``."""
     return True
 

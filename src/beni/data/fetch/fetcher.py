@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from PIL import Image as PILImage
 
-from beni.data.fetch.address import Allows, anywhere, is_public
+from beni.data.fetch.address import Allows, any_address, is_public
 from beni.data.fetch.cache import ImageCache
 from beni.data.fetch.loop import FetchCounts, FetchLoop
 from beni.data.fetch.verdicts import Verdicts
@@ -47,7 +47,7 @@ class Fetcher:
     ) -> None:
         self.settings = dict(settings)
         self.verdicts = verdicts or Verdicts(None, 0)
-        self.allows = allows or (anywhere if settings["private_addresses"] else is_public)
+        self.allows = allows or (any_address if settings["private_addresses"] else is_public)
         root = Path(settings["cache"]).expanduser() if settings["cache"] else cache_dir() / "images"
         self.cache = ImageCache(root, int(settings["cache_gib"] * 1024**3))
         self.counts = FetchCounts()
@@ -82,7 +82,7 @@ class Fetcher:
             self.counts.waited += time.perf_counter() - start
 
     def bind(self, sample: Sample) -> Sample:
-        """The same sample; its pictures that have a URL are opened through this fetcher, when they are opened."""
+        """The sample, whose pictures that have a URL are opened through this fetcher, when they are opened."""
         if all(image.url is None for image in sample.images):
             return sample
         messages = tuple(replace(m, content=tuple(map(self._bound, m.content))) for m in sample.messages)

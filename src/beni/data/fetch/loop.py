@@ -89,7 +89,7 @@ class FetchLoop:
             self._thread.join(timeout=10)
 
     async def fetch(self, url: str) -> bytes:
-        """With retries.
+        """The body of an answer, asked for as often as ``images.retries`` allows.
 
         Raises:
             BadImage: for good.
@@ -164,7 +164,7 @@ class FetchLoop:
         return data
 
     def _allowed(self, name: str, hop: str) -> URL:
-        """As the client will read it; a literal address never meets the resolver."""
+        """The address as the client will read it; a literal one never meets the resolver."""
         target = URL(hop)  # another parser would see a name where this one sees 127.0.0.1 in full-width digits
         if target.scheme not in ("http", "https") or not target.raw_host:
             raise BadImage(name, "not http")

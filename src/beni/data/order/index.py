@@ -108,7 +108,7 @@ class Index:
         return {**self.__dict__, "progress": None, "workers": 0}
 
     def columns(self, epoch: int) -> Columns:
-        """Those of all samples of an epoch.
+        """What the index knows of all samples of an epoch.
 
         Raises:
             DataError: naming the first faulty samples, each with its place and fix.

@@ -63,7 +63,7 @@ class RunLengths:
     tokens_per_image: int | None = None
 
     def loads(self, epoch: int) -> Loads:
-        """Of all samples of an epoch.
+        """What each sample of an epoch costs.
 
         Raises:
             DataError: when a sample is longer than ``template.max_length`` and may not be cut.

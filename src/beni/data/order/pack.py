@@ -42,7 +42,7 @@ class Units:
 
     @staticmethod
     def of(groups: list[list[int]]) -> Units:
-        """From lists of indices."""
+        """Units from lists of indices."""
         flat = np.fromiter((index for group in groups for index in group), dtype=np.int64)
         return Units(flat, np.cumsum([0, *map(len, groups)]))
 

@@ -42,7 +42,7 @@ class Lengths(Protocol):
     """What the samples of an epoch cost (data/order/lengths.py)."""
 
     def loads(self, epoch: int) -> Loads:
-        """Of all samples of an epoch."""
+        """What each sample of an epoch costs."""
         ...
 
 
@@ -159,20 +159,20 @@ class Schedule:
         return held / (self.settings["tokens"] * sum(len(plan) for _, plan in plans))
 
     def samples(self, steps: int) -> int:
-        """Of so many steps."""
+        """How many samples so many steps take."""
         if self.settings["unit"] == "sample":
             return steps * self.batch_size
         return sum(len(samples) for step in range(steps) for _, samples in self.step(step))
 
     def hash(self, steps: int) -> str:
-        """Of the data order of so many steps: which sample of which epoch stands where."""
+        """A hash of the data order of so many steps: which sample of which epoch stands where."""
         digest = hashlib.sha256()
         for step in range(steps):
             digest.update(self.step_hash(step))
         return digest.hexdigest()[:16]
 
     def step_hash(self, step: int) -> bytes:
-        """Of the units of one step, 16 bytes."""
+        """A hash of the units of one step, 16 bytes."""
         digest = hashlib.blake2b(digest_size=16)
         for epoch, samples in self.step(step):
             digest.update(np.array([epoch, len(samples), *samples], dtype=np.int64).tobytes())

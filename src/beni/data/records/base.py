@@ -91,8 +91,8 @@ class First(Rows):
 
 
 def files_fingerprint(files: Sequence[Path]) -> str:
-    """Of names and contents; where they are more than ``WHOLE`` together, of names, sizes, and the first and last
-    64 KiB of each, as a pass over terabytes takes hours: a change that keeps all of those is not seen.
+    """A hash of names and contents; where they are more than ``WHOLE`` together, of names, sizes, and the first and
+    last 64 KiB of each, as a pass over terabytes takes hours: a change that keeps all of those is not seen.
     """
     digest = hashlib.sha256()
     sizes = [file.stat().st_size for file in files]

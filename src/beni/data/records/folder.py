@@ -59,7 +59,7 @@ class FolderRows(Rows):
         return str(self._at(self._pictures, number))
 
     def fingerprint(self) -> str:
-        """Of names, sizes of pictures and the texts themselves: pictures are not read, which would take an hour."""
+        """A hash of names, of sizes of pictures and of the texts: pictures are not read, which would take an hour."""
         if not self._digest:
             digest = hashlib.sha256()
             for number in range(len(self)):

@@ -103,7 +103,7 @@ def _require_object(row: Any, path: Path, number: int) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int]]:
-    """Of the lines that hold anything."""
+    """Where the lines that hold anything begin and end, in bytes."""
     start = number = 0
     with path.open("rb") as file:
         for line in file:
@@ -119,7 +119,7 @@ def _lines(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def _elements(path: Path) -> Iterator[tuple[int, int]]:
-    """Of the elements of an array."""
+    """Where the elements of an array begin and end, in bytes."""
     with path.open("rb") as file:
         text = _Text(path, file)
         if text.skip() and text.peek() == BYTE_ORDER_MARK:

@@ -24,8 +24,8 @@ import torch
 
 from beni.components import COMPONENTS
 from beni.model.context import owners_of
-from beni.model.costing.bill import Bill
 from beni.model.costing.dry_runs import Count, DryRuns, Recomputing, Wants
+from beni.model.costing.flop_count import FlopCount
 from beni.model.costing.rates import LONG, Around, Rate, Staircase
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.types import IGNORE, Batch, ImageLayout
@@ -91,7 +91,7 @@ class Costs:
         self._llm, self._own = cache(self._rate_llm), cache(self._rate_own)
 
     def recount(self, trained: Collection[str]) -> None:
-        """From now on the parameters of these names train, and no others."""
+        """Counts anew: the parameters of these names train from now on, and no others."""
         for name, parameter in self.twin.named_parameters():
             parameter.requires_grad_(name in trained)
         self._runs.forget()
@@ -110,7 +110,7 @@ class Costs:
         """Forward and backward FLOPs of each component, for such a sample."""
         return {name: count.useful for name, count in self._sample(layout, length, label_rows).items()}
 
-    def bill(self, batch: Batch, kept: abc.Sequence[int] | None = None) -> Bill:
+    def flop_count(self, batch: Batch, kept: abc.Sequence[int] | None = None) -> FlopCount:
         """What the forward and backward pass of a micro-batch cost. Reads its values, so it must lie on the CPU.
 
         Args:
@@ -130,7 +130,7 @@ class Costs:
             extra += self._own_of(images, laid_out, batch).useful - own.useful
         alone = self._read_alone(batch)
         asked = llm.forward.of(alone, 0) if alone else 0
-        return Bill(
+        return FlopCount(
             components={name: count.useful for name, count in counts.items()}
             | {"llm": llm.useful.of(lengths, labels) + asked},
             causal=round(llm.useful.pair * sum(n**2 for n in lengths) / 2),
@@ -139,7 +139,7 @@ class Costs:
         )
 
     def _sample(self, layout: ImageLayout, length: int, label_rows: int) -> dict[str, Count]:
-        """Of each component, for one sample of ``length`` positions with one such image."""
+        """FLOPs of each component for one sample of ``length`` positions with one such image."""
         image = self._image(layout, 0)
         counts, rates = total_of([image]), self._rates_of([image])
         if self._runs.fusion_visits:

@@ -50,7 +50,7 @@ class Count(NamedTuple):
     again: int = 0
 
     def plus(self, other: Count, times: int = 1) -> Count:
-        """With those of another part added so often."""
+        """The count with that of another part added so often."""
         return Count(*(mine + times * theirs for mine, theirs in zip(self, other, strict=True)))
 
 
@@ -122,7 +122,7 @@ class DryRuns:
         return self._counts["vision", size]
 
     def rows(self, layout: ImageLayout, views: abc.Sequence[TokenSpec]) -> Wants:
-        """Of which fields a gradient is wanted when the encoder's tokens of an image have become rows. Nothing is
+        """Fields whose gradient is wanted when the encoder's tokens of an image have become rows. Nothing is
         counted: views move tokens (``Views``).
         """
         wants: Wants = frozenset({"x", "levels", "sources"} if self.trains("vision") else ())
@@ -201,12 +201,12 @@ class DryRuns:
         key = ("llm", length, label_rows, wants)
         if key not in self._counts:
             row = self.twin.specs["llm"]
-            self._reading(1, 1, reached=False)  # what an llm finds out at its first rehearsal is not to be counted
+            self._reading(1, 1, reached=False)  # what an llm finds out at its first dry run is not to be counted
 
             def forward() -> Iterable[Tensor]:
                 fused = self._fused(length, row, wants)
                 with self.twin.llm.around_layers(fused.visitors):
-                    return [self.twin.llm.rehearsal(fused.embeds, label_rows)()]
+                    return [self.twin.llm.dry_run(fused.embeds, label_rows)()]
 
             both = self._count("llm", forward, self.twin.llm.layers())
             # of what is computed again only the llm's was
@@ -221,8 +221,8 @@ class DryRuns:
 
     def _reading(self, length: int, label_rows: int, reached: bool) -> Callable[[], Iterable[Tensor]]:
         embeds = torch.empty(1, length, self.twin.llm.hidden_size, device="meta", requires_grad=reached)
-        rehearsed = self.twin.llm.rehearsal(embeds, label_rows)
-        return lambda: [rehearsed()]
+        run = self.twin.llm.dry_run(embeds, label_rows)
+        return lambda: [run()]
 
     def _prompt(self, asked: int) -> Prompt | None:
         """One of so many positions, and a text of as many words."""
@@ -327,7 +327,7 @@ def tokens_of(spec: TokenSpec, wants: Wants) -> VisualTokens:
 
 
 def wanted(tokens: VisualTokens) -> Wants:
-    """Of which fields a gradient is wanted."""
+    """Fields of the tokens whose gradient is wanted."""
     own = {name for name, tensor in tokens.per_token().items() if name in CARRIERS and tensor.requires_grad}
     return frozenset(own | ({"sources"} if any(wanted(source) for source in tokens.sources) else set()))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 SHORT = 8
-"""Positions of the shortest rehearsal of an llm."""
+"""Positions of the shortest dry run of an llm."""
 
 LONG = 300
 """Positions at which a rate is tried: more than the chunks of Mamba 2 (256), few for models with a loop over them."""
@@ -84,7 +84,7 @@ class Staircase:
         self._count, self._short, self.pair = cache(count), short, short.pair
 
     def of(self, lengths: Sequence[int], rows: int) -> int:
-        """As of ``Rate``."""
+        """FLOPs of sequences of these lengths with so many label rows."""
         return round(sum(map(self._sequence, lengths)) + self._short.row * rows)
 
     def _sequence(self, length: int) -> int:

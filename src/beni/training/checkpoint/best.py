@@ -46,7 +46,7 @@ class Best:
 
 @runtime_checkable
 class BestLog(Protocol):
-    """Where it is told which checkpoint is the best."""
+    """A log that is told which checkpoint is the best."""
 
     def notice(self, text: str) -> None:
         """Something a reader of the run should know."""

@@ -102,7 +102,7 @@ class SavedTensors(Mapping[str, Tensor]):
         return self.part(name, (0,) * len(shape), shape)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of the whole tensor."""
+        """The shape of the unsharded tensor."""
         ends = [[o + s for o, s in zip(begin, shape, strict=True)] for _, begin, shape in self._pieces[name]]
         return tuple(max(along) for along in zip(*ends, strict=True))
 

@@ -2,7 +2,8 @@
 
 - AdamW (arXiv 1711.05101), Muon (arXiv 2502.16982) and Adafactor (arXiv 1804.04235) are torch's.
 - Lion (arXiv 2302.06675) is lion-pytorch's, AdamW with 8-bit moments (arXiv 2110.02861) bitsandbytes'.
-- Muon and the 8-bit AdamW take the matrices only; plain AdamW takes the rest, and both look like one (``Together``).
+- Muon and the 8-bit AdamW take the matrices only; plain AdamW takes the rest, and both look like one
+  (``CompositeOptimizer``).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ ADAFACTOR_EPS = 1e-15
 tensor whose gradients are below 3e-4 would get updates of full size, however small they have become."""
 
 
-class Together(Optimizer):
+class CompositeOptimizer(Optimizer):
     """Several optimizers, each over parameters of its own, as one: one list of groups, one state, one step."""
 
     def __init__(self, *parts: Optimizer) -> None:
@@ -99,7 +100,7 @@ def hidden_matrices(model: BeniForConditionalGeneration) -> set[int]:
 
 
 def _groups(model: BeniForConditionalGeneration, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of what trains, by component, by whether it decays, and by layer where layers differ."""
+    """Parameter groups of what trains, by component, by whether it decays, and by layer where layers differ."""
     matrices = multiplied(model)
     groups: list[dict[str, Any]] = []
     for name, component in model.named_children():
@@ -132,7 +133,8 @@ def _divided(
         kept = [{**g, "params": [p for p in g["params"] if (id(p) in chosen) == wanted]} for g in groups]
         return [group for group in kept if group["params"]]
 
-    return Together(*(build(some, settings) for build, some in ((make, those(True)), (_adamw, those(False))) if some))
+    parts = ((make, those(True)), (_adamw, those(False)))
+    return CompositeOptimizer(*(build(some, settings) for build, some in parts if some))
 
 
 def _adamw(groups: Groups, settings: Mapping[str, Any]) -> Optimizer:

@@ -1,4 +1,4 @@
-"""The bill of a micro-batch against torch's counter over a real forward and backward pass."""
+"""The FLOPs of a micro-batch against torch's counter over a real forward and backward pass."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from beni.llm import segment_attention
 from beni.measure.flops import count_training_flops, counting
 from beni.model.build import build
-from beni.model.costing.bill import Bill
 from beni.model.costing.counts import Costs
+from beni.model.costing.flop_count import FlopCount
 from beni.model.costing.table import propagate
 from beni.training.blocks import recompute, recomputing
 from beni.training.step import forward_backward
@@ -74,7 +74,7 @@ def without_pictures(batch):
 
 @pytest.fixture
 def counted(monkeypatch, steps_of, tiny_run):
-    """counted(state, *overrides) -> (bill, what torch counts) of the first micro-batch, changed by ``change``."""
+    """counted(state, *overrides) -> (flop_count, what torch counts) of the first micro-batch, changed by ``change``."""
     monkeypatch.setattr(segment_attention, "WASTE", 1.0)  # no padding inside attention
 
     def count(state, *overrides, mode="none", change=lambda batch: batch, small=SMALL):
@@ -85,26 +85,26 @@ def counted(monkeypatch, steps_of, tiny_run):
         model, twin = build(run), propagate(run)
         batch = change(steps_of(run, model)[0][0])
         again, kept = partial(recomputing, mode=mode) if mode != "none" else None, mode == "selective"
-        bill = Costs(twin, model.config.image_token_id, again, kept).bill(batch)
+        flop_count = Costs(twin, model.config.image_token_id, again, kept).flop_count(batch)
         recompute(model.layers_with_gradient(), mode)
         with counting_kept_attention() if kept else counting() as counter:
             forward_backward(model, [batch], 0, CPU, "fp32")
-        return bill, counter.get_total_flops()
+        return flop_count, counter.get_total_flops()
 
     return count
 
 
 @pytest.mark.parametrize("state", STATES)
 def test_a_bill_is_what_torch_counts(counted, state):
-    bill, flops = counted(state, change=with_a_text)
-    assert bill.padding == bill.recomputed == 0
-    assert bill.useful == pytest.approx(flops, rel=0.001)
+    flop_count, flops = counted(state, change=with_a_text)
+    assert flop_count.padding == flop_count.recomputed == 0
+    assert flop_count.useful == pytest.approx(flops, rel=0.001)
 
 
 @pytest.mark.parametrize("state", ["connector", "llm alone"])
 def test_without_pictures_vision_costs_nothing(counted, state):
-    bill, flops = counted(state, change=without_pictures)
-    assert bill.useful == bill.components["llm"] == pytest.approx(flops, rel=0.001)
+    flop_count, flops = counted(state, change=without_pictures)
+    assert flop_count.useful == flop_count.components["llm"] == pytest.approx(flops, rel=0.001)
 
 
 @pytest.mark.parametrize("name", ["Attended", "Listener"])
@@ -117,15 +117,15 @@ def test_what_stages_read_beside_features_is_billed(monkeypatch, steps_of, tiny_
     run["selector"] = {"_target_": f"support.stages.{name}"}
     model = build(run)
     batch = steps_of(run, model)[0][0]
-    bill = Costs(propagate(run), model.config.image_token_id).bill(batch)
+    flop_count = Costs(propagate(run), model.config.image_token_id).flop_count(batch)
     with counting() as counter:
         forward_backward(model, [batch], 0, CPU, "fp32")
     within = 0.03 if "compute.layout=padded" in overrides else 0.001  # then prompts are padded too, which nobody bills
-    assert bill.useful + bill.padding == pytest.approx(counter.get_total_flops(), rel=within)
+    assert flop_count.useful + flop_count.padding == pytest.approx(counter.get_total_flops(), rel=within)
     plain = tiny_run("vision.architecture.patch_size=6", "train.plan.vision=frozen", *overrides)
-    bare = Costs(propagate(plain), model.config.image_token_id).bill(steps_of(plain, build(plain))[0][0])
+    bare = Costs(propagate(plain), model.config.image_token_id).flop_count(steps_of(plain, build(plain))[0][0])
     component = "vision" if name == "Attended" else "llm"
-    assert bill.components[component] > bare.components[component]
+    assert flop_count.components[component] > bare.components[component]
 
 
 def test_a_frozen_llm_that_only_reads_text_has_no_backward_pass(counted):
@@ -145,23 +145,23 @@ def test_padding_is_billed_apart(counted):
 @pytest.mark.parametrize("state", ["connector", "adapters in both"])
 def test_recomputation_is_billed_apart(counted, state):
     plain, _ = counted(state)
-    bill, flops = counted(state, mode="full")
-    assert bill.components == plain.components
-    assert bill.recomputed > 0
-    assert bill.useful + bill.recomputed == pytest.approx(flops, rel=0.001)
+    flop_count, flops = counted(state, mode="full")
+    assert flop_count.components == plain.components
+    assert flop_count.recomputed > 0
+    assert flop_count.useful + flop_count.recomputed == pytest.approx(flops, rel=0.001)
 
 
 def test_padding_that_is_computed_again_is_billed_as_such(counted):
-    bill, flops = counted("everything", "compute.layout=padded", mode="full")
-    assert bill.padding > 0
-    assert bill.useful + bill.padding + bill.recomputed == pytest.approx(flops, rel=0.001)
+    flop_count, flops = counted("everything", "compute.layout=padded", mode="full")
+    assert flop_count.padding > 0
+    assert flop_count.useful + flop_count.padding + flop_count.recomputed == pytest.approx(flops, rel=0.001)
 
 
 @pytest.mark.parametrize("state", ["connector", "everything"])
 def test_attention_that_is_kept_is_not_billed_again(counted, state):
-    bill, flops = counted(state, mode="selective")
-    assert bill.recomputed > 0
-    assert bill.recomputed == pytest.approx(flops - bill.useful, rel=0.001)
+    flop_count, flops = counted(state, mode="selective")
+    assert flop_count.recomputed > 0
+    assert flop_count.recomputed == pytest.approx(flops - flop_count.useful, rel=0.001)
 
 
 MIXTRAL = ("llm.architecture.model_type=mixtral", "++llm.architecture.num_local_experts=4")
@@ -172,8 +172,8 @@ def test_a_mixture_of_experts_is_billed_what_torch_counts(counted, monkeypatch):
 
     plain = ALL_EXPERTS_FUNCTIONS["batched_mm"]  # torch does not count its grouped products
     monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS._global_mapping, "grouped_mm", plain)
-    bill, flops = counted("everything", *MIXTRAL, change=with_a_text)
-    assert bill.useful == pytest.approx(flops, rel=0.001)
+    flop_count, flops = counted("everything", *MIXTRAL, change=with_a_text)
+    assert flop_count.useful == pytest.approx(flops, rel=0.001)
 
 
 MAMBA = (
@@ -191,8 +191,8 @@ def test_an_llm_that_works_in_chunks_is_billed_its_chunks(tiny_run):
     def counted(length):
         with torch.device("meta"):
             embeds = torch.empty(1, length, llm.hidden_size, requires_grad=True)
-        rehearsed = llm.rehearsal(embeds, 5)
-        return count_training_flops(lambda: [rehearsed()])[1]
+        run = llm.dry_run(embeds, 5)
+        return count_training_flops(lambda: [run()])[1]
 
     for lengths in ([20], [65], [128], [30, 300]):
         assert rate.of(lengths, 5 * len(lengths)) == pytest.approx(sum(map(counted, lengths)), rel=0.01)
@@ -201,15 +201,15 @@ def test_an_llm_that_works_in_chunks_is_billed_its_chunks(tiny_run):
 def test_a_prompt_is_billed_to_the_stage_that_reads_it(counted):
     small = ("hidden_size=32", "depth=2", "num_queries=4", "num_heads=2", "intermediate_size=64")
     override = ["resampler=qformer_instruct", *(f"resampler.{one}" for one in small), "train.batch_size=1"]
-    bill, flops = counted("everything", *override, small=())
-    assert bill.useful == pytest.approx(flops, rel=0.001)
+    flop_count, flops = counted("everything", *override, small=())
+    assert flop_count.useful == pytest.approx(flops, rel=0.001)
 
 
 def test_causal_attention_is_half_of_its_products(counted, steps_of):
-    bill, _ = counted("connector", "train.batch_size=1")
+    flop_count, _ = counted("connector", "train.batch_size=1")
     longer, _ = counted("connector", "train.batch_size=1", change=with_a_text)
     # two layers of 32, forward and backward: two products each way forward, four back, 2 FLOPs each
-    assert longer.causal - bill.causal == pytest.approx(2 * 32 * 13**2 * 2 * (2 + 4) / 2, rel=0.1)
+    assert longer.causal - flop_count.causal == pytest.approx(2 * 32 * 13**2 * 2 * (2 + 4) / 2, rel=0.1)
 
 
 def test_what_begins_to_train_is_billed_after_a_recount(tiny_run, steps_of, tiny_model):
@@ -218,12 +218,12 @@ def test_what_begins_to_train_is_billed_after_a_recount(tiny_run, steps_of, tiny
     batch = steps_of(frozen, model)[0][0]
     image = model.config.image_token_id
     costs, fresh = (Costs(propagate(run), image) for run in (frozen, tiny_run("train.plan.vision=frozen")))
-    before = costs.bill(batch).useful
+    before = costs.flop_count(batch).useful
     costs.recount({name for name, p in model.named_parameters() if p.requires_grad})
-    assert before < costs.bill(batch).useful == fresh.bill(batch).useful
+    assert before < costs.flop_count(batch).useful == fresh.flop_count(batch).useful
 
 
 def test_bills_add_up():
-    one = Bill.of(range(10))
+    one = FlopCount.of(range(10))
     assert (one + one).values() == [2 * value for value in range(10)]
     assert (one + one).useful == 2 * one.useful == 2 * sum(range(7))

@@ -9,7 +9,7 @@ from beni.measure.goodput import PARTS, Goodput
 from beni.measure.peak import Peak
 from beni.model.costing.counts import Costs
 from beni.model.costing.table import propagate
-from beni.training.window import Meter, Window
+from beni.training.throughput import Meter, ThroughputWindow
 
 CPU = torch.device("cpu")
 PEAK = Peak("a device", 1e12, 8e11, "log.peak_tflops")
@@ -82,7 +82,7 @@ def test_features_from_a_bank_are_not_billed(tiny_run, steps_of, tiny_model):
 
     bank, model = Bank(), tiny_model()
     run = tiny_run()
-    window = Window(CPU, Goodput(CPU), bank, Meter(Costs(propagate(run), model.config.image_token_id), PEAK))
+    window = ThroughputWindow(CPU, Goodput(CPU), bank, Meter(Costs(propagate(run), model.config.image_token_id), PEAK))
     batches = steps_of(run, model)[0]
     window.step_done(batches)
     whole = window.bill.components["vision"]

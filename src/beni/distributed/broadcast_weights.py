@@ -27,7 +27,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: t.detach() for name, t in (*model.named_parameters(), *model.named_buffers())}
 
 
-def hand_out(model: nn.Module, whole: Mapping[str, Tensor], environment: Environment, offload: bool) -> None:
+def broadcast_weights(model: nn.Module, whole: Mapping[str, Tensor], environment: Environment, offload: bool) -> None:
     """Gives every process of a sharded model its part of every tensor. Called by all.
 
     Args:

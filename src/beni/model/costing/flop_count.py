@@ -9,7 +9,7 @@ from beni.components import COMPONENTS
 
 
 @dataclass(frozen=True)
-class Bill:
+class FlopCount:
     """FLOPs of one micro-batch or several.
 
     Attributes:
@@ -28,19 +28,19 @@ class Bill:
     def useful(self) -> int:
         return sum(self.components.values())
 
-    def __add__(self, other: Bill) -> Bill:
-        return Bill.of([a + b for a, b in zip(self.values(), other.values(), strict=True)])
+    def __add__(self, other: FlopCount) -> FlopCount:
+        return FlopCount.of([a + b for a, b in zip(self.values(), other.values(), strict=True)])
 
-    def scaled(self, component: str, share: float) -> Bill:
-        """With only a share of one component: a feature bank has the rest."""
+    def scaled(self, component: str, share: float) -> FlopCount:
+        """The FLOPs with only a share of one component: a feature bank has the rest."""
         return replace(self, components=self.components | {component: round(self.components[component] * share)})
 
     def values(self) -> list[int]:
-        """As a list, for sums over ranks."""
+        """The numbers as a list, for sums over ranks."""
         return [*(self.components[name] for name in COMPONENTS), self.causal, self.recomputed, self.padding]
 
     @staticmethod
-    def of(values: Sequence[int]) -> Bill:
+    def of(values: Sequence[int]) -> FlopCount:
         """The inverse of ``values``."""
         rest = values[len(COMPONENTS) :]
-        return Bill(dict(zip(COMPONENTS, values, strict=False)), *rest)
+        return FlopCount(dict(zip(COMPONENTS, values, strict=False)), *rest)

@@ -14,8 +14,8 @@ from beni.distributed.collectives import sums, world_size
 from beni.measure.goodput import Goodput, fractions
 from beni.measure.memory import usage
 from beni.measure.peak import Peak
-from beni.model.costing.bill import Bill
 from beni.model.costing.counts import Costs
+from beni.model.costing.flop_count import FlopCount
 from beni.types import Batch
 from beni.vision.feature_bank import FeatureBank
 
@@ -35,7 +35,7 @@ class Meter:
     recomputes: bool = True
 
 
-class Window:
+class ThroughputWindow:
     """From one log line to the next. Every rank counts its own; ``line`` sums over them."""
 
     def __init__(self, device: torch.device, goodput: Goodput, bank: FeatureBank | None, meter: Meter | None) -> None:
@@ -47,7 +47,7 @@ class Window:
         self.start = time.perf_counter()
         self.waited = self.goodput.seconds["data"]
         self.samples = self.tokens = self.steps = 0
-        self.bill = Bill()
+        self.flop_count = FlopCount()
         self.looked_up = self._lookups()
 
     def step_done(self, batches: Sequence[Batch], lengths: Sequence[Tensor | None] = ()) -> None:
@@ -62,7 +62,7 @@ class Window:
             kept = None if own is None else own.tolist()
             self.tokens += batch.num_tokens if kept is None else sum(kept)
             if self.meter is not None:
-                self.bill += self.meter.costs.bill(batch, kept)
+                self.flop_count += self.meter.costs.flop_count(batch, kept)
 
     def line(self) -> dict[str, float]:
         """Rates of all ranks, FLOPs of a step, shares of wall time since the run began.
@@ -72,10 +72,10 @@ class Window:
         split = self.goodput.split()
         seconds = max(time.perf_counter() - self.start, 1e-9)
         hits, misses, encoded = (now - before for now, before in zip(self._lookups(), self.looked_up, strict=True))
-        bill = self.bill
+        flop_count = self.flop_count
         if hits + misses:
-            bill = bill.scaled("vision", encoded / (hits + misses))
-        samples, tokens, *flops = map(int, sums([self.samples, self.tokens, *bill.values()], self.device))
+            flop_count = flop_count.scaled("vision", encoded / (hits + misses))
+        samples, tokens, *flops = map(int, sums([self.samples, self.tokens, *flop_count.values()], self.device))
         values = {
             "samples_per_s": samples / seconds,
             "tokens_per_s": tokens / seconds,
@@ -84,7 +84,7 @@ class Window:
         if hits + misses:
             values["feature_bank_hits"] = hits / (hits + misses)
         if self.meter is not None:
-            values |= _utilisation(Bill.of(flops), self.steps, seconds, self.meter)
+            values |= _utilisation(FlopCount.of(flops), self.steps, seconds, self.meter)
         values["wall_s"] = sum(split.values())
         values |= {f"goodput/{part}": share for part, share in fractions(split).items()}
         return values | {f"memory/{name}": value for name, value in usage(self.device).items()}
@@ -93,13 +93,17 @@ class Window:
         return (0, 0, 0) if self.bank is None else (self.bank.hits, self.bank.misses, self.bank.encoded)
 
 
-def _utilisation(bill: Bill, steps: int, seconds: float, meter: Meter) -> dict[str, float]:
+def _utilisation(flop_count: FlopCount, steps: int, seconds: float, meter: Meter) -> dict[str, float]:
     whole = seconds * meter.peak.rate * world_size()
-    flops = {name: value for name, value in bill.components.items() if value}
-    flops |= {"useful": bill.useful, "causal": bill.useful - bill.causal, "padding": bill.padding}
-    values = {"tflops_per_s": bill.useful / seconds / 1e12, "mfu": bill.useful / whole}
-    values["mfu_causal"] = (bill.useful - bill.causal) / whole
+    flops = {name: value for name, value in flop_count.components.items() if value}
+    flops |= {
+        "useful": flop_count.useful,
+        "causal": flop_count.useful - flop_count.causal,
+        "padding": flop_count.padding,
+    }
+    values = {"tflops_per_s": flop_count.useful / seconds / 1e12, "mfu": flop_count.useful / whole}
+    values["mfu_causal"] = (flop_count.useful - flop_count.causal) / whole
     if meter.recomputes:
-        flops["recomputed"] = bill.recomputed
-        values["hfu"] = (bill.useful + bill.recomputed) / whole
+        flops["recomputed"] = flop_count.recomputed
+        values["hfu"] = (flop_count.useful + flop_count.recomputed) / whole
     return values | {f"flops/{name}": value / max(steps, 1) for name, value in flops.items()}

@@ -18,13 +18,13 @@ FEW_BAD = 10
 
 
 class DataLog(Protocol):
-    """Where it is told."""
+    """A log that is told what was shown."""
 
     def data(self, step: int, values: Mapping[str, float], faults: Sequence[Mapping[str, Any]]) -> None:
         """What the run has been shown until now, on log steps, and the bad pictures since the last one."""
 
 
-class Shown:
+class SampleCounter:
     """Counts micro-batches. Its sums are over all ranks, so all call them alike.
 
     Args:
@@ -52,7 +52,7 @@ class Shown:
         self.faults += [{"step": step, **fault} for batch in batches for fault in batch.faults]
 
     def totals(self) -> dict[str, Counts]:
-        """By source."""
+        """What all ranks have seen until now, by source."""
         return self.ledger.totals(partial(sum_counts, device=self.device))
 
     def report(self, step: int, log: DataLog) -> dict[str, Counts]:
