@@ -89,10 +89,11 @@ def show(run: dict, size: tuple[int, int], text: int, labels: int, processes: tu
         return
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_A_FILE)
     console.print(spec_rich(table))
-    train = run["train"]
+    train, bound = run["train"], "" if all(row.fixed for row in table.rows) else "at most "
     lines = {
         "picture": f"{size[0]}x{size[1]} pixels, {len(image.views)} view{'s' if len(image.views) > 1 else ''}",
-        "sample": f"{length} positions: {table.visual_tokens} visual tokens, {text} of text ({labels} supervised)",
+        "sample": f"{length} positions: {bound}{table.visual_tokens} visual tokens, {text} of text "
+        f"({labels} supervised)",
         "parameters": f"{formats.count(sum(r.trained for r in table.rows))} train, "
         f"{formats.count(sum(r.parameters - r.trained for r in table.rows))} frozen",
         "FLOPs a sample": f"{formats.count(table.train_flops_per_sample)} in training, "
@@ -117,7 +118,8 @@ def spec_rich(table: SpecTable) -> Table:
         out.add_column(name, justify="left" if name in ("stage", "option", "grid") else "right", no_wrap=True)
     for row in table.rows:
         numbers = (formats.count(row.parameters), formats.count(row.trained), formats.count(row.flops))
-        out.add_row(row.stage, row.option, str(row.tokens), str(row.width), formats.grid(row.grid), *numbers)
+        tokens = str(row.tokens) if row.fixed else formats.tokens(row.tokens, row.fixed, row.mean)
+        out.add_row(row.stage, row.option, tokens, str(row.width), formats.grid(row.grid), *numbers)
     return out
 
 

@@ -40,6 +40,13 @@ def count(value: float | None) -> str:
     return f"{value:,.0f}"
 
 
+def tokens(value: float | None, fixed: bool = True, mean: float | None = None) -> str:
+    """How many tokens there are: '64', or '≤ 64, mean 20' where the picture decides."""
+    if value is None or fixed:
+        return count(value)
+    return f"≤ {count(value)}" + ("" if mean is None else f", mean {count(round(mean, 1))}")
+
+
 def duration(seconds: float | None) -> str:
     """272.4 -> '4 min 32 s'."""
     if seconds is None:

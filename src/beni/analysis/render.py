@@ -59,6 +59,7 @@ def page(run: Run) -> dict[str, Any]:
         "evaluations": _evaluations(run),
         "choices": {k: v for k, v in (run.config.get("choices") or {}).items() if v is not None},
         "settings": _settings(run),
+        "notices": _notices(run),
         "spec": _spec(run),
         "trains": _trains(run),
         "kinds": _kinds(run),
@@ -115,14 +116,27 @@ def _evaluations(run: Run) -> list[dict[str, float | None]]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """The numbers of the training section that a reader asks for first."""
-    train = run.config.get("train")
-    return {k: v for k, v in train.items() if v is not None} if isinstance(train, Mapping) else {}
+    """Dotted keys of how the run was trained and computed, as overrides write them, and their values."""
+    sections = {name: run.config.get(name) for name in ("train", "compute", "log")}
+    return {
+        f"{name}.{key}": value
+        for name, section in sections.items()
+        if isinstance(section, Mapping)
+        for key, value in section.items()
+        if value is not None
+    }
+
+
+def _notices(run: Run) -> list[dict[str, str]]:
+    """What the run has decided or met and told, oldest first."""
+    return [{key: str(row.get(key, "")) for key in ("time", "step", "text")} for row in run.notices]
 
 
 def _spec(run: Run) -> dict[str, Any]:
-    keys = ("stage", "option", "tokens", "width", "grid", "parameters", "trained", "flops")
+    keys = ("stage", "option", "tokens", "fixed", "mean", "width", "grid", "parameters", "trained", "flops")
     rows = [{key: row.get(key) for key in keys} for row in run.spec.get("rows") or [] if isinstance(row, Mapping)]
+    for row in rows:
+        row["tokens"] = formats.tokens(number(row["tokens"]), row["fixed"] is not False, number(row["mean"]))
     totals = {key: number(run.spec.get(key)) for key in ("visual_tokens", "train_flops_per_sample", "prefill_flops")}
     return {"rows": rows, **totals}
 
@@ -130,7 +144,7 @@ def _spec(run: Run) -> dict[str, Any]:
 def _trains(run: Run) -> dict[str, Any]:
     """What trains and what is frozen, per component and in total."""
     counted = run.status.get("parameters")
-    plan = _settings(run).get("plan")
+    plan = _settings(run).get("train.plan")
     rows = [
         {
             "component": name,

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from beni.errors import BeniError
-from beni.runs.files import CONFIG, GALLERY, IDENTITY, METRICS, SCORES, SPEC, STATUS, read_json, read_jsonl
+from beni.runs.files import CONFIG, GALLERY, IDENTITY, METRICS, NOTICES, SCORES, SPEC, STATUS, read_json, read_jsonl
 from beni.runs.identity import relevant
 from beni.runs.lock import is_set_aside
 from beni.runs.status import read_status_or_why
@@ -97,6 +97,10 @@ class Run:
     @cached_property
     def gallery(self) -> list[dict[str, Any]]:
         return read_jsonl(self.folder / GALLERY)
+
+    @cached_property
+    def notices(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.folder / NOTICES)
 
     @cached_property
     def spec(self) -> Mapping[str, Any]:

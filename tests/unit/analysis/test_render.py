@@ -28,6 +28,28 @@ def test_scores_of_averaged_weights_are_said_to_be_that(make_run):
     assert "averaged weights (train.ema=0.999)" in render_report(make_run(train__ema=0.999)).read_text()
 
 
+def test_settings_are_shown_by_the_keys_that_set_them_with_what_the_run_decided(make_run):
+    folder = make_run()
+    told = {"step": 0, "time": "2026-01-01", "text": "this run uses compute.layout=padded"}
+    (folder / "notices.jsonl").write_text(json.dumps(told) + "\n")
+    html = render_report(folder).read_text()
+    for words in ("train.steps", "log.every", "What the run decided and met", told["text"]):
+        assert words in html
+    assert "What the run decided" not in render_report(make_run(seed=1)).read_text()
+
+
+def test_a_stage_whose_number_of_tokens_is_a_bound_says_so_with_the_mean_where_it_is_known(make_run):
+    folder = make_run()
+    spec = json.loads((folder / "spec.json").read_text())
+    spec["rows"][0] |= {"fixed": False, "mean": 20.25}
+    spec["rows"][1] |= {"fixed": False, "mean": None}
+    (folder / "spec.json").write_text(json.dumps(spec))
+    html = render_report(folder).read_text()
+    assert "≤ 64, mean 20.2" in html
+    assert "≤ 16<" in html
+    assert "≤ 80" not in html
+
+
 def test_nothing_is_loaded_from_outside_and_no_script_runs(make_run):
     html = render_report(make_run()).read_text()
     assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:)?//""", html)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,12 @@ import torch
 
 from beni.data.batch.collate import collate
 from beni.model.build import build
+from beni.model.costing.table import propagate, spec_table
+from beni.plan import show
 from beni.training.optim.build import build_optimizer
 from beni.training.step import clip_and_update, forward_backward
 from beni.types import ImageInputs
+from support.stages import KeepBright
 
 FINE = ("vision.architecture.patch_size=6", "data.pictures_share=0.3")
 
@@ -25,6 +29,33 @@ def bright(tiny_run, steps_of, monkeypatch):
     model = build(run).eval()
     steps = steps_of(run, model)
     return model, steps, [steps.items(0, index)[0][0] for index in range(6)]
+
+
+def test_the_plan_tells_a_bound_from_a_number(tiny_run, monkeypatch, capsys):
+    monkeypatch.setenv("BENI_TRUSTED", "support.")
+    run = tiny_run(*FINE)
+    run["selector"] = {"_target_": "support.stages.KeepBright"}
+    show(run, (24, 24), 20, 10, (1, 1), as_json=True)
+    rows = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert [name for name, row in rows.items() if row["fixed"]] == ["vision", "views"]
+    assert {row["mean"] for row in rows.values()} == {None}
+    show(run, (24, 24), 20, 10, (1, 1), as_json=False)
+    shown = capsys.readouterr().out
+    assert "≤ 16" in shown
+    assert "at most 16 visual tokens" in shown
+
+
+def test_a_mean_that_a_stage_knows_is_carried_to_the_llm(tiny_run, monkeypatch):
+    monkeypatch.setenv("BENI_TRUSTED", "support.")
+    monkeypatch.setattr(KeepBright, "spec", lambda self, tokens: replace(tokens, fixed=False, grid=None, mean=5.5))
+    run = tiny_run(*FINE)
+    run["selector"] = {"_target_": "support.stages.KeepBright"}
+    model = propagate(run)
+    table = spec_table(model, run, 36, 10, model.views.plan((24, 24)))
+    assert {row.stage: row.mean for row in table.rows if row.mean is not None} == {
+        **dict.fromkeys(("selector", "resampler", "connector", "fusion"), 5.5),
+        "llm": 36 - 16 + 5.5,
+    }
 
 
 def inputs(items, layout):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from beni.model.costing.counts import Costs
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters
 from beni.model.viewer import placeholders
-from beni.types import ImageLayout
+from beni.types import ImageLayout, TokenSpec
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class SpecRow:
 
     Attributes:
         tokens: visual tokens of one image after the stage, over all its views; for the llm, positions of a mean sample.
+        fixed: whether every picture has all ``tokens``; else they are the most that there can be.
+        mean: tokens that are to be expected, where that is known and not all are there.
         grid: of each view, where there is one and the same.
         width: of the tokens after the stage.
         parameters: of the stage.
@@ -33,6 +35,8 @@ class SpecRow:
     stage: str
     option: str
     tokens: int
+    fixed: bool
+    mean: float | None
     width: int
     grid: tuple[int, int] | None
     parameters: int
@@ -90,11 +94,15 @@ def spec_table(
     rows = []
     for stage in COMPONENTS:
         made = specs.get(stage, specs["connector"])
+        tokens = {"llm": length, "fusion": visual_tokens}.get(stage, sum(row.n for row in made))
+        fixed, mean = all(row.fixed for row in made), _mean(made)
         rows.append(
             SpecRow(
                 stage=stage,
                 option=run["choices"].get(stage, "custom"),
-                tokens={"llm": length, "fusion": visual_tokens}.get(stage, sum(row.n for row in made)),
+                tokens=tokens,
+                fixed=fixed,
+                mean=None if fixed or mean is None else tokens - sum(row.n for row in made) + mean,
                 width=made[0].dim,
                 grid=made[0].grid if stage in specs and len(set(made)) == 1 else None,
                 parameters=sum(counts[stage].values()),
@@ -113,3 +121,9 @@ def spec_table(
         prefill_flops=sum(row.flops for row in rows),
         train_flops_per_sample=sum(passes) if model.nested and model.nested.every else sum(passes) // len(passes),
     )
+
+
+def _mean(rows: Sequence[TokenSpec]) -> float | None:
+    """Tokens of an image that are to be expected over its rows; None where that is not known of one of them."""
+    means = [float(row.n) if row.fixed else row.mean for row in rows]
+    return None if None in means else sum(mean for mean in means if mean is not None)
