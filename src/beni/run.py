@@ -105,7 +105,6 @@ def _train(
     probe = data.probe()
     table = spec_table(planned, run, probe.length, probe.label_rows, probe.image)
     _require_memory(run, planned, probe, environment, report)
-
     with (
         process_group(environment, sharded=is_sharded(environment.world, run["fsdp"])),
         folder.opened(),
@@ -129,7 +128,6 @@ def _train(
         with feature_bank(model, run["compute"], report.notice) as report.bank:
             subject = _subject(model, run, data, layout, environment, preemption, watchdog)
             evaluation = _evaluation(run, subject, data, report)
-            trainer: Trainer = build({"_target_": run["train"]["_target_"]}, TrainerSettings.of(run, loss))
             preemption.sync_point()
             job = TrainingJob(
                 model=model,
@@ -146,7 +144,7 @@ def _train(
                 spent=float(folder.status.get("wall_s", 0.0)),
                 started=started,
             )
-            trainer.fit(job)
+            _trainer(run, loss).fit(job)
             watchdog.beat("end", run["train"]["steps"])
             preemption.sync_point()
             _export(model, run, data, folder, environment)
@@ -215,6 +213,10 @@ def _evaluation(run: Mapping[str, Any], subject: Subject, data: DataPipeline, re
     most = data.schedule.samples(run["train"]["steps"]) if settings["examples"] == "auto" else settings["examples"]
     ahead = run["images"]["ahead"] or 1
     return Evaluation(subject, data.source, data.fetcher, report, examples=most, shown=settings["gallery"], ahead=ahead)
+
+
+def _trainer(run: Mapping[str, Any], loss: Loss) -> Trainer:
+    return build({"_target_": run["train"]["_target_"]}, TrainerSettings.of(run, loss))
 
 
 def _peak(run: Mapping[str, Any], environment: Environment, folder: RunFolder, report: Reporter) -> Peak:

@@ -1,5 +1,6 @@
 """Law 3: arrows between modules point down and never close a circle, wherever in a file the import stands."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -13,6 +14,8 @@ SRC = PACKAGE.parent
 PYPROJECT = SRC.parent / "pyproject.toml"
 LINES = 400
 """The longest that a file may be."""
+FUNCTION_LINES = 60
+"""The longest that a function may be, its docstring not counted."""
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,22 @@ def test_the_torch_free_rooms_have_one_door(graph, contracts):
 def test_no_file_is_too_long_to_be_read_at_a_sitting():
     long = {str(path.relative_to(SRC)): len(path.read_text().splitlines()) for path in SRC.rglob("*.py")}
     assert {path: lines for path, lines in long.items() if lines > LINES} == {}
+
+
+def function_lengths(source: str) -> dict[str, int]:
+    lengths = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = len((ast.get_docstring(node, clean=False) or "").splitlines())
+            lengths[node.name] = (node.end_lineno or node.lineno) - node.lineno + 1 - docstring
+    return lengths
+
+
+def test_no_function_is_too_long_to_be_read_at_a_glance():
+    assert function_lengths('def f():\n    """A\n\n    B"""\n    return 1\n') == {"f": 2}
+    long = {path: function_lengths(path.read_text()) for path in SRC.rglob("*.py")}
+    found = {f"{path.stem}.{name}": n for path, names in long.items() for name, n in names.items()}
+    assert {name: lines for name, lines in found.items() if lines > FUNCTION_LINES} == {}
 
 
 TREE = {

@@ -7,7 +7,8 @@ bit-identical.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import abc
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -38,7 +39,18 @@ from beni.model.viewer import Viewer, placeholders
 from beni.nn.streams import torch_stream
 from beni.quantization.base import Quantization
 from beni.stage import PROMPTS, Reads, Stage, StageContext
-from beni.types import Batch, ImageInputs, ImageLayout, Nested, Pixels, SampleInputs, TokenSpec, VisualTokens, to_device
+from beni.types import (
+    Batch,
+    ImageInputs,
+    ImageLayout,
+    Nested,
+    Pixels,
+    SampleInputs,
+    Sequence,
+    TokenSpec,
+    VisualTokens,
+    to_device,
+)
 from beni.views.base import Views
 from beni.vision.base import VisionEncoder
 from beni.vision.feature_bank import FeatureBank
@@ -144,6 +156,12 @@ class BeniForConditionalGeneration(PreTrainedModel):
             sequence = self.fusion.blank(sequence, self._blank_image(text.embeds.device, how.calls))
         if labels is None:
             return BeniOutput(logits=predict(self.llm, sequence), sink=context.sink)
+        return self._with_loss(text, sequence, context, images, how)
+
+    def _with_loss(
+        self, text: Sequence, sequence: Sequence, context: StageContext, images: ImageInputs, how: StepInputs
+    ) -> BeniOutput:
+        """The loss of ``sequence``, which fusion has made of ``text``, and what was computed on the way to it."""
         places, targets = sequence.predicted()
         total, logits = token_loss(self.llm, sequence, places, targets, how.loss)
         token_mean = total / (len(targets) if how.num_items is None else how.num_items)
@@ -216,7 +234,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         self,
         pixels: Pixels,
         context: StageContext = StageContext(),
-        keys: Sequence[str] = (),
+        keys: abc.Sequence[str] = (),
         calls: CallCounts | None = None,
     ) -> VisualTokens:
         """Pixels of all views to visual tokens of the llm's width, one row an image.
@@ -309,7 +327,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
     def _trains_vision(self) -> bool:
         return any(p.requires_grad for p in self.vision.parameters())
 
-    def _encode_views(self, pixels: Float[Tensor, "i 3 height width"], keys: Sequence[str]) -> VisualTokens:
+    def _encode_views(self, pixels: Float[Tensor, "i 3 height width"], keys: abc.Sequence[str]) -> VisualTokens:
         """Views of one size through the encoder, or from the bank."""
         inputs = pixels.to(next(self.vision.parameters()).dtype)
         if self.feature_bank is None:
