@@ -54,6 +54,18 @@ def test_the_last_micro_batch_has_no_picture(gradients, values):
     agree(*seen, 6)
 
 
+def test_gates_whose_tokens_another_rank_alone_has_are_learned_alike(tiny_values, tmp_path, monkeypatch):
+    """The gate's weights have a gradient through the gate alone, which a rank without a picture must take part in."""
+    monkeypatch.setenv("BENI_TRUSTED", "support.")
+    seen = []
+    for world, mode in ((1, "none"), (2, "full")):
+        run = compose([*tiny_values, "data.text_share=0.5", f"fsdp={mode}"])
+        run["selector"] = {"_target_": "support.stages.Gated"}
+        turns = {"turns": [[True, False], [False, False]], "alternate": True}
+        seen.append(gradients_of(run, tmp_path / f"seen-{world}", world, steps=4, **turns))
+    agree(*seen, 4)
+
+
 @pytest.mark.parametrize(
     ("how", "values"),
     [

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from beni.errors import DataError
 from beni.fusion.base import Decoder, Fusion
+from beni.nn.gates import openness
 from beni.nn.norms import make_norm, reset_norms
 from beni.types import Sequence, TokenSpec, VisualTokens
 
@@ -93,7 +94,10 @@ class InlineFusion(Fusion):
         return fused.keep(torch.ones_like(is_image).masked_scatter(is_image, visual.mask[laid]))
 
     def blank(self, sequence: Sequence, visual: VisualTokens) -> Sequence:
-        return replace(sequence, embeds=sequence.embeds + self._scaled(visual, visual.laid).sum() * 0.0)
+        nothing = self._scaled(visual, visual.laid).sum()
+        if visual.log_gate is not None:  # as an openness: 0 times a gate that is closed would be no number
+            nothing = nothing + openness(visual.log_gate).sum()
+        return replace(sequence, embeds=sequence.embeds + nothing * 0.0)
 
     def _looking_ahead(self, sequence: Sequence, visual: VisualTokens | None) -> Sequence:
         """The sequence with the blocks of positions that see each other both ways."""

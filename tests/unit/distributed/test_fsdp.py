@@ -63,7 +63,7 @@ def test_one_process_that_offloads_shards_and_trains_as_without(tiny_run, monkey
         broadcast_weights(model, *rest)
         seen.extend(isinstance(parameter, DTensor) for parameter in model.parameters())
 
-    monkeypatch.setattr("beni.run.broadcast_weights", noted)
+    monkeypatch.setattr("beni.place.broadcast_weights", noted)
     for overrides in ((), ("fsdp=full", "fsdp.offload=true", "fsdp.frozen=shard")):
         folder = train(tiny_run(*overrides, "train.plan.vision=frozen", "optim.lr=1e-2", "eval.every=0"))
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
