@@ -246,7 +246,7 @@ def test_a_full_disk_costs_time_and_not_the_run(opened, encoder, monkeypatch):
 def test_a_folder_that_cannot_be_written_to_is_an_error_that_names_it(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(ResourceError, match=r"train\.feature_bank=.*file cannot be used"):
+    with pytest.raises(ResourceError, match=r"compute\.feature_bank=.*file cannot be used"):
         FeatureBank(file, describe(Encoder(), {}, "fp32"), print)
 
 

@@ -98,12 +98,16 @@ def known(request, settings_of):
 
 @functools.cache
 def texts(name: str, spelled: bool):
-    """Texts of awkward pieces; ``spelled``: added tokens of the family among them, where it keeps them readable."""
-    own = added_tokens(tokenizer_of_family(name)) if spelled and FAMILIES[name].keeps is not None else []
+    """Texts of awkward pieces; ``spelled``: added tokens of the family among them, where it keeps them readable. None
+    otherwise: Hypothesis draws strings that it finds in the source, ``<pad>`` for instance.
+    """
+    added = added_tokens(tokenizer_of_family(name))
+    own = added if spelled and FAMILIES[name].keeps is not None else []
     own = [token for token in own if token != "</think>"]  # Qwen3's template moves what stands before it
     common = PIECES if spelled else [piece for piece in PIECES if "<" not in piece and "[" not in piece]
     piece = st.sampled_from([*common, *own]) | st.text(CHARACTERS, max_size=6)
-    return st.lists(piece, max_size=5).map("".join)
+    drawn = st.lists(piece, max_size=5).map("".join)
+    return drawn if spelled else drawn.filter(lambda text: not any(token in text for token in added))
 
 
 @st.composite
