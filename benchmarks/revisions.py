@@ -3,9 +3,9 @@
     git worktree add ../before REVISION
     python benchmarks/revisions.py --before ../before
 
-Measured are the steps of the default run per second, and the seconds in which every recipe is composed, built without
-weights and planned. Each measurement is a process of its own with one thread; the two checkouts take turns, and the
-best of each is compared, since what is left of a shared machine's noise only ever slows.
+Measured are the steps of the default run per second, the samples of the arm that benchmarks/vs_hf_trainer.py compares
+per second, and the seconds in which every recipe is composed, built without weights and planned. Each measurement is a
+process of its own; the two checkouts take turns, and medians are compared: of a shared machine the best round is luck.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
 from harness import write_result
 
@@ -32,7 +33,7 @@ new = "\\ncompute:" in (conf_dir() / "train.yaml").read_text()
 steps, every = int(sys.argv[1]), int(sys.argv[2])
 values = {"threads": 1, "workers": 1, "device": "cpu"}
 overrides = [f"{'compute' if new else 'train'}.{key}={value}" for key, value in values.items()]
-overrides += [f"log.every={every}" if new else f"log.every={every}", f"train.steps={steps}"]
+overrides += [f"log.every={every}" if new else f"train.log_every={every}", f"train.steps={steps}"]
 with tempfile.TemporaryDirectory() as runs:
     overrides += [f"paths.runs={runs}", "checkpoint.every=0", "checkpoint.export=false", "eval.examples=8"]
     folder = train(compose([*overrides, "eval.gallery=0", "data.heldout=8"]))
@@ -56,6 +57,19 @@ print("RESULT", time.perf_counter() - start)
 """
 
 
+LLAVA = """
+import sys, tempfile
+from pathlib import Path
+sys.path.insert(0, "benchmarks")
+if __name__ == "__main__":
+    from harness.compared import OURS, Comparison, arguments
+    options = arguments("").parse_args(["--rounds", "1", "--steps", "4", "--precision", "fp32"])
+    with tempfile.TemporaryDirectory() as name:
+        comparison = Comparison(Path(name), options)
+        print("RESULT", comparison.arms({"beni": OURS["beni"]}, 1)["beni"].rate(comparison.samples))
+"""
+
+
 def measure(tree: Path, program: str, *arguments: str) -> float:
     """What a program prints in another process, which imports beni from ``tree``.
 
@@ -74,34 +88,45 @@ def measure(tree: Path, program: str, *arguments: str) -> float:
     return float(lines[-1].split()[1])
 
 
+QUANTITIES = {
+    "steps": ("steps/s of the default run", TRAIN, 1),
+    "llava": ("samples/s of vs_hf_trainer's arm", LLAVA, 1),
+    "plans": ("seconds to plan all recipes", PLAN, -1),
+}
+"""Name -> what it is, the program that measures it, and whether more is better."""
+
+
 def main() -> None:
     command = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     command.add_argument("--before", type=Path, required=True, help="the other checkout")
-    command.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
-    command.add_argument("--steps", type=int, default=120, help="of the default run (%(default)s)")
+    command.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
+    command.add_argument("--steps", type=int, default=60, help="of the default run (%(default)s)")
+    command.add_argument("--only", choices=QUANTITIES, action="append", help="quantities that are measured (all)")
     command.add_argument("--name", default="revisions", help="of the result (%(default)s)")
-    arguments = command.parse_args()
-    trees = {"before": arguments.before.resolve(), "now": HERE}
-    speed: dict[str, list[float]] = {name: [] for name in trees}
-    planning: dict[str, list[float]] = {name: [] for name in trees}
-    for _ in range(arguments.rounds):
-        for name, tree in trees.items():
-            speed[name].append(measure(tree, TRAIN, str(arguments.steps), str(arguments.steps // 4)))
-        for name, tree in trees.items():
-            planning[name].append(measure(tree, PLAN))
-        print(json.dumps({"steps/s": speed, "planning": planning}), flush=True)
-    best = {name: (max(speed[name]), min(planning[name])) for name in trees}
-    rows = [[name, f"{best[name][0]:.2f}", f"{best[name][1]:.1f}"] for name in trees]
-    ratios = best["now"][0] / best["before"][0], best["before"][1] / best["now"][1]
-    rows.append(["now : before", f"{ratios[0]:.3f}", f"{ratios[1]:.3f} times as fast"])
-    spread = max(max(values) / min(values) - 1 for values in (*speed.values(), *planning.values()))
+    options = command.parse_args()
+    trees = {"before": options.before.resolve(), "now": HERE}
+    arguments = {"steps": (str(options.steps), str(options.steps // 4))}
+    rows, rounds = [], {}
+    for quantity in options.only or QUANTITIES:
+        about, program, sign = QUANTITIES[quantity]
+        seen: dict[str, list[float]] = {name: [] for name in trees}
+        for number in range(options.rounds):
+            for name in sorted(trees, reverse=number % 2 == 1):  # each goes first as often as the other
+                seen[name].append(measure(trees[name], program, *arguments.get(quantity, ())))
+            print(json.dumps({quantity: seen}), flush=True)
+        paired = [(now / before) ** sign for before, now in zip(seen["before"], seen["now"], strict=True)]
+        middle = {name: median(values) for name, values in seen.items()}
+        spread = f"{min(paired):.3f} to {max(paired):.3f}"
+        ratio = (middle["now"] / middle["before"]) ** sign
+        rows.append([about, f"{middle['before']:.2f}", f"{middle['now']:.2f}", f"{ratio:.3f}", spread])
+        rounds[quantity] = seen
     write_result(
-        arguments.name,
-        "Steps of the default run per second, and seconds to plan every recipe, in two checkouts.",
-        ["checkout", "steps/s", "seconds to plan all recipes"],
+        options.name,
+        "A checkout against one before it: how fast it trains and plans.",
+        ["median of", "before", "now", "times as fast", "in single rounds"],
         rows,
-        [f"best of {arguments.rounds} rounds in turn, one thread; rounds of one checkout differ by up to {spread:.0%}"],
-        rounds={"steps_per_s": speed, "planning_s": planning},
+        [f"{options.rounds} rounds in turn; processes of their own, one thread for steps and plans, two for llava"],
+        rounds=rounds,
     )
 
 

@@ -55,6 +55,9 @@ from beni.views.base import Views
 from beni.vision.base import VisionEncoder
 from beni.vision.feature_bank import FeatureBank
 
+KNOWN_LAYOUTS = 4096
+"""Layouts of images of which a model remembers what its stages make of them."""
+
 UNPACKED = {"_target_": "beni.quantization.none.NoQuantization"}
 """What models saved before there was quantization have."""
 
@@ -85,6 +88,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         super().__init__(config)
         parts, seed = config.parts, config.seed
         self.feature_bank: FeatureBank | None = None
+        self._row_specs: dict[ImageLayout, dict[str, list[TokenSpec]]] = {}
 
         with torch_stream(seed, "init", "vision"):
             self.vision: VisionEncoder = build(parts["vision"])
@@ -224,10 +228,15 @@ class BeniForConditionalGeneration(PreTrainedModel):
         Raises:
             CompositionError: when a stage cannot work on them.
         """
+        if (known := self._row_specs.get(layout)) is not None:  # asked of every image of every step
+            return known
         specs = {"vision": [replace(self.vision.spec(size), scale=layout.scale) for size in layout.views]}
         specs["views"] = self.views.rows(layout, specs["vision"])
         for before, stage in pairwise(("views", "selector", "resampler", "connector")):
             specs[stage] = [getattr(self, stage).spec(row) for row in specs[before]]
+        if len(self._row_specs) >= KNOWN_LAYOUTS:
+            self._row_specs.clear()
+        self._row_specs[layout] = specs
         return specs
 
     def encode_images(
@@ -313,7 +322,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
 
     def auxiliary_counts(self, layouts: tuple[ImageLayout, ...]) -> dict[str, int]:
         """``<stage>/<name>`` -> rows or tokens that an auxiliary loss is summed over for such images."""
-        return auxiliary.counts(self.stages, [self.row_specs(layout) for layout in layouts])
+        return auxiliary.counts(self.stages, (self.row_specs(layout) for layout in layouts))
 
     def calls_of(self, layouts: tuple[ImageLayout, ...]) -> CallCounts:
         """The calls that a micro-batch of such images makes of what ranks share."""
