@@ -91,7 +91,7 @@ def test_such_a_model_is_planned_and_its_costs_counted(run, steps_of):
     made = run()
     model = build(made)
     batch = steps_of(made, model)[0][0]
-    assert Costs(propagate(made), model.config.image_token_id).bill(batch).components["vision"] > 0
+    assert Costs(propagate(made), model.config.image_token_id).flop_count(batch).components["vision"] > 0
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_features_from_a_bank_are_not_billed(tiny_run, steps_of, tiny_model):
     window = ThroughputWindow(CPU, Goodput(CPU), bank, Meter(Costs(propagate(run), model.config.image_token_id), PEAK))
     batches = steps_of(run, model)[0]
     window.step_done(batches)
-    whole = window.bill.components["vision"]
+    whole = window.flop_count.components["vision"]
     bank.hits, bank.misses, bank.encoded = 6, 2, 2
     values = window.line()
     assert values["flops/vision"] == whole / 4

@@ -36,11 +36,11 @@ def compared(monkeypatch, steps_of):
         items = [steps.items(0, index)[0][0] for index in range(8)]
         batch = steps[0][0] if chosen is None else collate([one for one in items if chosen(one)], layout, 0)
         again = partial(recomputing, mode=mode) if mode != "none" else None
-        bill = Costs(propagate(run), model.config.image_token_id, again).bill(batch)
+        flop_count = Costs(propagate(run), model.config.image_token_id, again).flop_count(batch)
         recompute(model.layers_with_gradient(), mode)
         with counting() as counter:
             forward_backward(model, [batch], 0, torch.device("cpu"), "fp32")
-        return bill, counter.get_total_flops()
+        return flop_count, counter.get_total_flops()
 
     return compare
 
@@ -49,17 +49,17 @@ def compared(monkeypatch, steps_of):
 def test_what_views_learn_asks_a_gradient_of_the_parts_behind_it_alone(tiny_run, compared, views):
     """Of the connector's first product where views are joined before it, and not for a newline that joins behind it."""
     run = tiny_run(*FROZEN, *FINE, "connector=mlp2x_gelu", "template.max_length=2048", *views)
-    bill, flops = compared(run)
-    assert bill.useful == flops
-    assert (bill.components["connector"] % 3 == 0) == (views == JOINED)
+    flop_count, flops = compared(run)
+    assert flop_count.useful == flops
+    assert (flop_count.components["connector"] % 3 == 0) == (views == JOINED)
 
 
 def test_gates_and_auxiliary_losses_have_a_backward_pass(tiny_run, compared):
     run = tiny_run(*FROZEN, *FINE, *PERCEIVER)
     run["selector"] = {"_target_": "support.stages.Weighed"}
-    bill, flops = compared(run)
-    assert bill.components["selector"] > 0
-    assert bill.useful == pytest.approx(flops, rel=0.001)
+    flop_count, flops = compared(run)
+    assert flop_count.components["selector"] > 0
+    assert flop_count.useful == pytest.approx(flops, rel=0.001)
 
 
 @pytest.fixture
@@ -88,24 +88,24 @@ PLANS = {
 def test_a_fusions_own_layers_are_billed_what_torch_counts(crossed, compared, plan):
     run = crossed(*PLANS[plan])
     one = iter([True])
-    bill, flops = compared(run, chosen=lambda item: len(item.images) == 2 and next(one, False))
-    assert bill.components["fusion"] > 0
-    assert bill.useful == pytest.approx(flops, rel=0.001)
+    flop_count, flops = compared(run, chosen=lambda item: len(item.images) == 2 and next(one, False))
+    assert flop_count.components["fusion"] > 0
+    assert flop_count.useful == pytest.approx(flops, rel=0.001)
 
 
 def test_a_fusions_own_layers_are_computed_again_like_those_of_the_llm(crossed, compared):
     one, two = iter([True]), iter([True])
     plain, _ = compared(crossed(*FROZEN), chosen=lambda item: bool(item.images) and next(one, False))
-    bill, flops = compared(crossed(*FROZEN), "full", lambda item: bool(item.images) and next(two, False))
-    assert bill.components == plain.components
-    assert bill.useful + bill.recomputed == pytest.approx(flops, rel=0.001)
+    flop_count, flops = compared(crossed(*FROZEN), "full", lambda item: bool(item.images) and next(two, False))
+    assert flop_count.components == plain.components
+    assert flop_count.useful + flop_count.recomputed == pytest.approx(flops, rel=0.001)
 
 
 def test_without_pictures_a_fusions_own_layers_cost_nothing(crossed, compared):
     run = crossed(*FROZEN, "data.text_share=0.5")
-    bill, flops = compared(run, chosen=lambda item: not item.images)
-    assert bill.components["fusion"] == 0
-    assert bill.useful == bill.components["llm"] == pytest.approx(flops, rel=0.001)
+    flop_count, flops = compared(run, chosen=lambda item: not item.images)
+    assert flop_count.components["fusion"] == 0
+    assert flop_count.useful == flop_count.components["llm"] == pytest.approx(flops, rel=0.001)
 
 
 def test_the_plan_of_a_fusion_with_layers_of_its_own_is_its_bill(crossed, steps_of):
@@ -115,11 +115,11 @@ def test_the_plan_of_a_fusion_with_layers_of_its_own_is_its_bill(crossed, steps_
     item = next(one for one in (steps.items(0, index)[0][0] for index in range(8)) if len(one.images) == 1)
     batch = collate([item], "packed", 0)
     table = spec_table(planned, run, batch.num_tokens, batch.num_labels, batch.layouts[0])
-    bill = Costs(planned, model.config.image_token_id).bill(batch)
-    assert table.train_flops_per_sample == bill.useful
+    flop_count = Costs(planned, model.config.image_token_id).flop_count(batch)
+    assert table.train_flops_per_sample == flop_count.useful
     rows = {row.stage: row for row in table.rows}
     assert rows["fusion"].parameters > 0
-    assert 0 < rows["fusion"].flops < bill.components["fusion"]
+    assert 0 < rows["fusion"].flops < flop_count.components["fusion"]
 
 
 def test_a_part_that_reads_values_to_decide_what_it_computes_is_refused_by_name(tiny_run, monkeypatch):
@@ -137,7 +137,7 @@ def test_pictures_of_a_kind_are_looked_at_once(tiny_run, steps_of, tiny_model, m
     run, model = tiny_run("data.text_share=0"), tiny_model()
     batch = steps_of(run, model)[0][0]
     costs = Costs(propagate(run), model.config.image_token_id)
-    first, asked = costs.bill(batch), []
+    first, asked = costs.flop_count(batch), []
     monkeypatch.setattr(type(costs.twin), "row_specs", lambda *_: asked.append(1))
-    assert costs.bill(batch) == first
+    assert costs.flop_count(batch) == first
     assert not asked

@@ -66,7 +66,7 @@ def test_the_plan_and_the_ledger_have_one_truth(tiny_run, tiny_model, steps_of):
     model, planned = tiny_model(), propagate(run)
     batch = steps_of(run, model)[0][0]
     table = spec_table(planned, run, batch.num_tokens, batch.num_labels, batch.layouts[0])
-    bill = Costs(planned, model.config.image_token_id).bill(batch)
-    assert table.train_flops_per_sample == bill.useful
-    assert 2 * table.prefill_flops < bill.useful < 3 * table.prefill_flops
+    flop_count = Costs(planned, model.config.image_token_id).flop_count(batch)
+    assert table.train_flops_per_sample == flop_count.useful
+    assert 2 * table.prefill_flops < flop_count.useful < 3 * table.prefill_flops
     assert {row.stage: row.flops for row in table.rows}["fusion"] == 0
