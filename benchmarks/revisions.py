@@ -63,7 +63,7 @@ from pathlib import Path
 sys.path.insert(0, "benchmarks")
 if __name__ == "__main__":
     from harness.compared import OURS, Comparison, arguments
-    options = arguments("").parse_args(["--rounds", "1", "--steps", "4", "--precision", "fp32"])
+    options = arguments("beni").parse_args(["--rounds", "1", "--steps", "4", "--precision", "fp32"])
     with tempfile.TemporaryDirectory() as name:
         comparison = Comparison(Path(name), options)
         print("RESULT", comparison.arms({"beni": OURS["beni"]}, 1)["beni"].rate(comparison.samples))
