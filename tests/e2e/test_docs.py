@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from beni import compose
-from beni.paths import conf_dir
+from support.options_table import options_table, with_table
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -84,10 +84,26 @@ def test_the_page_on_adding_a_part_works_as_it_stands(tmp_path: Path):
 
 
 def test_the_readme_lists_every_option():
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M))
-    groups = {path.name: sorted(option.stem for option in path.glob("*.yaml")) for path in conf_dir().iterdir()}
-    many = {group: ", ".join(names) for group, names in groups.items() if len(names) > 1}
-    assert {group: rows.get(group) for group in many} == many
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "- **resampler**: aria, " in options_table()
+    assert text == with_table(text), "python tests/support/options_table.py"
+
+
+def test_the_readme_can_be_read_at_a_glance():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    cells = [cell for line in text.splitlines() if line.startswith("|") for cell in line.strip("|").split("|")]
+    assert cells
+    assert [cell for cell in cells if len(cell.split()) > 20] == []
+    visible = text.replace("\n".join(re.findall(r"<details>.*?</details>", text, re.S)), "")
+    assert len(visible.splitlines()) < 100
+    assert "picture" not in text, "the word is image"
+
+
+def test_the_way_of_an_image_is_drawn_alike_on_every_page():
+    drawn = {page.name: re.findall(r"^ +image ─> .*\n.*$", page.read_text(encoding="utf-8"), re.M) for page in PAGES}
+    found = {name: drawing for name, drawing in drawn.items() if drawing}
+    assert set(found) == {"README.md", "index.md", "visual_path.md"}
+    assert len({tuple(drawing) for drawing in found.values()}) == 1
 
 
 def test_every_make_target_of_the_pages_exists():
