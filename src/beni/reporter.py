@@ -13,6 +13,7 @@ from rich.console import Console
 from beni.analysis.render import render_report
 from beni.analysis.terminal_tables import run_table
 from beni.config.build import build
+from beni.console import output_problems
 from beni.distributed.environment import Environment
 from beni.errors import Preempted
 from beni.evals.evaluation import Scores
@@ -143,6 +144,8 @@ class Reporter:
         if gallery:
             path = self.folder.path
             self.folder.backlog.write(path / files.GALLERY, lambda: write_gallery(path, gallery))
+        for stream, problem in output_problems().items():
+            self._keep(f"{stream} did not take all that was printed ({problem}); this file and metrics.jsonl have it")
         self.folder.update(state="finished", **self._cost(), **self._banked())
         self.folder.backlog.write(self.folder.path / files.REPORT, lambda: render_report(self.folder.path))
 

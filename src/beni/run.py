@@ -17,6 +17,7 @@ from beni.assemble import DataPipeline, assemble
 from beni.config.build import build
 from beni.config.check import check
 from beni.config.sections.log import profiled_steps
+from beni.console import unfailing_output
 from beni.data.batch.loader import first_pictures
 from beni.data.batch.probe import Probe
 from beni.data.fetch.verdicts import Verdicts
@@ -63,6 +64,7 @@ def plan(run: Mapping[str, Any]) -> BeniForConditionalGeneration:
     return propagate(run)
 
 
+@unfailing_output()
 def train(run: Mapping[str, Any]) -> Path:
     """Runs a frozen run (``beni.compose``) to its end, or goes on where it was interrupted.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from beni.config.command import report
+from beni.console import replace_output
 from beni.errors import PREEMPTED, BeniError, Preempted
 from beni.runs.frozen import load_frozen
 from beni.runs.status import ending, read_status, write_status
@@ -62,4 +63,5 @@ def _note(folder: Path, error: BaseException) -> None:
 
 
 if __name__ == "__main__":
+    replace_output()
     sys.exit(main(sys.argv[1:]))
