@@ -51,6 +51,7 @@ class Reporter:
         self._closing = ExitStack()
         self._begun = self._entered = False
         self._early: list[str] = []
+        folder.backlog.tell = self.notice
 
     def __enter__(self) -> Reporter:
         if self.active:
@@ -62,7 +63,6 @@ class Reporter:
             for file in (self.metrics, self.faults, self.notices):
                 self._closing.callback(file.close)
             self.tracker: Tracker = build(self.run["tracker"])
-            self.folder.backlog.tell = self.notice
             self._entered = True
             for text in self._early:
                 self._keep(text)
@@ -87,8 +87,9 @@ class Reporter:
 
     def begin(self, step: int) -> None:
         if self.active:
-            self.metrics.rewind(step)
-            self.faults.rewind(step)
+            for file in (self.metrics, self.faults):
+                if lost := file.rewind(step):
+                    self.notice(f"{lost} damaged lines of {file.path.name} are left out")
             if not self._begun:
                 self._begun = True
                 self._closing.push(self._finish_tracker)
@@ -135,7 +136,8 @@ class Reporter:
             lines = [json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in scores.rows]
             self.folder.write(files.SCORES, "".join(lines))
             self._log(step, values)
-            self.folder.update(step=step, **{k: v for k, v in values.items() if k.count("/") == 1})
+            told = {k: v for k, v in values.items() if k.count("/") == 1}
+            self.folder.update(step=step, scored={"step": step, "rows": len(scores.rows)}, **told)
 
     def end(self, gallery: Sequence[GalleryItem]) -> None:
         """The gallery, the final status and report.html."""
