@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from beni.console import unfailing_output
 from beni.errors import BeniError
 
 WIDTH_OF_A_FILE = 160  # columns, where the output is a pipe or a log and has no width of its own
@@ -25,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
+@unfailing_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code is 2 when the study, the baseline or the metric does not exist."""
     arguments = parser().parse_args(argv)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from beni.console import printing_command
 from beni.errors import BeniError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
+@printing_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code is 2 when the run cannot be."""
     arguments = parser().parse_intermixed_args(argv)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from beni.console import printing_command
 from beni.errors import BeniError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
+@printing_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code is 2 when the run cannot be."""
     arguments = parser().parse_intermixed_args(argv)

@@ -13,6 +13,7 @@ from rich.console import Console
 from beni.analysis.render import render_report
 from beni.analysis.terminal_tables import run_table
 from beni.config.build import build
+from beni.console import output_problems
 from beni.distributed.environment import Environment
 from beni.errors import Preempted
 from beni.evals.evaluation import Scores
@@ -50,6 +51,7 @@ class Reporter:
         self._closing = ExitStack()
         self._begun = self._entered = False
         self._early: list[str] = []
+        folder.backlog.tell = self.notice
 
     def __enter__(self) -> Reporter:
         if self.active:
@@ -61,7 +63,6 @@ class Reporter:
             for file in (self.metrics, self.faults, self.notices):
                 self._closing.callback(file.close)
             self.tracker: Tracker = build(self.run["tracker"])
-            self.folder.backlog.tell = self.notice
             self._entered = True
             for text in self._early:
                 self._keep(text)
@@ -86,8 +87,9 @@ class Reporter:
 
     def begin(self, step: int) -> None:
         if self.active:
-            self.metrics.rewind(step)
-            self.faults.rewind(step)
+            for file in (self.metrics, self.faults):
+                if lost := file.rewind(step):
+                    self.notice(f"{lost} damaged lines of {file.path.name} are left out")
             if not self._begun:
                 self._begun = True
                 self._closing.push(self._finish_tracker)
@@ -134,7 +136,8 @@ class Reporter:
             lines = [json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in scores.rows]
             self.folder.write(files.SCORES, "".join(lines))
             self._log(step, values)
-            self.folder.update(step=step, **{k: v for k, v in values.items() if k.count("/") == 1})
+            told = {k: v for k, v in values.items() if k.count("/") == 1}
+            self.folder.update(step=step, scored={"step": step, "rows": len(scores.rows)}, **told)
 
     def end(self, gallery: Sequence[GalleryItem]) -> None:
         """The gallery, the final status and report.html."""
@@ -143,6 +146,8 @@ class Reporter:
         if gallery:
             path = self.folder.path
             self.folder.backlog.write(path / files.GALLERY, lambda: write_gallery(path, gallery))
+        for stream, problem in output_problems().items():
+            self._keep(f"{stream} did not take all that was printed ({problem}); this file and metrics.jsonl have it")
         self.folder.update(state="finished", **self._cost(), **self._banked())
         self.folder.backlog.write(self.folder.path / files.REPORT, lambda: render_report(self.folder.path))
 

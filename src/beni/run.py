@@ -17,6 +17,7 @@ from beni.assemble import DataPipeline, assemble
 from beni.config.build import build
 from beni.config.check import check
 from beni.config.sections.log import profiled_steps
+from beni.console import unfailing_output
 from beni.data.batch.loader import first_pictures
 from beni.data.batch.probe import Probe
 from beni.data.fetch.verdicts import Verdicts
@@ -46,6 +47,7 @@ from beni.runs.backlog import room_for
 from beni.runs.folder import RunFolder
 from beni.training.blocks import recomputing
 from beni.training.checkpoint.tensors import whole_on_main
+from beni.training.initial import saved_folder
 from beni.training.loop import Trainer, TrainingJob
 from beni.training.preempt import Preemption
 from beni.training.settings import TrainerSettings
@@ -63,6 +65,7 @@ def plan(run: Mapping[str, Any]) -> BeniForConditionalGeneration:
     return propagate(run)
 
 
+@unfailing_output()
 def train(run: Mapping[str, Any]) -> Path:
     """Runs a frozen run (``beni.compose``) to its end, or goes on where it was interrupted.
 
@@ -84,6 +87,8 @@ def train(run: Mapping[str, Any]) -> Path:
     if folder.finished() and run["checkpoint"]["resume"] == "auto":
         report.already_finished()
         return folder.path
+    if run["train"]["init_from"] is not None:
+        saved_folder(Path(run["train"]["init_from"]))  # before anything is written
     with Preemption(any_rank if environment.world > 1 else None) as preemption:
         _train(run, planned, environment, preemption, folder, report, started)
     report.table()

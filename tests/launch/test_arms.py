@@ -134,22 +134,24 @@ time.sleep(60)
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_job_that_a_signal_has_ended_exits_with_75(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_a_signal_has_ended_exits_with_75(
+    tiny_run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import beni.run
     from beni.launch import job
 
     def ends(run: dict[str, Any]) -> None:
         raise Preempted("SIGUSR2 after step 3")
 
-    (tmp_path / "config.yaml").write_text("{}")
-    write_status(tmp_path, state="preempted", step=3, error={"type": "Preempted", "message": "SIGUSR2 after step 3"})
+    folder = freeze_arm(tiny_run())
+    write_status(folder, state="preempted", step=3, error={"type": "Preempted", "message": "SIGUSR2 after step 3"})
     monkeypatch.setattr(beni.run, "train", ends)
-    assert job.main([str(tmp_path)]) == 75
-    assert settle_arm(tmp_path) == "SIGUSR2 after step 3"
-    assert read_status(tmp_path)["state"] == "preempted"
-    write_status(tmp_path, state="queued", step=0)  # the signal came before the run has opened its folder
-    assert job.main([str(tmp_path)]) == 75
-    assert (settle_arm(tmp_path), read_status(tmp_path)["state"]) == ("SIGUSR2 after step 3", "preempted")
+    assert job.main([str(folder)]) == 75
+    assert settle_arm(folder) == "SIGUSR2 after step 3"
+    assert read_status(folder)["state"] == "preempted"
+    write_status(folder, state="queued", step=0)  # the signal came before the run has opened its folder
+    assert job.main([str(folder)]) == 75
+    assert (settle_arm(folder), read_status(folder)["state"]) == ("SIGUSR2 after step 3", "preempted")
 
 
 def test_a_launcher_of_a_sweep_is_told_of_a_signal_by_an_error_that_it_can_bring_back(

@@ -10,6 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from beni.runs.identity import signature
+
 COLORS = ("red", "green", "blue")
 
 
@@ -75,7 +77,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         (folder / "gallery").mkdir(parents=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(run, sort_keys=False))
         known = {
-            "signature": f"{order:08x}",
+            "signature": signature(run),
             "name": name,
             "created": f"2026-01-01T00:{order:02d}:00+00:00",
             "command": f"python -m beni.train resampler={resampler} train.seed={seed}",

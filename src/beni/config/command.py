@@ -16,7 +16,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from beni.config.explain import explained
+from beni.console import lost_result, replace_output
 from beni.errors import PREEMPTED, BeniError, Preempted
+
+_SHOWING = ("--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help")
+"""With these a command shows something and runs nothing: what it prints is its result."""
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -25,6 +29,7 @@ def run_command(main: Callable[[], None]) -> None:
     Hydra prints and exits with 1 on its own unless asked for full errors; asked, it lets them through to us.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    replace_output()
     try:
         with explained():
             main()
@@ -34,6 +39,8 @@ def run_command(main: Callable[[], None]) -> None:
     except Preempted as error:
         report(error)
         sys.exit(PREEMPTED)
+    if any(word in _SHOWING or word.startswith("--cfg=") for word in sys.argv[1:]):
+        sys.exit(lost_result())
 
 
 def one_screen(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

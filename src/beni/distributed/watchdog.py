@@ -175,7 +175,8 @@ class Watchdog:
         stack = "\n".join(f"main thread of rank {rank}:\n{stacks[rank]}" for rank in shown)
         out = sys.__stderr__
         if out is not None:
-            print(f"Hang: {message}\n{stack}\nall threads of rank {self.rank}:", file=out, flush=True)
+            with suppress(OSError, ValueError):  # a console that fails must not keep the process from its end
+                print(f"Hang: {message}\n{stack}\nall threads of rank {self.rank}:", file=out, flush=True)
             faulthandler.dump_traceback(out, all_threads=True)
         if self.rank == min(stacks):
             self.report(message, stack)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from beni.console import unfailing_output
 from beni.errors import BeniError
 from beni.export.formats import FORMATS
 
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
+@unfailing_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command.
 

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from beni.config.command import report
-from beni.errors import PREEMPTED, BeniError, Preempted
+from beni.console import replace_output
+from beni.errors import PREEMPTED, BeniError, Preempted, ResumeError
+from beni.runs.files import CONFIG
 from beni.runs.frozen import load_frozen
+from beni.runs.identity import run_folder
 from beni.runs.status import ending, read_status, write_status
 
 
@@ -31,7 +34,7 @@ def main(arguments: list[str]) -> int:
         return 0
     folder = Path(arguments[0])
     try:
-        run.train(load_frozen(folder))
+        run.train(_frozen_here(folder))
     except BeniError as error:
         report(error)
         _note(folder, error)
@@ -44,6 +47,22 @@ def main(arguments: list[str]) -> int:
         _note(folder, error)
         raise
     return 0
+
+
+def _frozen_here(folder: Path) -> dict[str, Any]:
+    """The frozen run of a folder, which is the one that it would write.
+
+    Raises:
+        ResumeError: when there is none, it is damaged, or belongs into another folder.
+    """
+    frozen = load_frozen(folder)
+    own = run_folder(frozen)
+    if own.resolve() != folder.resolve():
+        raise ResumeError(
+            f"{folder} holds the run of {own}, seen from {Path.cwd()}: {CONFIG} was changed, or the folder moved\n"
+            f"  fix: move it to {own}, or start the job where the run was frozen"
+        )
+    return frozen
 
 
 def _problem(plan: Callable[[dict[str, Any]], Any], frozen: dict[str, Any]) -> str | None:
@@ -62,4 +81,5 @@ def _note(folder: Path, error: BaseException) -> None:
 
 
 if __name__ == "__main__":
+    replace_output()
     sys.exit(main(sys.argv[1:]))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from beni.errors import BeniError, Preempted
+from beni.runs.folder import require_own
 from beni.runs.frozen import save_frozen
 from beni.runs.identity import run_folder
 from beni.runs.lock import in_use, set_aside
@@ -59,6 +60,7 @@ def freeze_arm(run: dict[str, Any]) -> Path:
         return folder
     if run["checkpoint"]["resume"] == "never":
         set_aside(folder)
+    require_own(folder, run)
     status = read_status(folder)
     if status.get("state") != "finished":
         folder.mkdir(parents=True, exist_ok=True)

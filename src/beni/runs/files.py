@@ -26,9 +26,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
+
+from beni.runs.shape import misfit
 
 CONFIG = "config.yaml"
 IDENTITY = "identity.json"
@@ -62,7 +65,8 @@ def checkpoint_name(step: int) -> str:
 
 def checkpoints_in(root: Path) -> dict[int, Path]:
     """Step -> folder, of all checkpoints below ``root``, in order."""
-    return {int(path.name.removeprefix(_STEP)): path for path in sorted(root.glob(f"{_STEP}*")) if path.is_dir()}
+    found = ((path.name.removeprefix(_STEP), path) for path in sorted(root.glob(f"{_STEP}*")))
+    return {int(step): path for step, path in found if re.fullmatch(r"[0-9]{8,}", step) and path.is_dir()}
 
 
 def replace(path: Path, text: str) -> None:
@@ -91,28 +95,44 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False)
 
 
-def read_json(path: Path) -> tuple[Any, str | None]:
-    """The content of a JSON file, or ``{}`` and the sentence that says why not."""
+def read_json(path: Path, shape: Any = None) -> tuple[Any, str | None]:
+    """The content of a JSON file of a shape (runs/shape.py), or ``{}`` and the sentence that says why not."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")), None
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         return {}, f"{path.name} cannot be read ({error.strerror or error})"
-    except ValueError:
+    except UnicodeDecodeError:
+        return {}, f"{path.name} is not UTF-8"
+    except (ValueError, RecursionError):
         return {}, f"{path.name} is not complete JSON"
+    problem = None if shape is None else misfit(value, shape)
+    return (value, None) if problem is None else ({}, f"{path.name} is damaged: {problem}")
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file. Lines that are no object (the last one of a killed run) are left out."""
-    rows = []
+def read_jsonl(path: Path, shape: Any = None) -> tuple[list[dict[str, Any]], str | None]:
+    """The objects of a JSON-lines file that have a shape (runs/shape.py), and the sentence that says what could not be
+    read.
+
+    Other lines are left out. Of a file that is not there nothing is said, nor of a last line without its
+    end, which a process that was killed leaves.
+    """
     try:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(row, dict):
-                    rows.append(row)
-    except OSError:
-        return rows
-    return rows
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return [], None
+    except OSError as error:
+        return [], f"{path.name} cannot be read ({error.strerror or error})"
+    lines = content.split(b"\n")
+    rows = [_row(line, shape or {}) for line in lines]
+    bad = sum(1 for line, row in zip(lines[:-1], rows, strict=False) if row is None and line.strip())
+    whole = sum(1 for line in lines if line.strip())
+    problem = f"{bad} of {whole} lines of {path.name} are damaged, and left out" if bad else None
+    return [row for row in rows if row is not None], problem
+
+
+def _row(line: bytes, shape: Any) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if misfit(row, shape) is None else None

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
 
 from beni.errors import ResumeError
+from beni.runs import shape
 from beni.runs.backlog import Backlog, room_for
 from beni.runs.files import (
     CHECKPOINTS,
     COMPLETE,
+    CONFIG,
+    DATA_ERRORS,
+    GALLERY,
     IDENTITY,
+    METRICS,
+    NOTICES,
+    REPORT,
+    SCORES,
+    SPEC,
     STATUS,
     checkpoints_in,
     read_json,
@@ -22,9 +32,9 @@ from beni.runs.files import (
     to_json,
 )
 from beni.runs.frozen import is_frozen, load_frozen, save_frozen
-from beni.runs.identity import difference, now, provenance, relevant, run_folder
+from beni.runs.identity import difference, now, provenance, relevant, run_folder, signature
 from beni.runs.lock import lock_of, set_aside
-from beni.runs.status import ending, hang, is_finished, read_status, write_status
+from beni.runs.status import ending, hang, is_finished, read_status, read_status_or_why, write_status
 
 
 class RunFolder:
@@ -84,15 +94,19 @@ class RunFolder:
             What else differs, for the reader: weights that a checkpoint replaces, or that are computed from others.
 
         Raises:
-            ResumeError: when the data, the template or the weights of ``exact`` are others.
+            ResumeError: when the data, the template or the weights of ``exact`` are others, or nothing says what they
+                were.
         """
         if not any((path / COMPLETE).is_file() for path in checkpoints_in(self.path / CHECKPOINTS).values()):
             return []
-        before, problem = read_json(self.path / IDENTITY)
-        try:
-            lines = [] if problem else difference(_proof(before), _proof(self.identity))
-        except KeyError:
-            return []
+        before, problem = read_json(self.path / IDENTITY, shape.OF_PROOF)
+        if problem:
+            raise ResumeError(
+                f"{self.path}: {problem}; it proves that the run goes on with the data, the template and the weights "
+                f"it was begun with\n  fix: bring {IDENTITY} back from a copy, or set checkpoint.resume=never to start "
+                "over (the old folder is kept)"
+            )
+        lines = difference(_proof(before), _proof(self.identity))
         weights = [line for line in lines if line.startswith("weights.")]
         bad = [line for line in lines if line not in weights or line.split(":")[0].removeprefix("weights.") in exact]
         if bad:
@@ -124,18 +138,28 @@ class RunFolder:
             self.backlog.write(self.path / name, lambda: replace(self.path / name, text))
 
     def finished(self) -> bool:
-        """Whether an earlier call of the same run came to its end."""
-        return is_finished(self.path)
+        """Whether an earlier call of the same run came to its end.
+
+        Raises:
+            ResumeError: when a run did, and it is not proven to be this one.
+        """
+        if not is_finished(self.path):
+            return False
+        require_own(self.path, self.run)
+        return True
 
     def _prepare(self) -> None:
         if self.run["checkpoint"]["resume"] == "never":
             set_aside(self.path)
-        if is_frozen(self.path) and (changed := difference(relevant(load_frozen(self.path)), relevant(self.run))):
-            raise ResumeError(f"{self.path} holds another run; it differs in\n  " + "\n  ".join(changed))
+        require_own(self.path, self.run)
         self.path.mkdir(parents=True, exist_ok=True)
+        _require_files(self.path)
         remove_partials(self.path)
         save_frozen(self.path, self.run)
-        self.status = read_status(self.path) or {"started": now()}
+        self.status, problem = read_status_or_why(self.path)
+        if problem and (self.path / STATUS).exists():
+            self.backlog.tell(f"{self.path}: {problem}; it is begun anew, and lacks the time that was spent before")
+        self.status = self.status or {"started": now()}
         self.update(state="running", steps=self.run["train"]["steps"], step=self.status.get("step", 0), error=None)
 
     def _failed(self, error: BaseException) -> None:
@@ -144,6 +168,43 @@ class RunFolder:
         self.update(**ending(error))
         if self.backlog.waiting:
             self.backlog.tell(f"the run ends, and these are not written: {self.backlog.waiting}")
+
+
+def require_own(folder: Path, run: Mapping[str, Any]) -> None:
+    """What stands in a run folder must be this run, as far as it stands there: its frozen config, and its identity.
+
+    Raises:
+        ResumeError: when it is that of another run, or damaged.
+    """
+    if not folder.is_dir():
+        if folder.exists():
+            raise ResumeError(f"{folder} is no folder\n  fix: move it away, or set paths.runs or study.name")
+        return
+    fix = (
+        f"\n  fix: move {folder} away, or set checkpoint.resume=never, which keeps it as {folder.name}.old1 and starts "
+        "over"
+    )
+    if is_frozen(folder) and (changed := difference(relevant(load_frozen(folder)), relevant(dict(run)))):
+        raise ResumeError(f"{folder} holds another run; it differs in\n  " + "\n  ".join(changed) + fix)
+    identity, problem = read_json(folder / IDENTITY, shape.OF_IDENTITY)
+    if problem and (folder / IDENTITY).exists():
+        raise ResumeError(
+            f"{folder}: {problem}\n  fix: bring {IDENTITY} back from a copy, or set checkpoint.resume=never, which "
+            f"keeps the folder as {folder.name}.old1 and starts over"
+        )
+    if identity and identity["signature"] != (own := signature(dict(run))):
+        raise ResumeError(
+            f"{folder} holds another run: {IDENTITY} has signature {identity['signature']}, not {own}{fix}"
+        )
+    if not identity and not is_frozen(folder) and is_finished(folder):
+        raise ResumeError(f"{folder} says that it is finished, and has no {CONFIG} and no {IDENTITY} to prove it{fix}")
+
+
+def _require_files(folder: Path) -> None:
+    """Raises ResumeError where a folder stands in the place of a file that the run writes."""
+    for name in (CONFIG, IDENTITY, STATUS, SPEC, METRICS, NOTICES, DATA_ERRORS, SCORES, GALLERY, REPORT):
+        if (folder / name).is_dir():
+            raise ResumeError(f"{folder / name} is a folder; the run writes a file there\n  fix: move it away")
 
 
 def _proof(identity: Mapping[str, Any]) -> dict[str, Any]:

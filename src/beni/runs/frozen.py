@@ -9,7 +9,9 @@ from typing import Any
 import yaml
 
 from beni.errors import ResumeError
+from beni.runs import shape
 from beni.runs.files import CONFIG, replace
+from beni.runs.shape import misfit
 
 
 def save_frozen(folder: Path, run: Mapping[str, Any]) -> None:
@@ -32,8 +34,33 @@ def load_frozen(folder: Path) -> dict[str, Any]:
     """The frozen run in ``folder``.
 
     Raises:
-        ResumeError: when there is none.
+        ResumeError: when there is none, or it is damaged.
     """
     if not is_frozen(folder):
-        raise ResumeError(f"{folder} has no {CONFIG}; expected a run folder that beni.train or a sweep has made")
-    return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        raise ResumeError(
+            f"{folder} has no {CONFIG}; expected a run folder that beni.train or a sweep has made\n"
+            f"  fix: name a folder below {folder} that has one, or bring the file back from a copy"
+        )
+    frozen, problem = read_frozen(folder)
+    if problem is not None:
+        raise ResumeError(
+            f"{folder}: {problem}\n  fix: bring {CONFIG} back from a copy; or move it away, and the command that began "
+            "the run (of a sweep, that of the sweep) writes it anew and goes on"
+        )
+    return frozen
+
+
+def read_frozen(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """The frozen run in ``folder``, or an empty one and the sentence that says why there is none to read."""
+    try:
+        text = (folder / CONFIG).read_text(encoding="utf-8")
+    except OSError as error:
+        return {}, f"{CONFIG} cannot be read ({error.strerror or error})"
+    except UnicodeDecodeError:
+        return {}, f"{CONFIG} is not UTF-8"
+    try:
+        value = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (ValueError, RecursionError, yaml.YAMLError):
+        return {}, f"{CONFIG} is not complete YAML"
+    problem = misfit(value, shape.OF_CONFIG)
+    return (value, None) if problem is None else ({}, f"{CONFIG} is damaged: {problem}")

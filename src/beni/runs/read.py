@@ -2,7 +2,7 @@
 
 - Reads only YAML and JSON text; nothing is unpickled and torch is never imported, so a report takes a moment.
 - Tolerant of a run that is still writing or died: a half-written last line is dropped, a missing file is empty, and
-  whatever could not be read is named in ``Run.problems`` instead of raised.
+  whatever could not be read, or cannot be right, is named in ``Run.damage`` instead of raised.
 - Large files (metrics, scores, gallery) are read when first asked for.
 """
 
@@ -12,17 +12,17 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from beni.errors import BeniError
+from beni.runs import shape
 from beni.runs.files import CONFIG, GALLERY, IDENTITY, METRICS, NOTICES, SCORES, SPEC, STATUS, read_json, read_jsonl
-from beni.runs.identity import relevant
+from beni.runs.frozen import read_frozen
+from beni.runs.identity import relevant, signature
 from beni.runs.lock import is_set_aside
 from beni.runs.status import read_status_or_why
 
@@ -88,38 +88,77 @@ class Run:
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.folder / METRICS)
+        return self._metrics[0]
 
     @cached_property
     def scores(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.folder / SCORES)
+        return self._scores[0]
 
     @cached_property
     def gallery(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.folder / GALLERY)
+        return read_jsonl(self.folder / GALLERY, shape.OF_GALLERY_ROW)[0]
 
     @cached_property
     def notices(self) -> list[dict[str, Any]]:
-        return read_jsonl(self.folder / NOTICES)
+        return read_jsonl(self.folder / NOTICES)[0]
 
     @cached_property
     def spec(self) -> Mapping[str, Any]:
-        return _mapping(read_json(self.folder / SPEC)[0])
+        return self._spec[0]
+
+    @cached_property
+    def damage(self) -> tuple[str, ...]:
+        """``problems``, and one sentence for whatever else is missing or cannot be right; reads all but the gallery."""
+        return (*self.problems, *(found for found in self._damage() if found))
+
+    def _damage(self) -> Iterator[str | None]:
+        signed = self.identity.get("signature")
+        if self.config and signed and signed != signature(dict(self.config)):
+            yield (
+                f"{CONFIG} is not the one that {IDENTITY} was written for (signature {signature(dict(self.config))}, "
+                f"there {signed}): one of them was changed, or is of another version of beni"
+            )
+        yield from (self._metrics[1], self._scores[1])
+        if self.state != "finished":
+            return
+        yield self._spec[1]
+        step, steps = self.status.get("step", 0), _mapping(self.config.get("train")).get("steps")
+        if steps is not None and step < steps:
+            yield f"{STATUS} says finished at step {step}, and {CONFIG} has {steps} steps"
+        last = max((row["step"] for row in self.metrics), default=None)
+        if last is None or last < step:
+            yield f"{METRICS} ends at step {last}, and the run at step {step}" if last else f"{METRICS} is empty"
+        scored = self.status.get("scored")
+        rows = sum(1 for row in self.scores if scored and row["step"] == scored["step"])
+        if scored and rows != scored["rows"]:
+            yield f"{SCORES} has {rows} of {scored['rows']} rows of the last evaluation"
+
+    @cached_property
+    def _metrics(self) -> tuple[list[dict[str, Any]], str | None]:
+        return read_jsonl(self.folder / METRICS, shape.OF_METRICS_ROW)
+
+    @cached_property
+    def _scores(self) -> tuple[list[dict[str, Any]], str | None]:
+        return read_jsonl(self.folder / SCORES, shape.OF_SCORES_ROW)
+
+    @cached_property
+    def _spec(self) -> tuple[dict[str, Any], str | None]:
+        return read_json(self.folder / SPEC, shape.OF_SPEC)
 
     def series(self, key: str) -> list[tuple[int, float]]:
         """The finite values of one metric by step. A resumed run writes some steps again: the later line counts."""
         points: dict[int, float] = {}
         for row in self.metrics:
-            step, value = row.get("step"), number(row.get(key))
-            if isinstance(step, int) and value is not None and math.isfinite(value):
-                points[step] = value
+            value = number(row.get(key))
+            if value is not None and math.isfinite(value):
+                points[row["step"]] = value
         return sorted(points.items())
 
     def examples(self, variant: str = "true") -> dict[str, dict[str, Any]]:
         """example id -> its row in scores.jsonl, of the last evaluation that scored this variant."""
-        rows = [row for row in self.scores if row.get("variant") == variant and "id" in row]
-        last = max((row.get("step") or 0 for row in rows), default=0)
-        return {str(row["id"]): row for row in rows if (row.get("step") or 0) == last}
+        rows = [row for row in self.scores if row["variant"] == variant]
+        last = max((row["step"] for row in rows), default=0)
+        return {row["id"]: row for row in rows if row["step"] == last}
 
     def samples_per_s(self) -> float | None:
         """Training throughput: from status.json, else the median over the lines of metrics.jsonl."""
@@ -162,11 +201,11 @@ def number(value: object) -> float | None:
 def collect_run(folder: Path | str) -> Run:
     """Reads one run folder. What is missing or damaged ends up in ``Run.problems``."""
     folder = Path(folder)
-    config, problem = _read_yaml(folder / CONFIG)
-    identity, identity_problem = read_json(folder / IDENTITY)
+    config, problem = read_frozen(folder)
+    identity, identity_problem = read_json(folder / IDENTITY, shape.OF_IDENTITY)
     status, status_problem = read_status_or_why(folder)
     problems = tuple(found for found in (problem, identity_problem, status_problem) if found)
-    return Run(folder, _mapping(config), _mapping(identity), status, problems)
+    return Run(folder, config, identity, status, problems)
 
 
 def collect_study(path: Path | str) -> list[Run]:
@@ -256,12 +295,3 @@ def _is_run(folder: Path) -> bool:
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _read_yaml(path: Path) -> tuple[Any, str | None]:
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), None
-    except OSError as error:
-        return {}, f"{path.name} cannot be read ({error.strerror or error})"
-    except (ValueError, yaml.YAMLError):
-        return {}, f"{path.name} is not complete YAML"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from beni.errors import Preempted
+from beni.runs import shape
 from beni.runs.files import STATUS, read_json, replace, to_json
 from beni.runs.identity import now
 
@@ -24,8 +25,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 def read_status_or_why(folder: Path) -> tuple[dict[str, Any], str | None]:
     """The status of the run in ``folder``, or an empty one and the sentence that says why there is none to read."""
-    status, problem = read_json(folder / STATUS)
-    return (status, problem) if isinstance(status, dict) else ({}, f"{STATUS} is no JSON object")
+    return read_json(folder / STATUS, shape.OF_STATUS)
 
 
 def write_status(folder: Path, **values: Any) -> None:
@@ -57,7 +57,9 @@ def hang(message: str, stack: str) -> dict[str, Any]:
 
 def first_line(status: Mapping[str, Any]) -> str:
     """The reason of a failed run, on one line."""
-    message = str(status["error"]["message"]).strip() or status["error"]["type"]
+    error = status.get("error")
+    told = error if isinstance(error, Mapping) else {}
+    message = str(told.get("message") or "").strip() or str(told.get("type") or "unknown")
     return message.splitlines()[0]
 
 

@@ -44,22 +44,28 @@ class MetricsFile:
         self._closed = False
         self.backlog.write(self.path, self._write)
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int) -> int:
         """Removes the lines after ``step``, which a resumed run writes again, and those that are no JSON object.
 
         The file is replaced in one move: killed at any moment, it is either the old or the new one.
+
+        Returns:
+            How many lines were none, but for a last one without its end, which a killed run leaves.
         """
         self.close()
         before = self._kept
         if before is None:
             before = self.path.read_bytes() if self.path.exists() else b""
         if not (before or self._unwritten):
-            return
+            return 0
         # Bytes, because a crash may leave half a UTF-8 character or, after a power cut, a block of zeros.
         lines = (before + self._unwritten).splitlines()
+        whole = lines if (before + self._unwritten).endswith(b"\n") else lines[:-1]
+        damaged = sum(1 for line in whole if math.isinf(_step(line)))
         self._kept = b"".join(line + b"\n" for line in lines if _step(line) <= step)
         self._unwritten.clear()
         self.backlog.write(self.path, self._write)
+        return damaged
 
     def _write(self) -> None:
         """What is not on the disk yet; also after it has taken a part of it."""

@@ -20,6 +20,11 @@ from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.quantized import backbone, packed_layers
 from beni.nn.packed import PREFIX
 from beni.runs.files import COMPLETE, MODEL
+from beni.runs.frozen import is_frozen
+from beni.runs.lock import is_set_aside
+from beni.training.saved_model import require_whole
+
+MOST_LISTED = 20  # runs of a study that a message names
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def load_initial(model: BeniForConditionalGeneration, source: Path) -> LoadRepor
         ResumeError: when there is no saved model, it shares nothing, a tensor has another shape, a component has more
             there than here, or it has adapters that this model lacks or that would compute something else here.
     """
-    folder = _folder(source)
+    folder = saved_folder(source)
     saved = {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
     theirs = BeniConfig.from_pretrained(folder)
     named = _named_otherwise(model, theirs, source)
@@ -102,11 +107,11 @@ def load_initial(model: BeniForConditionalGeneration, source: Path) -> LoadRepor
     return LoadReport(len(shared) + len(packed), kept, left, named)
 
 
-def _folder(source: Path) -> Path:
-    """The folder of the saved model.
+def saved_folder(source: Path) -> Path:
+    """The folder of the saved model that ``train.init_from=<source>`` means.
 
     Raises:
-        ResumeError: when there is none.
+        ResumeError: when there is none, or it is damaged.
     """
     if not source.is_dir():
         raise ResumeError(f"train.init_from={source}: there is no such folder, seen from {Path.cwd()}")
@@ -123,11 +128,29 @@ def _folder(source: Path) -> Path:
         )
     folder = source / MODEL if (source / MODEL).is_dir() else source
     if not any(folder.glob("*.safetensors")):
-        raise ResumeError(
-            f"train.init_from={source} holds no saved model (*.safetensors); set it to a run folder that was finished "
-            "with checkpoint.export=true, or to a save_pretrained folder"
-        )
+        raise ResumeError(_without_model(source))
+    require_whole(
+        folder,
+        f"train.init_from={source}",
+        "bring it back from a copy, or write it anew from a checkpoint: python -m beni.export RUN, and set "
+        "train.init_from to the folder that it names",
+    )
     return folder
+
+
+def _without_model(source: Path) -> str:
+    """Why nothing can be taken from a folder without weights; of a study, which of its runs have some."""
+    runs = [child for child in sorted(source.iterdir()) if is_frozen(child) and not is_set_aside(child)]
+    if not runs:
+        return (
+            f"train.init_from={source} holds no saved model (*.safetensors)\n  fix: set it to a run folder that was "
+            "finished with checkpoint.export=true, or to a save_pretrained folder"
+        )
+    whole = [run for run in runs if any((run / MODEL).glob("*.safetensors"))]
+    listed = [f"    {run.name}{'' if run in whole else ' (has no model/)'}" for run in runs[:MOST_LISTED]]
+    listed += [f"    and {len(runs) - MOST_LISTED} more"] if len(runs) > MOST_LISTED else []
+    fix = f"set train.init_from={whole[0]}" if whole else "finish one of them with checkpoint.export=true"
+    return "\n".join([f"train.init_from={source} is a study; one of its runs is meant:", *listed, f"  fix: {fix}"])
 
 
 def _named_otherwise(model: BeniForConditionalGeneration, theirs: BeniConfig, source: Path) -> list[str]:

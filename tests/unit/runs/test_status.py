@@ -31,7 +31,12 @@ def test_a_status_reads_back_with_when_it_was_written(tmp_path):
     [
         (None, "status.json cannot be read (No such file or directory)"),
         ('{"sta', "status.json is not complete JSON"),
-        ("[1]", "status.json is no JSON object"),
+        ("[1]", "status.json is damaged: it is [1], expected an object"),
+        (
+            '{"state": "done"}',
+            "status.json is damaged: state is 'done', expected one of failed, finished, preempted, queued, running",
+        ),
+        ('{"state": "running", "step": "3"}', "status.json is damaged: step is '3', expected a whole number"),
     ],
 )
 def test_one_that_cannot_be_read_is_empty_and_says_why(tmp_path, text, why):

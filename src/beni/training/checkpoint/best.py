@@ -17,7 +17,8 @@ import torch
 
 from beni.distributed.collectives import Peers, max_over_ranks
 from beni.errors import ConfigError
-from beni.runs.files import BEST, checkpoint_name, checkpoints_in, replace
+from beni.runs.files import BEST, checkpoint_name, checkpoints_in, read_json, replace
+from beni.runs.shape import OF_BEST
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ class BestCheckpoint:
 
     def resume(self, step: int) -> None:
         """Takes up the best of a run that goes on after ``step``. Called by all ranks."""
-        best = self.peers.from_main(lambda: self._unnoted or read_best(self.root))
+        best, problem = self.peers.from_main(lambda: (self._unnoted, None) if self._unnoted else read_best(self.root))
+        if problem is not None and self.metric is not None:
+            self.log.notice(f"{problem}; the next evaluation counts as the best one until now")
         if best is not None and best.metric == self.metric and best.step <= step:
             self._best = best
 
@@ -143,13 +146,18 @@ class BestCheckpoint:
 
     def kept(self) -> set[str]:
         """Folders of checkpoints that must stay: the best one, and one that is still noted as such."""
-        return {checkpoint_name(best.step) for best in (self._unnoted, read_best(self.root)) if best is not None}
+        noted = read_best(self.root)[0]
+        return {checkpoint_name(best.step) for best in (self._unnoted, noted) if best is not None}
 
 
-def read_best(root: Path) -> Best | None:
-    """The best evaluation of the run whose checkpoints are in ``root``, where its checkpoint is kept."""
-    try:
-        best = Best(**json.loads((root / BEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-    return best if best.step in checkpoints_in(root) else None
+def read_best(root: Path) -> tuple[Best | None, str | None]:
+    """The best evaluation of the run whose checkpoints are in ``root``, where its checkpoint is kept; and the sentence
+    that says why its note cannot be read.
+    """
+    if not (root / BEST).exists():
+        return None, None
+    found, problem = read_json(root / BEST, OF_BEST)
+    if problem is not None:
+        return None, problem
+    best = Best(found["step"], found["metric"], float(found["value"]))
+    return (best if best.step in checkpoints_in(root) else None), None

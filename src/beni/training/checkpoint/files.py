@@ -26,7 +26,8 @@ from torch import Tensor
 from beni.distributed.collectives import Peers
 from beni.errors import ResumeError
 from beni.runs.files import COMPLETE as MARKER
-from beni.runs.files import checkpoint_name, checkpoints_in, remove_partials
+from beni.runs.files import checkpoint_name, checkpoints_in, read_json, remove_partials
+from beni.runs.shape import OF_MARKER
 from beni.training.checkpoint import shards
 from beni.training.checkpoint.best import BestCheckpoint
 from beni.training.checkpoint.shards import Piece, SavedTensors
@@ -232,7 +233,8 @@ def read(root: Path, step: int) -> Found:
     files, problem = _marked(folder)
     problem = problem or _damage(folder, sorted(files.items()))
     if problem is not None:
-        raise ResumeError(f"{folder}: {problem}")
+        others = ", ".join(str(other) for other in steps(root) if other != step) or "none"
+        raise ResumeError(f"{folder}: {problem}\n  fix: take another one (--checkpoint); there are: {others}")
     tensors = SavedTensors([folder / file for file in sorted(files) if file != VALUES])
     return Found(folder, step, tensors, json.loads((folder / VALUES).read_text()))
 
@@ -248,12 +250,12 @@ def _tidy(root: Path) -> list[str]:
 
 def _marked(folder: Path) -> tuple[dict[str, int], str | None]:
     """File names with their checksums, and what is wrong with the marker."""
-    try:
-        files = json.loads((folder / MARKER).read_text())["files"]
-    except KeyError:
-        return {}, f"{MARKER} lists no files; this is no checkpoint of this version of beni"
-    except (OSError, ValueError, TypeError):
+    if not (folder / MARKER).exists():
         return {}, "no completion marker"
+    marker, problem = read_json(folder / MARKER, OF_MARKER)
+    if problem is not None:
+        return {}, f"{problem}, or of another version of beni"
+    files = marker["files"]
     return files, None if VALUES in files else f"{MARKER} does not list {VALUES}"
 
 

@@ -16,6 +16,7 @@ from beni.runs.files import CHECKPOINTS, MODEL
 from beni.training.checkpoint.best import read_best
 from beni.training.checkpoint.files import read, steps
 from beni.training.initial import load_initial
+from beni.training.saved_model import require_whole
 from beni.training.trainable import store_frozen_in_bf16
 
 
@@ -63,7 +64,9 @@ def _step(root: Path, which: str) -> int:
     if which == "newest":
         return there[-1]
     if which == "best":
-        best = read_best(root)
+        best, problem = read_best(root)
+        if problem is not None:
+            raise ResumeError(f"{root}: {problem}\n  fix: name a step: --checkpoint {there[-1]}")
         if best is None:
             raise ResumeError(f"{root.parent} keeps no best checkpoint\n  fix: train with checkpoint.keep_best")
         return best.step
@@ -75,7 +78,12 @@ def _step(root: Path, which: str) -> int:
 def _untrained(folder: Path, run: Mapping[str, Any]) -> BeniForConditionalGeneration:
     """All that checkpoints leave out: frozen weights, and what was measured when the run began."""
     if (folder / MODEL).is_dir():
-        return BeniForConditionalGeneration.from_pretrained(folder / MODEL)
+        fix = f"move {folder / MODEL} away: frozen weights then come from where the run took them"
+        require_whole(folder / MODEL, str(folder), fix)
+        model, loaded = BeniForConditionalGeneration.from_pretrained(folder / MODEL, output_loading_info=True)
+        if missing := sorted(loaded["missing_keys"]):
+            raise ResumeError(f"{folder / MODEL} lacks {len(missing)} tensors, such as {missing[0]}\n  fix: {fix}")
+        return model
     model = _built(run)
     if model.fusion.calibrates:
         raise ResumeError(

@@ -58,7 +58,7 @@ def test_the_best_is_kept_beside_the_newest(tmp_path, best):
             marks(checkpoints, step, step / 10)
         elif step == 3:
             assert names(tmp_path) == ["best.json", "step_00000002", "step_00000003"]
-    assert read_best(tmp_path) == Best(4, "eval/accuracy", 0.4)
+    assert read_best(tmp_path) == (Best(4, "eval/accuracy", 0.4), None)
     assert names(tmp_path) == ["best.json", "step_00000004", "step_00000005"]
     assert json.loads((tmp_path / "best.json").read_text()) == {"step": 4, "metric": "eval/accuracy", "value": 0.4}
     assert checkpoints.best.log.bests == [(2, "eval/accuracy", 0.2), (4, "eval/accuracy", 0.4)]
@@ -84,23 +84,37 @@ def test_a_best_that_a_full_disk_does_not_note_is_kept_and_noted_with_the_next_c
     room.append(True)
     saves(checkpoints, 3)
     assert names(tmp_path) == ["best.json", "step_00000001", "step_00000003"]
-    assert read_best(tmp_path) == Best(1, "eval/loss", 0.5)
+    assert read_best(tmp_path) == (Best(1, "eval/loss", 0.5), None)
 
 
 def test_a_best_whose_checkpoint_is_gone_is_forgotten(tmp_path, best):
     checkpoints = Checkpoints(tmp_path, Peers(), 1, best("eval/loss"))
     saves(checkpoints, 1)
     marks(checkpoints, 1, 0.5)
-    assert read_best(tmp_path) == Best(1, "eval/loss", 0.5)
+    assert read_best(tmp_path) == (Best(1, "eval/loss", 0.5), None)
     shutil.rmtree(tmp_path / "step_00000001")
-    assert read_best(tmp_path) is None
+    assert read_best(tmp_path) == (None, None)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"step": 1}', '{"step": 1, "metric": "eval/loss", "worth": 2}'])
-def test_a_note_that_is_none_names_no_best(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "best.json is not complete JSON"),
+        ("[]", "best.json is damaged: it is [], expected an object"),
+        ('{"step": 1}', "best.json is damaged: metric is missing"),
+        (
+            '{"step": "1", "metric": "eval/loss", "value": 2}',
+            "best.json is damaged: step is '1', expected a whole number",
+        ),
+    ],
+)
+def test_a_note_that_is_none_names_no_best_and_the_run_says_why(tmp_path, best, text, why):
     (tmp_path / "step_00000001").mkdir()
     (tmp_path / "best.json").write_text(text)
-    assert read_best(tmp_path) is None
+    assert read_best(tmp_path) == (None, why)
+    resumed = best("eval/loss")
+    resumed.resume(1)
+    assert resumed.log.notices == [f"{why}; the next evaluation counts as the best one until now"]
 
 
 def test_what_is_being_written_counts_and_what_was_not_written_is_forgotten(best):

@@ -185,6 +185,8 @@ DAMAGE = {
     "no marker": lambda f: (f / "complete.json").unlink(),
     "broken marker": lambda f: (f / "complete.json").write_text('{"state.saf'),
     "another format": lambda f: (f / "complete.json").write_text(json.dumps({"state.safetensors": 3})),
+    "marker with a list": lambda f: (f / "complete.json").write_text(json.dumps({"files": ["state.json"]})),
+    "marker that is no text": lambda f: (f / "complete.json").write_bytes(b"\xff\xfe"),
     "marker of something else": lambda f: (f / "complete.json").write_text(json.dumps({"files": {"a.bin": 3}})),
 }
 REASONS = {
@@ -192,8 +194,11 @@ REASONS = {
     "changed values": "state.json does not have the checksum it was saved with",
     "no tensors": f"{SHARD} is missing",
     "no marker": "no completion marker",
-    "broken marker": "no completion marker",
-    "another format": "complete.json lists no files; this is no checkpoint of this version of beni",
+    "broken marker": "complete.json is not complete JSON, or of another version of beni",
+    "another format": "complete.json is damaged: files is missing, or of another version of beni",
+    "marker with a list": "complete.json is damaged: files is ['state.json'], expected an object, "
+    "or of another version of beni",
+    "marker that is no text": "complete.json is not UTF-8, or of another version of beni",
     "marker of something else": "complete.json does not list state.json",
 }
 
@@ -206,6 +211,13 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, kind):
     found, skipped = newest(tmp_path)
     assert found.step == 1
     assert skipped == [f"step_00000002: {REASONS[kind]}"]
+
+
+def test_a_folder_beside_the_checkpoints_is_none(tmp_path):
+    save(tmp_path, 1)
+    for name in ("step_abc", "step_00000001.old", "step_7"):
+        (tmp_path / name).mkdir()
+    assert newest(tmp_path)[0].step == 1
 
 
 def test_a_damaged_later_checkpoint_never_pushes_out_a_good_one(tmp_path):
