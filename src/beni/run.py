@@ -104,10 +104,7 @@ def _train(
     report: Reporter,
     started: float,
 ) -> None:
-    # what the run will see and cost, known without weights
-    data = assemble(run, planned.viewer, progress=environment.is_main)
-    data.schedule.require(environment.world, run["train"]["accumulation"])
-    probe = data.probe()
+    data, probe = _data(run, planned, environment, report)  # what the run will see and cost, known without weights
     table = spec_table(planned, run, probe.length, probe.label_rows, probe.image)
     _require_memory(run, planned, probe, environment, report)
     with (
@@ -155,6 +152,21 @@ def _train(
             _export(model, run, data, folder, environment)
             report.end(evaluation.gallery())
         barrier()
+
+
+def _data(
+    run: Mapping[str, Any], planned: BeniForConditionalGeneration, environment: Environment, report: Reporter
+) -> tuple[DataPipeline, Probe]:
+    """What the run learns from and is scored on, and what a few of its samples are like.
+
+    Raises:
+        DataError: when samples cannot be used.
+    """
+    data = assemble(run, planned.viewer, progress=environment.is_main)
+    data.schedule.require(environment.world, run["train"]["accumulation"])
+    for notice in data.source.notices:
+        report.notice(notice)
+    return data, data.probe()
 
 
 def _require_memory(

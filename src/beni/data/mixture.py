@@ -71,6 +71,7 @@ class Mixture(Source):
             )
         self.seed = seed
         self.sources: dict[str, Source] = {name: node(seed) for name, node in sources.items()}
+        self.notices = tuple(f"{name}: {said}" for name, one in self.sources.items() for said in one.notices)
         self.weights, self.by, self.temperature = weights, by, temperature
         self.most_epochs, self.size = most_epochs, size
         self.scored = {name: self.sources[name] for name in score or self.sources}

@@ -93,6 +93,10 @@ class Sample:
         heard = (m for m in self.messages if m.role == "user" and not m.supervised)
         return "\n".join("".join(p for p in m.content if isinstance(p, str)).strip() for m in heard)
 
+    def answered(self, text: str) -> Sample:
+        """The sample with ``text`` in the place of its answer; itself where that is the answer."""
+        return self if text == self.answer else self.with_answer(text)
+
     def with_answer(self, text: str) -> Sample:
         """The sample with ``text`` as its last assistant message."""
         last = max(i for i, m in enumerate(self.messages) if m.role == "assistant")

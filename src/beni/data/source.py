@@ -28,10 +28,12 @@ class Source(ABC):
     Attributes:
         metric: how held-out samples are scored.
         varies: whether a sample's text or pictures differ between epochs, augmentation aside.
+        notices: what a person should know of it, for instance that held-out records share images with others.
     """
 
     metric: Metric
     varies: bool
+    notices: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int:

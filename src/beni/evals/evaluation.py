@@ -12,7 +12,7 @@ from beni.data.source import Source
 from beni.errors import DataError
 from beni.evals.ablations import ABLATIONS
 from beni.evals.gallery import GalleryItem, draw_gallery
-from beni.evals.heldout import reachable, spread
+from beni.evals.heldout import evenly, reachable, spread
 from beni.evals.scores import score, summarise
 from beni.evals.subject import Subject
 
@@ -50,7 +50,7 @@ class Evaluation:
         source: whose held-out samples are scored, by its metric.
         fetcher: of their pictures.
         listener: told of scores, and of what is left out.
-        examples: at most so many; 0 takes all.
+        examples: at most so many, spread over all of them; 0 takes all.
         shown: samples of the gallery.
         ahead: samples whose pictures are asked for while those of others are waited for.
     """
@@ -103,5 +103,5 @@ class Evaluation:
 
     def _heldout(self) -> Sequence[Sample]:
         samples = self.source.heldout()
-        count = self.examples or len(samples)
-        return reachable(samples, count, self.fetcher, self.ahead, self.subject.between, self.listener.notice)
+        places = evenly(self.examples or len(samples), len(samples))
+        return reachable(samples, places, self.fetcher, self.ahead, self.subject.between, self.listener.notice)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
+
+import numpy as np
 
 from beni.data.fetch.fetcher import Fetcher
 from beni.data.images import BadImage
 from beni.data.sample import Bind, Sample
 from beni.distributed.collectives import gather_objects
+from beni.nn.streams import numpy_stream
+
+GOLDEN = (5**0.5 - 1) / 2
+"""Its multiples modulo 1 lie evenly however many there are, whatever repeats in a file."""
 
 
 class Chosen(Sequence[Sample]):
@@ -26,23 +33,37 @@ class Chosen(Sequence[Sample]):
         return self.bind(self.samples[self.places[at]])
 
 
+def evenly(count: int, of: int) -> list[int]:
+    """``count`` of the places 0 to ``of`` - 1 (or all), ascending: spread over them, the same in every run.
+
+    The places of a smaller count are among those of a larger one, so runs that score different numbers of samples share
+    those of the smaller number.
+    """
+    return sorted(_scattered(of)[:count])
+
+
+def _scattered(of: int) -> list[int]:
+    """The places 0 to ``of`` - 1 in an order of which any beginning lies evenly over them."""
+    start = numpy_stream(0, "eval.examples").random()
+    return np.argsort((start + np.arange(of) * GOLDEN) % 1.0, kind="stable").tolist()
+
+
 def reachable(
     samples: Sequence[Sample],
-    count: int,
+    places: Sequence[int],
     fetcher: Fetcher,
     ahead: int,
     between: Callable[[], None],
     tell: Callable[[str], None],
 ) -> Chosen:
-    """The first ``count`` samples, without those that any rank cannot fetch a picture of.
+    """The samples at ``places``, without those that any rank cannot fetch a picture of.
 
     Args:
         ahead: samples whose pictures are asked for while those of others are waited for.
         between: called now and then by all ranks alike; may raise to end the evaluation.
         tell: told how many are left out, and why the first is.
     """
-    places = range(min(count, len(samples)))
-    urls = [[image.url for image in samples[i].images if image.url is not None] for i in places]
+    urls = [[image.url for image in samples[place].images if image.url is not None] for place in places]
     if not any(urls):
         return Chosen(samples, places, fetcher.bind)
     bad = []
@@ -58,16 +79,15 @@ def reachable(
     left_out = dict(gather_objects(bad))
     if left_out:
         tell(f"{len(left_out)} held-out samples are left out: {next(iter(left_out.values()))}")
-    return Chosen(samples, [i for i in places if i not in left_out], fetcher.bind)
+    return Chosen(samples, [place for i, place in enumerate(places) if i not in left_out], fetcher.bind)
 
 
 def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """``count`` samples with a picture, evenly over the kinds of question."""
+    """``count`` samples with a picture, evenly over the kinds of question and over the samples of a kind."""
     by_kind: dict[str, list[int]] = {}
     for i, sample in enumerate(samples if count else ()):
         if sample.images:
             by_kind.setdefault(sample.kind, []).append(i)
-    chosen: list[int] = []
-    while len(chosen) < count and any(by_kind.values()):
-        chosen += [group.pop(0) for group in by_kind.values() if group]
+    orders = [[group[place] for place in _scattered(len(group))] for group in by_kind.values()]
+    chosen = [i for turn in zip_longest(*orders) for i in turn if i is not None]
     return [samples[i] for i in chosen[:count]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from beni.data.batch.loader import item
+from beni.data.batch.collate import Item
 from beni.data.images import BadImage, decode
 from beni.data.metric import Metric
 from beni.data.sample import Sample
@@ -21,7 +21,7 @@ def score(subject: Subject, metric: Metric, samples: Iterable[Sample], ablation:
         asked = [(sample, viewed) for sample in group if (viewed := _viewed(subject, sample, ablation)) is not None]
         texts = [metric.candidates(sample) for sample, _ in asked]
         items = [
-            item(_answered(sample, text), subject.renderer, viewed)
+            _read(subject, sample.answered(text), viewed)
             for (sample, viewed), own in zip(asked, texts, strict=True)
             for text in own
         ]
@@ -57,8 +57,10 @@ def summarise(rows: Iterable[dict[str, Any]], ablation: Ablation) -> dict[str, f
     return values
 
 
-def _answered(sample: Sample, text: str) -> Sample:
-    return sample if text == sample.answer else sample.with_answer(text)
+def _read(subject: Subject, sample: Sample, viewed: list[ViewedImage]) -> Item:
+    """A sample as the model reads it: to its end."""
+    encoded = subject.renderer.whole(sample, [image.markup for image in viewed])
+    return Item(sample.id, encoded, viewed, sample.source, sample.asked)
 
 
 def _viewed(subject: Subject, sample: Sample, ablation: Ablation) -> list[ViewedImage] | None:

@@ -72,11 +72,23 @@ def test_every_ablation_scores_every_sample_and_the_listener_is_told(evaluation_
     assert sorted(values) == ["eval/accuracy", "eval/accuracy_blank", "eval/loss", "eval/loss_blank"]
 
 
+def test_a_few_samples_of_a_sorted_set_are_of_all_of_it(evaluation_of, make_sample):
+    heard = Heard()
+    held = [make_sample(i, answer="red" if i < 40 else "blue") for i in range(80)]
+    evaluation_of(held, heard, examples=10).score(1)
+    expected = [row["expected"] for row in heard.scores[0][1].rows if row["variant"] == "true"]
+    assert (len(expected), expected.count("red")) == (10, 5)
+
+
 def test_the_gallery_is_of_the_samples_that_were_scored(evaluation_of, mixed):
-    evaluation = evaluation_of(mixed, Heard(), examples=3)
+    heard = Heard()
+    evaluation = evaluation_of(mixed, heard, examples=3)
     assert evaluation.gallery() == []  # nothing has been
     evaluation.score(1)
-    assert [one.line["id"] for one in evaluation.gallery()] == ["s0", "s2"]
+    scored = {row["id"] for row in heard.scores[0][1].rows}
+    assert len(scored) == 3
+    pictured = {sample.id for sample in mixed if sample.images}
+    assert {one.line["id"] for one in evaluation.gallery()} == scored & pictured != set()
 
 
 def test_samples_whose_pictures_cannot_be_read_are_left_out_and_told(evaluation_of, mixed):

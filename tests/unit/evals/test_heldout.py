@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from beni.data.fetch.fetcher import Fetcher
 from beni.data.images import BadImage, Image, decode
 from beni.data.sample import Message, Sample
-from beni.evals.heldout import reachable, spread
+from beni.evals.heldout import evenly, reachable, spread
 
 
 class Server:
@@ -34,7 +37,7 @@ def shown(i, *urls):
 
 
 def chosen(samples, count, fetcher, ahead=2, between=lambda: None, tell=pytest.fail):
-    return reachable(samples, count, fetcher, ahead, between, tell)
+    return reachable(samples, range(min(count, len(samples))), fetcher, ahead, between, tell)
 
 
 class Lazy(list):
@@ -49,7 +52,25 @@ class Lazy(list):
         return super().__getitem__(at)
 
 
-def test_the_first_few_are_taken_and_bound_when_they_are_asked_for():
+@pytest.mark.parametrize("period", [2, 3, 5, 8, 10])
+def test_a_few_samples_of_a_sorted_or_a_periodic_file_are_spread_over_it(period):
+    few = np.array(evenly(40, 1000))
+    assert len(set(few.tolist())) == 40
+    assert np.bincount(few * period // 1000).min() >= 40 // period - 1  # sorted into so many classes
+    assert np.bincount(few % period).min() >= 40 // period // 2  # these classes in turn
+    assert evenly(1000, 40) == evenly(40, 40) == list(range(40))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(0, 300), st.integers(0, 300))
+def test_fewer_samples_are_among_more_and_the_same_in_every_run(of, some, others):
+    fewer, more = sorted((some, others))
+    assert set(evenly(fewer, of)) <= set(evenly(more, of))
+    assert evenly(more, of) == sorted(evenly(more, of)) == evenly(more, of)
+    assert len(evenly(more, of)) == min(more, of)
+
+
+def test_samples_are_taken_where_they_stand_and_bound_when_they_are_asked_for():
     samples = Lazy(shown(i) for i in range(6))
     made = chosen(samples, 4, Server())
     assert len(made) == 4
@@ -83,6 +104,12 @@ def test_a_sample_whose_picture_cannot_be_fetched_is_left_out_and_told():
     assert line.startswith("2 held-out samples are left out: image http://x/1: http 404")
 
 
+def test_samples_behind_a_bad_one_keep_their_places():
+    samples = [shown(i, f"http://x/{i}") for i in range(6)]
+    made = reachable(samples, [1, 3, 5], Server({"http://x/3"}), 2, lambda: None, lambda text: None)
+    assert [sample.id for sample in made] == ["s1", "s5"]
+
+
 def test_a_real_fetcher_is_asked_for_nothing_where_pictures_are_at_hand(fetcher, mixed):
     made = chosen(mixed, 7, fetcher)
     assert [sample.id for sample in made] == [sample.id for sample in mixed]
@@ -93,7 +120,9 @@ def test_a_real_fetcher_is_asked_for_nothing_where_pictures_are_at_hand(fetcher,
 def test_what_is_shown_is_spread_over_the_kinds_and_has_a_picture(make_sample):
     kinds = ["a", "a", "a", "b", "", "b", "c"]
     samples = [make_sample(i, [] if kind == "c" else [(4, 4)], kind=kind) for i, kind in enumerate(kinds)]
-    assert [sample.id for sample in spread(samples, 5)] == ["s0", "s3", "s4", "s1", "s5"]
-    assert [sample.id for sample in spread(samples, 2)] == ["s0", "s3"]
+    assert [sample.kind for sample in spread(samples, 5)] == ["a", "b", "", "a", "b"]
+    assert [sample.kind for sample in spread(samples, 2)] == ["a", "b"]
+    answers = [make_sample(i, [(4, 4)], answer="red" if i < 50 else "blue") for i in range(100)]
+    assert 4 <= sum(sample.answer == "red" for sample in spread(answers, 10)) <= 6
     assert len(spread(samples, 50)) == 6
     assert spread(Lazy(samples), 0) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from beni.data.batch.collate import collate
 from beni.data.batch.loader import item
 from beni.data.images import Image, decode
 from beni.data.metric import BestChoice, ExactAnswer, LossOnly, Reading
+from beni.errors import DataError
 from beni.evals.ablations import ABLATIONS, BLANK, TRUE, Ablation
 from beni.evals.scores import score, summarise
 from beni.evals.subject import Subject
@@ -49,6 +51,17 @@ def test_scores_and_losses_do_not_depend_on_the_batch(subject_of, make_sample):
         for row, own in zip(rows_of(subject_of(batch_size=5), metric, samples), expected, strict=True):
             assert row.pop("loss") == pytest.approx(own.pop("loss"), rel=1e-4)
             assert row == own
+
+
+def test_choices_that_training_would_cut_to_the_same_tokens_are_not_scored_but_an_error(subject_of, make_sample):
+    same = "the answer to this question that was asked here is "
+    one = make_sample(0, answer=f"{same}B", choices=(f"{same}A", f"{same}B"), where="rows.jsonl, record 3")
+    cut = subject_of("template.overlong=truncate", "template.max_length=20")
+    with pytest.raises(DataError, match=r"record 3.*never cut\n  fix: set template.max_length=(\d+)") as raised:
+        rows_of(cut, BestChoice(), [one])
+    enough = re.search(r"max_length=(\d+)", str(raised.value))[1]
+    long = subject_of("template.overlong=truncate", f"template.max_length={enough}")
+    assert len(rows_of(long, BestChoice(), [one])) == 1
 
 
 def test_a_forward_pass_reads_at_most_batch_size_texts_or_those_of_one_sample(subject_of, make_sample, monkeypatch):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from beni.data.formats.groups import drawn_rows, groups_of, whole_groups
 from beni.data.images import Augment, Image
 from beni.data.records.base import Row, Rows
 from beni.data.sample import Message, Sample
@@ -25,14 +26,16 @@ class Table(SingleSource):
     Args:
         seed: of the run; the split into training and held-out rows does not depend on it.
         rows: the records.
-        heldout: records held out, the same for every seed.
+        heldout: records held out, the same for every seed: at most so many, as all records of an image are held out or
+            none is. Where images have too many records for that, or cannot be told apart, records are held out one by
+            one, and ``notices`` says so.
         augment: see ``beni.data.images.Augment``.
         images: folder that relative paths of pictures are meant to; None for that of the process.
         settings: everything else that changes what a row becomes, for the fingerprint.
         varies: whether ``read`` draws something anew in each epoch.
 
     Raises:
-        DataError: when nothing is left to train on.
+        DataError: when nothing is left to train on, or ``heldout`` is negative.
     """
 
     def __init__(
@@ -49,14 +52,10 @@ class Table(SingleSource):
         self.augment = Augment.from_config(augment)
         self.root = Path(images).expanduser() if images else Path()
         self._settings = dict(settings)
-        count = len(rows)
-        if count <= heldout:
-            raise DataError(
-                f"{rows.where(0).rpartition(', ')[0] or rows.where(0)} has {count} records, "
-                f"data.heldout={heldout} leaves none to train on\n  fix: set data.heldout={max(0, count // 10)}"
-            )
-        order = numpy_stream(0, "data.heldout").permutation(count)
-        self._heldout, self._train = np.sort(order[:heldout]), np.sort(order[heldout:])
+        self.notices: tuple[str, ...] = ()
+        held = np.zeros(len(rows), dtype=bool)
+        held[self._held_out(heldout)] = True
+        self._heldout, self._train = np.flatnonzero(held), np.flatnonzero(~held)
 
     def __len__(self) -> int:
         return len(self._train)
@@ -82,6 +81,39 @@ class Table(SingleSource):
         Raises:
             DataError: naming place, what is wrong and the fix.
         """
+
+    def _held_out(self, wanted: int) -> np.ndarray:
+        """The rows that are held out: whole images, so that none of theirs is trained on."""
+        count, name = len(self.rows), self.rows.where(0).rpartition(", ")[0] or self.rows.where(0)
+        if wanted < 0:
+            raise DataError(f"data.heldout={wanted}, expected a number of records\n  fix: set data.heldout=1 or more")
+        if count <= wanted:
+            fix = f"set data.heldout={max(1, count // 10)}" if count > 1 else "set data.path to more than one record"
+            raise DataError(f"{name} has {count} records, data.heldout={wanted} leaves none to train on\n  fix: {fix}")
+        if wanted == 0:
+            return np.empty(0, dtype=np.int64)
+        groups = groups_of(self.rows, self._image_keys, f"{type(self).__name__} {sorted(self._settings.items())}")
+        if groups is None:
+            self.notices = (f"{name}: records are held out one by one; whether they share images is not known in tars",)
+            return drawn_rows(count)[:wanted]
+        rows = whole_groups(groups, wanted)
+        if rows is None:
+            sizes = np.bincount(groups)
+            shared = (sizes[groups] > 1).mean()
+            self.notices = (
+                f"{name}: held-out records share images with training records: {shared:.0%} of {count} records share "
+                f"their image, one with {int(sizes.max())} records, too many for data.heldout={wanted} to be whole "
+                "images",
+            )
+            return drawn_rows(count)[:wanted]
+        if len(rows) < wanted:
+            self.notices = (f"{name}: {len(rows)} records are held out, not {wanted}: whole images, none of them cut",)
+        return rows
+
+    def _image_keys(self, row: Row, number: int) -> set[str]:
+        """What identifies the images of a row, and what its format says is not independent."""
+        sample = self.read(row, self.rows.where(number), None)
+        return {image.key for image in sample.images} | ({sample.cluster} if sample.cluster else set())
 
     def _sample(self, number: int, rng: np.random.Generator | None) -> Sample:
         row, where = self.rows[number], self.rows.where(number)

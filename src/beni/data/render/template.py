@@ -126,6 +126,22 @@ class Renderer:
             )
         return encoded
 
+    def whole(self, sample: Sample, markups: Sequence[Markup] | None = None) -> Encoded:
+        """What ``encode`` gives, never cut, whatever ``template.overlong`` says: an answer is scored to its end, and of
+        choices that are cut to the same tokens none could be told from another.
+
+        Raises:
+            DataError: as ``encode``, or when it is longer than ``template.max_length``; names the sample.
+        """
+        encoded, limit = self.encode(sample, markups, fit=False), self.settings["max_length"]
+        if len(encoded.ids) > limit:
+            raise DataError(
+                f"{sample} has {len(encoded.ids)} tokens with the answer {_beginning(sample.answer)}, "
+                f"template.max_length is {limit}, and held-out answers are never cut\n"
+                f"  fix: set template.max_length={len(encoded.ids)}, use fewer visual tokens, or leave the record out"
+            )
+        return encoded
+
     def prompt(self, sample: Sample, markups: Sequence[Markup] | None = None) -> Encoded:
         """The conversation up to where its last assistant message begins (all of it if it has none), unsupervised.
 
@@ -312,6 +328,11 @@ class Renderer:
         self._end = _any_of(ends, r"\s*")
         controls = (self.tokenizer.bos_token, self.tokenizer.pad_token, self.tokenizer.unk_token, *ends)
         self._control = _any_of(token for token in controls if isinstance(token, str))
+
+
+def _beginning(text: str) -> str:
+    """How errors show a text."""
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 
 def _any_of(tokens: Iterable[str], before: str = "") -> re.Pattern[str]:

@@ -247,6 +247,19 @@ def test_truncation_never_cuts_an_image_or_every_label(renderer_of, talk):
             renderer.encode(sample)
 
 
+def test_what_is_scored_is_never_cut(renderer_of, talk):
+    renderer = renderer_of("bos", "chatml", overlong="truncate", max_length=40)
+    sample = talk("long", "which?", "word " * 40)
+    assert renderer.encode(sample).truncated > 0
+    with pytest.raises(
+        DataError, match=r"with the answer 'word .*\.\.\.', .* is 40, and held-out answers are never cut"
+    ):
+        renderer.whole(sample)
+    short = talk("short", "a", "b")
+    roomy = renderer_of("bos", "chatml", overlong="truncate", max_length=200)
+    assert roomy.whole(short).ids.tolist() == roomy.encode(short).ids.tolist()
+
+
 def test_a_tokenizer_without_chat_template_is_an_error_that_names_the_other_templates(renderer_of):
     with pytest.raises(DataError, match=r"(?s)no chat template.*template=chatml"):
         renderer_of("gpt2", "own")

@@ -1,0 +1,145 @@
+"""Held-out records and training records share no image, where that can be."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import beni.data.formats.groups as groups_module
+from beni.data.formats.cauldron import Cauldron
+from beni.data.formats.groups import drawn_rows, whole_groups
+from beni.data.formats.llava import LlavaJson
+from beni.data.formats.vqa import Vqa
+from beni.data.images import Image
+from beni.errors import DataError
+
+VQA = {"subset": None, "split": "train", "rows": None, "columns": {}, "suffix": "", "images": None, "augment": {}}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BENI_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def file(tmp_path):
+    """file(rows) -> a .jsonl of them."""
+
+    def write(rows):
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return write
+
+
+def asked(image, number):
+    return {"image": image, "question": f"number {number}?", "answer": str(number)}
+
+
+def sides(source):
+    """Keys of the images that are held out, and of those that are trained on."""
+    train = [source.train(i, 0) for i in range(len(source))]
+    return ({image.key for s in some for image in s.images} for some in (source.heldout(), train))
+
+
+def test_all_questions_about_an_image_are_on_one_side(file):
+    path = file(asked(f"{i // 5}.png", i) for i in range(300))
+    source = Vqa(0, path=path, heldout=30, **VQA)
+    held, train = sides(source)
+    assert (len(source.heldout()), len(held), len(train), held & train) == (30, 6, 54, set())
+    assert source.notices == ()
+
+
+def test_where_no_two_records_share_an_image_the_rows_are_those_that_are_drawn(file):
+    source = Vqa(0, path=file(asked(f"{i}.png", i) for i in range(50)), heldout=7, **VQA)
+    assert [int(s.id) for s in source.heldout()] == sorted(drawn_rows(50)[:7].tolist())
+
+
+def test_records_of_several_images_belong_together_where_they_share_any(file, tmp_path):
+    def record(*names):
+        return {"images": [f"{name}.png" for name in names], "texts": [{"user": "a?", "assistant": "b"}]}
+
+    rows = [record(3 * i, 3 * i + 1) for i in range(20)] + [record(3 * i + 1, 3 * i + 2) for i in range(20)]
+    keys = {name: value for name, value in VQA.items() if name not in ("columns", "suffix")}
+    source = Cauldron(0, path=file(rows), heldout=6, **keys)
+    held, train = sides(source)
+    assert (len(held), len(train), held & train) == (9, 51, set())
+
+
+def test_llava_records_without_an_image_stand_alone(file):
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
+    rows = [{"id": i, "conversations": turns} for i in range(20)]
+    assert len(LlavaJson(0, path=file(rows), images=None, heldout=7, augment={}).heldout()) == 7
+
+
+def test_images_in_a_table_are_told_apart_by_their_content(tmp_path, monkeypatch):
+    def kept(number):
+        return {"bytes": b"a header that all have " + bytes([number]) * 200, "path": "image.jpg"}
+
+    rows = [{"image": kept(i // 4), "question": "q?", "answer": str(i)} for i in range(80)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    read = []
+    made = Image.from_bytes
+    monkeypatch.setattr(Image, "from_bytes", staticmethod(lambda data, key: read.append(len(data)) or made(data, key)))
+    source = Vqa(0, path=str(tmp_path / "t.parquet"), heldout=8, **VQA)
+    assert max(read) < 80  # of an image no more than its end is looked at
+    held, train = sides(source)
+    assert (len(held), len(train), held & train) == (2, 18, set())
+
+
+def test_where_images_have_too_many_records_single_ones_are_held_out_and_that_is_told(file):
+    path = file(asked("red.png" if i < 50 else "blue.png", i) for i in range(100))
+    source = Vqa(0, path=path, heldout=12, **VQA)
+    assert [int(s.id) for s in source.heldout()] == sorted(drawn_rows(100)[:12].tolist())
+    (said,) = source.notices
+    assert "held-out records share images with training records: 100% of 100 records" in said
+    assert "one with 50 records, too many for data.heldout=12" in said
+
+
+def test_fewer_records_than_wished_are_told(file):
+    source = Vqa(0, path=file(asked(f"{i // 4}.png", i) for i in range(40)), heldout=6, **VQA)
+    assert len(source.heldout()) == 4
+    assert source.notices[0].endswith("4 records are held out, not 6: whole images, none of them cut")
+
+
+def test_a_record_that_cannot_be_read_is_left_for_its_turn(file):
+    rows = [asked(f"{i // 2}.png", i) for i in range(20)]
+    rows[7] = {"image": "3.png", "question": "q?", "answer": ""}
+    source = Vqa(0, path=file(rows), heldout=4, **VQA)
+    assert len(source) + len(source.heldout()) == 20
+
+
+def test_groups_are_found_once(file, monkeypatch):
+    path = file(asked(f"{i // 5}.png", i) for i in range(100))
+    first = [s.id for s in Vqa(0, path=path, heldout=10, **VQA).heldout()]
+    monkeypatch.setattr(groups_module, "skim", lambda rows: pytest.fail("read again"))
+    assert [s.id for s in Vqa(1, path=path, heldout=10, **VQA).heldout()] == first
+
+
+@pytest.mark.parametrize(("count", "heldout", "fix"), [(10, -1, "heldout=1"), (10, 10, "heldout=1"), (1, 1, "more")])
+def test_a_number_that_leaves_nothing_is_refused_with_one_that_works(file, count, heldout, fix):
+    path = file(asked(f"{i}.png", i) for i in range(count))
+    with pytest.raises(DataError, match=rf"data.heldout={heldout}[^0-9].*\n  fix: .*{fix}"):
+        Vqa(0, path=path, heldout=heldout, **VQA)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=60), st.integers(1, 20))
+def test_what_is_held_out_is_whole_and_never_too_much(labels, count):
+    groups = np.unique(labels, return_inverse=True)[1]
+    rows = whole_groups(groups, count)
+    if rows is None:
+        assert np.bincount(groups).max() > count
+        return
+    assert len(rows) <= count
+    assert not set(groups[rows]) & set(np.delete(groups, rows))
+    left = count - len(rows)
+    others = set(groups) - set(groups[rows])
+    assert all(np.sum(groups == one) > left for one in others)
