@@ -2,8 +2,8 @@
 
     python tests/support/mutations.py --cases 500 --seed 0
 
-A case is a composition of a few random options in which one value, or one option's name, is replaced. It is sound where the
-run composes and can be built on the meta device, refused where a ``BeniError`` says so with a fix, and wrong otherwise: another
+A case is a composition of a few random options in which one value is replaced. It is sound where the run composes and
+can be built on the meta device, refused where a ``BeniError`` says so with a fix, and wrong otherwise: another
 exception, an error without a fix, or a case that takes too long.
 """
 

@@ -80,7 +80,8 @@ def _untrained(folder: Path, run: Mapping[str, Any]) -> BeniForConditionalGenera
     if (folder / MODEL).is_dir():
         fix = f"move {folder / MODEL} away: frozen weights then come from where the run took them"
         require_whole(folder / MODEL, str(folder), fix)
-        model, loaded = BeniForConditionalGeneration.from_pretrained(folder / MODEL, output_loading_info=True)
+        read: Any = BeniForConditionalGeneration.from_pretrained(folder / MODEL, output_loading_info=True)
+        model, loaded = read
         if missing := sorted(loaded["missing_keys"]):
             raise ResumeError(f"{folder / MODEL} lacks {len(missing)} tensors, such as {missing[0]}\n  fix: {fix}")
         return model
