@@ -92,7 +92,6 @@ ELSEWHERE = {
     "schedule.window": "data/order/schedule.py, where an epoch is longer than a window",
     "template.overlong": "data/render/template.py, for a sample that is too long",
     "train.guard.most": "training/guard.py, at a step that is left out",
-    "compute.memory_budget": "activation_checkpointing=memory_budget, which compiles",
     "images.retries": "data/fetch/loop.py, when an image is fetched",
     "images.timeout": "data/fetch/loop.py",
     "images.idle_timeout": "data/fetch/loop.py",
@@ -105,7 +104,6 @@ ELSEWHERE = {
     "fsdp.shard_size": "fsdp=hybrid, on several processes",
     "fsdp.reshard_after_forward": "distributed/fsdp.py, on several processes",
     "launcher.name": "launch/, for a sweep",
-    "model._target_": "config/build.py, which is given the whole node",
 }
 """Values that these runs do not meet, and where they are read."""
 
