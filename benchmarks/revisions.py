@@ -88,6 +88,12 @@ def measure(tree: Path, program: str, *arguments: str) -> float:
     return float(lines[-1].split()[1])
 
 
+def revision(tree: Path) -> str:
+    """The commit of a checkout, with a plus where files of it differ."""
+    command = ["git", "-C", str(tree), "describe", "--always", "--dirty=+"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 QUANTITIES = {
     "steps": ("steps/s of the default run", TRAIN, 1),
     "llava": ("samples/s of vs_hf_trainer's arm", LLAVA, 1),
@@ -125,7 +131,10 @@ def main() -> None:
         "A checkout against one before it: how fast it trains and plans.",
         ["median of", "before", "now", "times as fast", "in single rounds"],
         rows,
-        [f"{options.rounds} rounds in turn; processes of their own, one thread for steps and plans, two for llava"],
+        [
+            f"{options.rounds} rounds in turn; processes of their own, one thread for steps and plans, two for llava",
+            f"before: {revision(trees['before'])}; now: {revision(HERE)}",
+        ],
         rounds=rounds,
     )
 

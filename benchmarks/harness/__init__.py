@@ -78,7 +78,7 @@ def machine() -> dict[str, Any]:
 def write_result(
     name: str, question: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str], **values: Any
 ) -> Path:
-    """Writes ``results/<name>.json`` and ``.md`` and prints the latter.
+    """Writes ``results/<name>.json`` and ``.md`` and prints the latter. Paths of the machine stay out of the command.
 
     Args:
         question: what was measured, one sentence.
@@ -88,7 +88,8 @@ def write_result(
     """
     RESULTS.mkdir(exist_ok=True)
     where = machine()
-    command = f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip()
+    words = [f"../{Path(word).name}" if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *words])
     table = [" | ".join(["", *map(str, row), ""]).strip() for row in (columns, ["---"] * len(columns), *rows)]
     about = ", ".join(f"{key} {value}" for key, value in where.items() if value is not None)
     about_it = [*(f"- {note}" for note in notes), "", f"`{command}` on {about}."]

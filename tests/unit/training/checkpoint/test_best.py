@@ -13,19 +13,9 @@ from beni.distributed.collectives import Peers
 from beni.errors import ConfigError
 from beni.training.checkpoint.best import Best, BestCheckpoint, read_best
 from beni.training.checkpoint.files import Checkpoints
+from support.checkpoint_log import Log
 
 CPU = torch.device("cpu")
-
-
-class Log:
-    def __init__(self):
-        self.notices, self.bests = [], []
-
-    def notice(self, text):
-        self.notices.append(text)
-
-    def best(self, step, metric, value):
-        self.bests.append((step, metric, value))
 
 
 @pytest.fixture

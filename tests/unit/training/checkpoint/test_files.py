@@ -17,25 +17,13 @@ from beni.training.checkpoint import files as checkpoint
 from beni.training.checkpoint import shards
 from beni.training.checkpoint.best import BestCheckpoint
 from beni.training.checkpoint.files import Checkpoints
+from support.checkpoint_log import Log
 
 SHARD = "shard-00001-of-00001.safetensors"
 
 
 class Killed(BaseException):
     """Stands for a SIGKILL: nothing after it runs."""
-
-
-class Log:
-    """What is told of the best checkpoint."""
-
-    def __init__(self):
-        self.notices, self.bests = [], []
-
-    def notice(self, text):
-        self.notices.append(text)
-
-    def best(self, step, metric, value):
-        self.bests.append((step, metric, value))
 
 
 def checkpoints_of(root, keep, metric=None, log=None):
