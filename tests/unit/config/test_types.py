@@ -128,7 +128,10 @@ def test_an_example_fits_its_own_annotation(annotation: str) -> None:
     assert fits(yaml.safe_load(example(annotation)), annotation)
 
 
-@given(st.floats() | st.integers())
+BOUNDS = st.sampled_from([0, 1, 2, 0.0, 1.0, 2.0, float("nan"), float("inf"), float("-inf")])
+
+
+@given(BOUNDS | st.floats() | st.integers())
 def test_a_range_holds_exactly_between_its_bounds_and_never_for_what_is_not_finite(value: float) -> None:
     assert fits(value, "Annotated[float, AtLeast(0), Below(1)]") == (0 <= value < 1)
     assert fits(value, "Annotated[float, Above(0), AtMost(1)]") == (0 < value <= 1)
