@@ -10,11 +10,14 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from beni.auto_classes import register_when_needed
+
 if TYPE_CHECKING:
     from beni.config.compose import compose as compose
     from beni.model.build import build as build
     from beni.model.configuration import BeniConfig as BeniConfig
     from beni.model.modeling import BeniForConditionalGeneration as BeniForConditionalGeneration
+    from beni.model.processing import BeniProcessor as BeniProcessor
     from beni.run import train as train
 
 # GNU OpenMP reads this once, when torch loads it, so it cannot wait for a command. By default idle threads spin for
@@ -28,15 +31,18 @@ for _logger, _said in {"torchao": "Failed to load ", "torch.utils._pytree": " is
     logging.getLogger(_logger).addFilter(lambda record, said=_said: said not in record.getMessage())
 
 __version__ = "0.1.0"
-__all__ = ["BeniConfig", "BeniForConditionalGeneration", "build", "compose", "train"]
+__all__ = ["BeniConfig", "BeniForConditionalGeneration", "BeniProcessor", "build", "compose", "train"]
 
 _HOMES = {
     "BeniConfig": "beni.model.configuration",
     "BeniForConditionalGeneration": "beni.model.modeling",
+    "BeniProcessor": "beni.model.processing",
     "build": "beni.model.build",
     "compose": "beni.config.compose",
     "train": "beni.run",
 }
+
+register_when_needed()  # saved models open through transformers' Auto classes
 
 
 def __getattr__(name: str) -> Any:

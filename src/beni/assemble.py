@@ -5,13 +5,14 @@ Training, looking, benchmarks and tests put the same things together in the same
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from beni.config.build import build
+from beni.data.batch.check import Check
 from beni.data.batch.loader import Steps
 from beni.data.batch.probe import Probe, probe_samples
 from beni.data.fetch.ahead import LookAhead
@@ -22,6 +23,7 @@ from beni.data.order.schedule import Schedule, needs_lengths
 from beni.data.render.template import Renderer
 from beni.data.sample import Bind, at_hand
 from beni.data.source import Source
+from beni.errors import DataError
 from beni.llm.layout import Layout
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.viewer import Viewer
@@ -36,6 +38,7 @@ class DataPipeline:
         run: the frozen run.
         viewer: how the model sees pictures; without weights, since loader processes may have to copy it.
         fetcher: of pictures that lie elsewhere; whoever assembles closes it.
+        lengths: what samples cost; known to the schedule only where it needs it.
     """
 
     run: Mapping[str, Any]
@@ -45,10 +48,33 @@ class DataPipeline:
     viewer: Viewer
     fetcher: Fetcher
     schedule: Schedule
+    lengths: RunLengths
 
     def probe(self) -> Probe:
         """What a few samples are like, for planning memory and costs."""
-        return probe_samples(self.source, self.renderer, self.viewer, self.fetcher.bind)
+        skip = self.run["records"]["on_bad"] == "skip"
+        return probe_samples(self.source, self.renderer, self.viewer, self.fetcher.bind, skip)
+
+    def check(self, places: Sequence[int]) -> tuple[dict[int, str], list[str]]:
+        """Looks at the held-out samples at ``places``, and at training samples as ``records.check`` says.
+
+        Returns:
+            Why held-out samples cannot be read, by place, and what a person should know.
+
+        Raises:
+            DataError: when samples cannot be used.
+        """
+        most, check = max_bad(self.run), self.run["records"]["check"]
+        looked = Check(self.renderer, self.viewer, self.fetcher.bind, most)
+        told = []
+        if check == "all":
+            self.lengths.loads(0)
+        elif check == "sample" and self.schedule.lengths is None:
+            bad = looked.training(self.source)
+            told += [f"{len(bad)} of the training records looked at are bad, others stand in: {bad[0]}"] if bad else []
+        bad = looked.heldout(self.source.heldout(), places, self.source.metric)
+        told += [f"{len(bad)} held-out records are bad and left out: {next(iter(bad.values()))}"] if bad else []
+        return bad, told
 
     def steps(self, layout: Layout | None = None, rank: int = 0, world: int = 1, look_ahead: bool = False) -> Steps:
         """Optimizer step -> the micro-batches of one rank.
@@ -69,27 +95,44 @@ class DataPipeline:
             world,
             pixel_keys=run["compute"]["feature_bank"] is not None,
             on_bad=run["images"]["on_bad"],
+            on_bad_record=run["records"]["on_bad"],
             look_ahead=LookAhead(self.fetcher, run["images"]["ahead"], run["train"]["steps"]) if look_ahead else None,
             bind=self.fetcher.bind,
         )
 
 
-def assemble(run: Mapping[str, Any], viewer: Viewer, progress: bool = False) -> DataPipeline:
+def assemble(
+    run: Mapping[str, Any], viewer: Viewer, progress: bool = False, tell: Callable[[str], None] | None = None
+) -> DataPipeline:
     """The data pipeline of a frozen run.
 
     Args:
         viewer: of the run's model; the one on the meta device will do (model/costing/table.py).
         progress: show on stderr how far an index that has to be built is.
+        tell: called with each notice of the source.
 
     Raises:
-        DataError: when samples cannot be used, or do not fit into a pack.
+        DataError: when nothing is held out, samples cannot be used, or do not fit into a pack.
     """
     tokenizer = load_tokenizer(run["llm"])
     renderer = Renderer(tokenizer, run["template"])
     fetcher = Fetcher(run["images"])
     source: Source = build(run["data"], run["train"]["seed"])
-    schedule = make_schedule(run, source, renderer, viewer, progress, fetcher.bind)
-    return DataPipeline(run, tokenizer, renderer, source, viewer, fetcher, schedule)
+    if len(source.heldout()) == 0:
+        raise DataError(
+            "data.heldout=0 holds nothing out, so that no score could be taken\n"
+            "  fix: set data.heldout=100, or fewer of a small set"
+        )
+    if tell is not None:
+        for text in source.notices:
+            tell(text)
+    lengths, schedule = _schedule(run, source, renderer, viewer, progress, fetcher.bind)
+    return DataPipeline(run, tokenizer, renderer, source, viewer, fetcher, schedule, lengths)
+
+
+def max_bad(run: Mapping[str, Any]) -> float | None:
+    """The share of bad records that a run puts up with; None where it puts up with none."""
+    return run["records"]["max_bad"] if run["records"]["on_bad"] == "skip" else None
 
 
 def make_schedule(
@@ -109,13 +152,20 @@ def make_schedule(
     Raises:
         DataError: when samples cannot be used, or do not fit into a pack.
     """
-    settings, train = run["schedule"], run["train"]
-    lengths = None
+    return _schedule(run, source, renderer, viewer, progress, bind)[1]
+
+
+def _schedule(
+    run: Mapping[str, Any], source: Source, renderer: Renderer, viewer: Viewer, progress: bool, bind: Bind
+) -> tuple[RunLengths, Schedule]:
+    settings, train, most = run["schedule"], run["train"], max_bad(run)
+    each = settings["tokens_per_image"]
+    needed = needs_lengths(settings)
     with index_progress(progress) as told:
-        index = Index(source, renderer, viewer.sized, run["compute"]["workers"] or 1, told, bind)
+        index = Index(source, renderer, viewer.sized, run["compute"]["workers"] or 1, told, bind, most)
         source.measure(index.mean_tokens)
-        if needs_lengths(settings):
-            each = settings["tokens_per_image"]
-            lengths = RunLengths(index, viewer, run["template"], None if each == "auto" else each)
+        lengths = RunLengths(index, viewer, run["template"], None if each == "auto" else each, most)
+        if needed or run["records"]["check"] == "all":
             lengths.loads(0)
-    return Schedule(train["seed"], len(source), train["batch_size"], settings, lengths)
+    schedule = Schedule(train["seed"], len(source), train["batch_size"], settings, lengths if needed else None)
+    return lengths, schedule

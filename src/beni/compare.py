@@ -10,9 +10,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from beni.console import unfailing_output
-from beni.errors import BeniError
+from beni.errors import BeniError, ResourceError
+
+if TYPE_CHECKING:
+    from beni.analysis.comparison import Comparison
 
 WIDTH_OF_A_FILE = 160  # columns, where the output is a pipe or a log and has no width of its own
 
@@ -22,33 +26,53 @@ def parser() -> argparse.ArgumentParser:
     command = argparse.ArgumentParser(prog="python -m beni.compare", description=(__doc__ or "").split("\n\n")[1])
     command.add_argument("study", type=Path, help="folder of the study, for instance runs/resampler_zoo")
     command.add_argument("--baseline", metavar="LABEL", help="arm to compare with (default: the first one started)")
-    command.add_argument("--metric", default="eval/accuracy", help="a key of metrics.jsonl (default: %(default)s)")
+    command.add_argument(
+        "--metric", help="a key of metrics.jsonl (default: eval/accuracy; eval/loss where no run has one)"
+    )
     return command
 
 
 @unfailing_output()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit code is 2 when the study, the baseline or the metric does not exist."""
+    """Runs the command; the exit code is 2 when the study, the baseline or the metric does not exist, or the disk
+    does not take the files.
+    """
     arguments = parser().parse_args(argv)
     # Only now: --help stays instant.
     from rich.console import Console
     from rich.text import Text
 
     from beni.analysis.comparison import compare_study
-    from beni.analysis.tables import write_comparison
     from beni.analysis.terminal_tables import compare_table
     from beni.config.command import report
 
     try:
         comparison = compare_study(arguments.study, baseline=arguments.baseline, metric=arguments.metric)
-        written = write_comparison(comparison)
+        console = Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_A_FILE)
+        console.print(compare_table(comparison))
+        written = _written(comparison)
     except BeniError as error:
         report(error)
         return 2
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_A_FILE)
-    console.print(compare_table(comparison))
     console.print(Text("written: " + " ".join(map(str, written))), soft_wrap=True)
     return 0
+
+
+def _written(comparison: Comparison) -> list[Path]:
+    """The files of the comparison.
+
+    Raises:
+        ResourceError: when the disk does not take them.
+    """
+    from beni.analysis.tables import write_comparison
+
+    try:
+        return write_comparison(comparison)
+    except OSError as error:
+        raise ResourceError(
+            f"the comparison could not be written into {comparison.folder}: {error}\n  fix: the table above is whole; "
+            "for the files make room there, or compare a copy of the study on a disk that can be written"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from beni.redact import redacted
+
 PREEMPTED = 75
 """Exit code of a run that a signal has ended (EX_TEMPFAIL of sysexits.h): the same command goes on."""
 HUNG = 70
@@ -16,7 +18,13 @@ HUNG = 70
 
 
 class BeniError(Exception):
-    """Base class of every error that a change of configuration, data or machine can fix."""
+    """Base class of every error that a change of configuration, data or machine can fix.
+
+    Passwords and tokens in its message are hidden: messages are printed, and written to status.json.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*(redacted(one) if isinstance(one, str) else one for one in args))
 
 
 class ConfigError(BeniError):

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from beni.config.command import report
     from beni.config.compose import compose
     from beni.config.explain import explained
-    from beni.errors import ConfigError
+    from beni.errors import ConfigError, ResourceError
 
     try:
         with explained():
@@ -62,7 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(line)
         return 0
     path = arguments.out or Path(run["paths"]["runs"]) / "look.html"
-    write_page(path, seen)
+    try:
+        write_page(path, seen)
+    except OSError as error:
+        report(
+            ResourceError(
+                f"{path} could not be written: {error}\n  fix: set --out to a file that can be written, or --terminal"
+            )
+        )
+        return 2
     console.print(f"written: {path}", soft_wrap=True)
     return 0
 
@@ -95,6 +103,7 @@ def look(run: Mapping[str, Any], numbers: Sequence[int], rank: int, world: int) 
     return seen | {
         "title": ", ".join(f"{group}={run['choices'].get(group, 'custom')}" for group in ("data", "llm", "template")),
         "facts": _facts(run, schedule, data.renderer.tokens, source.fingerprint(), len(source)),
+        "notices": list(source.notices),
         "shares": source.shares(),
         "histogram": histogram(lengths),
         "histogram_of": (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from beni.distributed.fsdp import is_sharded, require_offload
 from beni.distributed.host import use_host
 from beni.distributed.watchdog import Watchdog
 from beni.evals.evaluation import Evaluation
+from beni.evals.heldout import HeldOut, evenly
 from beni.evals.subject import Subject
 from beni.llm.layout import Layout
 from beni.measure import memory
@@ -40,6 +41,7 @@ from beni.model.loss import resolve
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import count_parameters
 from beni.model.quantized import packed_layers
+from beni.model.saving import save
 from beni.place import build_model, feature_bank, layout_for, place
 from beni.reporter import Reporter
 from beni.runs import files
@@ -84,7 +86,7 @@ def train(run: Mapping[str, Any]) -> Path:
     use_host(environment, run["compute"]["threads"])
     folder = RunFolder(run, writes=environment.is_main)
     report = Reporter(folder, run, environment)
-    if folder.finished() and run["checkpoint"]["resume"] == "auto":
+    if folder.finished() and run["checkpoint"]["resume"] != "never":
         report.already_finished()
         return folder.path
     if run["train"]["init_from"] is not None:
@@ -104,7 +106,7 @@ def _train(
     report: Reporter,
     started: float,
 ) -> None:
-    data, probe = _data(run, planned, environment, report)  # what the run will see and cost, known without weights
+    data, probe, held = _data(run, planned, environment, report)  # what it will see and cost, known without weights
     table = spec_table(planned, run, probe.length, probe.label_rows, probe.image)
     _require_memory(run, planned, probe, environment, report)
     with (
@@ -129,7 +131,7 @@ def _train(
 
         with feature_bank(model, run["compute"], report.notice) as report.bank:
             subject = _subject(model, run, data, layout, environment, preemption, watchdog)
-            evaluation = _evaluation(run, subject, data, report)
+            evaluation = _evaluation(run, subject, data, held.places, report)
             preemption.sync_point()
             job = TrainingJob(
                 model=model,
@@ -145,6 +147,7 @@ def _train(
                 profile=_profile(run, folder, report, environment.is_main),
                 spent=float(folder.status.get("wall_s", 0.0)),
                 started=started,
+                faults=held.faults(),
             )
             _trainer(run, loss).fit(job)
             watchdog.beat("end", run["train"]["steps"])
@@ -156,17 +159,21 @@ def _train(
 
 def _data(
     run: Mapping[str, Any], planned: BeniForConditionalGeneration, environment: Environment, report: Reporter
-) -> tuple[DataPipeline, Probe]:
-    """What the run learns from and is scored on, and what a few of its samples are like.
+) -> tuple[DataPipeline, Probe, HeldOut]:
+    """What the run learns from, what a few of its samples are like, and what it is scored on.
 
     Raises:
         DataError: when samples cannot be used.
     """
-    data = assemble(run, planned.viewer, progress=environment.is_main)
+    data = assemble(run, planned.viewer, progress=environment.is_main, tell=report.notice)
     data.schedule.require(environment.world, run["train"]["accumulation"])
-    for notice in data.source.notices:
+    wanted, count = run["eval"]["examples"], len(data.source.heldout())
+    most = data.schedule.samples(run["train"]["steps"]) if wanted == "auto" else wanted or count
+    places = evenly(most, count)
+    bad, told = data.check(places)
+    for notice in told:
         report.notice(notice)
-    return data, data.probe()
+    return data, data.probe(), HeldOut([place for place in places if place not in bad], bad)
 
 
 def _require_memory(
@@ -225,11 +232,11 @@ def _subject(
     )
 
 
-def _evaluation(run: Mapping[str, Any], subject: Subject, data: DataPipeline, report: Reporter) -> Evaluation:
-    settings = run["eval"]
-    most = data.schedule.samples(run["train"]["steps"]) if settings["examples"] == "auto" else settings["examples"]
-    ahead = run["images"]["ahead"] or 1
-    return Evaluation(subject, data.source, data.fetcher, report, examples=most, shown=settings["gallery"], ahead=ahead)
+def _evaluation(
+    run: Mapping[str, Any], subject: Subject, data: DataPipeline, places: Sequence[int], report: Reporter
+) -> Evaluation:
+    ahead, shown = run["images"]["ahead"] or 1, run["eval"]["gallery"]
+    return Evaluation(subject, data.source, data.fetcher, report, places=places, shown=shown, ahead=ahead)
 
 
 def _trainer(run: Mapping[str, Any], loss: Loss) -> Trainer:
@@ -282,8 +289,7 @@ def _export(
     with room_for(folder.path / files.MODEL):
         if "lora" in run["train"]["plan"].values():
             model.save_adapters(folder.path / files.ADAPTERS, weights)
-        model.save_pretrained(folder.path / files.MODEL, state_dict=weights)  # which empties it
-        data.tokenizer.save_pretrained(folder.path / files.MODEL)
+        save(model, data.renderer, folder.path / files.MODEL, weights)
 
 
 def _write_identity(
@@ -302,6 +308,7 @@ def _write_identity(
     settings, fingerprint = run["train"], data.source.fingerprint()
     folder.identity |= {
         "data_fingerprint": fingerprint,
+        "data_samples": {"training": len(data.source), "held out": len(data.source.heldout())},
         "template_hash": data.renderer.hash(),
         "special_tokens": vars(data.renderer.tokens),
         "hashes": {

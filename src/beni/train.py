@@ -24,11 +24,17 @@ from beni.paths import conf_dir
 @one_screen
 def main(composed: DictConfig) -> str:
     """One composed run, here and now; returns its folder."""
-    run = freeze(composed, HydraConfig.get().runtime.choices)
+    known: Any = HydraConfig.instance().cfg
+    run = freeze(composed, known.hydra)
     hub.require_weights(run)
     from beni.run import train  # imports torch: only once the run is known to be sound
 
     return str(train(run))
+
+
+def command() -> None:
+    """The command ``beni-train``."""
+    run_command(main)
 
 
 class _CallableModule(types.ModuleType):
@@ -41,6 +47,6 @@ class _CallableModule(types.ModuleType):
 sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
-    from beni.train import main as importable  # launchers pickle the task by name: it must not live in __main__
+    from beni.train import command as importable  # launchers pickle the task by name: it must not live in __main__
 
-    run_command(importable)
+    importable()

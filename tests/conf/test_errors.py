@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from beni.config.compose import compose
 from beni.errors import BeniError, ConfigError
+from beni.paths import conf_dir
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -30,9 +32,14 @@ MISTAKES = {
     "experiment=stampz": ("experiment=stampz", "did you mean experiment=stamps?"),
     "recipe=llava16": ("recipe=llava16", "did you mean recipe=llava15?"),
     "optim=zzz": ("optim=zzz", "expected one of: adafactor, adamw, "),
-    "resampler=null": ("null", "write GROUP=none"),
+    "resampler=null": ("resampler=null: an option is the name of a file, not null", "write resampler=none"),
+    "vision=true": ("vision=true: an option is the name of a file, not true", "write vision="),
+    "optim=3": ("optim=3: an option is the name of a file, not 3", "write optim=adafactor"),
     "+resampler=perceiver": ("second option", "without the plus"),
     "resampler=[none,perceiver]": ("resampler takes one option", "-m resampler=A,B"),
+    "optim=[adamw,lion]": ("optim takes one option", "-m optim=A,B"),
+    "template=[chat,plain]": ("template takes one option", "-m template=A,B"),
+    "launcher=[local,slurm_node]": ("launcher takes one option", "-m launcher=A,B"),
     # types
     "train.steps=abc": ("train.steps=abc", "expected a whole number"),
     "train.steps=1.5": ("train.steps=1.5", "set train.steps="),
@@ -42,8 +49,36 @@ MISTAKES = {
     "compute.precision=fp23": ("compute.precision=fp23", "set compute.precision=fp32"),
     "train.plan.llm=half": ("train.plan.llm=half", "one of auto, frozen, full, lora"),
     "train.plan=full": ("train.plan", "set train.plan."),
+    "train.steps=1e3": ("train.steps=1000.0, expected a whole number", "set train.steps=1000"),
+    "train.steps={now:3}": ("unknown key train.steps.now", "leave out train.steps.now"),
     "data.size=lots": ("data.size=lots", "set data.size="),
     "optim.betas=[0.9,high]": ("optim.betas", "list[float]"),
+    # mappings: the entry that is wrong is named, not the mapping
+    "vision={hidden:3}": ("unknown key vision.hidden", "vision=tiny_vit has the keys"),
+    "data=mixture data.weights.shapes=much": ("data.weights.shapes=much, expected a number", "data.weights.shapes=0.1"),
+    "train.plan={lmm:full}": ("unknown key train.plan.lmm", "did you mean train.plan.llm?"),
+    "adapter=lora train.plan.llm=lora adapter.targets.llm=3": (
+        "adapter.targets.llm=3",
+        "adapter.targets.llm=all-linear",
+    ),
+    "llm=smollm2 llm.architecture.hidden_size=64": ("llm.architecture.hidden_size=64, but", "set llm.weights=random"),
+    "vision.name=mine": ("vision.name=mine is not read", "vision.architecture=null"),
+    "+resampler._partial_=true": ("unknown key resampler._partial_", "leave out resampler._partial_"),
+    # ranges of parts
+    "connector=linear connector.dropout=1.5": ("connector.dropout=1.5, expected", "set connector.dropout=0.1"),
+    "resampler=perceiver resampler.attention_dropout=nan": ("attention_dropout=nan, expected", "attention_dropout=0.1"),
+    "resampler=perceiver resampler.num_heads=0": ("num_heads=0, expected a whole number of at least 1", "num_heads=1"),
+    "resampler=gemma3 resampler.init_std=-1": ("init_std=-1, expected", "set resampler.init_std=0.02"),
+    "vision.image_size=0": ("vision.image_size=0, expected a whole number of at least 1", "set vision.image_size=1"),
+    "vision.std=[0,1,1]": ("each a finite number above 0", "set 'vision.std=[0.1, 1, 1]'"),
+    "vision.mean=[nan,1,1]": ("vision.mean=[nan, 1, 1], expected", "set 'vision.mean=[0.1, 1, 1]'"),
+    "vision=mof vision.encoders.clip.image_size=0": ("vision.encoders.clip.image_size=0", "clip.image_size=1"),
+    "llm.architecture.hidden_size=0": ("hidden_size=0, expected whole numbers between 1", "hidden_size=1 or more"),
+    "vision.architecture.num_hidden_layers=1000000": ("expected whole numbers between 1 and 1000", "layers=1 or more"),
+    "llm.architecture.attention_dropout=1.5": (
+        "attention_dropout=1.5, expected",
+        "llm.architecture.attention_dropout=0.1",
+    ),
     # ranges
     "train.steps=0": ("train.steps=0", "set train.steps=1 or more"),
     "log.watchdog_s=-1": ("log.watchdog_s=-1", "set log.watchdog_s=300, or 0 to wait"),
@@ -80,6 +115,18 @@ MISTAKES = {
     "study.name=a/b": ("study.name=a/b", "set study.name="),
     "study.name=..": ("study.name=..", "set study.name="),
     "paths.runs=": ("paths.runs", "set paths.runs=runs"),
+    # values that nobody reads where they stand
+    "schedule.tokens=64": ("schedule.tokens is not read under schedule.unit=sample", "set schedule=packs"),
+    "schedule.window=64": ("schedule.window is not read under", "schedule.group=length"),
+    "train.guard.threshold=5": ("not read under train.guard.spike=accept", "set train.guard.spike=skip"),
+    "train.guard.most=5": ("train.guard.most is not read under", "set train.guard.nonfinite=skip"),
+    "compute.memory_budget=0.3": (
+        "not read under compute.activation_checkpointing=none",
+        "=memory_budget compute.comp",
+    ),
+    "fsdp.reshard_after_forward=false": ("not read under fsdp.mode=none", "set fsdp=full"),
+    "connector=linear connector.hidden=64": ("connector.hidden is not read under connector.depth=1", "depth=2"),
+    "template.name=plain": ("template.name=plain is a label", "set template=plain"),
     # values that cannot be resolved
     "study.name=???": ("study.name", "set study.name="),
     "study.name=${nowhere}": ("'nowhere' not found", "set study.name"),
@@ -309,3 +356,35 @@ def test_a_misspelt_option_of_a_config_dir_is_suggested(command: Command, third_
     done = command("--config-dir", str(third_party), "resampler=mien")
     assert done.returncode == 2
     assert "did you mean resampler=mine?" in done.stderr
+
+
+ARCHITECTURES = {
+    "llm.architecture.hiden_size=64": ("a llama has no such field", "did you mean llm.architecture.hidden_size?"),
+    "vision.architecture.zzz=1": ("a siglip_vision_model has no such field", "leave out vision.architecture.zzz"),
+    "vision=mof vision.encoders.clip.architecture.hiden_size=64": (
+        "clip_vision_model has no",
+        "clip.architecture.hidden",
+    ),
+    "llm.architecture.model_type=llamma": ("missing or unknown: llamma", "set llm.architecture.model_type=llama"),
+    "llm.architecture={model_type:null}": ("missing or unknown: None", "llm.architecture.model_type=llama"),
+}
+
+
+@pytest.mark.parametrize("overrides", ARCHITECTURES)
+def test_a_field_that_a_model_does_not_know_is_refused_while_planning(overrides: str) -> None:
+    from beni.model.costing.table import propagate
+
+    run = compose(overrides.split())
+    with pytest.raises(ConfigError) as caught:
+        propagate(run)
+    for words in ARCHITECTURES[overrides]:
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("group", ["vision", "llm"])
+def test_every_field_of_an_option_of_beni_is_one_that_its_model_knows(group: str) -> None:
+    from beni.nn.architecture import require_fields
+
+    for path in sorted((conf_dir() / group).glob("*.yaml")):
+        node = yaml.safe_load(path.read_text(encoding="utf-8"))
+        require_fields({"vision": {}, "llm": {}} | {group: node})

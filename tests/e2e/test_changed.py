@@ -65,5 +65,35 @@ def test_a_text_that_has_changed_is_refused(run, tmp_path):
     folder = train(composed)
     cut(folder)
     text.write_text(text.read_text().replace("Line", "Row"))
-    with pytest.raises(ResumeError, match=r"other data or weights:\n  data\.fingerprint: "):
+    with pytest.raises(ResumeError, match=r"other data or weights:\n  data\.fingerprint: [^$]*=changed_data to go on"):
         train(composed)
+
+
+def test_a_run_goes_on_with_changed_data_where_that_is_asked_for_and_notes_it(run, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"Line {i * i} of a text.\n" for i in range(300)))
+    settings = ("data=text", f"data.path={text}", "data.piece=32", "template=plain")
+    settings += ("train.plan.connector=frozen", "train.plan.vision=frozen")
+    folder = train(run(*settings))
+    cut(folder)
+    before = json.loads((folder / "identity.json").read_text())
+    text.write_text(text.read_text().replace("Line", "Row"))
+    assert train(run(*settings, "checkpoint.resume=changed_data")) == folder
+    said = " ".join(capsys.readouterr().err.split())
+    assert "goes on after step 2 with other data than it began with (data.fingerprint: " in said
+    after = json.loads((folder / "identity.json").read_text())
+    (change,) = after["changed_data"]
+    assert change["after_step"] == 2
+    assert change["changes"][0] == f"data.fingerprint: {before['data_fingerprint']!r} -> {after['data_fingerprint']!r}"
+    assert any(line.startswith("data.samples.training: ") for line in change["changes"])
+    cut(folder)
+    train(run(*settings))  # and from now on these are its data
+    assert json.loads((folder / "identity.json").read_text())["changed_data"] == [change]
+
+
+def test_changed_data_excuse_no_other_weights(run, tiny_model, tmp_path):
+    folder = train(run("adapter=lora", "train.plan.llm=lora"))
+    cut(folder)
+    tiny_model("train.seed=8").save_pretrained(tmp_path / "base")
+    with pytest.raises(ResumeError, match=r"weights\.llm: [^$]*fix: bring them back, or set checkpoint\.resume=never"):
+        train(run("adapter=lora", "train.plan.llm=lora", "checkpoint.resume=changed_data"))

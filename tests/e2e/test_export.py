@@ -11,6 +11,7 @@ from pathlib import Path
 import jaxtyping
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
@@ -183,6 +184,29 @@ def test_a_checkpoint_of_adapters_gives_their_folder_and_merged_weights(tiny_val
         torch.testing.assert_close(
             merged(ids).logits, AutoModel.from_pretrained(run / "model")(ids).logits, rtol=1e-4, atol=1e-5
         )
+
+
+def test_an_empty_name_and_a_folder_in_use_are_refused_without_advising_to_remove_anything(
+    folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main([str(folder), "--out", ""]) == 2
+    assert "fix: leave --out out, or set it to a folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert main([str(folder), "--out", "/etc"]) == 2
+    said = capsys.readouterr().err
+    assert "fix: set --out to a folder that is empty or not there yet" in said
+    assert "remove" not in said
+
+
+def test_a_part_whose_module_is_not_there_names_pythonpath(folder, tmp_path, capsys, monkeypatch):
+    frozen = yaml.safe_load((folder / "config.yaml").read_text())
+    frozen["resampler"] = {"_target_": "my_absent_package.part.Part"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(frozen))
+    (tmp_path / "checkpoints").symlink_to(folder / "checkpoints")
+    monkeypatch.setenv("BENI_TRUSTED", "my_absent_package")
+    assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "fix: set PYTHONPATH to the folder that holds my_absent_package" in capsys.readouterr().err
 
 
 def test_a_run_without_adapters_has_none_to_merge(folder, capsys):

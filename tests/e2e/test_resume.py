@@ -88,7 +88,7 @@ def test_a_killed_run_started_again_has_the_digits_of_an_uninterrupted_one(tiny_
 
 
 def test_a_failed_run_leaves_its_traceback_in_its_status(tiny_overrides, tmp_path):
-    failing = ("data.text_share=1.0", "train.plan.vision=frozen")
+    failing = ("data.text_share=1.0", "data.pictures_share=0", "train.plan.vision=frozen")
     done = run_module("beni.train", *arguments(tiny_overrides, tmp_path / "runs"), *failing)
     assert done.returncode == 2
     assert "no gradient reached connector" in done.stderr

@@ -26,7 +26,7 @@ def test_tiny_shakespeare_in_short_learns_without_its_encoder(tmp_path, monkeypa
         return encode(encoder, pixels, keep)
 
     monkeypatch.setattr(HFVision, "forward", forward)
-    values = [*VALUES, f"data.path={text}", f"paths.runs={tmp_path}"]
+    values = [*VALUES, f"data.path={text}", "data.url=null", "data.sha256=null", f"paths.runs={tmp_path}"]
     folder = train(compose(["experiment=tiny_shakespeare", *values]))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     first = next(row["train/loss"] for row in rows if "train/loss" in row)

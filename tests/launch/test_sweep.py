@@ -20,6 +20,7 @@ from support.processes import run_module
 EXPERIMENT = """# @package _global_
 # A sweep in an experiment file.
 study: {name: pair}
+template: {overlong: truncate}
 hydra:
   mode: MULTIRUN
   sweeper:

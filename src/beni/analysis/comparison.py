@@ -12,6 +12,8 @@ from beni.analysis.stats import Difference, Summary, blank_metric, metric_value,
 from beni.errors import BeniError
 from beni.runs.read import Arm, Run, arms, collect_study, number
 
+ACCURACY, LOSS = "eval/accuracy", "eval/loss"
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -61,13 +63,22 @@ class Comparison:
     notes: tuple[str, ...]
 
     @property
+    def damaged(self) -> list[tuple[str, Run]]:
+        """(arm label, run) of every run of which something is missing or cannot be right (``Run.damage``)."""
+        return [(row.arm.label, run) for row in self.rows for run in row.arm.runs if run.damage]
+
+    @property
     def unfinished(self) -> list[tuple[str, Run]]:
         """(arm label, run) of every run that has no final score."""
         return [(row.arm.label, run) for row in self.rows for run in row.arm.runs if run.state != "finished"]
 
 
-def compare_study(folder: Path | str, *, baseline: str | None = None, metric: str = "eval/accuracy") -> Comparison:
+def compare_study(folder: Path | str, *, baseline: str | None = None, metric: str | None = None) -> Comparison:
     """Reads ``runs/<study>`` and compares its arms.
+
+    Args:
+        baseline: label of the arm to compare with; None takes the first that was started and has a finished run.
+        metric: a key of metrics.jsonl; None takes the accuracy, and the held-out loss where no finished run has one.
 
     Raises:
         BeniError: no such study, no such baseline arm, or a metric that no finished run has.
@@ -76,6 +87,8 @@ def compare_study(folder: Path | str, *, baseline: str | None = None, metric: st
     groups = arms(runs)
     reference = _find(groups, baseline)
     finished = [run for arm in groups for run in arm.finished.values()]
+    fallen_back = metric is None and bool(finished) and not any(_has(run, ACCURACY) for run in finished)
+    metric = metric or (LOSS if fallen_back else ACCURACY)
     if finished and all(metric_value(run, metric) is None for run in finished):
         known = sorted({key for run in finished for row in run.metrics for key in row if "/" in key})
         raise BeniError(f"--metric {metric}: no finished run has it; expected one of {', '.join(known) or '(none)'}")
@@ -93,16 +106,39 @@ def compare_study(folder: Path | str, *, baseline: str | None = None, metric: st
                 cost=_cost(arm),
             )
         )
-    return Comparison(Path(folder), metric, reference.label, tuple(rows), tuple(_notes(rows)))
+    notes = [f"No run has {ACCURACY}: compared on {LOSS}, of which less is better."] if fallen_back else []
+    notes += _hypotheses(runs)
+    return Comparison(Path(folder), metric, reference.label, tuple(rows), (*notes, *_notes(rows)))
+
+
+def _has(run: Run, metric: str) -> bool:
+    return metric_value(run, metric) is not None
+
+
+def _hypotheses(runs: Iterable[Run]) -> list[str]:
+    """What the experiments of the runs were to show, each once."""
+    return [f"Hypothesis: {text}" for text in dict.fromkeys(run.hypothesis for run in runs) if text]
 
 
 def _notes(rows: list[Row]) -> Iterable[str]:
     finished = [len(row.arm.finished) for row in rows]
+    damaged = [run for row in rows for run in row.arm.runs if run.damage]
+    if damaged:
+        yield f"DAMAGED: {len(damaged)} of the runs; see below what is wrong and what is left out."
+    for row in rows:
+        if row.difference is not None and row.difference.unmatched and row.difference.pairs:
+            both = row.difference.pairs + row.difference.unmatched
+            yield f"INCOMPLETE: {row.arm.label} pairs {row.difference.pairs} of {both} scored examples."
     if not any(finished):
         yield "No run of this study has finished: there is nothing to compare yet."
     elif max(finished) == 1:
         yield "One seed an arm: the differences hold for this seed; how much another seed would change them is unknown."
     else:
+        if max(finished) == 2:
+            yield (
+                "Two seeds an arm: a standard deviation of two values, also one of 0.000, says next to nothing about "
+                "the noise between seeds; three or more would (train.seed=0,1,2)."
+            )
         yield (
             "Score: mean ± standard deviation over seeds. "
             "Difference: paired by seed and example, ± standard error clustered by seed."

@@ -38,6 +38,8 @@ def terminal(seen: Mapping[str, Any]) -> Iterator[Text | Table]:
     """What ``beni.look`` shows, for a terminal; pictures are told by their sizes."""
     for name, value in seen["facts"].items():
         yield Text.assemble((f"{name:>16}  ", "dim"), str(value))
+    for notice in seen["notices"]:
+        yield Text(f"\n{notice}", style="yellow")
     yield Text("\n«supervised»: the loss is taken there and nowhere else\n")
     yield _bars(seen["histogram"])
     for step in seen["steps"]:

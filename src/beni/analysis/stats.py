@@ -46,6 +46,7 @@ class Difference:
         sd_seeds: standard deviation of the per-seed means, ``None`` with one seed.
         sd_examples: standard deviation of the pairs around the mean of their seed, ``None`` without pairs.
         unpaired: seeds that finished in one of the two arms only.
+        unmatched: examples, over the shared seeds, that were scored in one of the two arms only, and left out.
     """
 
     mean: float
@@ -57,6 +58,7 @@ class Difference:
     sd_seeds: float | None
     sd_examples: float | None
     unpaired: tuple[int | None, ...] = ()
+    unmatched: int = 0
 
     def describe(self) -> str:
         """Both levels in words."""
@@ -70,6 +72,8 @@ class Difference:
         else:
             second = f"{self.pairs} pairs ({self.examples} examples of {self.clusters} pictures)"
             second += f", sd {self.sd_examples:.3f} between examples" if self.sd_examples is not None else ""
+            if self.unmatched:
+                second += f"; {self.unmatched} examples that only one of the two arms has are left out"
         alone = ", ".join(str(seed) for seed in self.unpaired)
         return f"{first}; {second}" + (f"; seed {alone} without a partner is left out" if alone else "")
 
@@ -119,9 +123,11 @@ def paired_difference(arm: Arm, baseline: Arm, metric: str) -> Difference | None
     pairs: dict[int | None, np.ndarray] = {}
     ids: set[str] = set()
     clusters: set[str] = set()
+    unmatched = 0
     for seed in seeds:
         ours, theirs = (example_values(side.finished[seed], metric) for side in (arm, baseline))
         shared = sorted(ours.keys() & theirs.keys())
+        unmatched += len(ours.keys() ^ theirs.keys())
         if shared:
             pairs[seed] = np.array([ours[key] - theirs[key] for key in shared])
             rows = arm.finished[seed].examples("true")
@@ -143,6 +149,7 @@ def paired_difference(arm: Arm, baseline: Arm, metric: str) -> Difference | None
         sd_seeds=_mean_sd(list(per_seed.values()))[1],
         sd_examples=math.sqrt(spread / (total - len(pairs))) if total > len(pairs) else None,
         unpaired=unpaired,
+        unmatched=unmatched,
     )
 
 

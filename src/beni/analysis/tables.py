@@ -76,9 +76,17 @@ def unfinished_lines(comparison: Comparison) -> list[str]:
     return [
         f"{label} (seed {run.seed}): {run.state} at step {run.status.get('step', '?')}"
         + (f", {run.reason}" if run.reason else "")
-        + "".join(f", {problem}" for problem in run.problems)
         + f" [{run.folder.name}]"
         for label, run in comparison.unfinished
+    ]
+
+
+def damaged_lines(comparison: Comparison) -> list[str]:
+    """One sentence a run of which something is missing or cannot be right."""
+    return [
+        f"{label} (seed {run.seed}): {'; '.join(run.damage)} [{run.folder.name}]; bring the file back from a copy, or "
+        "move the folder away and give the command of the run again"
+        for label, run in comparison.damaged
     ]
 
 
@@ -93,6 +101,8 @@ def to_markdown(comparison: Comparison) -> str:
         "## Cost\n\nMeans over seeds; FLOPs are per sample.\n\n"
         + _markdown_table(COST_HEADER, (cost_cells(row) for row in comparison.rows))
     )
+    if told := damaged_lines(comparison):
+        blocks.append("## Damaged\n\n" + "\n".join(f"- {_escape(line)}" for line in told))
     if told := unfinished_lines(comparison):
         blocks.append("## Not finished\n\n" + "\n".join(f"- {_escape(line)}" for line in told))
     return "\n\n".join(blocks) + "\n"
@@ -143,6 +153,7 @@ def to_json(comparison: Comparison) -> str:
                 "label": row.arm.label,
                 "runs": [
                     {"folder": run.folder.name, "seed": run.seed, "state": run.state, "reason": run.reason}
+                    | {"damage": run.damage}
                     for run in row.arm.runs
                 ],
                 "score": _plain(row.score),

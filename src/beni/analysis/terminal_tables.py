@@ -12,8 +12,16 @@ from rich.text import Text
 from beni.analysis import formats
 from beni.analysis.comparison import Comparison
 from beni.analysis.stats import metric_value
-from beni.analysis.tables import COST_HEADER, SCORE_HEADER, cost_cells, details, score_cells, unfinished_lines
-from beni.runs.files import REPORT
+from beni.analysis.tables import (
+    COST_HEADER,
+    SCORE_HEADER,
+    cost_cells,
+    damaged_lines,
+    details,
+    score_cells,
+    unfinished_lines,
+)
+from beni.runs.files import DATA_ERRORS, REPORT
 from beni.runs.read import Run, number
 
 _COLORS = {"yes": "green", "confounded": "red", "unknown": "yellow", "finished": "green", "failed": "red"}
@@ -35,6 +43,7 @@ def run_table(run: Run) -> Table:
         ("accuracy with a blank one", formats.score(blank)),
         ("chance", formats.score(chance)),
         ("held-out loss", formats.score(metric_value(run, "eval/loss"))),
+        ("replaced images", _replaced(run)),
         ("scored weights", formats.MISSING if run.ema is None else f"their average (train.ema={run.ema:g})"),
         ("trained parameters", formats.count(run.trained_parameters())),
         ("time", formats.duration(number(status.get("seconds")))),
@@ -53,15 +62,30 @@ def run_table(run: Run) -> Table:
     return table
 
 
+def _replaced(run: Run) -> str:
+    """How many images could not be used, with what became of their samples; a dash where all could."""
+    if not run.faults:
+        return formats.MISSING
+    actions: dict[str, int] = {}
+    for fault in run.faults:
+        action = str(fault.get("action") or "left out")
+        actions[action] = actions.get(action, 0) + 1
+    told = ", ".join(f"{count} {action}" for action, count in actions.items())
+    return f"{len(run.faults)} images could not be used: {told} ({DATA_ERRORS})"
+
+
 def compare_table(comparison: Comparison) -> RenderableType:
     """Notes, scores, pairs, cost and unfinished runs of a comparison, one below the other."""
-    parts: list[RenderableType] = [Text(note, style="red" if "CONFOUNDED" in note else "") for note in comparison.notes]
+    parts: list[RenderableType] = [
+        Text(note, style="red" if note.split(":")[0].isupper() else "") for note in comparison.notes
+    ]
     title = f"{comparison.folder.resolve().name}: {comparison.metric}"
     parts.append(_table(title, _short(SCORE_HEADER), (_short(score_cells(row)) for row in comparison.rows)))
     parts += _list("pairs", details(comparison))
     parts.append(
         _table("cost (mean over seeds, FLOPs per sample)", COST_HEADER, (cost_cells(row) for row in comparison.rows))
     )
+    parts += _list("damaged", damaged_lines(comparison))
     parts += _list("not finished", unfinished_lines(comparison))
     return Group(*parts)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import traceback
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -16,8 +19,11 @@ def build_stage(node: dict[str, Any], **known: Any) -> Any:
     """A part that takes of ``known`` (``tokens``, ``dim_out`` ...) what its constructor names before ``*``.
 
     Raises:
-        ConfigError: when it names something that is not known at its place in the model.
+        ConfigError: when it is not trusted or cannot be found, or names something that is not known at its place in the
+            model.
     """
+    if problems := untrusted(node):  # before its signature is read, which may not be there
+        raise ConfigError("\n".join(problems))
     wanted = handed_names(node["_target_"])
     if unknown := [name for name in wanted if name not in known]:
         raise ConfigError(
@@ -44,4 +50,20 @@ def build(node: dict[str, Any], *args: Any) -> Any:
             cause = cause.__cause__
         if cause is not None:
             raise cause from None
-        raise
+        raise _refused(error) from None
+
+
+def _refused(error: InstantiationException) -> Exception:
+    """What a constructor raised: a value that it does not take is the user's to mend, all else keeps its traceback."""
+    cause = error.__cause__
+    while isinstance(cause, InstantiationException):
+        cause = cause.__cause__
+    if not isinstance(cause, ValueError):
+        return cause if isinstance(cause, Exception) else error
+    frame = traceback.extract_tb(cause.__traceback__)[-1]
+    named = re.search(r"target '([^']+)'", str(error))
+    part = named[1] if named else "a part"
+    return ConfigError(
+        f"{part} does not take its values: {cause} ({Path(frame.filename).name}, line {frame.lineno})\n"
+        "  fix: change the value that this speaks of"
+    )

@@ -6,21 +6,23 @@ Each problem names the key, the value, what was expected and, for a misspelling,
 
 from __future__ import annotations
 
-import ast
 import dataclasses
+import importlib.util
 import os
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from beni.components import PART_GROUPS, Backbone, Component
+from beni.config.architecture import architecture_rules
 from beni.config.schema import RULES, SECTIONS
 from beni.config.sections.optim import OPTIMIZERS, Optim
 from beni.config.sections.train import PlanMode
 from beni.config.signature import Key, keys_of
 from beni.config.suggest import unknown_key
-from beni.config.types import example, expectation, fits
+from beni.config.types import example, expectation, fits, mapping, mended
 from beni.errors import ConfigError
 
 TRUST_VARIABLE = "BENI_TRUSTED"
@@ -43,7 +45,7 @@ def check(run: dict[str, Any]) -> None:
         ConfigError: with every problem found, one a line.
     """
     check_values(run)
-    if problems := [problem for rules in RULES for problem in rules(run)]:
+    if problems := [problem for rules in (*RULES, architecture_rules) for problem in rules(run)]:
         raise ConfigError("\n".join(problems))
 
 
@@ -59,15 +61,17 @@ def check_values(run: dict[str, Any]) -> None:
     problems += [
         f"{key} is missing from the run\n  fix: leave out ~{key}"
         for key in known
-        if key not in run and key not in GENERATED
+        if run.get(key, {}) == {} and key not in GENERATED
     ]
     for group in PART_GROUPS:
-        if group in run:
+        if run.get(group, {}) != {}:
             problems += _check_part(group, run[group], run.get("choices", {}))
     for name, section in SECTIONS.items():
-        if name == "optim" and name in run:
+        if run.get(name, {}) == {}:
+            continue
+        if name == "optim":
             problems += _check_optim(run[name], run.get("choices", {}).get("optim"))
-        elif name in run:
+        else:
             problems += _check_section(name, run[name], section)
     if problems:
         raise ConfigError("\n".join(problems))
@@ -101,10 +105,20 @@ def untrusted(node: Any, where: str = "") -> list[str]:
         try:
             keys_of(str(target))
         except LookupError as error:
-            problems.append(f"{where}._target_: {error}\n  fix: choose an option of the group")
+            problems.append(f"{where}._target_: {error}\n  fix: {_to_find(str(target))}")
     for key, value in node.items():
         problems += untrusted(value, f"{where}.{key}" if where else str(key))
     return problems
+
+
+def _to_find(target: str) -> str:
+    """What to do about a target that is trusted and is not there."""
+    package = target.split(".")[0]
+    if target.startswith("beni."):
+        return "choose an option of the group"
+    if importlib.util.find_spec(package) is None:
+        return f"set PYTHONPATH to the folder that holds {package}; it is looked for there and in {Path.cwd()}"
+    return f"correct _target_, or the file of {package} that it names"
 
 
 def _is_stdlib(package: str) -> bool:
@@ -125,17 +139,14 @@ def _check_part(group: str, node: Any, choices: Mapping[str, Any]) -> list[str]:
 def _check_node(path: str, node: dict[str, Any], choices: Mapping[str, Any]) -> list[str]:
     """A node with a trusted ``_target_`` against its signature, and so those within it."""
     keys = keys_of(str(node["_target_"]))
-    tree: Any = {name: node.get(name) for name in keys}
-    for name in reversed(path.split(".")):
-        tree = {name: tree}
-    given = [key for key in node if key not in ("_target_", "_partial_")]
+    tree = _nested(path, {name: node.get(name) for name in keys})
+    # parts within a part (vision.encoders) are partial, and built by it
+    given = [key for key in node if key != "_target_" and not (key == "_partial_" and "." in path)]
     problems = [unknown_key(f"{path}.{key}", tree, choices) for key in given if key not in keys]
     problems += [_missing(f"{path}.{k.name}", k.annotation) for k in keys.values() if _absent(k, node)]
-    problems += [
-        _wrong_type(f"{path}.{name}", node[name], keys[name].annotation)
-        for name in given
-        if name in keys and not fits(node[name], keys[name].annotation)
-    ]
+    for name in given:
+        if name in keys:
+            problems += _check_value(f"{path}.{name}", node[name], keys[name].annotation)
     for name in given:
         values = node[name].items() if isinstance(node[name], dict) else ()
         for key, value in values:
@@ -153,7 +164,12 @@ def _missing(path: str, annotation: str) -> str:
 
 
 def _wrong_type(path: str, value: Any, annotation: str) -> str:
-    return f"{path}={_shown(value)}, expected {expectation(annotation)}\n  fix: set {path}={example(annotation, value)}"
+    problem, fixed = f"{path}={_shown(value)}, expected {expectation(annotation)}", mended(value, annotation)
+    if fixed is not None:
+        return f"{problem}\n  fix: set {path}={fixed}" if fixed.isalnum() else f"{problem}\n  fix: set '{path}={fixed}'"
+    if (entries := mapping(annotation)) and entries[0]:
+        return f"{problem}\n  fix: set {path}.{entries[0][-1]}={example(entries[1])}"
+    return f"{problem}\n  fix: set {path}={example(annotation, value)}"
 
 
 def _shown(value: Any) -> str:
@@ -171,9 +187,7 @@ def _check_section(path: str, node: Any, section: type[Any]) -> list[str]:
             f"  fix: set {path}.{list(fields)[-1]}=..."
         ]
     problems = untrusted(node, path)
-    inner: Any = dict.fromkeys(fields)
-    for name in reversed(path.split(".")):
-        inner = {name: inner}
+    inner = _nested(path, dict.fromkeys(fields))
     problems += [unknown_key(f"{path}.{key}", inner, {}) for key in node if key not in fields]
     hints = get_type_hints(section)
     for name, annotation in fields.items():
@@ -181,37 +195,37 @@ def _check_section(path: str, node: Any, section: type[Any]) -> list[str]:
             problems.append(_missing(f"{path}.{name}", annotation))
         elif dataclasses.is_dataclass(hints[name]):
             problems += _check_section(f"{path}.{name}", node[name], hints[name])
-        elif entries := _entries(annotation):
-            problems += _check_entries(f"{path}.{name}", node[name], *entries)
-        elif not fits(node[name], annotation):
-            problems.append(_wrong_type(f"{path}.{name}", node[name], annotation))
+        else:
+            problems += _check_value(f"{path}.{name}", node[name], annotation)
     return problems
 
 
-def _entries(annotation: str) -> tuple[list[str], str] | None:
-    """The keys that a mapping may have and the annotation of its values; None for every other annotation."""
-    match ast.parse(annotation, mode="eval").body:
-        case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[ast.Subscript(slice=keys), value])):
-            return list(ast.literal_eval(keys)), ast.unparse(value)
-    return None
-
-
-def _check_entries(path: str, node: Any, keys: list[str], annotation: str) -> list[str]:
-    """A mapping of which any part may be given: ``train.plan={llm: lora}``."""
-    if not isinstance(node, dict):
-        return [
-            f"{path}={_shown(node)}, expected a mapping from some of {', '.join(keys)}\n"
-            f"  fix: set {path}.{keys[-1]}={example(annotation)}"
+def _check_value(path: str, value: Any, annotation: str) -> list[str]:
+    """A value against its annotation. In a mapping, the entry that is wrong is named and not the mapping."""
+    if fits(value, annotation):
+        return []
+    if not isinstance(value, dict):
+        return [_wrong_type(path, value, annotation)]
+    if (entries := mapping(annotation)) is None:
+        return [unknown_key(f"{path}.{key}", _nested(path, None), {}) for key in value] or [
+            _wrong_type(path, value, annotation)
         ]
-    tree: Any = dict.fromkeys(keys)
+    keys, inner = entries
+    problems = []
+    if keys is not None:
+        tree = _nested(path, dict.fromkeys(keys))
+        problems = [unknown_key(f"{path}.{key}", tree, {}) for key in value if key not in keys]
+    for key, one in value.items():
+        if keys is None or key in keys:
+            problems += _check_value(f"{path}.{key}", one, inner)
+    return problems or [_wrong_type(path, value, annotation)]
+
+
+def _nested(path: str, tree: Any) -> dict[str, Any]:
+    """``tree`` below the dotted key ``path``."""
     for name in reversed(path.split(".")):
         tree = {name: tree}
-    problems = [unknown_key(f"{path}.{key}", tree, {}) for key in node if key not in keys]
-    return problems + [
-        _wrong_type(f"{path}.{key}", value, annotation)
-        for key, value in node.items()
-        if key in keys and not fits(value, annotation)
-    ]
+    return tree
 
 
 def _check_optim(node: Any, choice: str | None) -> list[str]:

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from beni.config.explain import explained
+from beni.config.source import option_files
 from beni.console import lost_result, replace_output
 from beni.errors import PREEMPTED, BeniError, Preempted
+from beni.redact import redacted
 
 _SHOWING = ("--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help")
 """With these a command shows something and runs nothing: what it prints is its result."""
@@ -30,8 +34,9 @@ def run_command(main: Callable[[], None]) -> None:
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     replace_output()
+    sys.argv[1:] = options_first(sys.argv[1:])
     try:
-        with explained():
+        with explained(), option_files():
             main()
     except BeniError as error:
         report(error)
@@ -41,6 +46,28 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(PREEMPTED)
     if any(word in _SHOWING or word.startswith("--cfg=") for word in sys.argv[1:]):
         sys.exit(lost_result())
+
+
+def options_first(arguments: Sequence[str]) -> list[str]:
+    """Arguments of a Hydra command with its options before its overrides, which argparse takes in one place only:
+    ``resampler=none,perceiver -m`` would end with its usage.
+    """
+    actions = {name: action for action in get_args_parser()._actions for name in action.option_strings}
+    options: list[str] = []
+    overrides: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        word = waiting.pop(0)
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        options.append(word)
+        action = actions.get(word)
+        if action is None or not waiting or action.nargs not in (None, "?"):
+            continue
+        if action.nargs is None or action.choices is None or waiting[0] in action.choices:
+            options.append(waiting.pop(0))
+    return [*options, *overrides]
 
 
 def one_screen(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -61,6 +88,11 @@ def one_screen(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]
                 raise
             report(error)
             sys.exit(PREEMPTED if isinstance(error, Preempted) else 2)
+        except Exception as error:  # a bug; Hydra would print all overrides above it, secrets among them
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise
+            print(redacted("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+            sys.exit(1)
 
     return guarded
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import walk_tb
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -13,6 +14,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from beni.config.suggest import closest, unknown_key
 from beni.errors import ConfigError
+from beni.paths import conf_dir
 
 
 @contextmanager
@@ -27,11 +29,15 @@ def explained() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_said_again(error)) from error
     except ValueError as error:
-        if "Config group override must be a string" not in str(error):
+        if "Config group override" not in str(error):
             raise
-        # Hydra does not say which group; its own traceback is all there would be otherwise
+        raise ConfigError(_no_option(error)) from error
+    except RecursionError as error:
+        if (chain := _circle(error)) is None:
+            raise
         raise ConfigError(
-            "an option is the name of a file, and an override sets one to null\n  fix: write GROUP=none instead of null"
+            f"the defaults lead back to where they began: {' -> '.join(chain)}\n"
+            f"  fix: leave {chain[1]} out of the defaults of {chain[0]}"
         ) from error
 
 
@@ -46,6 +52,33 @@ def _missing_option(error: MissingConfigException) -> str:
         f"did you mean {group}={close}?" if (close := closest(option, options, 0.5)) else f"set {group} to one of these"
     )
     return f"{group}={option} is not an option; expected one of: {', '.join(options)}\n  fix: {fix}"
+
+
+def _locals(error: BaseException, function: str) -> Iterator[dict[str, Any]]:
+    """The local variables of each call of ``function`` in which ``error`` arose. Hydra leaves them out of its text."""
+    for frame, _ in walk_tb(error.__traceback__):
+        if frame.f_code.co_name == function:
+            yield frame.f_locals
+
+
+def _no_option(error: ValueError) -> str:
+    """An override that gives a group something that is no name of a file."""
+    given = [str(override.input_line) for found in _locals(error, "__init__") if (override := found.get("override"))]
+    override = given[-1] if given else "GROUP=null"
+    group, _, value = override.lstrip("+~").partition("=")
+    options = sorted(path.stem for path in (conf_dir() / group.partition("@")[0]).glob("*.yaml"))
+    shown = f" (options: {', '.join(options)})" if options else ""
+    fix = f"write {group}=none" if "none" in options else f"write {group}={options[0] if options else 'OPTION'}"
+    return f"{override}: an option is the name of a file, not {value or 'nothing'}{shown}\n  fix: {fix}, or another one"
+
+
+def _circle(error: RecursionError) -> list[str] | None:
+    """Files whose ``defaults`` name each other, the first one again at the end; None for every other recursion."""
+    names = [str(found["path"]) for found in _locals(error, "_create_defaults_tree_impl") if "path" in found]
+    for start, name in enumerate(names):
+        if name in names[start + 1 :]:
+            return names[start : names.index(name, start + 1) + 1]
+    return None
 
 
 def _unreadable(error: OverrideParseException) -> str:
@@ -63,6 +96,12 @@ def _said_again(error: Exception) -> str:
         return f"{cause.full_key} has no value\n  fix: set {cause.full_key}=..."
     if isinstance(cause, InterpolationResolutionError):
         return f"{cause.full_key}: {str(cause).splitlines()[0]}\n  fix: set {cause.full_key} to a plain value"
+    if found := re.search(r"In '?([^']+?)'?: Could not override '(?:[^'@]*/)?([^'@]+)(?:@[^']*)?'", str(error)):
+        group = found.group(2)
+        return (
+            f"{found.group(1)}: its defaults override {group}, which is no group there\n"
+            f"  fix: write - override /{group}: OPTION, with a slash"
+        )
     if found := re.search(r"Could not override '([^']+)'", first):
         if "Did you mean" in str(error):  # Hydra's own hint: a group written with a package
             return " ".join(str(error).splitlines()[:2])
@@ -71,7 +110,10 @@ def _said_again(error: Exception) -> str:
         return f"~{found.group(1)} removes a key that is not there\n  fix: leave out ~{found.group(1)}"
     if found := re.search(r"Multiple values for (\S+?)\. To override", first):
         group = found.group(1)
-        return f"+{group}=... adds a second option of one group\n  fix: write {group}=... without the plus"
+        return (
+            f"{group} is given a second option\n"
+            f"  fix: write {group}=OPTION without the plus, or in a file's defaults: - override /{group}: OPTION"
+        )
     return "\n".join(str(error).splitlines()[:4])
 
 

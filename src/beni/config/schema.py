@@ -12,7 +12,7 @@ from typing import Any
 from beni.config.sections.adapters import adapter_rules
 from beni.config.sections.compute import Compute, compute_rules
 from beni.config.sections.fsdp import Fsdp, fsdp_rules
-from beni.config.sections.inputs import Images, Schedule, Template, schedule_rules
+from beni.config.sections.inputs import Images, Records, Schedule, Template, schedule_rules
 from beni.config.sections.log import Log, log_rules
 from beni.config.sections.optim import Optim, optim_rules
 from beni.config.sections.results import (
@@ -38,6 +38,7 @@ SECTIONS: dict[str, type[Any]] = {
     "fsdp": Fsdp,
     "checkpoint": Checkpoint,
     "images": Images,
+    "records": Records,
     "eval": Eval,
     "paths": Paths,
     "study": Study,

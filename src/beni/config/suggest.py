@@ -48,7 +48,8 @@ def unknown_key(path: str, tree: Mapping[str, Any], choices: Mapping[str, Any]) 
         found.append(rest.pop(0))
     where = ".".join(found)
     if not isinstance(node, Mapping):
-        return f"unknown key {path}: {where}={node} is a value, not a section\n  fix: leave out {path}"
+        shown = where if node is None else f"{where}={node}"
+        return f"unknown key {path}: {shown} is a value, not a section\n  fix: leave out {path}"
     known = [str(key) for key in node if key not in ("_target_", "hydra", "choices")]
     if close := closest(rest[0], [key for key in known if key != rest[0]]):
         return f"unknown key {path}\n  fix: did you mean {'.'.join([*found, close, *rest[1:]])}?"

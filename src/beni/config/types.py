@@ -30,6 +30,37 @@ def example(annotation: str, value: Any = None) -> str:
     return closest(str(value), choices, cutoff=0.5) or choices[0]
 
 
+def mended(value: Any, annotation: str) -> str | None:
+    """What ``value`` was probably meant to be, as one writes it in an override; None where nothing is near.
+
+    A whole number that was written as another (``1e3``, ``'8'``), or a list of which some items do not fit.
+    """
+    if isinstance(value, float) and value.is_integer() and fits(int(value), annotation):
+        return str(int(value))
+    if isinstance(value, str) and value.isdecimal() and fits(int(value), annotation):
+        return value
+    for node in _alternatives(ast.parse(annotation, mode="eval").body):
+        match node:
+            case ast.Subscript(value=ast.Name(id="list"), slice=item) if isinstance(value, list) and value:
+                first = _examples(item)[0].split()[0]
+                good = [str(one) if _fits(one, item) else first for one in value]
+                return None if "." in first and not first[0].isdigit() else f"[{', '.join(good)}]"
+    return None
+
+
+def mapping(annotation: str) -> tuple[list[str] | None, str] | None:
+    """The keys that a mapping of an annotation may have (None for any), and the annotation of its values.
+
+    None for an annotation that takes no mapping.
+    """
+    for node in _alternatives(ast.parse(annotation, mode="eval").body):
+        match node:
+            case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[key, value])):
+                literal = isinstance(key, ast.Subscript) and ast.unparse(key.value) == "Literal"
+                return _examples(key) if literal else None, ast.unparse(value)
+    return None
+
+
 NAMES = {
     "int": ("a whole number", "1"),
     "float": ("a number", "0.1"),
@@ -65,6 +96,10 @@ def _words(node: ast.expr) -> str:
         if words == NAMES["float"][0] and "at most" not in bounds and "below" not in bounds:
             words = "a finite number"
         return f"{words}{' ' if bounds.startswith(('above', 'below')) else ' of '}{bounds}"
+    if node_mapping := mapping(ast.unparse(node)):
+        keys, values = node_mapping
+        whose = f"from some of {', '.join(keys)} " if keys else ""
+        return f"a mapping {whose}to {expectation(values)}" if values != "Any" else "a mapping"
     match node:
         case ast.Constant(value=None):
             return "null"
@@ -73,6 +108,8 @@ def _words(node: ast.expr) -> str:
         case ast.Subscript(value=ast.Name(id="Literal")):
             options = _examples(node)
             return f"one of {', '.join(options)}" if len(options) > 1 else options[0]
+        case ast.Subscript(value=ast.Name(id="list"), slice=item) if "Annotated" in ast.unparse(item):
+            return f"a list, each {_words(item)}"
         case ast.Subscript(value=ast.Name(id=name)) if name in NAMES:
             return f"{NAMES[name][0]} ({ast.unparse(node)})"
     return ast.unparse(node)
@@ -126,8 +163,8 @@ def _fits_name(value: Any, name: str) -> bool:
         return isinstance(value, bool)
     if name == "int":
         return isinstance(value, int) and not isinstance(value, bool)
-    if name == "float":
-        return isinstance(value, int | float) and not isinstance(value, bool)
+    if name == "float":  # NaN is in every range and in none: nobody means it
+        return isinstance(value, int | float) and not isinstance(value, bool) and value == value
     if name in ("str", "list", "dict"):
         return isinstance(value, {"str": str, "list": list, "dict": dict}[name])
     return True

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from beni.config.ranges import AtLeast, AtMost, Below, Example
 from beni.connector.identity import IdentityConnector
 from beni.connector.mlp import MlpConnector
 from beni.stage import Stage
@@ -14,12 +15,12 @@ def auto(
     tokens: TokenSpec,
     dim_out: int,
     *,
-    depth: int,
-    hidden: int | Literal["auto", "input"],
+    depth: Annotated[int, AtMost(1000)],
+    hidden: Annotated[int, AtLeast(1)] | Literal["auto", "input"],
     bias: bool,
     norm: Literal["none", "layernorm", "rmsnorm"],
-    dropout: float,
-    init_std: float | Literal["fan_in"],
+    dropout: Annotated[float, AtLeast(0), Below(1), Example("0.1")],
+    init_std: Annotated[float, AtLeast(0), Example("0.02")] | Literal["fan_in"],
 ) -> Stage:
     """An ``IdentityConnector`` for tokens in the llm's space, else an ``MlpConnector`` with these values."""
     if tokens.space == "llm":

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch.nn.functional as F
 from torch import nn
 
+from beni.config.ranges import AtLeast, Example
 from beni.errors import CompositionError
 from beni.stage import Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
@@ -31,7 +32,14 @@ class FusedMlpConnector(Stage):
         CompositionError: E-DIM when ``expansion`` is below 1.
     """
 
-    def __init__(self, tokens: TokenSpec, dim_out: int, *, expansion: int, init_std: float | Literal["fan_in"]) -> None:
+    def __init__(
+        self,
+        tokens: TokenSpec,
+        dim_out: int,
+        *,
+        expansion: Annotated[int, AtLeast(1)],
+        init_std: Annotated[float, AtLeast(0), Example("0.02")] | Literal["fan_in"],
+    ) -> None:
         super().__init__()
         if expansion < 1:
             raise CompositionError(

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 from torch import nn
 
+from beni.config.ranges import AtLeast, AtMost, Below, Example
 from beni.errors import CompositionError
 from beni.nn.norms import make_norm, reset_norms
 from beni.stage import Stage, StageContext
@@ -46,12 +47,12 @@ class MlpConnector(Stage):
         tokens: TokenSpec,
         dim_out: int,
         *,
-        depth: int,
-        hidden: int | Literal["auto", "input"],
+        depth: Annotated[int, AtMost(1000)],
+        hidden: Annotated[int, AtLeast(1)] | Literal["auto", "input"],
         bias: bool,
         norm: Literal["none", "layernorm", "rmsnorm"],
-        dropout: float,
-        init_std: float | Literal["fan_in"],
+        dropout: Annotated[float, AtLeast(0), Below(1), Example("0.1")],
+        init_std: Annotated[float, AtLeast(0), Example("0.02")] | Literal["fan_in"],
     ) -> None:
         super().__init__()
         if depth < 1:

@@ -8,9 +8,11 @@ soft prompt that is the same for every picture and moves away from it as far as 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated
 
 from torch import nn
 
+from beni.config.ranges import Above, AtLeast, Below, Example
 from beni.errors import CompositionError
 from beni.stage import Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
@@ -30,7 +32,15 @@ class PrefixConnector(Stage):
         CompositionError: E-TOKENS when ``length`` is below 1.
     """
 
-    def __init__(self, tokens: TokenSpec, dim_out: int, *, length: int, dropout: float, out_rms: float) -> None:
+    def __init__(
+        self,
+        tokens: TokenSpec,
+        dim_out: int,
+        *,
+        length: Annotated[int, AtLeast(1)],
+        dropout: Annotated[float, AtLeast(0), Below(1), Example("0.1")],
+        out_rms: Annotated[float, Above(0), Example("1.0")],
+    ) -> None:
         super().__init__()
         if length < 1:
             raise CompositionError(

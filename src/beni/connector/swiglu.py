@@ -7,10 +7,11 @@ Option: ``norm`` standardises the vision encoder's features first; the reference
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import nn
 
+from beni.config.ranges import AtLeast, Example
 from beni.nn.mlp import SwiGLU
 from beni.nn.norms import make_norm, reset_norms
 from beni.stage import Stage, StageContext
@@ -33,9 +34,9 @@ class SwigluConnector(Stage):
         tokens: TokenSpec,
         dim_out: int,
         *,
-        hidden: int | Literal["auto"],
+        hidden: Annotated[int, AtLeast(1)] | Literal["auto"],
         norm: Literal["none", "layernorm", "rmsnorm"],
-        init_std: float | Literal["fan_in"],
+        init_std: Annotated[float, AtLeast(0), Example("0.02")] | Literal["fan_in"],
     ) -> None:
         super().__init__()
         self.init_std, self.dim_out = init_std, dim_out

@@ -8,21 +8,42 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageEnhance, ImageOps
 
+from beni.config.ranges import Above, AtLeast, AtMost, Below, Example
 from beni.config.suggest import unknown_key
+from beni.config.types import example, expectation, fits
 from beni.errors import ConfigError, DataError
 
 GREY = (128, 128, 128)
+ORIENTATION = 0x0112
+"""The EXIF tag that says how pixels lie."""
+TURNS: dict[int, PILImage.Transpose | None] = {
+    1: None,
+    2: PILImage.Transpose.FLIP_LEFT_RIGHT,
+    3: PILImage.Transpose.ROTATE_180,
+    4: PILImage.Transpose.FLIP_TOP_BOTTOM,
+    5: PILImage.Transpose.TRANSPOSE,
+    6: PILImage.Transpose.ROTATE_270,
+    7: PILImage.Transpose.TRANSVERSE,
+    8: PILImage.Transpose.ROTATE_90,
+}
+"""Orientation -> what turns the pixels upright."""
+PNG = b"\x89PNG\r\n\x1a\n"
+METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf")
+"""Chunks of a PNG without which its pixels are the same."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,24 +51,28 @@ class Image:
     """A picture not yet decoded.
 
     Attributes:
-        load: returns the opened picture; called once, in a worker.
+        load: returns the opened picture; called in a worker.
         key: what identifies the content (a path, a hash, a URL, a generator's address); used in logs and as cluster.
         url: where it has yet to be fetched from (``beni.data.fetch.fetcher``); None for a picture that is at hand.
+        path: its file; None where it has none of its own.
+        content: returns it as it is encoded; None for a picture that is drawn.
     """
 
     load: Callable[[], PILImage.Image]
     key: str
     url: str | None = None
+    path: str | None = None
+    content: Callable[[], bytes] | None = None
 
     @staticmethod
     def from_path(path: Path) -> Image:
         """A file, decoded when needed."""
-        return Image(partial(PILImage.open, path), str(path))
+        return Image(partial(PILImage.open, path), str(path), path=str(path), content=partial(Path.read_bytes, path))
 
     @staticmethod
     def from_bytes(data: bytes, key: str) -> Image:
         """An encoded picture in memory."""
-        return Image(partial(_open_bytes, data), key)
+        return Image(partial(_open_bytes, data), key, content=partial(bytes, data))
 
     @staticmethod
     def from_url(url: str) -> Image:
@@ -97,20 +122,7 @@ def decode(image: Image, background: tuple[int, int, int] = (255, 255, 255)) -> 
     Raises:
         BadImage: when the content cannot be decoded.
     """
-    try:
-        with image.load() as opened:
-            picture = ImageOps.exif_transpose(opened)
-        if picture.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):  # 16 bits, which convert() clips at 255
-            picture = PILImage.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            canvas = PILImage.new("RGBA", picture.size, (*background, 255))
-            picture = PILImage.alpha_composite(canvas, picture)
-        return picture.convert("RGB")
-    except DataError:  # bad for a reason of its own, or nothing that the picture can help
-        raise
-    except Exception as error:  # broken files make Pillow raise anything: struct.error, TypeError, EOFError ...
-        raise BadImage(image.key, f"{type(error).__name__}: {error}") from error
+    return _read(image, partial(_decoded, background=background))
 
 
 def size_of(image: Image) -> tuple[int, int]:
@@ -119,15 +131,93 @@ def size_of(image: Image) -> tuple[int, int]:
     Raises:
         BadImage: when the content cannot be opened.
     """
+    return _read(image, _measured)
+
+
+def _read(image: Image, use: Callable[[PILImage.Image], T]) -> T:
+    """What ``use`` makes of the opened picture; without its metadata, where it is they that Pillow cannot read.
+
+    Raises:
+        BadImage: when the picture cannot be read without them either.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of metadata that end too early
+            return _with_or_without_metadata(image, use)
+    except DataError:  # bad for a reason of its own, or nothing that the picture can help
+        raise
+    except Exception as error:  # broken files make Pillow raise anything: struct.error, TypeError, EOFError ...
+        raise BadImage(image.key, f"{type(error).__name__}: {error}") from error
+
+
+def _with_or_without_metadata(image: Image, use: Callable[[PILImage.Image], T]) -> T:
     try:
         with image.load() as opened:
-            width, height = opened.size
-            turned = opened.getexif().get(0x0112, 1) >= 5  # orientations that swap the sides
-    except DataError:  # see decode
+            return use(opened)
+    except (DataError, FileNotFoundError):
         raise
-    except Exception as error:  # see decode
-        raise BadImage(image.key, f"{type(error).__name__}: {error}") from error
-    return (width, height) if turned else (height, width)
+    except Exception:
+        bare = None if image.content is None else without_metadata(image.content())
+        if bare is None:
+            raise
+        with _open_bytes(bare) as opened:
+            return use(opened)
+
+
+def _decoded(opened: PILImage.Image, background: tuple[int, int, int]) -> PILImage.Image:
+    opened.load()
+    picture = opened.copy()
+    if (turn := TURNS.get(_orientation(opened))) is not None:
+        picture = picture.transpose(turn)
+    if picture.mode == "F":
+        picture = PILImage.fromarray(_bytes_of_floats(np.asarray(picture)))
+    if picture.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):  # 16 bits, which convert() clips at 255
+        picture = PILImage.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        canvas = PILImage.new("RGBA", picture.size, (*background, 255))
+        picture = PILImage.alpha_composite(canvas, picture)
+    return picture.convert("RGB")
+
+
+def _measured(opened: PILImage.Image) -> tuple[int, int]:
+    width, height = opened.size
+    if opened.format == "TIFF":  # whose size Pillow gives as it will be once it is loaded, when it turns the pixels
+        return height, width
+    return (width, height) if _orientation(opened) >= 5 else (height, width)  # those that swap the sides
+
+
+def _orientation(opened: PILImage.Image) -> int:
+    """How the EXIF data say that the pixels lie, 1 to 8; 1, as they are, where they say nothing that makes sense."""
+    try:
+        said = opened.getexif().get(ORIENTATION, 1)
+    except Exception:  # Pillow raises anything for damaged EXIF data
+        return 1
+    return said if isinstance(said, int) and said in TURNS else 1
+
+
+def _bytes_of_floats(values: np.ndarray) -> np.ndarray:
+    """Grey values of a float picture as bytes: [0, 1], [0, 255] and [0, 65535] are told apart by the largest."""
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    most = float(values.max(initial=0.0))
+    scale = 255.0 if most <= 1 else 1.0 if most <= 255 else 1 / 257
+    return (values * scale).round().clip(0, 255).astype(np.uint8)
+
+
+def without_metadata(data: bytes) -> bytes | None:
+    """A PNG without its texts, colour profile and EXIF data, which Pillow refuses a sound picture for when they are
+    large or damaged; None for other formats, and where there are none.
+    """
+    if not data.startswith(PNG):
+        return None
+    kept, at = [PNG], len(PNG)
+    while at + 8 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in METADATA:
+            kept.append(data[at:end])
+        at = end
+    bare = b"".join(kept)
+    return bare if len(bare) < len(data) else None
 
 
 def size_if_any(image: Image) -> tuple[int, int]:
@@ -151,23 +241,31 @@ class Augment:
         rotate: largest rotation in degrees, either way.
     """
 
-    flip: float = 0.0
-    crop: float = 1.0
-    stretch: float = 1.0
-    colour: float = 0.0
+    flip: Annotated[float, AtLeast(0), AtMost(1), Example("0.5")] = 0.0
+    crop: Annotated[float, Above(0), AtMost(1), Example("0.6")] = 1.0
+    stretch: Annotated[float, AtLeast(1), Example("1.3")] = 1.0
+    colour: Annotated[float, AtLeast(0), Below(1), Example("0.2")] = 0.0
     background: bool = False
-    rotate: float = 0.0
+    rotate: Annotated[float, AtLeast(0), AtMost(180), Example("10")] = 0.0
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> Augment:
         """From ``data.augment`` of a run.
 
         Raises:
-            ConfigError: when a key is none of the attributes; names the one that was probably meant.
+            ConfigError: when a key is none of the attributes, with what was probably meant, or a value is out of
+                its range.
         """
         known = {field.name: field.default for field in fields(cls)}
         if unknown := [key for key in values if key not in known]:
             raise ConfigError(unknown_key(f"data.augment.{unknown[0]}", {"data": {"augment": known}}, {}))
+        hints = {field.name: str(field.type) for field in fields(cls)}
+        if wrong := [key for key, value in values.items() if not fits(value, hints[key])]:
+            key, value = wrong[0], values[wrong[0]]
+            raise ConfigError(
+                f"data.augment.{key}={value}, expected {expectation(hints[key])}\n"
+                f"  fix: set data.augment.{key}={example(hints[key])}"
+            )
         return cls(**values)
 
     def __call__(self, image: Image, rng: np.random.Generator) -> PILImage.Image:

@@ -11,10 +11,11 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from beni.config.ranges import Above, AtLeast, Example
 from beni.data.order.schedule import epoch_order
 from beni.data.sample import Sample
 from beni.data.source import Part, Source
@@ -49,22 +50,27 @@ class Mixture(Source):
         sources: dict[str, partial[Source]],
         weights: dict[str, float],
         by: Literal["samples", "tokens", "epochs"],
-        temperature: float,
-        most_epochs: float | None,
-        size: int | None,
+        temperature: Annotated[float, Above(0), Example("1.0")],
+        most_epochs: Annotated[float, Above(0), Example("4.0")] | None,
+        size: Annotated[int, AtLeast(1), Example("8192")] | None,
         score: list[str],
     ) -> None:
         if not sources:
             raise DataError("data.sources is empty, expected at least one\n  fix: choose another option of data")
         for key, names in (("weights", weights), ("score", score)):
             if unknown := [name for name in names if name not in sources]:
-                raise DataError(f"data.{key} names {unknown[0]}; data.sources has {', '.join(sources)}")
+                raise DataError(
+                    f"data.{key} names {unknown[0]}; data.sources has {', '.join(sources)}\n"
+                    f"  fix: name one of those in data.{key}"
+                )
         if weights and (missing := [name for name in sources if name not in weights]):
             raise DataError(
                 f"data.weights lacks {missing[0]}\n  fix: set data.weights.{missing[0]}=1.0 (0.0 leaves it out)"
             )
         if bad := [f"data.weights.{name}={weight}" for name, weight in weights.items() if not 0 <= weight < np.inf]:
-            raise DataError(f"{bad[0]}, expected 0 or more")
+            raise DataError(
+                f"{bad[0]}, expected a finite number of 0 or more\n  fix: set {bad[0].partition('=')[0]}=1.0"
+            )
         if not temperature > 0:
             raise DataError(
                 f"data.temperature={temperature}, expected a number above 0\n  fix: set data.temperature=1.0"
@@ -75,6 +81,13 @@ class Mixture(Source):
         self.weights, self.by, self.temperature = weights, by, temperature
         self.most_epochs, self.size = most_epochs, size
         self.scored = {name: self.sources[name] for name in score or self.sources}
+        if unscored := [name for name, source in self.scored.items() if len(source.heldout()) == 0]:
+            others = [name for name in self.scored if name not in unscored]
+            raise DataError(
+                f"data.sources.{unscored[0]} holds out nothing that could be scored\n"
+                f"  fix: set data.sources.{unscored[0]}.heldout=100"
+                + (f", or 'data.score=[{','.join(others)}]'" if others else "")
+            )
         metrics = {source.metric for source in self.scored.values()}
         if len(metrics) > 1:
             raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -28,7 +29,8 @@ class Source(ABC):
     Attributes:
         metric: how held-out samples are scored.
         varies: whether a sample's text or pictures differ between epochs, augmentation aside.
-        notices: what a person should know of it, for instance that held-out records share images with others.
+        notices: what a person should know of the data and would not see: fields and files that are not read, held-out
+            records that share images with others.
     """
 
     metric: Metric
@@ -50,6 +52,10 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Changes when the content changes."""
+
+    def located(self) -> str:
+        """Where its pictures lie: sizes of those in one place say nothing of those in another."""
+        return ""
 
     @property
     @abstractmethod
@@ -80,8 +86,12 @@ class Source(ABC):
     def siblings(self, index: int) -> range:
         """Which samples of an epoch come from the same source as ``index``: any of them may stand in for it."""
         ends = list(accumulate(self.counts.values()))
-        place = next(i for i, end in enumerate(ends) if index < end)
+        place = bisect_right(ends, index)
         return range(ends[place - 1] if place else 0, ends[place])
+
+    def name_of(self, index: int) -> str:
+        """Which of ``names`` gives sample ``index`` of an epoch."""
+        return self.names[bisect_right(list(accumulate(self.counts.values())), index)]
 
 
 class SingleSource(Source):

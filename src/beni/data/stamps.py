@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Annotated
 
 from PIL import Image as PILImage
 
+from beni.config.ranges import AtLeast, Below, Example
 from beni.config.suggest import closest
 from beni.data.images import Augment, Image
 from beni.data.metric import BestChoice
@@ -74,17 +76,19 @@ class Stamps(SingleSource):
         seed: int,
         *,
         root: str,
-        heldout: int,
-        split: int,
-        choices: int,
+        heldout: Annotated[int, AtLeast(2), Example("100")],
+        split: Annotated[int, AtLeast(0)],
+        choices: Annotated[int, AtLeast(2), Example("10")],
         language: str,
         openings: list[str],
-        max_words: int,
+        max_words: Annotated[int, AtLeast(1), Example("5")],
         prompts: list[str],
-        kinds: float,
+        kinds: Annotated[float, AtLeast(0), Below(1), Example("0.2")],
         kind_prompt: str,
         augment: dict[str, float | bool],
     ) -> None:
+        if not prompts:
+            raise DataError("data.prompts is empty, expected at least one\n  fix: set 'data.prompts=[A photo of]'")
         self.seed, self.split, self.choices, self.prompts = seed, split, choices, prompts
         self.kinds, self.kind_prompt = kinds, kind_prompt
         self.varies = len(prompts) > 1 or kinds > 0
@@ -95,7 +99,8 @@ class Stamps(SingleSource):
         if not choices <= heldout < len(keys):
             raise DataError(
                 f"data.heldout={heldout} of {len(keys)} captions below {root}; "
-                f"expected at least data.choices={choices} and fewer than there are"
+                f"expected at least data.choices={choices} and fewer than there are\n"
+                f"  fix: set data.heldout={max(2, len(keys) // 8)} data.choices={min(choices, max(2, len(keys) // 8))}"
             )
         drawn = numpy_stream(split, "data.heldout").permutation(len(keys))[:heldout]
         held = {keys[i] for i in drawn}
@@ -237,6 +242,6 @@ def _stem(word: str) -> str:
 
 
 def _sample(name: str, path: Path, prompt: str, answer: str) -> Sample:
-    image = Image(partial(draw, path), str(path)) if path.suffix == ".svg" else Image.from_path(path)
+    image = Image(partial(draw, path), str(path), path=str(path)) if path.suffix == ".svg" else Image.from_path(path)
     messages = (Message("user", (image, prompt)), Message("assistant", (answer,)))
     return Sample(name, messages, cluster=path.name)

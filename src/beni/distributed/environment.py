@@ -1,4 +1,5 @@
-"""Who am I among the processes of this run: explicit variables first, then SLURM, then a single process.
+"""Who am I among the processes of this run, and where do they meet: explicit variables first, then SLURM's, then a
+single process.
 
 A partly set environment is an error (as in DINOv2): guessing the rest trains N copies of a one-process run on one
 folder.
@@ -7,9 +8,11 @@ folder.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,7 +21,13 @@ import torch.distributed as dist
 from beni.distributed.collectives import wait_for_ever
 from beni.errors import ConfigError, ResourceError
 
-TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+MASTER = ("MASTER_ADDR", "MASTER_PORT")
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", *MASTER)
+NODE_LISTS = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
+"""SLURM's variables with the machines of a process, the narrowest first."""
+FIRST_PORT, PORTS = 12_000, 20_000  # below those that systems give to outgoing connections
+JOIN_S = 600
+"""Seconds within which all processes must have come."""
 
 
 @dataclass(frozen=True)
@@ -51,47 +60,118 @@ def read_environment(device: str, variables: Mapping[str, str] | None = None) ->
     """Process identity from environment variables, and the device of ``compute.device``.
 
     Raises:
-        ConfigError: when torchrun's variables are only partly set.
+        ConfigError: when torchrun's or SLURM's variables are only partly set, or are no numbers.
         ResourceError: when ``device=cuda`` and there is none.
     """
     env = os.environ if variables is None else variables
+    slurm = _is_slurm(env)
     present = [name for name in TORCHRUN if name in env]
-    if present and len(present) < len(TORCHRUN):
+    ranks = [name for name in present if name not in MASTER]
+    if present and len(present) < len(TORCHRUN) and (ranks or not slurm):  # SLURM tells ranks: MASTER_* alone will do
         missing = sorted(set(TORCHRUN) - set(present))
         raise ConfigError(
             f"distributed environment is only partly set: {', '.join(present)} but not {', '.join(missing)}\n"
             "  fix: start with torchrun, or unset them for a single process"
         )
-    if present:
-        rank, world, local = int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_RANK"])
-    elif int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env:
-        rank, world, local = int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env["SLURM_LOCALID"])
+    if ranks:
+        rank, world, local = _number(env, "RANK"), _number(env, "WORLD_SIZE"), _number(env, "LOCAL_RANK")
+    elif slurm:
+        rank, world, local = (_number(env, f"SLURM_{name}") for name in ("PROCID", "NTASKS", "LOCALID"))
     else:
         rank, world, local = 0, 1, 0
-    here = env.get("LOCAL_WORLD_SIZE") or env.get("SLURM_NTASKS_PER_NODE")
-    local_world = min(int(here), world) if here else None  # SLURM tells of its job, which one process may not fill
+    here = next((name for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE") if env.get(name)), None)
+    local_world = min(_number(env, here), world) if here else None  # of SLURM's job, which one process may not fill
     return Environment(rank, world, local, _device(device, local), local_world)
+
+
+def rendezvous(variables: Mapping[str, str]) -> dict[str, str]:
+    """``MASTER_ADDR`` and ``MASTER_PORT``, where the processes of a SLURM step meet; those that are set stay.
+
+    The first process is on the first machine of the step. The port is a function of job and step, so that all
+    processes know it, and two jobs on one machine take different ones.
+
+    Raises:
+        ConfigError: when they are not set, and SLURM names no machines.
+    """
+    own = {name: variables[name] for name in MASTER if name in variables}
+    nodes = next((variables[name] for name in NODE_LISTS if variables.get(name)), None)
+    if nodes is None and "MASTER_ADDR" not in own:
+        raise ConfigError(
+            f"several processes, and neither MASTER_ADDR nor {' nor '.join(NODE_LISTS)} says where they meet\n"
+            "  fix: start them with srun or torchrun, or set MASTER_ADDR to the machine of the first one"
+        )
+    job, step = (_number(variables, name, 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    port = FIRST_PORT + (job + 4999 * step) % PORTS
+    return {"MASTER_ADDR": first_host(nodes) if nodes else "", "MASTER_PORT": str(port)} | own
+
+
+def first_host(nodes: str) -> str:
+    """The first machine of a list as SLURM writes it: ``gpu[01-03,7],login`` -> ``gpu01``.
+
+    Raises:
+        ConfigError: when it is no such list.
+    """
+    first = re.fullmatch(r"((?:[^,\[\]\s]|\[\w[^\[\]]*\])+)(?:,.*)?", nodes)
+    host = re.sub(r"\[(\w+)[^\[\]]*\]", r"\1", first[1]) if first else ""
+    if not host:
+        raise ConfigError(
+            f"{nodes} is no list of machines as SLURM writes it, expected for instance gpu[01-03,7]\n"
+            "  fix: set MASTER_ADDR to the machine of the first process"
+        )
+    return host
+
+
+def _is_slurm(env: Mapping[str, str]) -> bool:
+    """Whether SLURM has started this process together with others."""
+    return "SLURM_PROCID" in env and _number(env, "SLURM_NTASKS", 1) > 1
+
+
+def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:
+    value = env.get(name)
+    if value is None and default is not None:
+        return default
+    if value is None or not value.isdecimal():
+        told = "is not set" if value is None else f"is {value!r}"
+        raise ConfigError(
+            f"{name} {told}, expected a whole number\n  fix: start with srun or torchrun, or unset its variables"
+        )
+    return int(value)
 
 
 @contextmanager
 def process_group(environment: Environment, sharded: bool = False) -> Iterator[None]:
-    """Joins the process group for the block, or makes one of this process alone where that one is to shard a model."""
+    """Joins the process group for the block, or makes one of this process alone where that one is to shard a model.
+
+    Raises:
+        ResourceError: when the processes do not find each other.
+    """
     alone = environment.world == 1
     if (alone and not sharded) or dist.is_initialized():
         yield
         return
-    if not alone and "MASTER_ADDR" not in os.environ:  # SLURM without torchrun: submitit knows the first node's name
-        import submitit
-
-        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+    if not alone:
+        told = {"RANK": environment.rank, "WORLD_SIZE": environment.world, "LOCAL_RANK": environment.local_rank}
+        os.environ.update({name: str(value) for name, value in told.items()})  # torch asks them in several places
+        os.environ.update(rendezvous(os.environ))
     cuda = environment.device.type == "cuda"
     # gloo beside nccl: offloaded weights, checkpoints and the agreement on them live on the CPU
     own: dict[str, Any] = {}
     if alone:
         own = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # pyright: ignore[reportPrivateImportUsage]
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=environment.device if cuda else None, **own
-    )
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            device_id=environment.device if cuda else None,
+            timeout=timedelta(seconds=JOIN_S),
+            **own,
+        )
+    except dist.DistError as error:
+        raise ResourceError(
+            f"process {environment.rank} of {environment.world} did not meet the others at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within {JOIN_S} s: {str(error).splitlines()[0]}\n"
+            "  fix: start all of them (srun python -m beni.train ..., or torchrun), set MASTER_ADDR to a name by which "
+            "every machine finds the first one, or MASTER_PORT to a port that is free there"
+        ) from error
     wait_for_ever()
     try:
         yield

@@ -12,7 +12,7 @@ from beni.data.source import Source
 from beni.errors import DataError
 from beni.evals.ablations import ABLATIONS
 from beni.evals.gallery import GalleryItem, draw_gallery
-from beni.evals.heldout import evenly, reachable, spread
+from beni.evals.heldout import reachable, spread
 from beni.evals.scores import score, summarise
 from beni.evals.subject import Subject
 
@@ -50,7 +50,7 @@ class Evaluation:
         source: whose held-out samples are scored, by its metric.
         fetcher: of their pictures.
         listener: told of scores, and of what is left out.
-        examples: at most so many, spread over all of them; 0 takes all.
+        places: which of the held-out samples are scored.
         shown: samples of the gallery.
         ahead: samples whose pictures are asked for while those of others are waited for.
     """
@@ -62,12 +62,12 @@ class Evaluation:
         fetcher: Fetcher,
         listener: Listener,
         *,
-        examples: int,
+        places: Sequence[int],
         shown: int,
         ahead: int,
     ) -> None:
         self.subject, self.source, self.fetcher, self.listener = subject, source, fetcher, listener
-        self.examples, self.shown, self.ahead = examples, shown, ahead
+        self.places, self.shown, self.ahead = places, shown, ahead
         self._samples: Sequence[Sample] = ()
         self._scores = Scores()
 
@@ -102,6 +102,5 @@ class Evaluation:
         return draw_gallery(self.subject, samples, self._scores.rows)
 
     def _heldout(self) -> Sequence[Sample]:
-        samples = self.source.heldout()
-        places = evenly(self.examples or len(samples), len(samples))
-        return reachable(samples, places, self.fetcher, self.ahead, self.subject.between, self.listener.notice)
+        samples, between, tell = self.source.heldout(), self.subject.between, self.listener.notice
+        return reachable(samples, self.places, self.fetcher, self.ahead, between, tell)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
@@ -31,6 +32,26 @@ class Chosen(Sequence[Sample]):
         if isinstance(at, slice):
             return Chosen(self.samples, self.places[at], self.bind)
         return self.bind(self.samples[self.places[at]])
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out samples that a run scores.
+
+    Attributes:
+        places: of those that can be read, ascending.
+        bad: place of the others -> why they cannot be.
+    """
+
+    places: Sequence[int]
+    bad: Mapping[int, str]
+
+    def faults(self) -> list[dict[str, Any]]:
+        """Lines of data_errors.jsonl, but for the step."""
+        return [
+            {"sample": f"held-out sample {place}", "reason": reason, "action": "left out"}
+            for place, reason in self.bad.items()
+        ]
 
 
 def evenly(count: int, of: int) -> list[int]:

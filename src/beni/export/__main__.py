@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--format", choices=tuple(FORMATS), default="pretrained", help="%(choices)s (%(default)s)")
     command.add_argument("--text", type=int, default=16, help="tokens of text in the programs' example (%(default)s)")
-    command.add_argument("--out", type=Path, help="folder to write (default: <run>/export/<format>-<step>)")
+    command.add_argument("--out", help="folder to write (default: <run>/export/<format>-<step>)")
     return command
 
 
@@ -83,12 +83,13 @@ def export(arguments: argparse.Namespace, show: Callable[..., None]) -> Path:
     average = averaged if arguments.average is None else arguments.average
     if FORMATS[arguments.format].needs_adapters and "lora" not in run["train"]["plan"].values():
         raise ConfigError(f"--format {arguments.format}, but this run has no adapters\n  fix: set --format pretrained")
-    if arguments.out is not None:
-        _require_empty(arguments.out)
+    given = _given(arguments.out)
+    if given is not None:
+        _require_empty(given)
     model, step = restore(arguments.run, run, arguments.checkpoint, average)
     kind = "average of the weights" if average else "weights"
     name = f"{arguments.format}-{step}" + ("-weights" if averaged and not average else "")
-    out: Path = arguments.out or arguments.run / files.EXPORT / name
+    out = given or arguments.run / files.EXPORT / name
     with room_for(out):
         out.mkdir(parents=True, exist_ok=True)
     _require_empty(out)
@@ -97,12 +98,20 @@ def export(arguments: argparse.Namespace, show: Callable[..., None]) -> Path:
     return out
 
 
+def _given(out: str | None) -> Path | None:
+    from beni.errors import ConfigError
+
+    if out is not None and not out.strip():
+        raise ConfigError(f"--out={out!r} names no folder\n  fix: leave --out out, or set it to a folder")
+    return None if out is None else Path(out)
+
+
 def _require_empty(out: Path) -> None:
     from beni.errors import ConfigError
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "is not empty" if out.is_dir() else "is no folder"
-        raise ConfigError(f"{out} {what}\n  fix: remove it, or choose another folder with --out")
+        raise ConfigError(f"--out={out} {what}\n  fix: set --out to a folder that is empty or not there yet")
 
 
 if __name__ == "__main__":

@@ -6,14 +6,17 @@ Each arm is a process of its own, so one that dies (also by signal, or for lack 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from beni.errors import BeniError, Preempted
+from beni.runs.backlog import room_for
 from beni.runs.folder import require_own
 from beni.runs.frozen import save_frozen
 from beni.runs.identity import run_folder
@@ -51,13 +54,26 @@ def check_arms(runs: Sequence[dict[str, Any]]) -> None:
         raise ImpossibleArm(f"no arm was started, since {len(reasons)} of {len(runs)} are impossible\n{shown}")
 
 
-def freeze_arm(run: dict[str, Any]) -> Path:
+def freeze_arm(run: dict[str, Any], command: str | None = None) -> Path:
     """Writes the frozen config and a queued status into the arm's run folder, unless it is finished, or a process works
     in it. With ``checkpoint.resume=never`` what stands there is set aside first.
+
+    Args:
+        command: that repeats the arm by itself; its process cannot know it.
+
+    Raises:
+        ResumeError: when another run stands there, or a damaged one.
+        ResourceError: when the disk does not take it.
     """
     folder = run_folder(run)
+    with room_for(folder):
+        _freeze(folder, run, command)
+    return folder
+
+
+def _freeze(folder: Path, run: dict[str, Any], command: str | None) -> None:
     if in_use(folder):
-        return folder
+        return
     if run["checkpoint"]["resume"] == "never":
         set_aside(folder)
     require_own(folder, run)
@@ -66,8 +82,24 @@ def freeze_arm(run: dict[str, Any]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         save_frozen(folder, run)
         begun = {"step": 0, "steps": run["train"]["steps"]} | status
-        write_status(folder, **begun | {"state": "queued", "error": None})
-    return folder
+        told = {} if command is None else {"command": command}
+        write_status(folder, **begun | told | {"state": "queued", "error": None})
+
+
+def withdraw_arms(folders: Iterable[Path]) -> None:
+    """Removes folders of arms that nobody has taken on, as long as they still wait, and their study if it is empty."""
+    for folder in folders:
+        if read_status(folder).get("state") == "queued" and not in_use(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                folder.parent.rmdir()
+
+
+def submitted(folders: Iterable[Path]) -> set[Path]:
+    """What submitit has left of jobs that a scheduler took, in the studies of these folders."""
+    return {
+        path for study in {folder.parent for folder in folders} for path in study.glob(".submitit/*/*_submitted.pkl")
+    }
 
 
 def run_arms(folders: Sequence[Path], say: Callable[[str], None]) -> list[str | None]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from beni.config.compose import freeze
-from beni.errors import ConfigError
-from beni.launch.submit import ArmFailed, check_arms, freeze_arm, run_arms, settle_arm
+from beni.errors import BeniError, ConfigError, ResourceError
+from beni.launch.submit import ArmFailed, check_arms, freeze_arm, run_arms, settle_arm, submitted, withdraw_arms
+from beni.runs.identity import arm_command, run_folder
 
 Arm = Sequence[str]
 """Overrides that make one run."""
@@ -33,6 +35,20 @@ def arms_of(own: Sequence[str], product: Sequence[Arm]) -> list[list[str]]:
     return [[*words, *values] for words in map(_words, own) for values in product]
 
 
+def require_values(swept: Sequence[Override]) -> None:
+    """Return when every swept key has a value.
+
+    Raises:
+        ConfigError: for a pattern that no option matches and an empty range: the product would have no arm.
+    """
+    for override in swept:
+        if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
+            raise ConfigError(
+                f"{override.input_line} has no value to sweep over\n"
+                f"  fix: name some, as in {override.get_key_element()}=A,B, or change the pattern or range"
+            )
+
+
 def sweep(
     arms: Sequence[Arm], compose: Compose, launch: Callable[[Sequence[Arm]], Sequence[JobReturn]]
 ) -> Sequence[JobReturn]:
@@ -45,14 +61,29 @@ def sweep(
     Raises:
         ConfigError: when an arm does not compose; nothing has been written then.
         ImpossibleArm: when one could never run; nothing has been written then.
+        ResourceError: when the launcher takes no arm; what had been written for it is gone again.
         ArmFailed: after all arms, when some did not finish; says which and why.
     """
     composed = [compose(list(arm)) for arm in arms]
-    runs = [freeze(config, config.hydra.runtime.choices) for config in composed]
+    runs = [freeze(config, config.hydra) for config in composed]
     check_arms(runs)
-    by_folder = {freeze_arm(run): arm for run, arm in zip(runs, arms, strict=True)}
+    made = {run_folder(run) for run in runs if not run_folder(run).exists()}
+    by_folder = {freeze_arm(run, arm_command(arm)): arm for run, arm in zip(runs, arms, strict=True)}
 
-    results = launch(list(by_folder.values()))
+    jobs = submitted(by_folder)
+    try:
+        results = launch(list(by_folder.values()))
+    except BeniError:
+        raise
+    except Exception as error:
+        if submitted(by_folder) != jobs:
+            raise  # some are on their way
+        withdraw_arms(made)
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ResourceError(
+            f"the launcher took no arm: {said[0]}\n"
+            "  fix: start the sweep where its scheduler is, or choose launcher=local"
+        ) from error
     failed = {}
     for folder, result in zip(by_folder, results, strict=True):
         error = result._return_value if result.status is JobStatus.FAILED else None
@@ -63,7 +94,8 @@ def sweep(
         raise ArmFailed(
             f"{len(failed)} of {len(by_folder)} arms failed:\n"
             + "\n".join(f"  {folder.name}: {reason}" for folder, reason in failed.items())
-            + f"\n  the others are finished; python -m beni.compare {study} shows them all"
+            + ("\n  the others are finished;" if len(failed) < len(by_folder) else "\n ")
+            + f" python -m beni.compare {study} shows them all"
         )
     return results
 
@@ -75,7 +107,7 @@ def launch_here(arms: Sequence[Arm], compose: Compose, say: Callable[[str], None
         Preempted: when a signal has ended the sweep.
     """
     composed = [compose(list(arm)) for arm in arms]
-    folders = [freeze_arm(freeze(config, config.hydra.runtime.choices)) for config in composed]
+    folders = [freeze_arm(freeze(config, config.hydra)) for config in composed]
     results = []
     for arm, config, reason in zip(arms, composed, run_arms(folders, say), strict=True):
         result = JobReturn(overrides=list(arm), cfg=config)

@@ -209,7 +209,7 @@ class HFLlm(Llm):
 
 
 def build_llm(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
-    """The causal language model of ``config`` on torch's current default device, in fp32.
+    """The causal language model of ``config`` on torch's current default device, in its default dtype.
 
     Raises:
         ConfigError: when transformers has no causal model of that type, or it cannot be built from these fields.
@@ -226,7 +226,9 @@ def build_llm(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedM
             "  fix: set llm.architecture.is_decoder=true, or choose a decoder such as llm=qwen3"
         )
     with buildable("llm", kind, attn_implementation):
-        return AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(
+            config, attn_implementation=attn_implementation, dtype=torch.get_default_dtype()
+        )
 
 
 FACTORS = {"falcon_h1": "embedding_multiplier"}

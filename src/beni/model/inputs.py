@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
 from beni.stage import Sink
+from beni.types import ImageInputs, SampleInputs
 
 Loss = Literal["auto", "full", "chunked", "fused"]
 """How head and loss are computed (model/loss.py)."""
@@ -42,6 +44,8 @@ class StepInputs:
             nothing. None where ranks share nothing.
         loss: how head and loss are computed; only ``full`` is sure to return logits.
         wants_pictures: stages are to leave what can be drawn over the images.
+        auxiliary_by_labels: sums of auxiliary losses are divided by this micro-batch's own count, and weighted by its
+            share of ``num_items``: for loops that count labels only.
     """
 
     num_items: int | Tensor | None = None
@@ -51,6 +55,7 @@ class StepInputs:
     calls: CallCounts | None = None
     loss: Loss = "full"
     wants_pictures: bool = False
+    auxiliary_by_labels: bool = False
 
 
 @dataclass
@@ -81,3 +86,12 @@ class BeniOutput(ModelOutput):
     samples: Tensor | None = None
     lengths: Tensor | None = None
     sink: Sink | None = None
+
+
+def on_device(images: ImageInputs, samples: SampleInputs, device: torch.device) -> tuple[ImageInputs, SampleInputs]:
+    """Both with their tensors on ``device``: a loop that knows no such inputs has moved the other tensors only."""
+    if images.owners is not None and images.owners.device != device:
+        images = replace(images, owners=images.owners.to(device))
+    if samples.cu_seqlens is not None and samples.cu_seqlens.device != device:
+        samples = replace(samples, cu_seqlens=samples.cu_seqlens.to(device))
+    return images, samples

@@ -8,7 +8,7 @@ bit-identical.
 from __future__ import annotations
 
 from collections import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,23 +19,26 @@ from jaxtyping import Float, Int
 from PIL import Image as PILImage
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedModel
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 
 from beni.adapter.base import Adapter
 from beni.components import BACKBONES
 from beni.config.build import build, build_stage
 from beni.data.batch.collate import pixel_key, stack_views
-from beni.errors import CompositionError
+from beni.errors import CompositionError, ConfigError
 from beni.fusion.base import Fusion
 from beni.llm.base import Llm
 from beni.model import adapters, auxiliary, channels, quantized
+from beni.model.answering import Answering
 from beni.model.configuration import BeniConfig
 from beni.model.context import context_of, embedded
-from beni.model.inputs import BeniOutput, CallCounts, StepInputs
+from beni.model.inputs import BeniOutput, CallCounts, StepInputs, on_device
 from beni.model.loss import token_loss
 from beni.model.mixed_sizes import on_each_grid, on_each_size
 from beni.model.predict import predict
 from beni.model.viewer import Viewer, placeholders
+from beni.nn.recompute import recomputed
 from beni.nn.streams import torch_stream
 from beni.quantization.base import Quantization
 from beni.stage import PROMPTS, Reads, Stage, StageContext
@@ -62,7 +65,7 @@ UNPACKED = {"_target_": "beni.quantization.none.NoQuantization"}
 """What models saved before there was quantization have."""
 
 
-class BeniForConditionalGeneration(PreTrainedModel):
+class BeniForConditionalGeneration(Answering, PreTrainedModel, GenerationMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A vision-language model made of the parts of its config.
 
     Args:
@@ -81,13 +84,16 @@ class BeniForConditionalGeneration(PreTrainedModel):
     config_class = BeniConfig
     base_model_prefix = "beni"
     main_input_name = "input_ids"
-    supports_gradient_checkpointing = False
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # transformers' Trainer hands over num_items_in_batch, and then divides no loss itself
     _supports_sdpa = True
 
     def __init__(self, config: BeniConfig, pretrained: bool = False) -> None:
         super().__init__(config)
         parts, seed = config.parts, config.seed
         self.feature_bank: FeatureBank | None = None
+        self.kept_processor = None
+        self._recomputing: dict[nn.Module, Callable[..., Any]] = {}
         self._row_specs: dict[ImageLayout, dict[str, list[TokenSpec]]] = {}
 
         with torch_stream(seed, "init", "vision"):
@@ -136,6 +142,7 @@ class BeniForConditionalGeneration(PreTrainedModel):
         images: ImageInputs = ImageInputs(),
         samples: SampleInputs = SampleInputs(),
         how: StepInputs = StepInputs(),
+        num_items_in_batch: int | Tensor | None = None,
     ) -> BeniOutput:
         """One micro-batch to its loss: encode, view, select, resample, connect, fuse, predict.
 
@@ -148,10 +155,16 @@ class BeniForConditionalGeneration(PreTrainedModel):
             images: how the images became views, and whose they are.
             samples: borders of the samples in a packed row.
             how: the optimizer step that this is part of.
+            num_items_in_batch: labels of the whole step, by the name that transformers' Trainer has for
+                ``how.num_items``. It says nothing of auxiliary losses, so those of a micro-batch count by its share of
+                the labels.
 
         Raises:
             DataError: E-COUNT when placeholders and visual tokens differ in number.
         """
+        if num_items_in_batch is not None:
+            how = replace(how, num_items=num_items_in_batch, auxiliary_by_labels=True)
+        images, samples = on_device(images, samples, input_ids.device)
         text = embedded(self, input_ids, labels, attention_mask, position_ids, samples)
         context = context_of(self, text, pixels, images, samples, how)
         visual = images.visual if pixels is None else self.encode_images(pixels, context, images.keys, how.calls)
@@ -170,6 +183,8 @@ class BeniForConditionalGeneration(PreTrainedModel):
         total, logits = token_loss(self.llm, sequence, places, targets, how.loss)
         token_mean = total / (len(targets) if how.num_items is None else how.num_items)
         losses = auxiliary.means(context.sink, self.auxiliary_counts(images.layouts), how.auxiliary)
+        if how.auxiliary_by_labels and how.num_items is not None:
+            losses = {name: loss * len(targets) / how.num_items for name, loss in losses.items()}
         return BeniOutput(
             loss=sum(losses.values(), token_mean),
             logits=logits,
@@ -262,27 +277,6 @@ class BeniForConditionalGeneration(PreTrainedModel):
         tokens = on_each_grid(self._to_llm, tokens, context, calls.stages)
         return self.views.finish(tokens, context.at("views"))
 
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: Int[Tensor, "b t"],
-        pixels: Pixels | None = None,
-        attention_mask: Int[Tensor, "b t"] | None = None,
-        images: ImageInputs = ImageInputs(),
-        samples: SampleInputs = SampleInputs(),
-        **options: Any,
-    ) -> Int[Tensor, "b new"]:
-        """New token ids after left-padded prompts, with a key/value cache.
-
-        ``images`` and ``samples`` are those of ``forward``. ``options`` go to ``transformers``' ``generate``
-        (``max_new_tokens``, ``do_sample``, ``eos_token_id`` ...).
-        """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        text = replace(embedded(self, input_ids, attention_mask=mask), left_padded=True)
-        context = context_of(self, text, pixels, images, samples, StepInputs())
-        visual = images.visual if pixels is None else self.encode_images(pixels, context, images.keys)
-        return self.llm.generate(self.fusion(text, visual, images.owners), **options)
-
     def merge_adapters(self) -> None:
         """Adds the adapters to the weights they stand beside, in place: what is saved then needs no peft."""
         adapters.merge(self)
@@ -308,6 +302,22 @@ class BeniForConditionalGeneration(PreTrainedModel):
         that trains.
         """
         return [*self.llm.layers(), *self.fusion.layers(), *(self.vision.blocks() if self._trains_vision() else ())]
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, every_n_layers: int = 1
+    ) -> None:
+        """``gradient_checkpointing_enable`` of transformers: layers with a gradient compute their activations again."""
+        if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
+            raise ConfigError(
+                "gradient checkpointing with use_reentrant=True loses the gradient of what layers are given by name\n"
+                "  fix: set gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
+        for block in self.layers_with_gradient():
+            if (before := self._recomputing.pop(block, None)) is not None:
+                block.forward = before
+        for block in self.layers_with_gradient()[::every_n_layers] if enable else ():
+            self._recomputing[block] = block.forward
+            block.forward = recomputed(block.forward, gradient_checkpointing_func)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -386,6 +396,5 @@ class BeniForConditionalGeneration(PreTrainedModel):
             )
 
 
-AutoConfig.register("beni", BeniConfig)
 AutoModel.register(BeniConfig, BeniForConditionalGeneration)
 AutoModelForImageTextToText.register(BeniConfig, BeniForConditionalGeneration)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL.Image import Image as Picture
 
+from beni.data.images import Image, decode
 from beni.fusion.base import Fusion
 from beni.nn.pixels import PictureTransform
 from beni.types import ImageLayout, Markup, Nested, TokenSpec, ViewedImage
@@ -33,6 +34,8 @@ class Viewer:
     nested: Nested | None = None
 
     def __call__(self, picture: Picture, scale: int = 0) -> ViewedImage:
+        if picture.mode != "RGB":
+            picture = decode(Image(picture.copy, "image"))  # as training reads it: transparency over white, 16 bits
         layout = replace(self.views.plan((picture.height, picture.width)), scale=scale)
         return ViewedImage(self.views.split(picture, layout, self.transform), layout, self.markup(layout))
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
+from inspect import signature
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from beni.components import BACKBONES
+from beni.config.architecture import described
+from beni.config.suggest import closest
 from beni.errors import ConfigError, WeightsError
 from beni.hub import require
 
@@ -32,17 +37,56 @@ def read_architecture(name: str | None, architecture: dict[str, Any] | None, gro
                 f"  fix: set {group}.name to a model whose type transformers knows, or to a local folder"
             ) from error
         return config.vision_config if group == "vision" and "vision_config" in config.sub_configs else config
-    fields = dict(architecture)
-    try:
-        return AutoConfig.for_model(fields.pop("model_type"), **fields)
-    except KeyError as error:
+    values = dict(architecture)
+    kind = values.pop("model_type", None)
+    if kind not in CONFIG_MAPPING:
+        near = closest(str(kind), CONFIG_MAPPING) or ("siglip_vision_model" if group == "vision" else "llama")
         raise ConfigError(
-            f"{group}.architecture needs a model_type that transformers knows; missing or unknown: {error}"
-        ) from error
+            f"{group}.architecture needs a model_type that transformers knows; missing or unknown: {kind}\n"
+            f"  fix: set {group}.architecture.model_type={near}, or another type of transformers"
+        )
+    try:
+        return AutoConfig.for_model(kind, **values)
     except UNBUILDABLE as error:
         raise ConfigError(
             f"{group}.architecture: {_last_line(error)}\n  fix: correct the fields of {group}.architecture"
         ) from error
+
+
+def require_fields(run: Mapping[str, Any]) -> None:
+    """Return when every field of every ``architecture`` of a run is one that its model knows: transformers keeps any
+    other as an attribute that nobody reads, and a misspelt one trains the default.
+
+    Raises:
+        ConfigError: with every field that is unknown, and the one that was probably meant.
+    """
+    problems = []
+    for group in BACKBONES:
+        for path, node, *_ in described(group, run[group]):
+            given = node["architecture"] or {}
+            kind = given.get("model_type")
+            if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+                continue  # read_architecture says so
+            known = fields_of(CONFIG_MAPPING[kind])
+            for key in given.keys() - known:
+                near = closest(key, known)
+                fix = f"did you mean {path}.architecture.{near}?" if near else f"leave out {path}.architecture.{key}"
+                problems.append(f"{path}.architecture.{key}: a {kind} has no such field\n  fix: {fix}")
+    if problems:
+        raise ConfigError("\n".join(sorted(problems)))
+
+
+def fields_of(kind: type[PreTrainedConfig]) -> set[str]:
+    """Fields that a config class takes: its own, their other names, and those that older models have."""
+    known = {field.name for field in fields(kind)} | set(kind.attribute_map) | set(vars(kind())) | {"model_type"}
+    known |= set(signature(kind.__init__).parameters) | OLDER
+    return known | ROPE if "rope_parameters" in known else known
+
+
+OLDER = {"torch_dtype", "_attn_implementation", "attn_implementation", "transformers_version", "auto_map"}
+"""Fields that every config takes though no class declares them."""
+ROPE = {"rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor", "rotary_emb_base", "rotary_pct"}
+"""Older names of what is in ``rope_parameters``, which transformers moves there."""
 
 
 UNBUILDABLE = (

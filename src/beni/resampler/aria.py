@@ -8,11 +8,12 @@ drawn from N(0, 1/d). It takes as many of them as a table says for the number of
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import nn
 
+from beni.config.ranges import AtLeast
 from beni.nn.attention import GroupedQueryAttention
 from beni.nn.mlp import FeedForward
 from beni.nn.queries import draw_layers, draw_stacked, head_dim_of, queried, queried_spec
@@ -35,7 +36,14 @@ class Aria(Stage):
 
     reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
 
-    def __init__(self, tokens: TokenSpec, dim_out: int, *, num_queries: int, num_heads: int) -> None:
+    def __init__(
+        self,
+        tokens: TokenSpec,
+        dim_out: int,
+        *,
+        num_queries: Annotated[int, AtLeast(1)],
+        num_heads: Annotated[int, AtLeast(1)],
+    ) -> None:
         super().__init__()
         dim = tokens.dim
         head_dim = head_dim_of(dim, num_heads, "resampler=aria")

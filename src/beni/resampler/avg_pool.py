@@ -6,8 +6,11 @@ columns likewise, so the bins overlap where the sides do not divide. DeCo pools 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch.nn.functional as F
 
+from beni.config.ranges import AtLeast
 from beni.errors import CompositionError
 from beni.nn.grid import from_map, grid_of, regrid, to_map
 from beni.stage import Stage, StageContext
@@ -25,7 +28,7 @@ class AvgPool(Stage):
         CompositionError: E-GRID when the tokens form no dense grid, E-DIV when the grid is smaller than the result.
     """
 
-    def __init__(self, tokens: TokenSpec, *, side: int) -> None:
+    def __init__(self, tokens: TokenSpec, *, side: Annotated[int, AtLeast(1)]) -> None:
         super().__init__()
         self.side = side
         grid = grid_of(tokens, "resampler=avg_pool")

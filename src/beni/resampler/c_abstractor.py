@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from beni.config.ranges import AtLeast, AtMost
 from beni.errors import CompositionError
 from beni.nn.conv import LayerNorm2d, SqueezeExcitation, init_as_torch
 from beni.nn.grid import from_map, grid_of, regrid, to_map
@@ -51,12 +52,12 @@ class CAbstractor(Stage):
         tokens: TokenSpec,
         dim_out: int,
         *,
-        side: int | Literal["auto"],
-        hidden_size: int,
-        depth: int,
-        mlp_depth: int,
+        side: Annotated[int, AtLeast(1)] | Literal["auto"],
+        hidden_size: Annotated[int, AtLeast(1)],
+        depth: Annotated[int, AtLeast(1), AtMost(1000)],
+        mlp_depth: Annotated[int, AtLeast(1)],
         prenorm: bool,
-        num_eos_tokens: int,
+        num_eos_tokens: Annotated[int, AtLeast(0)],
     ) -> None:
         super().__init__()
         grid = grid_of(tokens, PART)

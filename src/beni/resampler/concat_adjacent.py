@@ -6,6 +6,9 @@ where k does not divide the columns, the reference lets a token reach over into 
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from beni.config.ranges import AtLeast
 from beni.errors import CompositionError
 from beni.nn.grid import grid_of, regrid, space_to_depth
 from beni.stage import Stage, StageContext
@@ -23,7 +26,7 @@ class ConcatAdjacent(Stage):
         CompositionError: E-GRID when the tokens form no dense grid, E-DIV when ``k`` does not divide its columns.
     """
 
-    def __init__(self, tokens: TokenSpec, *, k: int) -> None:
+    def __init__(self, tokens: TokenSpec, *, k: Annotated[int, AtLeast(1)]) -> None:
         super().__init__()
         self.k = k
         rows, columns = grid_of(tokens, "resampler=concat_adjacent")

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from beni.config.ranges import AtLeast, AtMost, Below, Example
 from beni.errors import CompositionError
 from beni.nn.attention import GroupedQueryAttention
 from beni.nn.grid import from_map, grid_of, regrid, to_map
@@ -62,15 +63,15 @@ class DAbstractor(Stage):
         tokens: TokenSpec,
         dim_out: int,
         *,
-        side: int | Literal["auto"],
-        hidden_size: int,
-        depth: int,
-        num_heads: int,
-        num_points: int,
-        intermediate_size: int,
+        side: Annotated[int, AtLeast(1)] | Literal["auto"],
+        hidden_size: Annotated[int, AtLeast(1)],
+        depth: Annotated[int, AtLeast(1), AtMost(1000)],
+        num_heads: Annotated[int, AtLeast(1)],
+        num_points: Annotated[int, AtLeast(1)],
+        intermediate_size: Annotated[int, AtLeast(1)],
         pooled_as: Literal["position", "content", "none"],
-        num_eos_tokens: int,
-        dropout: float,
+        num_eos_tokens: Annotated[int, AtLeast(0)],
+        dropout: Annotated[float, AtLeast(0), Below(1), Example("0.1")],
     ) -> None:
         super().__init__()
         self.dim_out, self.pooled_as = dim_out, pooled_as

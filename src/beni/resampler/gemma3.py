@@ -8,10 +8,12 @@ where the reference drops the last rows and columns; the matrix does not start a
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import nn
 
+from beni.config.ranges import AtLeast, Example
 from beni.errors import CompositionError
 from beni.nn.grid import from_map, grid_of, regrid, to_map
 from beni.nn.norms import RMSNorm, reset_norms
@@ -33,7 +35,14 @@ class Gemma3(Stage):
         CompositionError: E-GRID when the tokens form no dense grid, E-DIV when ``r`` does not divide its sides.
     """
 
-    def __init__(self, tokens: TokenSpec, dim_out: int, *, r: int, init_std: float) -> None:
+    def __init__(
+        self,
+        tokens: TokenSpec,
+        dim_out: int,
+        *,
+        r: Annotated[int, AtLeast(1)],
+        init_std: Annotated[float, AtLeast(0), Example("0.02")],
+    ) -> None:
         super().__init__()
         self.r, self.init_std = r, init_std
         rows, columns = grid_of(tokens, "resampler=gemma3")

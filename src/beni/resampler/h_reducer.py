@@ -8,11 +8,13 @@ as there. Deviation: the grid comes with the tokens and need not be square; the 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from beni.config.ranges import AtLeast
 from beni.errors import CompositionError
 from beni.nn.conv import init_as_torch
 from beni.nn.grid import from_map, grid_of, regrid, to_map
@@ -36,7 +38,7 @@ class HReducer(Stage):
         CompositionError: E-GRID when the tokens form no dense grid, E-DIV when ``k`` does not divide its columns.
     """
 
-    def __init__(self, tokens: TokenSpec, dim_out: int, *, k: int, end_token: bool) -> None:
+    def __init__(self, tokens: TokenSpec, dim_out: int, *, k: Annotated[int, AtLeast(1)], end_token: bool) -> None:
         super().__init__()
         self.k = k
         rows, columns = grid_of(tokens, "resampler=h_reducer")

@@ -9,11 +9,12 @@ always 12; grids need not be square.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from torch import nn
 
+from beni.config.ranges import AtLeast
 from beni.errors import CompositionError
 from beni.nn.conv import init_as_torch
 from beni.nn.grid import from_map, grid_of, regrid, to_map
@@ -34,7 +35,7 @@ class Ldpv2(Stage):
         CompositionError: E-GRID when the tokens form no dense grid, E-DIV when it is smaller than the result.
     """
 
-    def __init__(self, tokens: TokenSpec, dim_out: int, *, side: int | Literal["auto"]) -> None:
+    def __init__(self, tokens: TokenSpec, dim_out: int, *, side: Annotated[int, AtLeast(1)] | Literal["auto"]) -> None:
         super().__init__()
         self.side = side
         rows, columns = grid_of(tokens, "resampler=ldpv2")

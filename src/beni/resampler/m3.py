@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import gcd
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from beni.config.ranges import AtLeast, Example
 from beni.errors import CompositionError
 from beni.nn.grid import from_map, grid_of, regrid, to_map
 from beni.nn.mlp import FeedForward
@@ -48,10 +49,10 @@ class M3(Stage):
         tokens: TokenSpec,
         dim_out: int,
         *,
-        factors: list[int] | Literal["auto"],
-        factor: int,
+        factors: list[Annotated[int, AtLeast(1)]] | Literal["auto"],
+        factor: Annotated[int, AtLeast(1)],
         train: Literal["all", "sample", "fixed"],
-        init_std: float,
+        init_std: Annotated[float, AtLeast(0), Example("0.02")],
     ) -> None:
         super().__init__()
         grid = grid_of(tokens, PART)

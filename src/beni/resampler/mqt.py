@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import nn
 
+from beni.config.ranges import AtLeast
 from beni.errors import CompositionError
 from beni.nn.attention import GroupedQueryAttention
 from beni.nn.positions import positions_at, sincos_table
@@ -52,10 +53,10 @@ class Mqt(Stage):
         tokens: TokenSpec,
         dim_out: int,
         *,
-        max_queries: int,
-        num_queries: int,
-        nested: list[int],
-        num_heads: int,
+        max_queries: Annotated[int, AtLeast(1)],
+        num_queries: Annotated[int, AtLeast(1)],
+        nested: list[Annotated[int, AtLeast(1)]],
+        num_heads: Annotated[int, AtLeast(1)],
         key_content: bool,
     ) -> None:
         super().__init__()

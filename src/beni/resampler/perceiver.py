@@ -8,13 +8,14 @@ are drawn from N(0, 1/d) and the residual branches start smaller by 1/sqrt(2 dep
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from beni.config.ranges import AtLeast, AtMost, Below, Example
 from beni.errors import CompositionError
 from beni.nn.attention import GroupedQueryAttention
 from beni.nn.mlp import SwiGLU
@@ -49,14 +50,14 @@ class Perceiver(Stage):
         self,
         tokens: TokenSpec,
         *,
-        hidden_size: int | Literal["auto"],
-        depth: int,
-        num_latents: int,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
+        hidden_size: Annotated[int, AtLeast(1)] | Literal["auto"],
+        depth: Annotated[int, AtLeast(1), AtMost(1000)],
+        num_latents: Annotated[int, AtLeast(1)],
+        num_heads: Annotated[int, AtLeast(1)],
+        num_kv_heads: Annotated[int, AtLeast(1)],
+        head_dim: Annotated[int, AtLeast(1)],
         concat_latents: bool,
-        attention_dropout: float,
+        attention_dropout: Annotated[float, AtLeast(0), Below(1), Example("0.1")],
     ) -> None:
         super().__init__()
         if num_kv_heads < 1 or num_heads % num_kv_heads:

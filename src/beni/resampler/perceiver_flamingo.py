@@ -9,13 +9,14 @@ twice the height. Without positions of its own the result does not depend on the
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from beni.config.ranges import AtLeast, AtMost
 from beni.nn.attention import GroupedQueryAttention
 from beni.nn.mlp import FeedForward
 from beni.nn.queries import draw_layers, queried, queried_spec
@@ -45,11 +46,11 @@ class PerceiverFlamingo(Stage):
         self,
         tokens: TokenSpec,
         *,
-        depth: int,
-        num_latents: int,
-        num_heads: int,
-        head_dim: int,
-        expansion: int,
+        depth: Annotated[int, AtLeast(1), AtMost(1000)],
+        num_latents: Annotated[int, AtLeast(1)],
+        num_heads: Annotated[int, AtLeast(1)],
+        head_dim: Annotated[int, AtLeast(1)],
+        expansion: Annotated[int, AtLeast(1)],
         activation: Literal["gelu", "relu"],
         qk_norm: bool,
     ) -> None:

@@ -9,10 +9,11 @@ Deviation: the initial weights are those of ``resampler=perceiver``.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import nn
 
+from beni.config.ranges import Above, AtLeast, AtMost, Below, Example
 from beni.nn.mlp import SwiGLU
 from beni.nn.queries import draw_layers
 from beni.resampler.perceiver import Perceiver
@@ -40,14 +41,14 @@ class PerceiverIdefics2(Stage):
         tokens: TokenSpec,
         dim_out: int,
         *,
-        expansion: float,
-        depth: int,
-        num_latents: int,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
+        expansion: Annotated[float, Above(0), Example("4")],
+        depth: Annotated[int, AtLeast(1), AtMost(1000)],
+        num_latents: Annotated[int, AtLeast(1)],
+        num_heads: Annotated[int, AtLeast(1)],
+        num_kv_heads: Annotated[int, AtLeast(1)],
+        head_dim: Annotated[int, AtLeast(1)],
         concat_latents: bool,
-        attention_dropout: float,
+        attention_dropout: Annotated[float, AtLeast(0), Below(1), Example("0.1")],
     ) -> None:
         super().__init__()
         self.projection = SwiGLU(tokens.dim, round(expansion * dim_out), dim_out)

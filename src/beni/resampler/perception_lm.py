@@ -8,10 +8,12 @@ need not be square. Sides that ``ratio`` does not divide are pooled in overlappi
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import nn
 
+from beni.config.ranges import AtLeast, Example
 from beni.errors import CompositionError
 from beni.nn.grid import from_map, grid_of, regrid, to_map
 from beni.nn.mlp import FeedForward
@@ -32,7 +34,14 @@ class PerceptionLm(Stage):
         CompositionError: E-GRID when the tokens form no dense grid, E-DIV when ``ratio`` exceeds one of its sides.
     """
 
-    def __init__(self, tokens: TokenSpec, dim_out: int, *, ratio: int, init_std: float) -> None:
+    def __init__(
+        self,
+        tokens: TokenSpec,
+        dim_out: int,
+        *,
+        ratio: Annotated[int, AtLeast(1)],
+        init_std: Annotated[float, AtLeast(0), Example("0.02")],
+    ) -> None:
         super().__init__()
         self.ratio, self.init_std = ratio, init_std
         rows, columns = grid_of(tokens, "resampler=perception_lm")

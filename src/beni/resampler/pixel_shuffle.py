@@ -14,10 +14,11 @@ Mistral 3's is a key of its llm. Idefics3 and Llama 4 take any token count for t
 from __future__ import annotations
 
 from math import gcd
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import nn
 
+from beni.config.ranges import AtLeast
 from beni.errors import CompositionError
 from beni.nn.grid import grid_of, regrid, space_to_depth
 from beni.nn.norms import make_norm, reset_norms
@@ -44,10 +45,10 @@ class PixelShuffle(Stage):
         self,
         tokens: TokenSpec,
         *,
-        r: int,
+        r: Annotated[int, AtLeast(1)],
         pad: Literal["error", "zeros"],
         norm: Literal["none", "layernorm", "rmsnorm"],
-        merge: int | Literal["same"] | None,
+        merge: Annotated[int, AtLeast(1)] | Literal["same"] | None,
     ) -> None:
         super().__init__()
         self.r = r

@@ -9,11 +9,12 @@ the text in the last layer, whose result nothing reads, is left out.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import nn
 
+from beni.config.ranges import AtLeast, AtMost, Below, Example
 from beni.nn.qformer import QFormerEncoder
 from beni.nn.queries import draw_layers, head_dim_of, queried, queried_spec
 from beni.stage import Reads, Stage, StageContext
@@ -47,14 +48,14 @@ class QFormerInstruct(Stage):
         tokens: TokenSpec,
         dim_out: int,
         *,
-        hidden_size: int,
-        depth: int,
-        num_queries: int,
-        num_heads: int,
-        intermediate_size: int,
+        hidden_size: Annotated[int, AtLeast(1)],
+        depth: Annotated[int, AtLeast(1), AtMost(1000)],
+        num_queries: Annotated[int, AtLeast(1)],
+        num_heads: Annotated[int, AtLeast(1)],
+        intermediate_size: Annotated[int, AtLeast(1)],
         cross_attention_every: int,
-        max_prompt: int,
-        dropout: float,
+        max_prompt: Annotated[int, AtLeast(1)],
+        dropout: Annotated[float, AtLeast(0), Below(1), Example("0.1")],
     ) -> None:
         super().__init__()
         head_dim_of(hidden_size, num_heads, "resampler=qformer_instruct")

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from beni.config.ranges import AtLeast, AtMost, Below, Example
 from beni.errors import CompositionError
 from beni.nn.gates import open_mean
 from beni.nn.grid import grid_of, regrid, to_map
@@ -57,12 +58,12 @@ class QFormerWindow(Stage):
         tokens: TokenSpec,
         dim_out: int,
         *,
-        window: int,
-        side: int,
-        depth: int,
-        num_heads: int,
-        intermediate_size: int,
-        dropout: float,
+        window: Annotated[int, AtLeast(1)],
+        side: Annotated[int, AtLeast(1)],
+        depth: Annotated[int, AtLeast(1), AtMost(1000)],
+        num_heads: Annotated[int, AtLeast(1)],
+        intermediate_size: Annotated[int, AtLeast(1)],
+        dropout: Annotated[float, AtLeast(0), Below(1), Example("0.1")],
     ) -> None:
         super().__init__()
         grid_of(tokens, "resampler=qformer_window")

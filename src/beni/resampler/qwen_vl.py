@@ -8,11 +8,12 @@ The norm and the matrix after the attention, which the release keeps in the visi
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import nn
 
+from beni.config.ranges import AtLeast
 from beni.errors import CompositionError
 from beni.nn.attention import GroupedQueryAttention
 from beni.nn.positions import positions_at, sincos_table
@@ -41,7 +42,14 @@ class QwenVL(Stage):
 
     reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
 
-    def __init__(self, tokens: TokenSpec, dim_out: int, *, side: int, num_heads: int | Literal["auto"]) -> None:
+    def __init__(
+        self,
+        tokens: TokenSpec,
+        dim_out: int,
+        *,
+        side: Annotated[int, AtLeast(1)],
+        num_heads: Annotated[int, AtLeast(1)] | Literal["auto"],
+    ) -> None:
         super().__init__()
         heads = max(1, dim_out // HEAD_DIM) if num_heads == "auto" else num_heads
         head_dim = head_dim_of(dim_out, heads, "resampler=qwen_vl")

@@ -11,12 +11,13 @@ that a query reads; a cell that is closed altogether gives zeros.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from beni.config.ranges import AtLeast, AtMost
 from beni.errors import CompositionError
 from beni.nn.attention import attend
 from beni.nn.conv import init_as_torch
@@ -60,11 +61,11 @@ class Sva(Stage):
         tokens: TokenSpec,
         dim_out: int,
         *,
-        side: int | Literal["auto"],
-        hidden_size: int,
-        depth: int,
-        num_heads: int,
-        groups: int,
+        side: Annotated[int, AtLeast(1)] | Literal["auto"],
+        hidden_size: Annotated[int, AtLeast(1)],
+        depth: Annotated[int, AtLeast(1), AtMost(1000)],
+        num_heads: Annotated[int, AtLeast(1)],
+        groups: Annotated[int, AtLeast(1)],
     ) -> None:
         super().__init__()
         grid_of(tokens, PART)  # what a selector dropped must not come back through the sources

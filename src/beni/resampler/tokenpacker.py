@@ -10,13 +10,14 @@ the llm, there 1024 and 4096. Gates weigh the tokens that a coarse one is made o
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from beni.config.ranges import AtLeast
 from beni.errors import CompositionError
 from beni.nn.attention import GroupedQueryAttention
 from beni.nn.gates import open_mean
@@ -48,7 +49,13 @@ class TokenPacker(Stage):
     reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
 
     def __init__(
-        self, tokens: TokenSpec, dim_out: int, *, s: int, hidden_size: int | Literal["auto"], num_heads: int
+        self,
+        tokens: TokenSpec,
+        dim_out: int,
+        *,
+        s: Annotated[int, AtLeast(1)],
+        hidden_size: Annotated[int, AtLeast(1)] | Literal["auto"],
+        num_heads: Annotated[int, AtLeast(1)],
     ) -> None:
         super().__init__()
         coarse_grid(grid_of(tokens, PART), s)

@@ -71,4 +71,6 @@ def room_for(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise ResourceError(f"{path} could not be written: {error}\n  fix: make room, or set paths.runs") from error
+        raise ResourceError(
+            f"{path} could not be written: {error}\n  fix: make room, or set paths.runs to a folder that can be written"
+        ) from error

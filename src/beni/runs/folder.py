@@ -73,6 +73,9 @@ class RunFolder:
             lock.acquire(timeout=0)
         except Timeout:
             raise ResumeError(f"{self.path} is in use by another process; wait for it or stop it") from None
+        except OSError as error:  # which a Timeout is as well
+            with room_for(self.path):
+                raise error
         try:
             with room_for(self.path):
                 self._prepare()
@@ -85,19 +88,21 @@ class RunFolder:
             lock.release()
 
     def require_same(self, exact: Collection[str]) -> list[str]:
-        """Compares ``identity`` with that of the checkpoints that are here.
+        """Compares ``identity`` with that of the checkpoints here, and takes over what it says of changed data.
 
         Args:
             exact: components whose first weights are in no checkpoint, and must be those that they were.
 
         Returns:
-            What else differs, for the reader: weights that a checkpoint replaces, or that are computed from others.
+            What else differs, for the reader: weights that a checkpoint replaces, or that are computed from others;
+            data, where ``checkpoint.resume=changed_data``, which ``identity`` notes too.
 
         Raises:
             ResumeError: when the data, the template or the weights of ``exact`` are others, or nothing says what they
                 were.
         """
-        if not any((path / COMPLETE).is_file() for path in checkpoints_in(self.path / CHECKPOINTS).values()):
+        saved = [step for step, path in checkpoints_in(self.path / CHECKPOINTS).items() if (path / COMPLETE).is_file()]
+        if not saved:
             return []
         before, problem = read_json(self.path / IDENTITY, shape.OF_PROOF)
         if problem:
@@ -106,15 +111,27 @@ class RunFolder:
                 f"it was begun with\n  fix: bring {IDENTITY} back from a copy, or set checkpoint.resume=never to start "
                 "over (the old folder is kept)"
             )
-        lines = difference(_proof(before), _proof(self.identity))
+        samples = {"data_samples": before.get("data_samples", self.identity.get("data_samples"))}
+        lines = difference(_proof(before | samples), _proof(self.identity))
         weights = [line for line in lines if line.startswith("weights.")]
-        bad = [line for line in lines if line not in weights or line.split(":")[0].removeprefix("weights.") in exact]
-        if bad:
+        data = [line for line in lines if line.startswith("data.")]
+        goes_on = data if self.run["checkpoint"]["resume"] == "changed_data" else []
+        fine = [line for line in weights if line.split(":")[0].removeprefix("weights.") not in exact] + goes_on
+        if bad := [line for line in lines if line not in fine]:
+            how = "set checkpoint.resume=changed_data to go on with them as they are now, " if bad == data else ""
             raise ResumeError(
                 "\n  ".join([f"{self.path} was begun with other data or weights:", *bad])
-                + "\n  fix: bring them back, or set checkpoint.resume=never to start over (the old folder is kept)"
+                + f"\n  fix: bring them back, {how}or set checkpoint.resume=never to start over "
+                "(the old folder is kept)"
             )
-        return [f"first weights are not those that the run began with ({line})" for line in weights]
+        history = before.get("changed_data", [])
+        if goes_on:
+            history = [*history, {"time": now(), "after_step": saved[-1], "changes": goes_on}]
+        if history:
+            self.identity["changed_data"] = history
+        return [f"goes on after step {saved[-1]} with other data than it began with ({line})" for line in goes_on] + [
+            f"first weights are not those that the run began with ({line})" for line in weights
+        ]
 
     def update(self, **values: Any) -> None:
         """Merges ``values`` into status.json, which the disk has as soon as it takes it."""
@@ -160,6 +177,8 @@ class RunFolder:
         if problem and (self.path / STATUS).exists():
             self.backlog.tell(f"{self.path}: {problem}; it is begun anew, and lacks the time that was spent before")
         self.status = self.status or {"started": now()}
+        if (command := self.status.get("command")) is not None:  # of an arm: its process was started by the sweep
+            self.identity["command"] = command
         self.update(state="running", steps=self.run["train"]["steps"], step=self.status.get("step", 0), error=None)
 
     def _failed(self, error: BaseException) -> None:
@@ -210,7 +229,11 @@ def _require_files(folder: Path) -> None:
 def _proof(identity: Mapping[str, Any]) -> dict[str, Any]:
     """What a run must not change between two calls."""
     return {
-        "data": {"fingerprint": identity["data_fingerprint"], "order": identity["hashes"]["data_order"]},
+        "data": {
+            "fingerprint": identity["data_fingerprint"],
+            "order": identity["hashes"]["data_order"].rpartition("-")[2],
+            "samples": identity.get("data_samples"),
+        },
         "template": identity["template_hash"],
         "weights": identity["hashes"]["init"],
     }

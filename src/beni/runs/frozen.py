@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from beni.config.environment import resolved
 from beni.errors import ResumeError
 from beni.runs import shape
 from beni.runs.files import CONFIG, replace
@@ -35,6 +36,7 @@ def load_frozen(folder: Path) -> dict[str, Any]:
 
     Raises:
         ResumeError: when there is none, or it is damaged.
+        ConfigError: when a value comes from a variable of the environment that is not set here.
     """
     if not is_frozen(folder):
         raise ResumeError(
@@ -47,7 +49,7 @@ def load_frozen(folder: Path) -> dict[str, Any]:
             f"{folder}: {problem}\n  fix: bring {CONFIG} back from a copy; or move it away, and the command that began "
             "the run (of a sweep, that of the sweep) writes it anew and goes on"
         )
-    return frozen
+    return resolved(frozen)
 
 
 def read_frozen(folder: Path) -> tuple[dict[str, Any], str | None]:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
+import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
 from beni.components import PART_GROUPS
-from beni.paths import PACKAGE
+from beni.config.check import TRUST_VARIABLE
+from beni.paths import PACKAGE, conf_dir
+from beni.redact import redacted_override
 
 IRRELEVANT = (
     "choices",
@@ -28,12 +34,27 @@ IRRELEVANT = (
     "images.cache",
     "images.cache_gib",
     "images.ahead",
+    "images.retries",
+    "images.timeout",
+    "images.idle_timeout",
+    "images.max_bad",
+    "records",
+    "train.guard.most",
+    "eval.every",
     "eval.gallery",
     "eval.batch_size",
     "compute.feature_bank",
     "compute.workers",
 )
-"""Keys that cannot change what is learned or how it is scored, and so are no part of a run's signature."""
+"""Keys that cannot change what is learned or how it is scored, and so are no part of a run's signature: limits among
+them, which end a run or do not.
+"""
+
+FILES = ("path", "images", "root")
+"""Keys of ``data`` that name files, at any depth; they may be spelt in several ways."""
+
+_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
+"""Flags of Hydra's with a value, that say where options come from."""
 
 IN_NAME = tuple(group for group in PART_GROUPS if group not in ("tracker", "views", "fusion"))
 
@@ -45,14 +66,41 @@ def signature(run: dict[str, Any]) -> str:
 
 
 def relevant(run: dict[str, Any]) -> dict[str, Any]:
-    """The part of a run that its signature covers."""
-    kept: dict[str, Any] = {}
-    for key, value in run.items():
-        if key in IRRELEVANT:
-            continue
-        inner = {k.partition(".")[2] for k in IRRELEVANT if k.startswith(f"{key}.")}
-        kept[key] = {k: v for k, v in value.items() if k not in inner} if isinstance(value, dict) else value
+    """The part of a run that its signature covers; paths as they would be spelt from the working directory."""
+    limits = () if run["template"]["overlong"] == "truncate" else ("template.max_length",)  # cuts nothing, only ends
+    kept = _without(run, [*IRRELEVANT, *limits])
+    kept["data"] = _spelt(kept["data"])
+    if kept["train"]["init_from"] is not None:
+        kept["train"] = {**kept["train"], "init_from": _plain_path(kept["train"]["init_from"])}
     return kept
+
+
+def _without(values: dict[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+    """Nested values without some dotted keys."""
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = [path.partition(".")[2] for path in paths if path.startswith(f"{key}.")]
+        if key not in paths:
+            kept[key] = _without(value, inner) if inner and isinstance(value, dict) else value
+    return kept
+
+
+def _spelt(node: Any) -> Any:
+    """A data node whose paths are spelt in one way."""
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: _plain_path(value) if key in FILES and isinstance(value, str) else _spelt(value)
+        for key, value in node.items()
+    }
+
+
+def _plain_path(path: str) -> str:
+    """A path without detours: relative below the working directory, absolute elsewhere."""
+    if "://" in path:
+        return path
+    whole, here = os.path.abspath(os.path.expanduser(path)), os.path.join(os.getcwd(), "")
+    return whole.removeprefix(here)
 
 
 def run_folder(run: dict[str, Any]) -> Path:
@@ -80,7 +128,8 @@ def provenance(run: dict[str, Any]) -> dict[str, Any]:
         "signature": signature(run),
         "name": run_folder(run).name,
         "created": now(),
-        "command": " ".join(["python", "-m", "beni.train", *sys.argv[1:]]) if _is_command() else "beni.train(run)",
+        "command": command_line(sys.argv[1:]) if _is_command() else "beni.train(run)",
+        "hypothesis": _hypothesis(run),
         "git": _git(),
         "versions": {
             "python": platform.python_version(),
@@ -90,13 +139,60 @@ def provenance(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def command_line(words: Sequence[str]) -> str:
+    """The command that repeats a run, as a shell reads it, with the environment that it needs and without secrets.
+
+    Args:
+        words: what follows ``beni.train``.
+    """
+    env = os.environ
+    start = ["python", "-m", "beni.train"]
+    if env.get("TORCHELASTIC_RUN_ID") and env.get("LOCAL_WORLD_SIZE"):
+        machines = int(env.get("GROUP_WORLD_SIZE", 1))
+        start = ["torchrun", f"--nproc-per-node={env['LOCAL_WORLD_SIZE']}", "-m", "beni.train"]
+        start[1:1] = [f"--nnodes={machines}"] if machines > 1 else []
+    trusted = env.get(TRUST_VARIABLE)
+    before = f"{TRUST_VARIABLE}={shlex.quote(trusted)} " if trusted else ""
+    return before + shlex.join([*start, *map(redacted_override, words)])
+
+
+def arm_command(overrides: Sequence[str]) -> str:
+    """The command that repeats one arm of the multirun that this process is: its overrides, and the flags of all."""
+    words, flags = iter(sys.argv[1:]), []
+    for word in words:
+        if word in _FLAGS:
+            flags += [word, next(words, "")]
+        elif word.startswith(tuple(f"{flag}=" for flag in _FLAGS)):
+            flags.append(word)
+    return command_line([*flags, *overrides])
+
+
+def _hypothesis(run: Mapping[str, Any]) -> str | None:
+    """The comment that the file of the run's experiment begins with; None where it has none, or is not found."""
+    name = run["choices"].get("experiment")
+    folders = [conf_dir()]
+    for word, following in pairwise([*sys.argv[1:], ""]):
+        flag, _, value = word.partition("=")
+        if flag in _FLAGS:
+            folders.append(Path(value or following))
+    for folder in reversed(folders) if name else ():
+        try:
+            lines = (folder / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            continue
+        comments = takewhile(lambda line: line.startswith("#"), lines)
+        told = [line.lstrip("# ").strip() for line in comments if "@package" not in line]
+        return " ".join(line for line in told if line) or None
+    return None
+
+
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _is_command() -> bool:
-    return Path(sys.argv[0]).name == "train.py"
+    return Path(sys.argv[0]).name in ("train.py", "beni-train")
 
 
 def _version(package: str) -> str | None:

@@ -20,7 +20,19 @@ from typing import Any
 
 from beni.errors import BeniError
 from beni.runs import shape
-from beni.runs.files import CONFIG, GALLERY, IDENTITY, METRICS, NOTICES, SCORES, SPEC, STATUS, read_json, read_jsonl
+from beni.runs.files import (
+    CONFIG,
+    DATA_ERRORS,
+    GALLERY,
+    IDENTITY,
+    METRICS,
+    NOTICES,
+    SCORES,
+    SPEC,
+    STATUS,
+    read_json,
+    read_jsonl,
+)
 from beni.runs.frozen import read_frozen
 from beni.runs.identity import relevant, signature
 from beni.runs.lock import is_set_aside
@@ -101,6 +113,16 @@ class Run:
     @cached_property
     def notices(self) -> list[dict[str, Any]]:
         return read_jsonl(self.folder / NOTICES)[0]
+
+    @cached_property
+    def faults(self) -> list[dict[str, Any]]:
+        """Images that could not be used, one row each."""
+        return read_jsonl(self.folder / DATA_ERRORS)[0]
+
+    @property
+    def hypothesis(self) -> str | None:
+        """What the experiment of the run was to show, in its own words; None where it had none."""
+        return self.identity.get("hypothesis")
 
     @cached_property
     def spec(self) -> Mapping[str, Any]:

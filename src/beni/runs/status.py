@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from beni.errors import Preempted
+from beni.redact import redacted
 from beni.runs import shape
 from beni.runs.files import STATUS, read_json, replace, to_json
 from beni.runs.identity import now
@@ -64,4 +65,4 @@ def first_line(status: Mapping[str, Any]) -> str:
 
 
 def _told(error: BaseException, trace: str) -> dict[str, str]:
-    return {"type": type(error).__name__, "message": str(error), "traceback": trace}
+    return {"type": type(error).__name__, "message": redacted(str(error)), "traceback": redacted(trace)}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from beni.config.environment import unresolved
 from beni.tracker.base import Tracker
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class WandbTracker(Tracker):
             name=identity["name"],
             group=run["study"]["name"],
             tags=self.tags,
-            config=dict(run),
+            config=unresolved(dict(run)),
             allow_val_change=True,  # a run may be resumed with another launcher or number of workers
             mode=mode,
             # From step 0 the run starts over, and so does its W&B run: without `resume` W&B replaces what it has.

@@ -80,8 +80,11 @@ class Attempt:
         self.done, before = saver.resume()
         self.guard.begin(before.get("guard", {}))
         job.log.begin(self.done)
-        sources, ledger = job.steps.source.names, before.get("ledger", {})
-        self.counter = SampleCounter(sources, ledger, job.environment.is_main, settings.max_bad, self.device)
+        sources, ledger, main = job.steps.source.names, before.get("ledger", {}), job.environment.is_main
+        limits = (settings.max_bad, self.device, settings.max_bad_records)
+        self.counter = SampleCounter(sources, ledger, main, *limits)
+        if main and not self.done:
+            self.counter.faults += [{"step": 1, **fault} for fault in job.faults]
         self.clock = saver.clock = Goodput(self.device, before.get("goodput"), job.spent, job.started)
         if 0 < self.done < settings.steps and self._evaluates(
             self.done
@@ -251,7 +254,7 @@ class Attempt:
         if self.saver.saved != step and step > 0:
             self.saver.save(step, totals)
         self.saver.settle(step)
-        how = "" if self.settings.checkpoint["resume"] == "auto" else "with checkpoint.resume=auto "
+        how = "" if self.settings.checkpoint["resume"] != "never" else "with checkpoint.resume=auto "
         saved = self.saver.saved == step
         kept = f"its checkpoint is saved, the same command {how}goes on from there" if saved else "not saved"
         raise Preempted(f"{self.job.preemption.name} after step {step}: {kept}")

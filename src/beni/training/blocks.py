@@ -1,13 +1,11 @@
 """The repeated layers while they train: which activations are kept for the backward pass, and compilation.
 
-Recomputing is done inside a layer's ``forward``, so that FSDP's hooks, which run around it, gather weights once for the
-backward pass and not again for the recomputation. Non-reentrant checkpoints keep frozen encoders out of the graph.
+Recomputing is done inside a layer's ``forward`` (``nn/recompute.py``), within FSDP's hooks.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -15,9 +13,10 @@ import torch
 import torch._functorch.config
 import torch.nn.attention.varlen  # registers its operation
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from beni.model.modeling import BeniForConditionalGeneration
+from beni.nn.recompute import recomputed
 
 Mode = Literal["none", "full", "selective", "memory_budget"]
 
@@ -41,7 +40,8 @@ def recompute(blocks: Sequence[nn.Module], mode: Mode) -> None:
     """
     if mode in ("full", "selective"):
         for block in blocks:
-            block.forward = _recomputed(block.forward, _contexts if mode == "selective" else None)
+            options = {"context_fn": _contexts} if mode == "selective" else {}
+            block.forward = recomputed(block.forward, use_reentrant=False, **options)
 
 
 @contextmanager
@@ -77,18 +77,6 @@ def compile_blocks(blocks: Sequence[nn.Module], budget: float = 1.0) -> None:
     torch._functorch.config.activation_memory_budget = budget
     for block in blocks:
         block.compile()
-
-
-def _recomputed(forward: Callable[..., Any], contexts: Callable[[], Any] | None) -> Callable[..., Any]:
-    options: dict[str, Any] = {} if contexts is None else {"context_fn": contexts}
-
-    @functools.wraps(forward)
-    def run(*arguments: Any, **named: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*arguments, **named)
-        return checkpoint(forward, *arguments, use_reentrant=False, **options, **named)
-
-    return run
 
 
 def _contexts() -> Any:

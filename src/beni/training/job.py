@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from beni.data.batch.loader import Steps
 from beni.distributed.environment import Environment
@@ -42,6 +42,7 @@ class TrainingJob:
         watchdog: is told how far this rank has come.
         meter: what steps are billed; None bills none.
         profile: of some steps; None on other ranks, or where there is none.
+        faults: lines of data_errors.jsonl, but for the step, of what was left out before the first.
         spent: seconds that the run took until ``started``.
         started: ``time.perf_counter()`` when this call began; None takes now.
     """
@@ -57,5 +58,6 @@ class TrainingJob:
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(0))
     meter: Meter | None = None
     profile: Profile | None = None
+    faults: Sequence[Mapping[str, Any]] = ()
     spent: float = 0.0
     started: float | None = None

@@ -9,12 +9,10 @@ from typing import Any, Protocol
 import torch
 
 from beni.data.batch.ledger import Counts, Ledger
+from beni.data.order.index import FEW_BAD
 from beni.distributed.collectives import gather_objects, sum_counts
 from beni.errors import DataError
 from beni.types import Batch
-
-FEW_BAD = 10
-"""So many bad pictures end no run, whatever their share."""
 
 
 class DataLog(Protocol):
@@ -32,6 +30,7 @@ class SampleCounter:
         before: totals by source of an interrupted run.
         main: whether this is rank 0, which alone takes them over.
         max_bad: share of all pictures that may be bad before the run ends.
+        max_bad_records: the same of all records.
     """
 
     def __init__(
@@ -41,9 +40,11 @@ class SampleCounter:
         main: bool,
         max_bad: float,
         device: torch.device,
+        max_bad_records: float = 0.0,
     ) -> None:
         counted = {name: Counts(**counts) for name, counts in before.items()} if main else {}
-        self.ledger, self.max_bad, self.device = Ledger(sources, counted), max_bad, device
+        self.ledger, self.device = Ledger(sources, counted), device
+        self.max_bad, self.max_bad_records = max_bad, max_bad_records
         self.faults: list[dict[str, Any]] = []
 
     def add(self, batches: Sequence[Batch], step: int) -> None:
@@ -62,18 +63,24 @@ class SampleCounter:
             The totals.
 
         Raises:
-            DataError: when more than ``max_bad`` of the pictures are bad.
+            DataError: when more of the pictures or records are bad than may be.
         """
         totals = self.totals()
         new = gather_objects(self.faults) if sum_counts([len(self.faults)], self.device)[0] else []
         self.faults = []
         log.data(step, Ledger.metrics(totals), new)
-        bad = sum(counts.bad for counts in totals.values())
-        wanted = bad + sum(counts.images for counts in totals.values())
-        if bad > max(FEW_BAD, self.max_bad * wanted):
-            first = f", the last because of: {new[-1]['reason']}" if new else ""
-            raise DataError(
-                f"{bad} of {wanted} pictures are bad, images.max_bad={self.max_bad} allows fewer{first}\n"
-                "  fix: see data_errors.jsonl in the run folder; mend the data, or raise images.max_bad"
-            )
+        bad, records = (sum(getattr(counts, of) for counts in totals.values()) for of in ("bad", "bad_records"))
+        pictures, samples = (sum(getattr(counts, of) for counts in totals.values()) for of in ("images", "samples"))
+        last = new[-1]["reason"] if new else ""
+        _require_few(bad, bad + pictures, "pictures", "images.max_bad", self.max_bad, last)
+        _require_few(records, records + samples, "records", "records.max_bad", self.max_bad_records, last)
         return totals
+
+
+def _require_few(bad: int, of: int, what: str, key: str, most: float, last: str) -> None:
+    if bad > max(FEW_BAD, most * of):
+        why = f", the last because of: {last}" if last else ""
+        raise DataError(
+            f"{bad} of {of} {what} are bad, {key}={most} allows fewer{why}\n"
+            f"  fix: see data_errors.jsonl in the run folder; mend the data, or raise {key}"
+        )

@@ -23,10 +23,11 @@ class TrainerSettings:
         guard: what becomes of a step that would spoil the run (training/guard.py).
         ema: decay of the average of the weights; 0 keeps none.
         max_bad: share of all pictures that may be bad before the run ends.
+        max_bad_records: the same of all records.
         optim: the ``optim`` section (config/sections/optim.py).
         checkpoint: the ``checkpoint`` section.
         eval_every: steps between evaluations; 0 evaluates after the last only.
-        log_every: steps between log lines.
+        log_every: steps between log lines; a short run has about ten of them, however far apart they are asked for.
         workers: loader processes.
     """
 
@@ -39,6 +40,7 @@ class TrainerSettings:
     guard: Mapping[str, Any]
     ema: float
     max_bad: float
+    max_bad_records: float
     optim: Mapping[str, Any]
     checkpoint: Mapping[str, Any]
     eval_every: int
@@ -54,9 +56,10 @@ class TrainerSettings:
             precision=compute["precision"],
             loss=loss,
             max_bad=run["images"]["max_bad"],
+            max_bad_records=run["records"]["max_bad"],
             optim=run["optim"],
             checkpoint=run["checkpoint"],
             eval_every=run["eval"]["every"],
-            log_every=run["log"]["every"],
+            log_every=min(run["log"]["every"], max(1, run["train"]["steps"] // 10)),
             workers=compute["workers"],
         )

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 from PIL import Image as PILImage
 from PIL.Image import Image as Picture
 from torch import Tensor
 
+from beni.config.ranges import AtLeast
 from beni.errors import ConfigError
 from beni.nn.pixels import PictureTransform
 from beni.nn.rows import constant, real_tokens, with_line_ends
@@ -48,7 +50,7 @@ class AnyRes(TiledViews):
         dim_out: int,
         tile: tuple[int, int],
         *,
-        canvases: list[list[int]],
+        canvases: list[list[Annotated[int, AtLeast(1)]]],
         unpad: bool,
         newline: bool,
         join: bool,

@@ -11,12 +11,13 @@ cover its place only in some shapes of the picture; here those do whose centre l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from PIL.Image import Image as Picture
 from torch import Tensor
 
+from beni.config.ranges import AtLeast
 from beni.errors import ConfigError
 from beni.nn.pixels import PictureTransform
 from beni.nn.rows import real_tokens
@@ -48,7 +49,7 @@ class DragonflyV1(TiledViews):
         tokens: TokenSpec,
         tile: tuple[int, int],
         *,
-        top: int,
+        top: Annotated[int, AtLeast(1)],
         regions: Literal["spatial", "interval"],
         newline: str,
     ) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from PIL.Image import Image as Picture
 from torch import Tensor
 
+from beni.config.ranges import AtLeast
 from beni.errors import CompositionError
 from beni.nn.grid import from_map, to_map
 from beni.nn.pixels import PictureTransform
@@ -47,7 +49,7 @@ class DragonflyV2(TiledViews):
         tile: tuple[int, int],
         patches: tuple[int, int],
         *,
-        pool: int,
+        pool: Annotated[int, AtLeast(1)],
         newline: str,
         join: bool,
     ) -> None:

@@ -9,11 +9,13 @@ padded to one but encoded size by size, which every encoder can do that takes su
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from PIL.Image import Image as Picture
 from PIL.Image import Resampling
 from torch import Tensor
 
+from beni.config.ranges import AtLeast
 from beni.errors import CompositionError
 from beni.nn.pixels import PictureTransform
 from beni.nn.rows import real_tokens
@@ -47,9 +49,9 @@ class Idefics2Views(TiledViews):
         patches: tuple[int, int],
         *,
         split: bool,
-        shortest: int,
-        longest: int,
-        multiple: int,
+        shortest: Annotated[int, AtLeast(1)],
+        longest: Annotated[int, AtLeast(1)],
+        multiple: Annotated[int, AtLeast(1)],
         join: bool,
     ) -> None:
         self.unit = (tile[0] // patches[0] * multiple, tile[1] // patches[1] * multiple)

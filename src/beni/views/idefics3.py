@@ -8,11 +8,13 @@ to one tile, comes last. The tags are text: an llm without tokens of their own s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from PIL.Image import Image as Picture
 from PIL.Image import Resampling
 from torch import Tensor
 
+from beni.config.ranges import AtLeast
 from beni.errors import CompositionError, ConfigError
 from beni.nn.pixels import PictureTransform
 from beni.nn.rows import real_tokens
@@ -36,7 +38,9 @@ class Idefics3Tiles(TiledViews):
         CompositionError: E-SQUARE when the encoder does not want squares.
     """
 
-    def __init__(self, tokens: TokenSpec, tile: tuple[int, int], *, longest: int, join: bool) -> None:
+    def __init__(
+        self, tokens: TokenSpec, tile: tuple[int, int], *, longest: Annotated[int, AtLeast(1)], join: bool
+    ) -> None:
         if longest < 1:
             raise ConfigError(f"views.longest={longest}, expected at least 1 tile\n  fix: set views.longest=4")
         if tile[0] != tile[1]:

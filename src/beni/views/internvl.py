@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Annotated
 
 from PIL.Image import Image as Picture
 from torch import Tensor
 
+from beni.config.ranges import AtLeast
 from beni.errors import ConfigError
 from beni.nn.pixels import PictureTransform
 from beni.nn.rows import real_tokens
@@ -42,8 +44,8 @@ class InternVlTiles(TiledViews):
         tokens: TokenSpec,
         tile: tuple[int, int],
         *,
-        min_tiles: int,
-        max_tiles: int,
+        min_tiles: Annotated[int, AtLeast(1)],
+        max_tiles: Annotated[int, AtLeast(1)],
         thumbnail: bool,
         start: str,
         end: str,

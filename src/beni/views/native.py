@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 from PIL.Image import Image as Picture
 from PIL.Image import Resampling
 from torch import Tensor
 
+from beni.config.ranges import AtLeast
 from beni.errors import ConfigError
 from beni.nn.pixels import PictureTransform
 from beni.stage import StageContext
@@ -50,10 +52,10 @@ class NativeView(Views):
         tile: tuple[int, int],
         patches: tuple[int, int],
         *,
-        max_patches: int,
-        min_patches: int,
+        max_patches: Annotated[int, AtLeast(1)],
+        min_patches: Annotated[int, AtLeast(1)],
         fill: bool,
-        multiple: int,
+        multiple: Annotated[int, AtLeast(1)],
         newline: bool,
     ) -> None:
         super().__init__()

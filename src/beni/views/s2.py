@@ -10,12 +10,14 @@ their own type.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from PIL.Image import Image as Picture
 from torch import Tensor
 
+from beni.config.ranges import AtLeast
 from beni.errors import CompositionError, ConfigError
 from beni.nn.grid import grid_of, regrid, to_map
 from beni.nn.pixels import PictureTransform
@@ -39,7 +41,7 @@ class S2Views(Views):
             of other layers, or of several encoders, which have no place here.
     """
 
-    def __init__(self, tokens: TokenSpec, tile: tuple[int, int], *, scales: list[int]) -> None:
+    def __init__(self, tokens: TokenSpec, tile: tuple[int, int], *, scales: list[Annotated[int, AtLeast(1)]]) -> None:
         super().__init__()
         if not scales or min(scales) < 1:
             raise ConfigError(

@@ -67,7 +67,7 @@ def pooling(config: PreTrainedConfig) -> dict[str, bool]:
 
 
 def build_encoder(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
-    """The bare model of ``config`` on torch's current default device, in fp32.
+    """The bare model of ``config`` on torch's current default device, in its default dtype.
 
     Raises:
         ConfigError: when transformers has no bare model of that type, or not that attention.
@@ -80,7 +80,7 @@ def build_encoder(config: PreTrainedConfig, attn_implementation: str) -> PreTrai
         )
     with buildable("vision", config.model_type, attn_implementation):
         return AutoModel.from_config(
-            config, attn_implementation=attn_implementation, dtype=torch.float32, **pooling(config)
+            config, attn_implementation=attn_implementation, dtype=torch.get_default_dtype(), **pooling(config)
         )
 
 

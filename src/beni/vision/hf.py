@@ -24,13 +24,14 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
+from beni.config.ranges import Above, AtLeast
 from beni.errors import CompositionError, WeightsError
 from beni.nn.architecture import read_architecture
 from beni.nn.batch_norm import settle_statistics
@@ -92,12 +93,12 @@ class HFVision(VisionEncoder):
         name: str | None,
         weights: Literal["pretrained", "random"],
         architecture: dict[str, Any] | None,
-        image_size: int | list[int],
+        image_size: Annotated[int, AtLeast(1)] | list[Annotated[int, AtLeast(1)]],
         layer: int,
         levels: list[int],
         keep_cls: bool,
         mean: list[float],
-        std: list[float],
+        std: list[Annotated[float, Above(0)]],
         resize: Literal["squash", "pad", "crop"],
         attn_implementation: str,
     ) -> None:

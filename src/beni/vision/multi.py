@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from PIL.Image import Image as Picture
 from PIL.Image import new as new_picture
 from torch import Tensor, nn
 
+from beni.config.ranges import AtLeast
 from beni.errors import CompositionError, ConfigError
 from beni.nn.pixels import PictureTransform
 from beni.nn.streams import torch_stream
@@ -105,7 +106,7 @@ class MultiVision(VisionEncoder):
         encoders: dict[str, partial[VisionEncoder]],
         weights: Literal["pretrained", "random"],
         combine: Literal["channels", "interleave", "sequence", "sources"],
-        grid: Literal["auto"] | list[int] | dict[str, list[int]],
+        grid: Literal["auto"] | list[Annotated[int, AtLeast(1)]] | dict[str, list[Annotated[int, AtLeast(1)]]],
         norm: bool,
     ) -> None:
         super().__init__()

@@ -14,12 +14,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from types import ModuleType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from beni.config.ranges import Above, AtLeast
 from beni.errors import CompositionError, WeightsError
 from beni.nn.batch_norm import settle_statistics
 from beni.nn.pixels import ImageTransform, as_size, as_triple
@@ -53,11 +54,11 @@ class TimmVision(VisionEncoder):
         *,
         name: str,
         weights: Literal["pretrained", "random"],
-        image_size: int | list[int],
+        image_size: Annotated[int, AtLeast(1)] | list[Annotated[int, AtLeast(1)]],
         layer: int,
         levels: list[int],
         mean: list[float] | None,
-        std: list[float] | None,
+        std: list[Annotated[float, Above(0)]] | None,
         resize: Literal["squash", "pad", "crop"],
     ) -> None:
         super().__init__()
@@ -144,7 +145,8 @@ class TimmVision(VisionEncoder):
     def _create(self, pretrained: bool) -> nn.Module:
         """The model without what features are not made with: classifier, pooling, blocks behind the last one read."""
         name = self.name.removeprefix("timm/")
-        model = import_timm().create_model(name, pretrained=pretrained, num_classes=0, **self._size).float()
+        model = import_timm().create_model(name, pretrained=pretrained, num_classes=0, **self._size)
+        model = model.to(torch.get_default_dtype())
         for part in self._unread:
             model.set_submodule(part, nn.Identity())
         return model
@@ -240,9 +242,11 @@ def import_timm() -> ModuleType:
     """The package, which beni does not install.
 
     Raises:
-        WeightsError: when it is missing.
+        WeightsError: when it is missing, or a package that it imports.
     """
     try:
         return importlib.import_module("timm")
     except ImportError as error:
-        raise WeightsError(f"vision=timm needs the package timm ({error})\n  fix: pip install timm") from error
+        missing = (error.name or "timm").partition(".")[0]  # timm is there and imports what is not: torchvision
+        needs = "the package timm" if missing == "timm" else f"{missing}, which timm imports and pip did not install"
+        raise WeightsError(f"vision=timm needs {needs} ({error})\n  fix: pip install {missing}") from error

@@ -30,20 +30,25 @@ class BeniSweeper(BasicSweeper):
         self, max_batch_size: int | None, params: dict[str, str] | None, arms: list[str] | None = None
     ) -> None:
         super().__init__(max_batch_size, params)
-        self.arms: list[str] = list(arms or [""])
+        self.arms = arms
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
         """Runs all arms, see ``beni.launch.sweep``."""
         assert self.config is not None  # these three: Hydra has called setup
         assert self.launcher is not None
         assert self.hydra_context is not None
-        from beni.launch.sweep import arms_of, sweep
+        from beni.config.hydra_node import sweeper_problems
+        from beni.errors import ConfigError
+        from beni.launch.sweep import arms_of, require_values, sweep
 
+        if problems := list(sweeper_problems(self.config.hydra.sweeper)):
+            raise ConfigError("\n".join(problems))
         config, launcher, loader = self.config, self.launcher, self.hydra_context.config_loader
         swept = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
+        require_values(swept)
         product = [values for batch in self.split_arguments(swept, None) for values in batch]
         return sweep(
-            arms_of(self.arms, product),
+            arms_of(self.arms or [""], product),
             compose=lambda arm: loader.load_sweep_config(config, arm),
             launch=lambda arms: launcher.launch(arms, initial_job_idx=0),
         )

@@ -62,13 +62,17 @@ RECORDS = {
     "webdataset": {"jpg": "a.png", "txt": "that"},
     "text_rows": {"text": "that"},
 }
+WHOLE = {"cauldron": ("data.subset=null",), "tiny_shakespeare": ("data.url=null", "data.sha256=null")}
+"""Values that name another set than the one of the test."""
 TEXTS = ("text", "tiny_shakespeare")
 
 
 @pytest.mark.parametrize("option", RECORDS)
 def test_an_option_builds_once_its_path_is_set(option, renderer_of, tmp_path):
     (tmp_path / "data.json").write_text(json.dumps([RECORDS[option] | {"id": i} for i in range(8)]))
-    node = compose([f"data={option}", f"data.path={tmp_path}/data.json", "data.heldout=3"])["data"]
+    node = compose([f"data={option}", f"data.path={tmp_path}/data.json", "data.heldout=3", *WHOLE.get(option, ())])[
+        "data"
+    ]
     source = build(node, 0)
     usable(source, renderer_of("embedded", "plain"))
     assert source.train(0, 0).answer == "that"
@@ -77,7 +81,8 @@ def test_an_option_builds_once_its_path_is_set(option, renderer_of, tmp_path):
 @pytest.mark.parametrize("option", TEXTS)
 def test_a_text_option_builds_once_its_path_is_set(option, renderer_of, tmp_path):
     (tmp_path / "text.txt").write_text("some words " * 100)
-    node = compose([f"data={option}", f"data.path={tmp_path}/text.txt", "data.piece=64"])["data"]
+    own = WHOLE.get(option, ())
+    node = compose([f"data={option}", f"data.path={tmp_path}/text.txt", "data.piece=64", *own])["data"]
     usable(build(node, 0), renderer_of("embedded", "plain"))
 
 
@@ -99,7 +104,9 @@ def test_the_page_on_sources_shows_every_format():
 def test_the_records_on_the_page_are_read_as_it_says(option, renderer_of, tmp_path):
     record = json.loads(EXAMPLES[option])
     (tmp_path / "records.jsonl").write_text(f"{json.dumps(record)}\n" * 2)
-    node = compose([f"data={option}", f"data.path={tmp_path}/records.jsonl", "data.heldout=1"])["data"]
+    node = compose([f"data={option}", f"data.path={tmp_path}/records.jsonl", "data.heldout=1", *WHOLE.get(option, ())])[
+        "data"
+    ]
     source = build(node, 0)
     usable(source, renderer_of("embedded", "plain"))
     said = json.dumps(record)

@@ -28,6 +28,14 @@ Runs = Callable[..., dict[str, Any]]
         "eval.batch_size=1",
         "log.every=3",
         "compute.workers=3",
+        "images.max_bad=0.5",
+        "images.retries=9",
+        "images.timeout=3",
+        "images.idle_timeout=3",
+        "train.guard.most=3",
+        "eval.every=7",
+        "template.max_length=4000",
+        "checkpoint.resume=changed_data",
     ],
 )
 def test_what_cannot_change_the_result_leaves_the_signature_alone(override: str) -> None:
@@ -51,6 +59,10 @@ def test_what_cannot_change_the_result_leaves_the_signature_alone(override: str)
         "llm.architecture.num_hidden_layers=5",
         "eval.examples=10",
         "fsdp=full",
+        "images.on_bad=fail",
+        "images.max_pixels=1000",
+        "train.guard.threshold=3",
+        "template.overlong=truncate",
     ],
 )
 def test_what_can_change_the_result_changes_the_signature(override: str) -> None:
@@ -61,6 +73,33 @@ def test_a_value_said_aloud_is_the_same_run_as_its_default() -> None:
     said = compose(["resampler=none", "train.seed=0", "optim.lr=1e-3", "train.plan.llm=full"])
     assert signature(said) == signature(compose([]))
     assert run_folder(said) == run_folder(compose([]))
+
+
+def test_a_length_at_which_samples_are_cut_is_a_part_of_a_run() -> None:
+    cut = [signature(compose(["template.overlong=truncate", f"template.max_length={n}"])) for n in (100, 200)]
+    assert cut[0] != cut[1]
+
+
+@pytest.mark.parametrize("key", ["path", "images"])
+def test_a_path_spelt_otherwise_is_the_same_run_and_another_path_is_not(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(path: str) -> str:
+        return signature(compose(["data=vqa", "data.path=x.jsonl", f"data.{key}={path}"]))
+
+    monkeypatch.chdir(tmp_path)
+    spellings = ["a/b.jsonl", "./a/b.jsonl", "a//b.jsonl", "a/c/../b.jsonl", str(tmp_path / "a/b.jsonl")]
+    assert len({of(path) for path in spellings}) == 1
+    monkeypatch.setenv("HOME", str(tmp_path / "a"))
+    assert of("~/b.jsonl") == of("a/b.jsonl")
+    assert len({of(path) for path in ("b.jsonl", "../b.jsonl", "/b.jsonl", "hf://datasets/a/b.jsonl")}) == 4
+
+
+def test_paths_of_the_sources_of_a_mixture_may_be_spelt_otherwise_too() -> None:
+    one, other = compose([]), compose([])
+    for run, path in ((one, "a.jsonl"), (other, "./a.jsonl")):
+        run["data"]["sources"] = {"chat": {"path": path}}
+    assert signature(one) == signature(other)
 
 
 def test_the_order_of_keys_is_no_part_of_a_run() -> None:

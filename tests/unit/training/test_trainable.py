@@ -10,9 +10,11 @@ from beni.training.trainable import TrainabilityCheck, set_modes, store_frozen_i
 
 
 def test_a_planned_part_without_gradient_is_an_error(tiny_run, tiny_model, steps_of):
-    model = tiny_model("data.text_share=1.0", "train.plan.vision=frozen")
+    model = tiny_model("data.text_share=1.0", "data.pictures_share=0", "train.plan.vision=frozen")
     check = TrainabilityCheck.before_first_step(model)
-    model(**steps_of(tiny_run("data.text_share=1.0"), model)[0][0].model_inputs()).loss.backward()
+    model(
+        **steps_of(tiny_run("data.text_share=1.0", "data.pictures_share=0"), model)[0][0].model_inputs()
+    ).loss.backward()
     with pytest.raises(TrainabilityError, match=r"connector is planned to train, but no gradient reached connector\."):
         check.gradients(model)
 
@@ -50,7 +52,7 @@ def test_a_frozen_tensor_that_changes_is_an_error(tiny_model):
 
 def test_the_loop_checks_the_first_step(tiny_run, fit, tmp_path):
     with pytest.raises(TrainabilityError, match="no gradient reached connector"):
-        fit(tiny_run("data.text_share=1.0", "train.plan.vision=frozen"), tmp_path)
+        fit(tiny_run("data.text_share=1.0", "data.pictures_share=0", "train.plan.vision=frozen"), tmp_path)
 
 
 def test_a_plan_that_trains_nothing_is_an_error(tiny_model):

@@ -1,4 +1,4 @@
-"""The sections about samples on their way into a step: ``template``, ``schedule`` and ``images``."""
+"""The sections about samples on their way into a step: ``template``, ``schedule``, ``images`` and ``records``."""
 
 from __future__ import annotations
 
@@ -92,6 +92,22 @@ class Images:
     cache_gib: Annotated[float, Above(0), Example("50")]
     ahead: Annotated[int, AtLeast(0)]
     on_bad: Literal["replace", "skip_image", "fail"]
+    max_bad: Annotated[float, AtLeast(0), AtMost(1), Example("0.05")]
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records that cannot be used: unreadable, without an answer, too long (data/batch/check.py, data/batch/usable.py).
+
+    Attributes:
+        check: which training records are rendered before the first step: ``all``, a ``sample`` of them, or ``none``;
+            a schedule that needs lengths renders all. Held-out records always are.
+        on_bad: ``fail``, or ``skip``: another record of the same source stands in, and a held-out one is left out.
+        max_bad: share of bad records that ends a run that skips them.
+    """
+
+    check: Literal["all", "sample", "none"]
+    on_bad: Literal["fail", "skip"]
     max_bad: Annotated[float, AtLeast(0), AtMost(1), Example("0.05")]
 
 

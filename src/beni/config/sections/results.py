@@ -18,7 +18,8 @@ class Checkpoint:
         keep: newest checkpoints kept.
         keep_best: metric of the evaluation, for instance ``eval/accuracy``; the checkpoint of the best one is kept too.
         on_error: when a checkpoint cannot be written: ``continue`` (say so, train on) or ``halt``.
-        resume: ``auto`` (the newest complete one of this run folder) or ``never`` (start over; the old folder is kept).
+        resume: ``auto`` (the newest complete one of this run folder), ``changed_data`` (it too, also where the data are
+            others than it began with) or ``never`` (start over; the old folder is kept).
         export: write a ``save_pretrained`` folder at the end.
     """
 
@@ -26,7 +27,7 @@ class Checkpoint:
     keep: Annotated[int, AtLeast(1)]
     keep_best: str | None
     on_error: Literal["continue", "halt"]
-    resume: Literal["auto", "never"]
+    resume: Literal["auto", "changed_data", "never"]
     export: bool
 
 

@@ -71,7 +71,7 @@ def resolved_plan(run: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _has_pretrained(node: Mapping[str, Any]) -> bool:
-    return node.get("name") is not None or ("name" not in node and node.get("weights") == "pretrained")
+    return node["weights"] == "pretrained" if "weights" in node else node.get("name") is not None
 
 
 def train_rules(run: Mapping[str, Any]) -> Iterator[str]:

@@ -41,7 +41,7 @@ def collate(
     Args:
         pad: id that fills rows up.
         pixel_keys: add a ``pixel_key`` of each view.
-        faults: pictures that could not be had.
+        faults: pictures and records that could not be used.
         order: hash of the step's data order.
     """
     images = [(owner, image) for owner, item in enumerate(items) for image in item.images]
@@ -113,7 +113,8 @@ def _counts(
         )
         counts[item.source] = counts.get(item.source, Counts()) + mine
     for fault in faults:
-        counts[fault.source] = counts.get(fault.source, Counts()) + Counts(bad=1)
+        one = Counts(bad=1) if fault.image else Counts(bad_records=1)
+        counts[fault.source] = counts.get(fault.source, Counts()) + one
     return counts
 
 

@@ -18,6 +18,7 @@ class Counts:
         padding: positions that hold nothing.
         truncated: tokens cut off by ``template.overlong=truncate``.
         bad: pictures that could not be had.
+        bad_records: records that could not be used.
     """
 
     samples: int = 0
@@ -27,6 +28,7 @@ class Counts:
     padding: int = 0
     truncated: int = 0
     bad: int = 0
+    bad_records: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))

@@ -11,7 +11,8 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
@@ -21,13 +22,13 @@ from PIL.Image import Image as Picture
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from beni.data.batch.collate import Item, collate
-from beni.data.batch.usable import Drawer, Fault, OnBad
+from beni.data.batch.usable import Drawer, Fault, OnBad, OnBadRecord, train_if_good
 from beni.data.fetch.ahead import LookAhead
 from beni.data.order.schedule import Schedule
 from beni.data.render.template import Renderer
 from beni.data.sample import Bind, Sample, at_hand
 from beni.data.source import Source
-from beni.errors import BeniError
+from beni.errors import BeniError, DataError
 from beni.nn.streams import numpy_stream
 from beni.types import Batch, ViewedImage
 
@@ -53,6 +54,7 @@ class Steps(Dataset[list[Batch]]):
 
     Attributes:
         on_bad: what becomes of a sample whose picture is bad.
+        on_bad_record: what becomes of one that cannot be read or encoded.
         look_ahead: told of the steps as they are drawn; None where no picture comes from a network.
         bind: how pictures of the source can be opened.
     """
@@ -67,6 +69,7 @@ class Steps(Dataset[list[Batch]]):
     world: int = 1
     pixel_keys: bool = False
     on_bad: OnBad = "replace"
+    on_bad_record: OnBadRecord = "fail"
     look_ahead: LookAhead | None = None
     bind: Bind = at_hand
 
@@ -97,24 +100,43 @@ class Steps(Dataset[list[Batch]]):
 
     def items(self, epoch: int, index: int) -> tuple[list[Item], tuple[Fault, ...]]:
         """The sample as it is seen: once, or once at each scale of its images."""
-        drawn = Drawer(self.source, self.schedule, self.on_bad, self.bind).draw(epoch, index)
-        scales = (0,)
-        if drawn.pictures:
-            scales = self.viewer.scales(numpy_stream(self.schedule.seed, "scale", epoch, index))
-        seen = [[self.viewer(picture, scale) for picture in drawn.pictures] for scale in scales]
-        return [item(drawn.sample, self.renderer, images) for images in seen], drawn.faults
+        make = partial(self._made, epoch, index)
+        drawer = Drawer(self.source, self.schedule, self.on_bad, self.bind, self.on_bad_record, make)
+        drawn = drawer.draw(epoch, index)
+        if self.schedule.settings["unit"] != "pack":
+            return drawn.made, drawn.faults
+        planned = int(self.schedule.loads(epoch).tokens[index])
+        if _positions(drawn.made) > planned and drawn.pictures:  # a crop of another shape may take more views
+            drawn = replace(drawer, plain=True).draw(epoch, index)
+        if (length := _positions(drawn.made)) > planned:
+            raise DataError(
+                f"{drawn.sample} has {length} positions, and its pack was made for {planned}: its images are not those "
+                "that were measured\n  fix: give the same command again, with checkpoint.resume=changed_data where the "
+                "run has checkpoints: what has changed is measured anew"
+            )
+        return drawn.made, drawn.faults
+
+    def _made(self, epoch: int, index: int, sample: Sample, pictures: list[Picture]) -> list[Item]:
+        scales = self.viewer.scales(numpy_stream(self.schedule.seed, "scale", epoch, index)) if pictures else (0,)
+        seen = [[self.viewer(picture, scale) for picture in pictures] for scale in scales]
+        return [item(sample, self.renderer, images) for images in seen]
 
     def _urls(self, step: int) -> list[str]:
         """Addresses of the pictures that this rank's samples of a step have yet to be given."""
         parts = self.schedule.parts(step, self.world, self.accumulation)[self.rank]
-        samples = [self.source.train(index, epoch) for part in parts for epoch, index in part]
-        return [image.url for sample in samples for image in sample.images if image.url is not None]
+        samples = [train_if_good(self.source, index, epoch) for part in parts for epoch, index in part]
+        return [image.url for sample in samples if sample for image in sample.images if image.url is not None]
+
+
+def _positions(items: Sequence[Item]) -> int:
+    return sum(len(one.encoded.ids) for one in items)
 
 
 def first_pictures(steps: Steps, samples: int = 8) -> Batch:
     """A few of the first samples of a run that have a picture, whatever rank asks; the very first where none has."""
     first = [(epoch, int(index)) for step in range(4) for epoch, unit in steps.schedule.step(step) for index in unit]
-    pictured = list(islice(((e, i) for e, i in first if steps.source.train(i, e).images), samples))
+    drawn = ((e, i, train_if_good(steps.source, i, e)) for e, i in first)
+    pictured = list(islice(((e, i) for e, i, sample in drawn if sample and sample.images), samples))
     return steps.batch(pictured or first[:samples])
 
 

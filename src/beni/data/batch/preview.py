@@ -17,6 +17,7 @@ from torch import Tensor
 from beni.data.batch.collate import Item, collate
 from beni.data.batch.ledger import Counts
 from beni.data.batch.loader import Steps
+from beni.data.batch.usable import train_if_good
 from beni.data.render.template import Renderer
 from beni.types import IGNORE, ImageLayout
 
@@ -109,11 +110,12 @@ def _sample(
     encoded = item.encoded
     labels = encoded.labels.copy()
     labels[0] = IGNORE  # as collate does
-    original = steps.source.train(place[1], place[0])
+    original = train_if_good(steps.source, place[1], place[0])
+    itself = original is not None and original.id == item.id
     return {
         "id": item.id,
-        "where": original.where if original.id == item.id else "",
-        "stands_in_for": None if original.id == item.id else original.id,
+        "where": original.where if original is not None and itself else "",
+        "stands_in_for": None if itself else f"training sample {place[1]}" if original is None else original.id,
         "source": item.source,
         "epoch": place[0],
         "index": place[1],

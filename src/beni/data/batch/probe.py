@@ -11,6 +11,7 @@ from beni.data.images import size_if_any
 from beni.data.render.template import Renderer
 from beni.data.sample import Bind, at_hand
 from beni.data.source import Source
+from beni.errors import DataError
 from beni.nn.streams import numpy_stream
 from beni.types import IGNORE, ImageLayout, Markup
 
@@ -57,19 +58,31 @@ class Probe:
         return (self.longest, self.label_columns) if layout == "padded" else (self.length, self.label_rows)
 
 
-def probe_samples(source: Source, renderer: Renderer, planner: Planner, bind: Bind = at_hand) -> Probe:
+def probe_samples(
+    source: Source, renderer: Renderer, planner: Planner, bind: Bind = at_hand, skip_bad: bool = False
+) -> Probe:
     """Encodes a few training samples.
 
     Args:
         bind: how pictures of the source can be opened.
+        skip_bad: pass over those that cannot be encoded, unless none can.
+
+    Raises:
+        DataError: when one cannot be encoded.
     """
     chosen = numpy_stream(0, "plan.probe").choice(len(source), min(SAMPLES, len(source)), replace=False)
-    samples = [bind(source.train(int(index), 0)) for index in chosen]
-    layouts = [[planner.plan(size_if_any(image)) for image in sample.images] for sample in samples]
-    encoded = [
-        renderer.encode(sample, [planner.markup(one) for one in layout])
-        for sample, layout in zip(samples, layouts, strict=True)
-    ]
+    samples, layouts, encoded = [], [], []
+    for index in chosen.tolist():
+        try:
+            sample = bind(source.train(index, 0))
+            layout = [planner.plan(size_if_any(image)) for image in sample.images]
+            encoded.append(renderer.encode(sample, [planner.markup(one) for one in layout]))
+        except DataError:
+            if not skip_bad or (index == chosen[-1] and not encoded):
+                raise
+            continue
+        samples.append(sample)
+        layouts.append(layout)
     supervised = [np.flatnonzero(one.labels != IGNORE) for one in encoded]
     images = [one for layout in layouts for one in layout] or [planner.plan((0, 0))]
     return Probe(

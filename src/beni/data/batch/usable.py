@@ -1,12 +1,12 @@
-"""A sample with all its pictures, or what stands in for it when one of them is bad.
+"""A sample with all its pictures, or what stands in for it when one of them, or its record, is bad.
 
-A picture that cannot be had never ends a run, never changes another sample and never makes ranks disagree: what happens
-instead follows from (seed, epoch, index) and the verdict on the picture alone.
+A picture that cannot be had (and, with ``records.on_bad=skip``, a record) never ends a run, changes no other sample and
+never makes ranks disagree: what happens instead follows from (seed, epoch, index) and the verdict on it alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from beni.errors import DataError
 from beni.nn.streams import numpy_stream
 
 OnBad = Literal["replace", "skip_image", "fail"]
+OnBadRecord = Literal["fail", "skip"]
 
 ATTEMPTS = 16
 """Stand-ins tried for one sample."""
@@ -32,11 +33,11 @@ CANDIDATES = 64
 
 @dataclass(frozen=True)
 class Fault:
-    """A bad picture: a line of data_errors.jsonl, but for the step.
+    """A bad picture or record: a line of data_errors.jsonl, but for the step.
 
     Attributes:
-        sample: id of the sample that wanted it.
-        image: key of the picture.
+        sample: id of the sample that wanted it; for a record that cannot be read its number.
+        image: key of the picture; empty where it is the record that is bad.
         action: ``replaced`` or ``skipped``.
         by: id of the sample that stands in; the sample itself where its picture is left out.
     """
@@ -58,11 +59,28 @@ class Fault:
 
 @dataclass(frozen=True)
 class DrawnSample:
-    """What is trained on: a sample, its pictures decoded and varied, and what went wrong on the way."""
+    """What is trained on: a sample, its pictures decoded and varied, and what went wrong on the way.
+
+    Attributes:
+        made: what the drawer's ``make`` made of it.
+    """
 
     sample: Sample
     pictures: list[Picture]
     faults: tuple[Fault, ...] = ()
+    made: Any = None
+
+
+def nothing(sample: Sample, pictures: list[Picture]) -> None:
+    """Makes nothing of a sample and its pictures."""
+
+
+def train_if_good(source: Source, index: int, epoch: int) -> Sample | None:
+    """A training sample; None for one whose record is bad, whose fate is decided when it is its turn."""
+    try:
+        return source.train(index, epoch)
+    except DataError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -71,27 +89,44 @@ class Drawer:
 
     Attributes:
         bind: how pictures of the source can be opened.
+        on_bad_record: what becomes of a sample that cannot be read, or that ``make`` refuses.
+        make: called with a sample and its pictures, for instance to encode it; what it refuses with a ``DataError`` is
+            a bad record.
+        plain: leave random crops out, which change the sizes of pictures.
     """
 
     source: Source
     schedule: Schedule
     on_bad: OnBad
     bind: Bind = at_hand
+    on_bad_record: OnBadRecord = "fail"
+    make: Callable[[Sample, list[Picture]], Any] = nothing
+    plain: bool = False
 
     def draw(self, epoch: int, index: int) -> DrawnSample:
         """Pure, but for whether a picture can be had.
 
         Raises:
-            DataError: with ``images.on_bad=fail``, or when stand-in after stand-in is no better. Where there is too
-                short a sample for any to stand in, its bad pictures are left out.
+            DataError: for a bad record under ``on_bad_record=fail``, with ``images.on_bad=fail``, or when stand-in
+                after stand-in is no better. Where there is too short a sample for any to stand in, its bad pictures are
+                left out.
         """
         faults: list[Fault] = []
         tried = 0
         for candidate in self._candidates(epoch, index):
-            sample = self.bind(self.source.train(candidate, epoch))
-            pictures, bad = self._pictures(sample, epoch, candidate)
+            tried += 1
+            try:
+                sample = self.bind(self.source.train(candidate, epoch))
+                pictures, bad = self._pictures(sample, epoch, candidate)
+                made = None if bad else self.make(sample, pictures)
+            except DataError as error:
+                if self.on_bad_record == "fail":
+                    raise
+                faults.append(self._record_fault(epoch, candidate, error))
+                continue
             if not bad:
-                return DrawnSample(sample, pictures, tuple(replace(fault, by=sample.id) for fault in faults))
+                told = tuple(replace(fault, by=sample.id) for fault in faults)
+                return DrawnSample(sample, pictures, told, made)
             reasons = {image.key: error.reason for image, error in bad}
             if self.on_bad == "fail":
                 raise DataError(
@@ -101,38 +136,50 @@ class Drawer:
                 Fault(epoch, candidate, sample.id, sample.where, sample.source, key, reason, "replaced")
                 for key, reason in reasons.items()
             ]
-            tried += 1
             if self.on_bad == "skip_image":
                 break
-        wanted = self.bind(self.source.train(index, epoch))
-        if tried > HOPELESS:
-            raise DataError(
-                f"{wanted}: image {faults[0].image}: {faults[0].reason}\n"
-                f"and {tried - 1} samples drawn in its place have bad pictures as well\n"
-                "  fix: see whether data.path, data.images, the network and the section images are right"
-            )
-        return self._without(wanted, epoch, index, faults)
+        return self._without(epoch, index, faults, tried)
+
+    def _record_fault(self, epoch: int, candidate: int, error: DataError) -> Fault:
+        sample = train_if_good(self.source, candidate, epoch)
+        name, where = (f"training sample {candidate}", "") if sample is None else (sample.id, sample.where)
+        return Fault(epoch, candidate, name, where, self.source.name_of(candidate), "", str(error), "replaced")
 
     def _pictures(self, sample: Sample, epoch: int, index: int) -> tuple[list[Picture], list[tuple[Image, BadImage]]]:
         rng = numpy_stream(self.schedule.seed, "augment", epoch, index)
+        augment = replace(sample.augment, crop=1.0, stretch=1.0) if self.plain else sample.augment
         pictures, bad = [], []
         for image in sample.images:
             try:
-                pictures.append(sample.augment(image, rng))
+                pictures.append(augment(image, rng))
             except BadImage as error:
                 bad.append((image, error))
         return pictures, bad
 
-    def _without(self, sample: Sample, epoch: int, index: int, faults: list[Fault]) -> DrawnSample:
-        """The sample without its bad pictures."""
+    def _without(self, epoch: int, index: int, faults: list[Fault], tried: int) -> DrawnSample:
+        """The sample without its bad pictures.
+
+        Raises:
+            DataError: where so many stand-ins are bad that it is not they that are wrong, or its record is bad.
+        """
         bad = {fault.image for fault in faults if fault.index == index}
+        first = faults[0]
+        if tried > HOPELESS or "" in bad:
+            said = f"image {first.image}: {first.reason}" if first.image else first.reason
+            raise DataError(
+                f"{first.sample}{f' ({first.where})' if first.where else ''}: {said}\n"
+                f"and {tried - 1} samples drawn in its place are bad as well\n"
+                "  fix: see whether data.path, data.images, the network and the section images are right"
+            )
+        sample = self.bind(self.source.train(index, epoch))
         messages = tuple(
             replace(m, content=tuple(part for part in m.content if not (isinstance(part, Image) and part.key in bad)))
             for m in sample.messages
         )
         kept = replace(sample, messages=messages)
         pictures, _ = self._pictures(kept, epoch, index)
-        return DrawnSample(kept, pictures, tuple(replace(fault, action="skipped", by=sample.id) for fault in faults))
+        told = tuple(replace(fault, action="skipped", by=sample.id) for fault in faults)
+        return DrawnSample(kept, pictures, told, self.make(kept, pictures))
 
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
         """The sample itself, then others of its source: with lengths none that is longer or has more pictures."""
@@ -148,7 +195,7 @@ class Drawer:
             fits = drawn[
                 (loads.tokens[drawn] <= loads.tokens[index])
                 & (loads.images[drawn] <= loads.images[index])
-                & (loads.images[drawn] > 0)
+                & ((loads.images[drawn] > 0) == (loads.images[index] > 0))
                 & (drawn != index)
             ]
             if len(fits):

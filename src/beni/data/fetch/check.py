@@ -6,7 +6,7 @@ from io import BytesIO
 
 from PIL import Image as PILImage
 
-from beni.data.images import BadImage, Image, decode
+from beni.data.images import BadImage, Image, decode, without_metadata
 from beni.errors import DataError
 
 RUNS_A_PROGRAM = ("EPS",)
@@ -39,8 +39,7 @@ def check_picture(name: str, data: bytes, max_pixels: int, min_side: int) -> Non
     if not data:
         raise Again("empty")
     try:
-        with PILImage.open(BytesIO(data)) as picture:
-            (width, height), form = picture.size, picture.format
+        (width, height), form = _header(data)
     except PILImage.DecompressionBombError:
         raise BadImage(name, "too many pixels") from None
     except Exception:  # Pillow raises anything
@@ -55,3 +54,15 @@ def check_picture(name: str, data: bytes, max_pixels: int, min_side: int) -> Non
         decode(Image.from_bytes(data, name))
     except DataError:
         raise Again("truncated") from None
+
+
+def _header(data: bytes) -> tuple[tuple[int, int], str | None]:
+    """(width, height) in pixels, and the format; of a picture whose metadata Pillow refuses, without them."""
+    try:
+        with PILImage.open(BytesIO(data)) as picture:
+            return picture.size, picture.format
+    except PILImage.DecompressionBombError:
+        raise
+    except Exception:  # Pillow raises anything
+        with PILImage.open(BytesIO(without_metadata(data) or data)) as picture:
+            return picture.size, picture.format

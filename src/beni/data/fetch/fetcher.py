@@ -103,7 +103,7 @@ class Fetcher:
     def _bound(self, part: str | Image) -> str | Image:
         if isinstance(part, str) or part.url is None:
             return part
-        return Image(partial(self.open, part.url), part.key, part.url)
+        return Image(partial(self.open, part.url), part.key, part.url, content=partial(self.get, part.url))
 
     def _get(self, url: str) -> bytes:
         if (reason := self.verdicts.reason(url)) is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from beni.data.formats.fields import MEND, column, columns_of, pictures_of, short, text_of
+from beni.config.ranges import AtLeast, Example
+from beni.data.formats.fields import MEND, caption_of, column, columns_of, pictures_of, short
 from beni.data.formats.table import Table, exchange
+from beni.data.formats.unread import Fields
 from beni.data.metric import LossOnly
 from beni.data.records.base import Row
 from beni.data.records.open import open_rows
@@ -21,12 +23,14 @@ class Captions(Table):
     Args:
         seed: of the run; draws prompts and captions.
         path: see ``beni.data.records.base.open_rows``.
-        subset: of a set of the hub.
-        split: of a set of the hub.
+        subset: see there.
+        split: see there.
         rows: take only the first so many.
         columns: names of the columns ``image`` and ``caption``; a caption may be a list, of which each epoch draws one.
         prompts: what is said after the picture, one drawn each time; empty for nothing, as in LLaVA's align stage.
         images: folder that relative paths are meant to; null for the working directory.
+        ignore: fields of records and of what is in them that are left unread, though they look like pictures or like
+            misspelt names.
         heldout: records held out for the loss, with the first prompt and caption.
         augment: see ``beni.data.images.Augment``.
 
@@ -42,12 +46,13 @@ class Captions(Table):
         *,
         path: str | None,
         subset: str | None,
-        split: str,
-        rows: int | None,
+        split: str | None,
+        rows: Annotated[int, AtLeast(1)] | None,
         columns: dict[str, str],
         prompts: list[str],
         images: str | None,
-        heldout: int,
+        ignore: list[str],
+        heldout: Annotated[int, AtLeast(0), Example("100")],
         augment: dict[str, Any],
     ) -> None:
         self.columns = columns_of(columns, "image", "caption")
@@ -57,7 +62,9 @@ class Captions(Table):
         # where nothing is drawn, one index serves all epochs; what the first record says ``read`` holds the others to
         self._listed = isinstance(column(records[0], self.columns["caption"], records.where(0)), list)
         varies = self._listed or len(prompts) > 1
-        super().__init__(seed, records, heldout, augment, images, settings, varies)
+        read = tuple(self.columns.values())
+        fields = Fields(read, pictures=(self.columns["image"],), slot="image")
+        super().__init__(seed, records, heldout, augment, images, settings, varies, fields=fields, ignore=ignore)
 
     def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:
         name = self.columns["image"]
@@ -73,7 +80,7 @@ class Captions(Table):
         many = value if isinstance(value, list) else [value]
         if not many:
             raise DataError(f"{where}: {self.columns['caption']!r} is an empty list, expected a caption\n  {MEND}")
-        caption = text_of(many[_drawn(rng, len(many))], self.columns["caption"], where)
+        caption = caption_of(many[_drawn(rng, len(many))], self.columns["caption"], where)
         prompt = self.prompts[_drawn(rng, len(self.prompts))] if self.prompts else None
         return Sample("", exchange([*pictures, *([] if prompt is None else [prompt])], caption))
 

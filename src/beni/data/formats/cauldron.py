@@ -6,17 +6,29 @@ All pictures of a record come first, then its turns; so does Docmatix, and nanoV
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from beni.data.formats.fields import MEND, column, pictures_of, short, text_of
+from beni.config.ranges import AtLeast, Example
+from beni.data.formats.fields import MEND, caption_of, column, columns_of, pictures_of, short
 from beni.data.formats.table import Table
+from beni.data.formats.unread import CANNOT, Fields
 from beni.data.metric import LossOnly
 from beni.data.records.base import Row
 from beni.data.records.open import open_rows
 from beni.data.sample import Message, Sample
 from beni.errors import DataError
+
+DEFAULT = {"images": "images", "texts": "texts"}
+TURN = Fields(
+    ("user", "assistant"),
+    refused={
+        **CANNOT,
+        **dict.fromkeys(("weight", "loss", "train"), "all answers of this format are trained on\n  fix: use data=chat"),
+    },
+    within="turn ",
+)
 
 
 class Cauldron(Table):
@@ -25,10 +37,13 @@ class Cauldron(Table):
     Args:
         seed: of the run.
         path: see ``beni.data.records.base.open_rows``.
-        subset: of a set of the hub.
-        split: of a set of the hub.
+        subset: see there.
+        split: see there.
         rows: take only the first so many.
+        columns: names of the columns ``images`` and ``texts``.
         images: folder that relative paths are meant to; null for the working directory.
+        ignore: fields of records and of what is in them that are left unread, though they look like pictures or like
+            misspelt names.
         heldout: records held out for the loss.
         augment: see ``beni.data.images.Augment``.
 
@@ -44,26 +59,34 @@ class Cauldron(Table):
         *,
         path: str | None,
         subset: str | None,
-        split: str,
-        rows: int | None,
+        split: str | None,
+        rows: Annotated[int, AtLeast(1)] | None,
+        columns: dict[str, str],
         images: str | None,
-        heldout: int,
+        ignore: list[str],
+        heldout: Annotated[int, AtLeast(0), Example("100")],
         augment: dict[str, Any],
     ) -> None:
         records = open_rows(path, subset=subset, split=split, rows=rows)
-        super().__init__(seed, records, heldout, augment, images, {})
+        self.columns = columns_of(columns, "images", "texts")
+        settings = {} if self.columns == DEFAULT else self.columns
+        fields = Fields(tuple(self.columns.values()), pictures=(self.columns["images"],), slot="images")
+        super().__init__(seed, records, heldout, augment, images, settings, fields=fields, ignore=ignore)
 
     def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:
-        pictures = pictures_of(column(row, "images", where), self.root, "images", where)
-        turns = column(row, "texts", where)
+        shown = self.columns["images"]
+        pictures = pictures_of(column(row, shown, where), self.root, shown, where)
+        turns = column(row, self.columns["texts"], where)
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
             raise DataError(
-                f"{where}: 'texts' is {short(turns)}, expected a list of turns with 'user' and 'assistant'\n  {MEND}"
+                f"{where}: {self.columns['texts']!r} is {short(turns)}, expected a list of turns with "
+                f"'user' and 'assistant'\n  {MEND}"
             )
         messages: list[Message] = []
-        for turn in turns:
-            asked = text_of(turn.get("user"), "user", where)
+        for number, turn in enumerate(turns):
+            self.unread.check(turn, TURN, f"{where}, turn {number}")
+            asked = caption_of(turn.get("user"), "user", where)
             shown = tuple(pictures) if not messages else ()
             messages.append(Message("user", (*shown, asked)))
-            messages.append(Message("assistant", (text_of(turn.get("assistant"), "assistant", where),)))
+            messages.append(Message("assistant", (caption_of(turn.get("assistant"), "assistant", where),)))
         return Sample("", tuple(messages))

@@ -5,18 +5,26 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from beni.config.suggest import closest
 from beni.data.images import Image
-from beni.data.records.base import Row
+from beni.data.records.base import Row, Rows
 from beni.data.render.tokens import IMAGE
 from beni.data.sample import Role
 from beni.errors import DataError
 
-REMOTE = ("http://", "https://", "hf://")
+REMOTE = ("http", "https", "hf")
+"""Schemes of pictures that are fetched."""
+ESCAPED = f"\\{IMAGE}"
+"""How a text has the word ``<image>`` in it, and no picture."""
+MARK = re.compile(rf"(?<!\\){IMAGE}")
+"""Where the next picture belongs."""
 MEND = "fix: mend the record, or leave it out of the file"
 _ABSENT = object()
 
@@ -43,12 +51,9 @@ def column(row: Row, name: str, where: str) -> Any:
     Raises:
         DataError: when there is none; says which columns there are, and the one that was probably meant.
     """
-    for alternative in name.split(";"):
-        value: Any = row
-        for part in [alternative] if alternative in row else alternative.split("."):
-            value = _field(value, part)
-        if value is not _ABSENT:
-            return value
+    _, value = _found(row, name)
+    if value is not _ABSENT:
+        return value
     near = closest(name, row)
     raise DataError(
         f"{where}: no column {name!r}; there are {', '.join(map(repr, sorted(row)))}\n"
@@ -56,10 +61,43 @@ def column(row: Row, name: str, where: str) -> Any:
     )
 
 
+def column_in(row: Mapping[str, Any], name: str) -> str | None:
+    """The field of a row that ``column`` reads by this name; None where there is none."""
+    return _found(row, name)[0]
+
+
+def _found(row: Mapping[str, Any], name: str) -> tuple[str | None, Any]:
+    """The field of a row that a column is in, and its value; of alternatives the first that holds anything."""
+    found: tuple[str | None, Any] = (None, _ABSENT)
+    for alternative in name.split(";"):
+        value: Any = row
+        for part in [alternative] if alternative in row else alternative.split("."):
+            value = _field(value, part)
+        if value is not _ABSENT and (found[1] is _ABSENT or found[1] is None):
+            found = alternative if alternative in row else alternative.partition(".")[0], value
+    return found
+
+
 def _field(value: Any, name: str) -> Any:
     if isinstance(value, list) and all(isinstance(one, Mapping) and name in one for one in value):
         return [one[name] for one in value]
     return value.get(name, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+
+
+def require_column(rows: Rows, columns: Mapping[str, str], name: str) -> None:
+    """Return when a column that rows may lack is there in some row, or has its own name, as nobody asked for it then.
+
+    Raises:
+        DataError: otherwise.
+    """
+    wanted = columns[name]
+    if wanted != name and not rows.has(wanted):
+        there = sorted(rows[0]) if len(rows) else []
+        near = closest(wanted, there)
+        raise DataError(
+            f"data.columns.{name}={wanted}: no record of {rows.title} has it; the first has "
+            f"{', '.join(map(repr, there))}\n  fix: set data.columns.{name}={near or name}"
+        )
 
 
 def text_of(value: Any, name: str, where: str) -> str:
@@ -73,6 +111,29 @@ def text_of(value: Any, name: str, where: str) -> str:
     if not value.strip():
         raise DataError(f"{where}: {name!r} is empty, expected a text\n  {MEND}")
     return value
+
+
+def caption_of(value: Any, name: str, where: str) -> str:
+    r"""A text in which no picture has a place, ``\<image>`` written out.
+
+    Raises:
+        DataError: when it is none, empty, or has ``<image>`` in it.
+    """
+    return written_out(text_of(value, name, where), where)
+
+
+def written_out(text: str, where: str) -> str:
+    r"""A text in which no picture has a place: ``\<image>`` becomes the word ``<image>``.
+
+    Raises:
+        DataError: for ``<image>`` without the escape.
+    """
+    if MARK.search(text):
+        raise DataError(
+            f"{where}: {IMAGE} in a text where no picture has a place: {short(text)}\n"
+            f"  fix: remove it, or write \\{IMAGE} for the word itself (in JSON \\\\{IMAGE})"
+        )
+    return text.replace(ESCAPED, IMAGE)
 
 
 def pictures_of(value: Any, root: Path, name: str, where: str) -> list[Image]:
@@ -97,8 +158,8 @@ def picture_of(value: Any, root: Path, name: str, where: str) -> Image:
         value = value.get("path")
     if not isinstance(value, str) or not value:
         raise DataError(f"{where}: {name!r} is {short(value)}, expected a path or a list of paths\n  {MEND}")
-    if value.startswith(REMOTE):
-        return Image.from_url(value)
+    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", value):
+        return _addressed(value, scheme[1].lower(), name, where)
     if value.startswith("data:"):
         try:
             return _encoded(base64.b64decode(value.partition(",")[2], validate=True), name)
@@ -107,29 +168,49 @@ def picture_of(value: Any, root: Path, name: str, where: str) -> Image:
     return Image.from_path(root / value)
 
 
+def _addressed(value: str, scheme: str, name: str, where: str) -> Image:
+    """A picture by its URL.
+
+    Raises:
+        DataError: when it is of another scheme than those that are read, or names a file of another machine.
+    """
+    if scheme in REMOTE:
+        return Image.from_url(scheme + value[len(scheme) :])
+    if scheme == "file":
+        parts = urlsplit(value)
+        if parts.netloc.lower() in ("", "localhost") and not parts.query and not parts.fragment:
+            return Image.from_path(Path(url2pathname(parts.path)))
+    expected = ", ".join(f"{one}://" for one in (*REMOTE, "file"))
+    raise DataError(
+        f"{where}: {name!r} is {short(value)}, expected a path or a URL of {expected} (file:// with three slashes, and "
+        f"? and # written as %3F and %23)\n  {MEND}"
+    )
+
+
 def _encoded(data: bytes, name: str) -> Image:
     # a hash, as the names in a table may all be the same, and several questions about one page are no independent ones
     return Image.from_bytes(data, f"{name}#{hashlib.blake2b(data, digest_size=8).hexdigest()}")
 
 
 def interleaved(text: str, images: Iterator[Image], where: str) -> tuple[str | Image, ...]:
-    """A text with ``<image>`` in it, the next pictures in their places.
+    r"""A text with ``<image>`` in it, the next pictures in their places; ``\<image>`` is the word itself.
 
     Raises:
         DataError: when there are too few.
     """
     content: list[str | Image] = []
-    for i, piece in enumerate(text.split(IMAGE)):
+    for i, piece in enumerate(MARK.split(text)):
         if i > 0:
             image = next(images, None)
             if image is None:
                 raise DataError(
                     f"{where}: more {IMAGE} in the text than images\n"
-                    f"  fix: add the missing pictures to the record, or remove {IMAGE} from its text"
+                    f"  fix: add the missing pictures to the record, remove {IMAGE} from its text, or write \\{IMAGE} "
+                    "for the word itself"
                 )
             content.append(image)
         if piece:
-            content.append(piece)
+            content.append(piece.replace(ESCAPED, IMAGE))
     return tuple(content)
 
 
@@ -159,6 +240,35 @@ def role_of(value: Any, roles: Mapping[str, Role], where: str) -> Role:
             "  fix: rename the role in the record, or leave the record out"
         )
     return role
+
+
+def trained(given: Mapping[str, Any], role: Role, where: str) -> bool | None:
+    """Whether a message is supervised, by whichever field says so; None where none does: assistants' are.
+
+    ``train`` is true or false; ``weight`` is 0 or 1, as in OpenAI's fine-tuning and axolotl; ``loss`` is true or false,
+    as in ms-swift. The last two speak of assistants' messages only.
+
+    Raises:
+        DataError: for another value, a message of somebody else that is to be supervised by ``weight`` or ``loss``, or
+            two fields that disagree.
+    """
+    said: dict[str, bool] = {}
+    for name, values in (("train", (False, True)), ("weight", (0, 1)), ("loss", (False, True))):
+        value = given.get(name)
+        if value is None:
+            continue
+        if value not in values or (isinstance(value, bool) is (name == "weight")):
+            words = "0 or 1" if name == "weight" else "true or false"
+            raise DataError(f"{where}: {name!r} is {value!r}, expected {words}\n  {MEND}")
+        if value and name != "train" and role != "assistant":
+            raise DataError(
+                f"{where}: {name!r} is {value!r} in a message of the {role}, expected it in an assistant's only\n"
+                '  fix: write "train": true to supervise this message, or remove the field'
+            )
+        said[name] = bool(value)
+    if len(set(said.values())) > 1:
+        raise DataError(f"{where}: {' and '.join(said)} disagree about whether the message is trained on\n  {MEND}")
+    return next(iter(said.values()), None)
 
 
 def short(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,16 @@ from typing import Any
 import numpy as np
 
 from beni.data.formats.groups import drawn_rows, groups_of, whole_groups
+from beni.data.formats.unread import Fields, Unread, notice_of
 from beni.data.images import Augment, Image
 from beni.data.records.base import Row, Rows
 from beni.data.sample import Message, Sample
 from beni.data.source import SingleSource
 from beni.errors import DataError
 from beni.nn.streams import numpy_stream
+
+LOOKED_AT = 64
+"""Records whose fields are looked at before anything is trained; all others when they are read."""
 
 
 class Table(SingleSource):
@@ -33,9 +38,14 @@ class Table(SingleSource):
         images: folder that relative paths of pictures are meant to; None for that of the process.
         settings: everything else that changes what a row becomes, for the fingerprint.
         varies: whether ``read`` draws something anew in each epoch.
+        fields: what the format knows of a record's fields.
+        ignore: fields that are left unread.
+
+    Attributes:
+        unread: for the fields of what is within a record.
 
     Raises:
-        DataError: when nothing is left to train on, or ``heldout`` is negative.
+        DataError: when nothing is left to train on, or one of the first records has a field that would be lost.
     """
 
     def __init__(
@@ -47,15 +57,20 @@ class Table(SingleSource):
         images: str | Path | None,
         settings: Mapping[str, Any],
         varies: bool = False,
+        *,
+        fields: Fields,
+        ignore: Sequence[str],
     ) -> None:
         self.seed, self.rows, self.varies = seed, rows, varies
+        self.fields, self.unread = fields, Unread(ignore)
         self.augment = Augment.from_config(augment)
         self.root = Path(images).expanduser() if images else Path()
         self._settings = dict(settings)
-        self.notices: tuple[str, ...] = ()
+        self.notices: tuple[str, ...] = tuple(rows.notices)
         held = np.zeros(len(rows), dtype=bool)
         held[self._held_out(heldout)] = True
         self._heldout, self._train = np.flatnonzero(held), np.flatnonzero(~held)
+        self.notices += tuple(self._look())
 
     def __len__(self) -> int:
         return len(self._train)
@@ -67,8 +82,14 @@ class Table(SingleSource):
         return _Heldout(self)
 
     def fingerprint(self) -> str:
-        said = f"{type(self).__name__} {self.rows.fingerprint()} {len(self._heldout)} {sorted(self._settings.items())}"
+        held = str(len(self._heldout))
+        if not np.array_equal(self._heldout, np.sort(drawn_rows(len(self.rows))[: len(self._heldout)])):
+            held += f" {hashlib.sha256(self._heldout.tobytes()).hexdigest()}"
+        said = f"{type(self).__name__} {self.rows.fingerprint()} {held} {sorted(self._settings.items())}"
         return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+    def located(self) -> str:
+        return f"{self.root.absolute()} {self.rows.where(0)}"
 
     @abstractmethod
     def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:
@@ -82,32 +103,50 @@ class Table(SingleSource):
             DataError: naming place, what is wrong and the fix.
         """
 
+    def _look(self) -> list[str]:
+        """What is to be said of the fields of the first records; their other faults are told when they are drawn."""
+        counts: Counter[str] = Counter()
+        looked = min(LOOKED_AT, len(self.rows))
+        for number in range(looked):
+            self.unread.seen.clear()
+            try:
+                self._sample(number, None)
+            except DataError as error:
+                if error is self.unread.fault:
+                    raise
+            finally:
+                counts.update(self.unread.seen)
+        return list(notice_of(counts, looked, len(self.rows), self.rows.title))
+
     def _held_out(self, wanted: int) -> np.ndarray:
         """The rows that are held out: whole images, so that none of theirs is trained on."""
-        count, name = len(self.rows), self.rows.where(0).rpartition(", ")[0] or self.rows.where(0)
-        if wanted < 0:
-            raise DataError(f"data.heldout={wanted}, expected a number of records\n  fix: set data.heldout=1 or more")
-        if count <= wanted:
-            fix = f"set data.heldout={max(1, count // 10)}" if count > 1 else "set data.path to more than one record"
-            raise DataError(f"{name} has {count} records, data.heldout={wanted} leaves none to train on\n  fix: {fix}")
+        count, name = len(self.rows), self.rows.title
+        if not 0 <= wanted < count:
+            raise DataError(
+                f"{name} has {count} record{'s' * (count != 1)}, data.heldout={wanted}; expected to hold out "
+                "at least 1 and to leave at least 1 to train on\n  fix: set "
+                + (f"data.heldout={max(1, count // 10)}" if count > 1 else "data.path to a file of more records")
+            )
         if wanted == 0:
             return np.empty(0, dtype=np.int64)
         groups = groups_of(self.rows, self._image_keys, f"{type(self).__name__} {sorted(self._settings.items())}")
         if groups is None:
-            self.notices = (f"{name}: records are held out one by one; whether they share images is not known in tars",)
+            self.notices += (
+                f"{name}: records are held out one by one; whether they share images is not known in tars",
+            )
             return drawn_rows(count)[:wanted]
         rows = whole_groups(groups, wanted)
         if rows is None:
             sizes = np.bincount(groups)
             shared = (sizes[groups] > 1).mean()
-            self.notices = (
+            self.notices += (
                 f"{name}: held-out records share images with training records: {shared:.0%} of {count} records share "
                 f"their image, one with {int(sizes.max())} records, too many for data.heldout={wanted} to be whole "
                 "images",
             )
             return drawn_rows(count)[:wanted]
         if len(rows) < wanted:
-            self.notices = (f"{name}: {len(rows)} records are held out, not {wanted}: whole images, none of them cut",)
+            self.notices += (f"{name}: {len(rows)} records are held out, not {wanted}: whole images, none of them cut",)
         return rows
 
     def _image_keys(self, row: Row, number: int) -> set[str]:
@@ -117,6 +156,7 @@ class Table(SingleSource):
 
     def _sample(self, number: int, rng: np.random.Generator | None) -> Sample:
         row, where = self.rows[number], self.rows.where(number)
+        self.unread.check(row, self.fields, where)
         sample = self.read(row, where, rng)
         own = row.get("id", row.get("__key__", ""))
         cluster = sample.cluster or (sample.images[0].key if sample.images else "")

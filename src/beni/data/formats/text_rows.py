@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 
+from beni.config.ranges import AtLeast, Example
 from beni.data.formats.fields import column, text_of
 from beni.data.formats.table import Table
+from beni.data.formats.unread import Fields
 from beni.data.metric import LossOnly
 from beni.data.records.base import Row
 from beni.data.records.open import open_rows
@@ -18,10 +22,12 @@ class TextRows(Table):
     Args:
         seed: of the run.
         path: see ``beni.data.records.base.open_rows``.
-        subset: of a set of the hub.
-        split: of a set of the hub.
+        subset: see there.
+        split: see there.
         rows: take only the first so many.
         column: that holds the text.
+        ignore: fields of records and of what is in them that are left unread, though they look like pictures or like
+            misspelt names.
         heldout: records held out for the loss.
 
     Raises:
@@ -36,14 +42,16 @@ class TextRows(Table):
         *,
         path: str | None,
         subset: str | None,
-        split: str,
-        rows: int | None,
+        split: str | None,
+        rows: Annotated[int, AtLeast(1)] | None,
         column: str,
-        heldout: int,
+        ignore: list[str],
+        heldout: Annotated[int, AtLeast(0), Example("100")],
     ) -> None:
         self.column = column
         records = open_rows(path, subset=subset, split=split, rows=rows)
-        super().__init__(seed, records, heldout, {}, None, {"column": column})
+        settings = {"column": column}
+        super().__init__(seed, records, heldout, {}, None, settings, fields=Fields((column,)), ignore=ignore)
 
     def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:
         said = text_of(column(row, self.column, where), self.column, where)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from beni.data.formats.fields import MEND, column, columns_of, pictures_of, short, text_of
+from beni.config.ranges import AtLeast, Example
+from beni.data.formats.fields import MEND, caption_of, column, columns_of, pictures_of, short
 from beni.data.formats.table import Table, exchange
+from beni.data.formats.unread import Fields
 from beni.data.metric import BestChoice, ExactAnswer
 from beni.data.records.base import Row
 from beni.data.records.open import open_rows
@@ -22,14 +24,16 @@ class Vqa(Table):
     Args:
         seed: of the run.
         path: see ``beni.data.records.base.open_rows``.
-        subset: of a set of the hub.
-        split: of a set of the hub.
+        subset: see there.
+        split: see there.
         rows: take only the first so many.
         columns: names of the columns ``image``, ``question``, ``answer`` and, where there are any, ``choices`` (else
             null). An answer may be a list of what several people said: the most frequent is trained on, of equals the
             first; each counts as right, unless there are choices. Where there are it may be the number of one, from 0.
         suffix: put behind every question, on a line of its own; LLaVA-1.5 asks for "a single word or phrase" there.
         images: folder that relative paths are meant to; null for the working directory.
+        ignore: fields of records and of what is in them that are left unread, though they look like pictures or like
+            misspelt names.
         heldout: records held out.
         augment: see ``beni.data.images.Augment``.
 
@@ -43,24 +47,27 @@ class Vqa(Table):
         *,
         path: str | None,
         subset: str | None,
-        split: str,
-        rows: int | None,
+        split: str | None,
+        rows: Annotated[int, AtLeast(1)] | None,
         columns: dict[str, str | None],
         suffix: str,
         images: str | None,
-        heldout: int,
+        ignore: list[str],
+        heldout: Annotated[int, AtLeast(0), Example("100")],
         augment: dict[str, Any],
     ) -> None:
         self.columns = columns_of(columns, "image", "question", "answer", optional=("choices",))
         self.suffix = suffix
         self.metric = BestChoice() if "choices" in self.columns else ExactAnswer()
         records = open_rows(path, subset=subset, split=split, rows=rows)
-        super().__init__(seed, records, heldout, augment, images, {**self.columns, "suffix": suffix})
+        settings = {**self.columns, "suffix": suffix}
+        fields = Fields(tuple(self.columns.values()), pictures=(self.columns["image"],), slot="image")
+        super().__init__(seed, records, heldout, augment, images, settings, fields=fields, ignore=ignore)
 
     def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:
         name = self.columns["image"]
         pictures = pictures_of(column(row, name, where), self.root, name, where)
-        question = text_of(column(row, self.columns["question"], where), self.columns["question"], where)
+        question = caption_of(column(row, self.columns["question"], where), self.columns["question"], where)
         choices = self._choices(row, where)
         answer, said = self._answers(column(row, self.columns["answer"], where), choices, where)
         asked = f"{question}\n{self.suffix}" if self.suffix else question
@@ -69,9 +76,14 @@ class Vqa(Table):
     def _answers(self, value: Any, choices: tuple[str, ...], where: str) -> tuple[str, tuple[str, ...]]:
         """The answer that is trained on, and all that was said."""
         name = self.columns["answer"]
+        if choices and isinstance(value, bool):  # true and false are numbers, but no numbers of choices
+            raise DataError(
+                f"{where}: {name!r} is {str(value).lower()}, expected one of the choices {', '.join(choices)}, or its "
+                "number from 0\n  fix: write the choice itself in the record"
+            )
         if isinstance(value, int) and value in range(len(choices)):
             return choices[value], ()
-        said = tuple(text_of(one, name, where).strip() for one in (value if isinstance(value, list) else [value]))
+        said = tuple(caption_of(one, name, where).strip() for one in (value if isinstance(value, list) else [value]))
         if not said:
             raise DataError(f"{where}: {name!r} is an empty list, expected an answer\n  {MEND}")
         answer = Counter(said).most_common(1)[0][0]
@@ -86,4 +98,4 @@ class Vqa(Table):
         value = column(row, name, where)
         if not isinstance(value, list) or len(value) < 2:
             raise DataError(f"{where}: {name!r} is {short(value)}, expected a list of at least two choices\n  {MEND}")
-        return tuple(text_of(one, name, where).strip() for one in value)
+        return tuple(caption_of(one, name, where).strip() for one in value)

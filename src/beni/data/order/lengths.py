@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from beni.data.order.index import Columns, Index
+from beni.data.order.index import FEW_BAD, Columns, Index
 from beni.errors import ConfigError, DataError
+from beni.nn.streams import numpy_stream
 from beni.types import ImageLayout, Markup
 
 
@@ -55,12 +56,15 @@ class RunLengths:
         template: the ``template`` section.
         tokens_per_image: positions that the schedule reckons with for an image instead of its own, so that runs with
             other visual paths get the same packs; None for its own.
+        max_bad: share of samples, too long or otherwise bad, that is put up with: others stand in for them; None puts
+            up with none.
     """
 
     index: Index
     planner: Planner
     template: Mapping[str, Any]
     tokens_per_image: int | None = None
+    max_bad: float | None = None
 
     def loads(self, epoch: int) -> Loads:
         """What each sample of an epoch costs.
@@ -75,17 +79,45 @@ class RunLengths:
         tokens = columns.text * times + visual
         limit = self.template["max_length"] * times
         longer = tokens > limit
-        if longer.any() and self.template["overlong"] == "error":
+        if self.template["overlong"] == "truncate":
+            longer = np.zeros_like(longer)
+        bad = longer | (columns.bad > 0)
+        if longer.any() and not self._bears(int(bad.sum()), len(bad)):
             first = int(longer.argmax())
             raise DataError(
                 f"training sample {first} has {int(tokens[first])} tokens, template.max_length is "
                 f"{self.template['max_length']}, and {int(longer.sum())} of {len(tokens)} are longer\n"
-                f"  fix: set template.max_length={int(tokens.max())}, use fewer visual tokens, or set "
-                "template.overlong=truncate"
+                f"  fix: set template.max_length={int(tokens.max())}, use fewer visual tokens, set "
+                "template.overlong=truncate, or "
+                + ("set records.on_bad=skip" if self.max_bad is None else f"raise records.max_bad={self.max_bad}")
             )
         if self.tokens_per_image is not None:
             tokens = columns.text * times + columns.images * self.tokens_per_image
-        return Loads(np.minimum(tokens, limit), columns.labels * times, columns.images, pixels)
+        loads = Loads(np.minimum(tokens, limit), columns.labels * times, columns.images, pixels)
+        return self._stood_in(loads, bad) if bad.any() else loads
+
+    def _bears(self, bad: int, of: int) -> bool:
+        """Whether so many bad samples are put up with."""
+        return self.max_bad is not None and bad <= max(FEW_BAD, self.max_bad * of) and bad < of
+
+    def _stood_in(self, loads: Loads, bad: np.ndarray) -> Loads:
+        """Loads in which a bad sample costs what a good one of its source does, so that this one may stand in for it.
+
+        Raises:
+            DataError: when a source has none.
+        """
+        values = {name: getattr(loads, name).copy() for name in ("tokens", "labels", "images", "pixels")}
+        for index in np.flatnonzero(bad).tolist():
+            group = self.index.source.siblings(index)
+            good = group.start + np.flatnonzero(~bad[group.start : group.stop])
+            if not len(good):
+                raise DataError(
+                    f"training sample {index} cannot be used, nor can any other of its source\n  fix: mend the records"
+                )
+            chosen = good[numpy_stream(0, "records.bad", index).integers(len(good))]
+            for column in values.values():
+                column[index] = column[chosen]
+        return Loads(**values)
 
     def _images(self, columns: Columns) -> tuple[int, np.ndarray, np.ndarray]:
         """How often a sample with pictures is seen, and positions and pixels of all its pictures together."""

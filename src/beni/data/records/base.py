@@ -22,7 +22,13 @@ EDGE = 1 << 16
 
 
 class Rows(ABC):
-    """Records by number. Can be pickled; handles are opened by the process that reads."""
+    """Records by number. Can be pickled; handles are opened by the process that reads.
+
+    Attributes:
+        notices: what a person should know of files that were left out.
+    """
+
+    notices: Sequence[str] = ()
 
     @abstractmethod
     def __len__(self) -> int:
@@ -44,12 +50,23 @@ class Rows(ABC):
     def fingerprint(self) -> str:
         """Changes when the content changes."""
 
+    @property
+    def title(self) -> str:
+        """How notices and errors call what the records lie in."""
+        first = self.where(0)
+        return first.rpartition(", ")[0] or first
+
+    def has(self, column: str) -> bool:
+        """Whether any record has a field of this name; reads records until it finds one."""
+        return any(column in self[number] for number in range(len(self)))
+
 
 class Joined(Rows):
     """Several, one after another."""
 
     def __init__(self, parts: Sequence[Rows]) -> None:
         self.parts = list(parts)
+        self.notices = [text for part in self.parts for text in part.notices]
         self._ends = list(accumulate(map(len, self.parts)))
 
     def __len__(self) -> int:
@@ -75,7 +92,7 @@ class First(Rows):
     """The first few of others, read in place."""
 
     def __init__(self, rows: Rows, count: int) -> None:
-        self.rows, self.count = rows, min(count, len(rows))
+        self.rows, self.count, self.notices = rows, min(count, len(rows)), rows.notices
 
     def __len__(self) -> int:
         return self.count

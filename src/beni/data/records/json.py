@@ -75,7 +75,8 @@ class JsonRows(Rows):
 def _indexed(path: Path) -> tuple[Path, str]:
     """The file in the cache that holds (start, end) in bytes of each record, and the hash of the content."""
     status = path.stat()
-    key = hashlib.sha256(f"1 {path.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:20]
+    times = f"{status.st_mtime_ns} {status.st_ctime_ns}"  # the first can be set, and is by tar, rsync and cp -p
+    key = hashlib.sha256(f"1 {path.resolve()} {status.st_size} {times}".encode()).hexdigest()[:20]
     stored, told = cache_dir() / "rows" / f"{key}.npy", cache_dir() / "rows" / f"{key}.txt"
     if not (stored.is_file() and told.is_file()):
         spans = array("q")  # 16 bytes a record; a list of tuples takes ten times as much

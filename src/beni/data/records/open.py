@@ -16,17 +16,24 @@ from beni.data.records import table
 from beni.data.records.base import First, Joined, Rows
 from beni.data.records.folder import FolderRows
 from beni.data.records.json import JsonRows
+from beni.data.records.splits import choose
 from beni.data.records.tar import TarRows
 from beni.errors import DataError
 
+SHOWN = 5
+"""Missing files that an error names."""
 
-def open_rows(path: str | None, *, subset: str | None = None, split: str = "train", rows: int | None = None) -> Rows:
+
+def open_rows(
+    path: str | None, *, subset: str | None = None, split: str | None = "train", rows: int | None = None
+) -> Rows:
     """Records below a path.
 
     Args:
         path: a file, a folder, a pattern (``*``, ``?``, ``{00..07}``, ``{a,b}``), or ``hf://datasets/owner/name``.
-        subset: of a set of the hub, where it has several.
-        split: of a set of the hub, or of a folder that ``datasets`` has saved.
+        subset: of a set of the hub, where it has several; of files, the folder that they lie in.
+        split: of a set of the hub, of a folder that ``datasets`` has saved, or of files and folders whose names say one
+            (``beni.data.records.splits``); None takes files whatever their names say.
         rows: take only the first so many; of sets of the hub, parquet, arrow and csv the rest is neither fetched nor
             read. None takes all.
 
@@ -40,22 +47,36 @@ def open_rows(path: str | None, *, subset: str | None = None, split: str = "trai
     if rows is not None and rows < 1:
         raise DataError(f"data.rows={rows}, expected at least 1\n  fix: set data.rows=null to take all")
     if path.startswith(table.HUB):
+        if split is None:
+            raise DataError(f"data.split=null: {path} is a set of the hub\n  fix: set data.split=train")
         return table.from_hub(path.removeprefix(table.HUB), subset, split, rows)
     files = expand(path)
     if not files:
         raise DataError(f"data.path={path} does not exist\n  fix: set data.path to a file, a folder or a pattern")
+    folder = len(files) == 1 and files[0].is_dir()
+    if folder and subset is not None:
+        raise DataError(
+            f"data.subset={subset}: data.path={path} is a folder, which has none\n  fix: set data.subset=null, or "
+            f"data.path to a pattern, such as '{path}/{subset}/*.parquet'"
+        )
+    files, said = (files, []) if folder else choose(path, files, subset, split)
     if rows is not None and {file.suffix.lower() for file in files} <= table.BUILDERS.keys():
-        return table.first_of_files(files, rows)
-    opened = _in_place(path, files, split)
-    return opened if rows is None else First(opened, rows)
+        opened = table.first_of_files(files, rows)
+    else:
+        opened = _in_place(path, files, split)
+        opened = opened if rows is None else First(opened, rows)
+    if len(opened) == 0:
+        raise DataError(f"data.path={path} holds no record\n  fix: set data.path to a file that has some")
+    opened.notices = [*said, *opened.notices]
+    return opened
 
 
-def _in_place(path: str, files: Sequence[Path], split: str) -> Rows:
+def _in_place(path: str, files: Sequence[Path], split: str | None) -> Rows:
     """All records of files that are there."""
     if len(files) == 1 and files[0].is_dir():
         folder = files[0]
         saved = any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
-        return table.from_saved(folder, split) if saved else FolderRows(folder)
+        return table.from_saved(folder, split) if saved else FolderRows(folder, split)
     endings = {file.suffix.lower() for file in files}
     if len(endings) > 1:
         raise DataError(
@@ -78,13 +99,26 @@ def _in_place(path: str, files: Sequence[Path], split: str) -> Rows:
 
 
 def expand(path: str) -> list[Path]:
-    """The files that a path or pattern names, sorted; braces as WebDataset writes them."""
+    """The files that a path or pattern names, sorted; braces as WebDataset writes them.
+
+    Raises:
+        DataError: when some of the files that braces spell out are missing.
+    """
     pieces = re.split(r"(\{[^{}]*\})", str(Path(path).expanduser()))
     alternatives = [_brace(piece) if piece.startswith("{") else [piece] for piece in pieces]
     found: list[Path] = []
-    for chosen in product(*alternatives):
-        name = "".join(chosen)
-        found += [Path(name)] if Path(name).exists() else [Path(one) for one in sorted(glob.glob(name, recursive=True))]
+    names = ["".join(chosen) for chosen in product(*alternatives)]
+    missing = []
+    for name in names:
+        matches = [name] if Path(name).exists() else sorted(glob.glob(name, recursive=True))
+        found += map(Path, matches)
+        missing += [] if matches else [name]
+    if found and missing:
+        raise DataError(
+            f"data.path={path}: {len(missing)} of {len(names)} are not there: {', '.join(missing[:SHOWN])}"
+            f"{' ...' if len(missing) > SHOWN else ''}\n"
+            "  fix: fetch them, or set data.path to a pattern with *, which takes the files that are there"
+        )
     return list(dict.fromkeys(found))
 
 

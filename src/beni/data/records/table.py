@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
@@ -14,6 +18,7 @@ from filelock import FileLock
 
 from beni import hub
 from beni.data.records.base import Row, Rows, files_fingerprint
+from beni.data.records.splits import canonical, pick
 from beni.errors import DataError
 from beni.paths import cache_dir
 
@@ -34,13 +39,15 @@ class TableRows(Rows):
     def __init__(self, table: Dataset, name: str, fingerprint: str) -> None:
         # as arrow, pictures are bytes or a path: they are decoded when their sample is drawn, if at all
         self.table, self.name, self._fingerprint = table.with_format("arrow"), name, fingerprint
+        self._named = {column: named for column, kind in table.features.items() if (named := _names_in(kind))}
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, number: int) -> Row:
         try:
-            return cast(pa.Table, self.table[number]).to_pylist()[0]
+            row = cast(pa.Table, self.table[number]).to_pylist()[0]
+            return row | {column: named(row[column]) for column, named in self._named.items()}
         except Exception as error:  # arrow raises anything for a damaged file
             raise DataError(f"{self.where(number)}: {type(error).__name__}: {error}") from error
 
@@ -49,6 +56,29 @@ class TableRows(Rows):
 
     def fingerprint(self) -> str:
         return self._fingerprint
+
+    def has(self, column: str) -> bool:
+        return column in self.table.column_names
+
+
+def _names_in(kind: Any) -> Callable[[Any], Any] | None:
+    """What writes names in the place of the numbers of labels (``ClassLabel``); None for columns without any."""
+    from datasets import ClassLabel
+
+    if isinstance(kind, ClassLabel):
+        return partial(_label, kind.names)
+    if (inner := getattr(kind, "feature", None)) is not None or isinstance(kind, list):
+        named = _names_in(kind[0] if isinstance(kind, list) else inner)
+        return None if named is None else partial(_labels, named)
+    return None
+
+
+def _label(names: Sequence[str], number: int | None) -> str | None:
+    return None if number is None or number < 0 else names[number]  # -1 is how hidden labels of test sets are written
+
+
+def _labels(named: Callable[[Any], Any], many: Sequence[Any] | None) -> list[Any] | None:
+    return None if many is None else [named(one) for one in many]
 
 
 def from_files(files: Sequence[Path]) -> Rows:
@@ -74,11 +104,56 @@ def first_of_files(files: Sequence[Path], rows: int) -> Rows:
 def _names(files: Sequence[Path]) -> tuple[str, dict[str, Any]]:
     """What errors call the files, and what ``datasets`` must know of them."""
     names = [str(file) for file in files]
-    where = {"path": BUILDERS[files[0].suffix.lower()], "data_files": names, "split": "train"}
+    where: dict[str, Any] = {"path": BUILDERS[files[0].suffix.lower()], "data_files": names, "split": "train"}
+    if where["path"] == "csv":
+        where |= _csv_as_written(files)
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", where
 
 
-def from_saved(folder: Path, split: str) -> Rows:
+def _csv_as_written(files: Sequence[Path]) -> dict[str, Any]:
+    """Settings by which every cell of a csv file is the text that stands there: ``3``, ``NA``, ``false``, nothing.
+
+    Raises:
+        DataError: when a file is not UTF-8, has no header, or a column twice.
+    """
+    from datasets import Features, Value
+
+    headers = [_header(file) for file in files]
+    for file, columns in zip(files, headers, strict=True):
+        twice = [name for name, count in Counter(columns).items() if count > 1]
+        if twice or set(columns) != set(headers[0]) or not columns:
+            what = f"has the column {twice[0]!r} twice" if twice else f"has the columns {', '.join(columns) or 'none'}"
+            raise DataError(
+                f"data.path: {file} {what}, expected those of {files[0]}, each once\n"
+                "  fix: name them in the first line of the file, or set data.path to files of the same columns"
+            )
+    # pandas has this name for a column without one, such as it writes itself in front
+    names = [name or f"Unnamed: {number}" for number, name in enumerate(headers[0])]
+    texts = Features({name: Value("string") for name in names})
+    return {"features": texts, "keep_default_na": False, "na_filter": False}
+
+
+def _header(file: Path) -> list[str]:
+    """Names of the columns of a csv file; all of it is read, to be sure that it is UTF-8.
+
+    Raises:
+        DataError: when it is not; names the line.
+    """
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"data.path: {file}, line {number + 1} is not UTF-8 (the byte 0x{line[error.start]:02x} at column "
+                    f"{error.start + 1})\n  fix: find out its encoding, perhaps Latin-1, and write it as UTF-8: "
+                    f"iconv -f LATIN1 -t UTF-8 {file.name} > utf8.csv"
+                ) from error
+    with file.open(encoding="utf-8-sig", newline="") as text:
+        return next(csv.reader(text), [])
+
+
+def from_saved(folder: Path, split: str | None) -> Rows:
     """What ``save_to_disk`` has written.
 
     Raises:
@@ -93,6 +168,9 @@ def from_saved(folder: Path, split: str) -> Rows:
                 f"data.split={split}: {folder} has {', '.join(map(str, table))}\n  fix: set data.split to one of them"
             )
         table, folder = table[split], folder / split
+    elif split is not None:
+        own = None if table.split is None else re.split(r"[\[+]", str(table.split))[0]
+        pick(str(folder), [own if own is None else canonical(own)], split)
     return TableRows(table, str(folder), files_fingerprint(sorted(folder.glob("data-*.arrow"))))
 
 
@@ -126,7 +204,8 @@ def from_hub(name: str, subset: str | None, split: str, rows: int | None) -> Row
             f"data.path={HUB}{name} is not in the cache, and "
             + ("HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{host} cannot be reached")
             + "\n  fix: run once where there is a network, or set data.path to a local copy "
-            f"(hf download {name} --repo-type dataset --local-dir copy, then data.path='copy/**/*.parquet')"
+            f"(hf download {name} --repo-type dataset --local-dir copy, then data.path='copy/**/*.parquet'; data.split "
+            "and data.subset choose among its files too)"
         ) from error
     files = [Path(part["filename"]) for part in table.cache_files]
     return TableRows(table, shown, files_fingerprint(files))  # its own hash changes with the files' dates

@@ -43,7 +43,7 @@ class TarRows(Rows):
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = list(files)
         self._digest = files_fingerprint(files)
-        dates = " ".join(str(file.stat().st_mtime_ns) for file in files)
+        dates = " ".join(f"{status.st_mtime_ns} {status.st_ctime_ns}" for status in map(Path.stat, files))
         key = hashlib.sha256(f"{self._digest} {dates}".encode()).hexdigest()[:20]
         self._stored = cache_dir() / "rows" / f"{key}-tar.arrow"
         if not self._stored.is_file():
@@ -81,7 +81,7 @@ class TarRows(Rows):
             if last == "json":
                 return json.loads(data)
             if last in TEXTS:
-                return data.decode("utf-8")
+                return data.decode("utf-8-sig")  # some editors begin a text with a byte order mark
             if last in NUMBERS:
                 return int(data)
         except ValueError as error:

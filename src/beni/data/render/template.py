@@ -31,6 +31,9 @@ OPEN, CLOSE = "\ufdd0", "\ufdd1"
 GUARD = "\ufdd2"  # stands inside a text's "</s>" while it is tokenised, so that it stays the four characters it is
 FORBIDDEN = re.compile("[\ufdd0-\ufdd2\ud800-\udfff]")  # the marks above, and halves of characters
 
+STAND_IN = "a"
+"""What stands for the answer while a prompt is rendered and tokenised."""
+
 # Llama-3.2 and Granite-3.1 write today's date. What a model sees must not depend on the day it is trained, so they are
 # told the one that Llama's template has for want of a clock; a macro, since transformers hands templates no function.
 DAY = datetime.date(2024, 7, 26)
@@ -133,14 +136,23 @@ class Renderer:
         Raises:
             DataError: as ``encode``, or when it is longer than ``template.max_length``; names the sample.
         """
-        encoded, limit = self.encode(sample, markups, fit=False), self.settings["max_length"]
+        encoded = self.encode(sample, markups, fit=False)
+        self.require_whole(sample, encoded)
+        return encoded
+
+    def require_whole(self, sample: Sample, encoded: Encoded) -> None:
+        """Return when a sample that is scored fits as it is.
+
+        Raises:
+            DataError: when it is longer than ``template.max_length``; names the sample.
+        """
+        limit = self.settings["max_length"]
         if len(encoded.ids) > limit:
             raise DataError(
                 f"{sample} has {len(encoded.ids)} tokens with the answer {_beginning(sample.answer)}, "
                 f"template.max_length is {limit}, and held-out answers are never cut\n"
                 f"  fix: set template.max_length={len(encoded.ids)}, use fewer visual tokens, or leave the record out"
             )
-        return encoded
 
     def prompt(self, sample: Sample, markups: Sequence[Markup] | None = None) -> Encoded:
         """The conversation up to where its last assistant message begins (all of it if it has none), unsupervised.
@@ -150,12 +162,53 @@ class Renderer:
         is followed by a question (Qwen3's, which then leaves its block of thoughts out). A letter stands in for the
         answer meanwhile: many a tokenizer cuts two line breaks otherwise when nothing follows them.
         """
+        text, spans, asked = self._asked(sample)
+        given = None if markups is None else markups[: len(asked.images)]
+        return self._before(*self._expand(*self._tokenise(text, spans[-1:], asked), asked, given))
+
+    def prompt_text(self, sample: Sample) -> str:
+        """The text of ``prompt``, the spaces in front of the answer included; ``<image>`` stands for each image.
+
+        Raises:
+            DataError: as ``prompt``, and when a message spells a control token: as text it would be one.
+        """
+        text, spans, asked = self._asked(sample)
+        if (place := text.find(GUARD)) >= 0:
+            raise DataError(
+                f"{asked}: a message spells a control token ({text[place - 1 : place + 12].replace(GUARD, '')!r}), "
+                "which a prompt given as text cannot tell from the token itself\n"
+                "  fix: ask for token ids instead of text (tokenize=True), or remove it from the message"
+            )
+        start = spans[-1][0]
+        return text[: start + len(text[start:]) - len(text[start:].lstrip(" "))]
+
+    def prompt_ids(self, text: str, images: Sequence[Image], markups: Sequence[Markup]) -> np.ndarray:
+        """What ``prompt_text`` gave -> the ids that ``prompt`` gives.
+
+        Args:
+            images: that the placeholders of the text stand for.
+            markups: what stands for each.
+
+        Raises:
+            DataError: when placeholders and images differ in number.
+        """
+        sample = Sample("prompt", (Message("user", tuple(images)),))
+        span = (len(text.rstrip(" ")), len(text) + len(STAND_IN))
+        ids, labels = self._expand(*self._tokenise(text + STAND_IN, [span], sample), sample, markups)
+        return self._before(ids, labels).ids
+
+    def _asked(self, sample: Sample) -> tuple[str, list[tuple[int, int]], Sample]:
+        """-> text and supervised spans of a conversation that ends with a stand-in for the last answer; the latter."""
         last = max((i for i, m in enumerate(sample.messages) if m.role == "assistant"), default=len(sample.messages))
-        asked = replace(sample, messages=(*sample.messages[:last], Message("assistant", ("a",), train=True)))
+        answer = Message("assistant", (STAND_IN,), train=True)
+        asked = replace(sample, messages=(*sample.messages[:last], answer))
         text, spans, heard = self._render(asked)
         self._check_heard(text, heard, asked)
-        given = None if markups is None else markups[: len(asked.images)]
-        ids, labels = self._expand(*self._tokenise(text, spans[-1:], asked), asked, given)
+        return text, spans, asked
+
+    @staticmethod
+    def _before(ids: np.ndarray, labels: np.ndarray) -> Encoded:
+        """What stands before the first label, unsupervised."""
         begin = int((labels != IGNORE).argmax())
         return Encoded(ids[:begin], np.full(begin, IGNORE))
 
@@ -218,8 +271,13 @@ class Renderer:
                 f"{sample}: the text holds U+{ord(odd[0]):04X}; expected no surrogate and none of the noncharacters "
                 "U+FDD0 to U+FDD2\n  fix: remove it from the text"
             )
-        # guarded as a whole: neighbouring parts may spell a token together
-        whole = "".join(IMAGE if isinstance(part, Image) else part for part in message.content)
+        texts = [""]  # between images; guarded as a whole, as neighbouring parts may spell a token together
+        for part in message.content:
+            if isinstance(part, Image):
+                texts.append("")
+            else:
+                texts[-1] += part
+        whole = IMAGE.join(text.replace(IMAGE, IMAGE[0] + GUARD + IMAGE[1:]) for text in texts)
         return self._control.sub(lambda m: m[0][0] + GUARD + m[0][1:], whole).strip()
 
     def _check_heard(self, text: str, heard: list[dict[str, str]], sample: Sample) -> None:

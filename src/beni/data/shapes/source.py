@@ -12,9 +12,11 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Annotated
 
 from PIL import Image as PILImage
 
+from beni.config.ranges import AtLeast, AtMost, Example
 from beni.data.images import Image
 from beni.data.metric import ExactAnswer
 from beni.data.sample import Message, Sample
@@ -22,6 +24,7 @@ from beni.data.shapes import questions
 from beni.data.shapes.questions import Question
 from beni.data.shapes.scenes import Scene
 from beni.data.source import SingleSource
+from beni.errors import DataError
 
 HELDOUT_SEED = "heldout"
 
@@ -40,6 +43,9 @@ class Shapes(SingleSource):
         text_share: share of training conversations without a picture.
 
     Pictures are not augmented: a flip would make answers about left and right wrong.
+
+    Raises:
+        DataError: when the shares are more than 1 together.
     """
 
     metric = ExactAnswer()
@@ -49,14 +55,19 @@ class Shapes(SingleSource):
         self,
         seed: int,
         *,
-        size: int,
-        heldout: int,
-        image_size: int,
-        questions: int,
+        size: Annotated[int, AtLeast(1), Example("8192")],
+        heldout: Annotated[int, AtLeast(0), Example("1000")],
+        image_size: Annotated[int, AtLeast(8), Example("48")],
+        questions: Annotated[int, AtLeast(1), Example("4")],
         describe: bool,
-        pictures_share: float,
-        text_share: float,
+        pictures_share: Annotated[float, AtLeast(0), AtMost(1), Example("0.06")],
+        text_share: Annotated[float, AtLeast(0), AtMost(1), Example("0.04")],
     ) -> None:
+        if not pictures_share + text_share <= 1:
+            raise DataError(
+                f"data.pictures_share={pictures_share} and data.text_share={text_share} are more than 1 together\n"
+                "  fix: set data.pictures_share=0.06 data.text_share=0.04"
+            )
         self.seed, self.size, self.num_heldout, self.image_size = seed, size, heldout, image_size
         self.questions, self.describe = questions, describe
         self.pictures_share, self.text_share = pictures_share, text_share

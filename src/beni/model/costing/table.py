@@ -14,6 +14,7 @@ from beni.model.costing.counts import Costs
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters
 from beni.model.viewer import placeholders
+from beni.nn.architecture import require_fields
 from beni.types import ImageLayout, TokenSpec
 
 
@@ -69,7 +70,9 @@ def propagate(run: Mapping[str, Any]) -> BeniForConditionalGeneration:
 
     Raises:
         CompositionError: with a code and a fix.
+        ConfigError: an ``architecture`` has fields that its model does not know.
     """
+    require_fields(run)
     with torch.device("meta"):
         model = build_model(run, image_token_id=-1, pretrained=False)
     apply_plan(model, run["train"]["plan"])

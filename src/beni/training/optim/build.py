@@ -139,15 +139,14 @@ def _divided(
 
 def _adamw(groups: Groups, settings: Mapping[str, Any]) -> Optimizer:
     sharded = any(isinstance(p, DTensor) for group in groups for p in group["params"])
-    return torch.optim.AdamW(
-        groups, lr=settings["lr"], betas=tuple(settings["betas"]), eps=settings["eps"], fused=not sharded
-    )
+    first, second = map(float, settings["betas"])
+    return torch.optim.AdamW(groups, lr=settings["lr"], betas=(first, second), eps=settings["eps"], fused=not sharded)
 
 
 def _adamw_8bit(groups: Groups, settings: Mapping[str, Any]) -> Optimizer:
     # torchao's compiles a kernel for each shape (24 s for two on a CPU) or, uncompiled, takes 0.1 s a tensor
     library = import_module("bitsandbytes.optim")
-    return library.AdamW8bit(groups, lr=settings["lr"], betas=tuple(settings["betas"]), eps=settings["eps"])
+    return library.AdamW8bit(groups, lr=settings["lr"], betas=tuple(map(float, settings["betas"])), eps=settings["eps"])
 
 
 def _muon(groups: Groups, settings: Mapping[str, Any]) -> Optimizer:
@@ -218,7 +217,7 @@ def _is_thin(parameter: Any) -> bool:
 
 
 def _lion(groups: Groups, settings: Mapping[str, Any]) -> Optimizer:
-    return import_module("lion_pytorch").Lion(groups, lr=settings["lr"], betas=tuple(settings["betas"]))
+    return import_module("lion_pytorch").Lion(groups, lr=settings["lr"], betas=tuple(map(float, settings["betas"])))
 
 
 def _adafactor(groups: Groups, settings: Mapping[str, Any]) -> Optimizer:

@@ -10,8 +10,8 @@ from beni.data.formats.llava import LlavaJson
 from beni.data.formats.vqa import Vqa
 from beni.errors import DataError
 
-COMMON = {"subset": None, "split": "train", "rows": None, "images": None, "heldout": 0, "augment": {}}
-LLAVA = {"images": None, "heldout": 0, "augment": {}}
+COMMON = {"subset": None, "split": "train", "rows": None, "images": None, "ignore": [], "heldout": 0, "augment": {}}
+LLAVA = COMMON | {"columns": {}}
 USER = {"role": "user", "content": "what?"}
 VQA = {"columns": {}, "suffix": ""}
 
@@ -47,9 +47,9 @@ def test_a_bad_sample_is_told_with_file_row_and_fix(kind, renderer_of, tmp_path,
     path = tmp_path / "records.jsonl"
     good = {"messages": [USER, {"role": "assistant", "content": "that"}]}
     path.write_text(f"{json.dumps(good)}\n\n{json.dumps(record)}\n")
-    source, renderer = form(0, path=str(path), **keys), renderer_of("bos", "chatml")
-    with pytest.raises(DataError) as raised:
-        renderer.encode(source.train(1, 0))
+    renderer = renderer_of("bos", "chatml")
+    with pytest.raises(DataError) as raised:  # fields that are not read are told of the first records at once
+        renderer.encode(form(0, path=str(path), **keys).train(1, 0))
     said = str(raised.value)
     assert "records.jsonl, record 1" in said
     assert re.search(r"\n  fix: \w+", said)

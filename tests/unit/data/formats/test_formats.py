@@ -16,10 +16,10 @@ from beni.data.metric import BestChoice, ExactAnswer
 from beni.errors import DataError
 from support.hostile import encoded, noise
 
-COMMON = {"subset": None, "split": "train", "rows": None, "images": None, "heldout": 0, "augment": {}}
+COMMON = {"subset": None, "split": "train", "rows": None, "images": None, "ignore": [], "heldout": 0, "augment": {}}
 KEYS = {
     Chat: {"columns": {}},
-    Cauldron: {},
+    Cauldron: {"columns": {}},
     Vqa: {"columns": {}, "suffix": ""},
     Captions: {"columns": {}, "prompts": []},
     TextRows: {"column": "text"},
@@ -223,7 +223,7 @@ def test_training_and_held_out_rows_are_disjoint_and_the_same_for_every_seed(sou
     record = {
         **{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
         **{"texts": [{"user": "a", "assistant": "b"}], "text": "t", "question": "q", "answer": "a", "caption": "c"},
-        **({"images": []} if form is Cauldron else {"image": "0.png"}),
+        **({"images": []} if form is Cauldron else {"image": "0.png"} if form in (Vqa, Captions) else {}),
     }
     made = [source(form, [record | {"id": i} for i in range(10)], seed=seed, heldout=3) for seed in (0, 1)]
     ids = [({s.id for s in one.heldout()}, {one.train(i, 0).id for i in range(7)}) for one in made]
@@ -294,6 +294,36 @@ def test_vqa_choices_must_hold_the_answer(source):
     record = {"image": "0.png", "question": "q", "answer": "x", "choices": ["a", "b"]}
     with pytest.raises(DataError, match="the answer 'x' is none of the choices a, b"):
         source(Vqa, [record], columns={"choices": "choices"}).train(0, 0)
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_true_and_false_are_no_numbers_of_choices(source, said):
+    record = {"image": "0.png", "question": "q", "answer": said, "choices": ["yes", "no"]}
+    with pytest.raises(DataError, match=rf"'answer' is {str(said).lower()}, expected one of the choices yes, no"):
+        source(Vqa, [record], columns={"choices": "choices"}).train(0, 0)
+
+
+def test_pictures_may_be_file_urls_and_other_schemes_are_refused(source, tmp_path):
+    (tmp_path / "a b.png").write_bytes(encoded(noise(1)))
+    for url in (f"file://{tmp_path}/a%20b.png", f"file://localhost{tmp_path}/a%20b.png"):
+        assert shape(source(Captions, [{"image": url, "caption": "a"}]).train(0, 0))[0] == ("user", 1)
+    assert source(Captions, [{"image": "HTTP://a.b/c", "caption": "a"}]).train(0, 0).images[0].url == "http://a.b/c"
+    for url in ("s3://a/b.png", "file://elsewhere/b.png", "ftp://a/b.png"):
+        with pytest.raises(DataError, match=r"'image' is .*expected a path or a URL of http://.*(?s:.)*fix: "):
+            source(Captions, [{"image": url, "caption": "a"}]).train(0, 0)
+
+
+def test_the_word_of_the_placeholder_is_written_with_a_backslash(source):
+    talk = [
+        say("user", r"<image> what is \<image>?"),
+        say("assistant", [{"type": "text", "text": r"\<image> is a tag"}]),
+    ]
+    sample = source(Chat, [{"messages": talk, "images": ["0.png"]}]).train(0, 0)
+    assert shape(sample) == [("user", 0, " what is <image>?"), ("assistant", "<image> is a tag")]
+    made = source(Captions, [{"image": "0.png", "caption": r"a \<image>"}, {"image": "0.png", "caption": "a <image>"}])
+    assert made.train(0, 0).answer == "a <image>"
+    with pytest.raises(DataError, match="<image> in a text where no picture has a place"):
+        made.train(1, 0)
 
 
 def test_the_fingerprint_knows_what_changes_a_sample(source):

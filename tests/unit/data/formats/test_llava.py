@@ -7,6 +7,9 @@ from beni.data.formats.llava import LlavaJson
 from beni.data.images import Image, decode
 from beni.errors import DataError
 
+KEYS = {"subset": None, "split": "train", "rows": None, "columns": {}, "images": None}
+KEYS |= {"ignore": [], "heldout": 0, "augment": {}}
+
 
 def record(index, images=1, text=None, **changes):
     names = [f"{index}-{i}.png" for i in range(images)]
@@ -20,10 +23,10 @@ def record(index, images=1, text=None, **changes):
 def source(tmp_path):
     """source(records or text, name="data.json", seed=0, heldout=0) -> LlavaJson."""
 
-    def make(content, name="data.json", seed=0, heldout=0, images=None):
+    def make(content, name="data.json", seed=0, heldout=0, images=None, **more):
         path = tmp_path / name
         path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-        return LlavaJson(seed, path=str(path), images=images, heldout=heldout, augment={})
+        return LlavaJson(seed, path=str(path), **KEYS | {"images": images, "heldout": heldout} | more)
 
     return make
 
@@ -142,7 +145,8 @@ def test_a_record_that_cannot_be_used_is_an_error_with_file_and_record(kind, sou
         ('{"a": 1}', "data.json", "holds a dict, expected a list"),
         ('["text"]', "data.json", "record 0: a str, expected an object"),
         ("[1]\n", "data.jsonl", "record 0: a list, expected an object"),
-        ("[]", "data.json", "has 0 records"),
+        ("[]", "data.json", "holds no record"),
+        ("", "data.jsonl", "holds no record"),
     ],
 )
 def test_a_file_in_another_format_is_an_error_with_its_name(content, name, message, source):
@@ -154,14 +158,14 @@ def test_a_file_that_is_not_utf8_is_an_error_with_its_name(tmp_path):
     path = tmp_path / "latin.json"
     path.write_bytes('["café"]'.encode("latin-1"))
     with pytest.raises(DataError, match=r"latin\.json is not valid JSON.*utf-8"):
-        LlavaJson(0, path=str(path), images=None, heldout=0, augment={})
+        LlavaJson(0, path=str(path), **KEYS)
 
 
 def test_a_path_that_is_null_or_missing_is_an_error_with_the_fix(tmp_path):
     with pytest.raises(DataError, match=r"set data\.path"):
-        LlavaJson(0, path=None, images=None, heldout=0, augment={})
+        LlavaJson(0, path=None, **KEYS)
     with pytest.raises(DataError, match=r"data\.path=.*gone\.json does not exist"):
-        LlavaJson(0, path=str(tmp_path / "gone.json"), images=None, heldout=0, augment={})
+        LlavaJson(0, path=str(tmp_path / "gone.json"), **KEYS)
 
 
 def test_training_and_held_out_records_are_disjoint_complete_and_the_same_for_every_seed(source):
@@ -178,9 +182,10 @@ def test_training_and_held_out_records_are_disjoint_complete_and_the_same_for_ev
     assert splits[0][0] != [f"answer {i}" for i in range(12)]  # drawn, not the beginning of the file
 
 
-def test_a_split_that_leaves_nothing_to_train_on_is_an_error(source):
-    with pytest.raises(DataError, match=r"has 3 records, data\.heldout=3 leaves none"):
-        source([record(i) for i in range(3)], heldout=3)
+@pytest.mark.parametrize("held", [3, 4, -1])
+def test_a_split_that_leaves_nothing_to_train_on_or_no_number_is_an_error(source, held):
+    with pytest.raises(DataError, match=rf"has 3 records, data\.heldout={held}; .*\n.*fix: set data\.heldout=1$"):
+        source([record(i) for i in range(3)], heldout=held)
 
 
 def test_the_fingerprint_changes_with_the_content_only(source):

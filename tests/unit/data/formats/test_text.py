@@ -79,6 +79,21 @@ def test_a_path_that_is_null_or_missing_is_an_error_with_the_fix(tmp_path):
         Text(0, path=str(tmp_path / "gone"), url=None, sha256=None, piece=5, heldout=0.1)
 
 
+def test_a_copy_must_be_the_text_that_was_pinned_and_a_url_may_not_do_nothing(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    keys = {"path": str(tmp_path / "text.txt"), "piece": 50, "heldout": 0.2}
+    digest = hashlib.sha256(TEXT.encode()).hexdigest()
+    assert len(Text(0, url="http://a.b/c", sha256=digest, **keys)) > 0
+    with pytest.raises(DataError, match=rf"has the sha256 {digest}, expected data\.sha256=00\n  fix: choose data=text"):
+        Text(0, url="http://a.b/c", sha256="00", **keys)
+    with pytest.raises(DataError, match=r"data\.url=http://a\.b/c does nothing beside data\.path"):
+        Text(0, url="http://a.b/c", sha256=None, **keys)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(source):
+    assert content(source(b"\xef\xbb\xbf" + TEXT.encode()).train(0, 0)) == TEXT[:50]
+
+
 def test_a_text_is_fetched_once_and_only_the_one_that_was_pinned(tmp_path, monkeypatch):
     monkeypatch.setenv("BENI_CACHE", str(tmp_path / "cache"))
     (tmp_path / "text.txt").write_text(TEXT)

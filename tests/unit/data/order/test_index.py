@@ -1,9 +1,11 @@
 """The index and the lengths made of it, held against what the loader really makes of the samples."""
 
+import os
 import pickle
 
 import numpy as np
 import pytest
+from PIL import Image as PILImage
 
 import beni.data.images as images_module
 import beni.data.order.index as index_module
@@ -128,7 +130,55 @@ def test_faulty_samples_are_all_counted_and_the_first_named_with_their_place(ind
     assert text.count("words.json, record") == 5
     assert "words.json, record 3" in text
     assert "... and 2 more" in text
-    assert len(list(cache.rglob("*.arrow"))) == 1  # the one without a fault is kept
+    assert "set records.on_bad=skip" in text
+
+
+def test_bad_samples_that_are_put_up_with_cost_what_a_good_one_does(index):
+    made = index(Words(faulty=(3, 9)), max_bad=0.1)
+    assert np.flatnonzero(made.columns(0).bad).tolist() == [3, 9]
+    loads = RunLengths(made, Tall(), {"max_length": 1000, "overlong": "error"}, max_bad=0.1).loads(0)
+    good = set(np.delete(loads.tokens, [3, 9]).tolist())
+    assert {int(loads.tokens[3]), int(loads.tokens[9])} <= good
+    with pytest.raises(DataError, match="2 of the first 30 samples cannot be used"):
+        index(Words(faulty=(3, 9))).columns(0)  # what is kept in the cache hides nothing
+
+
+def test_sizes_follow_the_files_that_were_measured(index, tmp_path, cache):
+    class Album(Words):
+        root = tmp_path
+
+        def train(self, index, epoch):
+            messages = (Message("user", (Image.from_path(self.root / "a.png"), "?")), Message("assistant", ("it",)))
+            return Sample(str(index), messages)
+
+        def located(self):
+            return str(self.root)
+
+    def sizes():
+        return index(Album(3), sized=True).columns(0).sizes.tolist()
+
+    assert sizes() == [[0, 0]] * 3  # not there yet
+    PILImage.new("RGB", (4, 5)).save(tmp_path / "a.png")
+    assert sizes() == [[5, 4]] * 3
+    before = (tmp_path / "a.png").stat()
+    PILImage.new("RGB", (5, 4)).save(tmp_path / "b.png")
+    assert (tmp_path / "b.png").stat().st_size == before.st_size
+    os.utime(tmp_path / "b.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(tmp_path / "b.png", tmp_path / "a.png")  # of equal size and time
+    assert sizes() == [[4, 5]] * 3
+    Album.root = tmp_path / "other"
+    Album.root.mkdir()
+    PILImage.new("RGB", (40, 50)).save(Album.root / "a.png")
+    assert sizes() == [[50, 40]] * 3
+
+
+def test_a_run_holds_its_index_against_the_files_once(index, tmp_path, monkeypatch):
+    made = index(Words(4), sized=True)
+    monkeypatch.setattr(index_module, "size_if_any", lambda image: (1, 1))
+    made.columns(0)
+    monkeypatch.setattr(index_module, "_unchanged", lambda seen: pytest.fail("looked at again"))
+    made.columns(0)
+    pickle.loads(pickle.dumps(made.trusted))
 
 
 def test_sizes_stand_with_their_sample(index, monkeypatch):

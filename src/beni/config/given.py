@@ -1,0 +1,85 @@
+"""What a user sets, as opposed to what the chosen options hold: presets (``experiment``, ``recipe`` ...) and overrides.
+
+Composition merges both into one tree. Where it matters who said what (an ``architecture`` of another model, a value
+that belongs to another option), the values of presets are found again under ``hydra.runtime.choices``, where
+``config/source`` leaves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from beni.config.option_file import read_option_file
+
+PRESETS = "given_by_presets"
+"""Entry of ``hydra.runtime.choices`` with what presets set."""
+
+
+def note_given(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a preset, with what it sets noted for ``given``."""
+    values = {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
+    if not values:
+        return content
+    hydra = content.get("hydra") or {}
+    runtime = hydra.get("runtime") or {}
+    choices = {**(runtime.get("choices") or {}), PRESETS: values}
+    return {**content, "hydra": {**hydra, "runtime": {**runtime, "choices": choices}}}
+
+
+def given(hydra: DictConfig) -> dict[str, Any]:
+    """What presets and overrides set, as one tree, interpolations unresolved.
+
+    Args:
+        hydra: Hydra's own node of the composed config.
+    """
+    presets = hydra.runtime.choices.get(PRESETS)
+    tree: dict[str, Any] = {} if presets is None else _plain(OmegaConf.to_container(presets, resolve=False))
+    return merged(tree, given_by_overrides(hydra))
+
+
+def given_by_overrides(hydra: DictConfig) -> dict[str, Any]:
+    """What overrides set, as one tree."""
+    tree: dict[str, Any] = {}
+    for override in OverridesParser.create().parse_overrides(list(hydra.overrides.task)):
+        if override.is_delete() or override.package is not None or override.is_sweep_override():
+            continue
+        value = override.value()
+        if isinstance(value, str) and override.key_or_group in hydra.runtime.choices:
+            continue  # an option
+        for name in reversed(override.key_or_group.split(".")):
+            value = {name: value}
+        tree = merged(tree, _plain(value))
+    return tree
+
+
+def own(hydra: DictConfig, group: str) -> dict[str, Any]:
+    """What the file of the chosen option of ``group`` holds; empty where it is none or has no file."""
+    choice = hydra.runtime.choices.get(group)
+    for source in hydra.runtime.config_sources:
+        path = Path(source.path, group, f"{choice}.yaml")
+        if source["schema"] == "file" and path.is_file():
+            return read_option_file(path)
+    return {}
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees as one; where both have a value, that of ``above``."""
+    tree = dict(below)
+    for key, value in above.items():
+        old = tree.get(key)
+        tree[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    """A value of an override as plain data: quoted strings and keys are objects of Hydra's grammar."""
+    if isinstance(value, Mapping):
+        return {str(getattr(key, "text", key)): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return getattr(value, "text", value)

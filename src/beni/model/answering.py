@@ -1,0 +1,135 @@
+"""What a model says: token ids after prompts, and the answer to a question.
+
+``transformers``' ``generate`` runs inside, on the llm. What it does by default stands in the model's generation_config,
+which a run saves with its own end tokens (``model/saving.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import GenerationConfig
+
+from beni.errors import ConfigError
+from beni.fusion.base import Fusion
+from beni.model.context import Reader, context_of, embedded, evaluating
+from beni.model.inputs import StepInputs, on_device
+from beni.model.processing import BeniProcessor, Picture
+from beni.stage import StageContext
+from beni.types import ImageInputs, Pixels, SampleInputs, VisualTokens, to_device
+
+
+@runtime_checkable
+class Answerer(Reader, Protocol):
+    """What is asked of a model here. No property that loads something: a check of this protocol reads each of them."""
+
+    generation_config: GenerationConfig
+    fusion: Fusion
+
+    def encode_images(self, pixels: Pixels, context: StageContext, keys: Sequence[str]) -> VisualTokens:
+        """Pixels of all views to visual tokens of the llm's width."""
+        ...
+
+
+class Answering:
+    """The methods of a model that generate; ``BeniForConditionalGeneration`` has them."""
+
+    @torch.no_grad()
+    def generate(
+        self: Answerer,
+        input_ids: Int[Tensor, "b t"],
+        pixels: Pixels | None = None,
+        attention_mask: Int[Tensor, "b t"] | None = None,
+        images: ImageInputs = ImageInputs(),
+        samples: SampleInputs = SampleInputs(),
+        **options: Any,
+    ) -> Int[Tensor, "b new"]:
+        """New token ids after left-padded prompts, with a key/value cache.
+
+        ``images`` and ``samples`` are those of ``forward``. ``options`` go to ``transformers``' ``generate``
+        (``max_new_tokens``, ``do_sample``, ``eos_token_id`` ...); what they leave out is as ``generation_config`` says.
+
+        Raises:
+            ValueError: when an option is none of ``transformers``' ``generate``.
+        """
+        images, samples = on_device(images, samples, input_ids.device)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        text = replace(embedded(self, input_ids, attention_mask=mask), left_padded=True)
+        pixels = to_device(pixels, input_ids.device)
+        context = context_of(self, text, pixels, images, samples, StepInputs())
+        visual = images.visual if pixels is None else self.encode_images(pixels, context, images.keys)
+        sequence = self.fusion(text, visual, images.owners)
+        return self.llm.generate(sequence, **_options(self, options, sequence.embeds.shape[1]))
+
+    def answer(
+        self: Any,
+        images: Picture | list[Picture] | None,
+        question: str,
+        *,
+        processor: BeniProcessor | None = None,
+        **options: Any,
+    ) -> str:
+        """What the model says when it is asked about images, as the run that trained it asked.
+
+        Args:
+            images: one (decoded, the path of a file, or its content), several, or None. They stand in front of the
+                question; where it holds ``<image>`` as often as there are images they stand there.
+            question: what the user says.
+            processor: of the model; the one beside its weights when None.
+            options: of ``generate``, for instance ``max_new_tokens=50``; greedy without any.
+
+        Raises:
+            ConfigError: when no processor was saved beside the model.
+            DataError: when an image cannot be read.
+        """
+        own: BeniProcessor = self.processor if processor is None else processor
+        inputs = own.apply_chat_template([own.question(images, question)], add_generation_prompt=True, tokenize=True)
+        with evaluating(self):
+            said = self.generate(**inputs.to(self.device), **options)
+        return own.decode(said[0])
+
+    @property
+    def processor(self: Any) -> BeniProcessor:
+        """The processor that was saved beside this model, read when it is first asked for.
+
+        Raises:
+            ConfigError: when the model was not read from a folder.
+        """
+        if self.kept_processor is None:
+            if not self.config.name_or_path:
+                raise ConfigError(
+                    "this model was not read from a saved folder, which would hold its tokenizer and template\n"
+                    "  fix: give processor=BeniProcessor.from_pretrained(folder), or read the model with "
+                    "AutoModel.from_pretrained(folder)"
+                )
+            self.kept_processor = BeniProcessor.from_pretrained(self.config.name_or_path)
+            self.kept_processor.viewer = self.viewer
+        return self.kept_processor
+
+    @processor.setter
+    def processor(self: Any, processor: BeniProcessor) -> None:
+        self.kept_processor = processor
+
+
+def _options(model: Answerer, given: dict[str, Any], taken: int) -> dict[str, Any]:
+    """The options of one call: those given, over the model's own where a run has saved some.
+
+    Args:
+        taken: positions of the prompt.
+    """
+    if model.generation_config.eos_token_id is None:
+        return given
+    config, rest = deepcopy(model.generation_config), dict(given)
+    if (theirs := rest.pop("generation_config", None)) is not None:
+        config.update(**theirs.to_diff_dict())
+    limit, bounds = model.llm.max_positions, ("max_new_tokens", "max_length")
+    if limit is not None and config.max_new_tokens and not any(name in rest for name in bounds):
+        config.max_new_tokens = max(1, min(config.max_new_tokens, limit - taken))
+    rest = config.update(**rest)  # gives back what is no setting of generation: a streamer, say
+    return rest | {"generation_config": config}

@@ -1,0 +1,341 @@
+"""``BeniProcessor``: messages and images to what ``forward`` and ``generate`` take, as the run's training had them.
+
+Text is rendered and tokenised by the run's own renderer (``data/render/template.py``), images are cut into views by the
+model's own ``Viewer``, so a prompt has the ids that evaluation gives the model. What part of an image stands where in
+the text depends on its size; so images come with the text.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from PIL import Image as PILImage
+from torch import Tensor
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+from beni.data.batch.collate import stack_views
+from beni.data.images import Image, decode
+from beni.data.render.template import Renderer
+from beni.data.render.tokens import IMAGE
+from beni.data.sample import Message, Sample
+from beni.errors import ConfigError, DataError
+from beni.model.chat_template import chat_template
+from beni.model.configuration import BeniConfig
+from beni.model.viewer import Viewer
+from beni.types import IGNORE, ImageInputs, SampleInputs, ViewedImage
+
+Picture = PILImage.Image | str | Path | bytes
+"""An image: decoded (any mode), the path of a file, or a file's content."""
+
+Conversation = Sequence[Mapping[str, Any]]
+"""Messages with ``role`` and ``content``: a text, or a list of parts ``{"type": "text", "text": ...}`` and ``{"type":
+"image", "image": ...}``, in reading order."""
+
+ROLES = ("system", "user", "assistant")
+
+
+class BeniProcessor(ProcessorMixin):
+    """Text with images to the inputs of a model.
+
+    Args:
+        tokenizer: of the saved folder.
+        config: of the model; ``template`` says how conversations are rendered.
+        viewer: of the model, how it sees images; None builds the model without weights when the first image comes.
+
+    Attributes:
+        renderer: what turns conversations into token ids, and generated ids into text (``renderer.decode``).
+
+    Raises:
+        ConfigError: when no template was saved with the model, or the tokenizer is another than it was trained with.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: BeniConfig, viewer: Viewer | None = None) -> None:
+        if config.template is None:
+            raise ConfigError(
+                f"{config.name_or_path or 'this model'} was saved without the template that it was trained with\n"
+                "  fix: write it anew with python -m beni.export <run folder>"
+            )
+        self.renderer = Renderer(tokenizer, config.template)
+        if self.renderer.hash() != config.template["hash"]:
+            raise ConfigError(
+                f"{tokenizer.name_or_path}: tokenizer and template have the hash {self.renderer.hash()}, and the model "
+                f"was trained with {config.template['hash']}\n"
+                "  fix: use the tokenizer that was saved with the model; python -m beni.export <run folder> writes both"
+            )
+        tokenizer.padding_side = "left"  # what is generated follows the last position of a row
+        tokenizer.chat_template = chat_template(config.template["jinja"], config.template["system"])
+        super().__init__(tokenizer, chat_template=tokenizer.chat_template)
+        self.config, self._viewer = config, viewer
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, pretrained_model_name_or_path: str | Path, **options: Any
+    ) -> BeniProcessor:
+        """The processor of a saved folder or a repository of the hub; ``options`` are those of ``AutoTokenizer`` and
+        ``AutoConfig``.
+        """
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **options)
+        return cls(tokenizer, BeniConfig.from_pretrained(pretrained_model_name_or_path, **options))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What processor_config.json says: all else is in config.json and the tokenizer's files."""
+        return {"processor_class": type(self).__name__}
+
+    @property
+    def viewer(self) -> Viewer:
+        """How the model sees images."""
+        if self._viewer is None:
+            with torch.device("meta"):
+                self._viewer = AutoModel.from_config(self.config).viewer
+        return self._viewer
+
+    @viewer.setter
+    def viewer(self, viewer: Viewer) -> None:
+        self._viewer = viewer
+
+    def question(self, images: Picture | Sequence[Picture] | None, text: str) -> dict[str, Any]:
+        """A user's message about images, which stand in front of the text, or where it holds ``<image>``.
+
+        Raises:
+            DataError: when it holds ``<image>``, and not as often as there are images.
+        """
+        pictures = [] if images is None else list(_listed(images))
+        pieces = text.split(IMAGE) if IMAGE in text else [*[""] * len(pictures), text]
+        if len(pieces) != len(pictures) + 1:
+            raise DataError(
+                f"the question holds {IMAGE} {len(pieces) - 1} times for {len(pictures)} images\n"
+                f"  fix: write {IMAGE} once for each image, or leave it out: images stand in front of the question"
+            )
+        parts: list[dict[str, Any]] = [{"type": "text", "text": pieces[0]}]
+        for picture, piece in zip(pictures, pieces[1:], strict=True):
+            parts += [{"type": "image", "image": picture}, {"type": "text", "text": piece}]
+        return {"role": "user", "content": parts}
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        images: Picture | Sequence[Picture] | Sequence[Sequence[Picture]] | None = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Prompts as text, with ``<image>`` where an image stands -> a left-padded batch.
+
+        Args:
+            images: of all prompts in reading order, or a list of them for each prompt.
+            text: a prompt or several, as ``apply_chat_template(..., tokenize=False, add_generation_prompt=True)`` gives
+                them: the ids are those in front of which an answer was learned.
+            return_tensors: ``pt``; the model takes nothing else.
+
+        Returns:
+            ``input_ids`` and ``attention_mask`` ``(b, t)``, ``pixels`` of all views, ``images`` (their layouts and
+            owners) and ``samples``: the arguments of ``forward`` and ``generate``.
+
+        Raises:
+            DataError: when placeholders and images differ in number, or an image cannot be read.
+        """
+        if text is None:
+            raise DataError(f"a prompt needs text\n  fix: give text='... {IMAGE} ...', or use apply_chat_template")
+        texts = [text] if isinstance(text, str) else list(text)
+        rows = []
+        for one, pictures in zip(texts, _by_prompt(images, texts), strict=True):
+            sources = [as_image(picture) for picture in pictures]
+            seen = [self.viewer(decode(source)) for source in sources]
+            ids = self.renderer.prompt_ids(one, sources, [image.markup for image in seen])
+            rows.append(_Row(ids, seen))
+        return self._batch(rows, return_tensors)
+
+    def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        conversation: Conversation | Sequence[Conversation],
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = True,
+        return_tensors: str = "pt",
+    ) -> Any:
+        """A conversation or several as the model was trained on them.
+
+        Args:
+            add_generation_prompt: end where the assistant's next answer begins. Without it the conversation ends with
+                an answer, and the batch has ``labels`` of what the assistant says in it.
+            tokenize: give the batch of ``__call__`` instead of text. Of text an image is left as ``<image>``.
+            return_dict: give the whole batch instead of ``input_ids`` alone.
+            return_tensors: ``pt``; the model takes nothing else.
+
+        Raises:
+            DataError: when a message has another form, an image cannot be read, or the template loses a text.
+        """
+        one = isinstance(conversation[0], Mapping)
+        talks = cast("Sequence[Conversation]", [conversation] if one else conversation)
+        samples = [as_sample(talk, tokenize) for talk in talks]
+        if not tokenize:
+            texts = [self._text(sample, add_generation_prompt) for sample in samples]
+            return texts[0] if one else texts
+        batch = self._batch([self._row(sample, add_generation_prompt) for sample in samples], return_tensors)
+        return batch if return_dict else batch["input_ids"]
+
+    def decode(self, token_ids: Any) -> str:
+        """Generated ids -> the answer, cut at the first end token."""
+        return self.renderer.decode(token_ids)
+
+    def batch_decode(self, token_ids: Any) -> list[str]:
+        """Rows of generated ids -> their answers."""
+        return [self.decode(row) for row in token_ids]
+
+    def _text(self, sample: Sample, prompt: bool) -> str:
+        if prompt:
+            return self.renderer.prompt_text(_to_answer(sample))
+        turns = [{"role": m.role, "content": _shown(m)} for m in sample.messages]
+        return cast(str, self.tokenizer.apply_chat_template(turns, tokenize=False))
+
+    def _row(self, sample: Sample, prompt: bool) -> _Row:
+        seen = [self.viewer(decode(image)) for image in sample.images]
+        markups = [image.markup for image in seen]
+        if prompt:
+            return _Row(self.renderer.prompt(_to_answer(sample), markups).ids, seen, sample.asked)
+        encoded = self.renderer.encode(sample, markups, fit=False)
+        labels = encoded.labels.copy()
+        labels[0] = IGNORE  # nothing stands before it
+        return _Row(encoded.ids, seen, sample.asked, labels)
+
+    def _batch(self, rows: Sequence[_Row], return_tensors: str) -> BatchFeature:
+        if return_tensors != "pt":
+            raise DataError(f"return_tensors={return_tensors!r}, expected 'pt'\n  fix: leave it out")
+        images = [image for row in rows for image in row.images]
+        owners = [number for number, row in enumerate(rows) for _ in row.images]
+        ids = [row.ids for row in rows]
+        batch: dict[str, Any] = {
+            "input_ids": _left(ids, self.renderer.tokens.pad),
+            "attention_mask": _left([np.ones_like(row) for row in ids], 0),
+            "samples": SampleInputs(prompts=tuple(row.asked for row in rows if row.asked is not None)),
+        }
+        if images:
+            batch["pixels"] = stack_views([view for image in images for view in image.pixels])
+            batch["images"] = ImageInputs(tuple(image.layout for image in images), torch.tensor(owners))
+        labels = [row.labels for row in rows if row.labels is not None]
+        return BatchFeature(batch | ({"labels": _left(labels, IGNORE)} if labels else {}))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One conversation of a batch.
+
+    Attributes:
+        images: in reading order.
+        asked: what the user says; None for a prompt that came as text, where nobody can tell.
+        labels: of what the assistant says; None for a prompt.
+    """
+
+    ids: np.ndarray
+    images: list[ViewedImage]
+    asked: str | None = None
+    labels: np.ndarray | None = None
+
+
+def as_image(picture: Any) -> Image:
+    """An image of any of the forms, not yet decoded.
+
+    Raises:
+        DataError: when it is none, or its address is one that would have to be fetched.
+    """
+    if isinstance(picture, PILImage.Image):
+        return Image(picture.copy, "image")  # decoding closes what it opens, which is the caller's
+    if isinstance(picture, bytes):
+        return Image(lambda: PILImage.open(io.BytesIO(picture)), "image")
+    if isinstance(picture, str | Path) and "://" not in str(picture):
+        return Image.from_path(Path(picture))
+    what = picture if isinstance(picture, str) else type(picture).__name__
+    raise DataError(
+        f"an image is {what}, expected a PIL image, the path of a file or its content as bytes\n"
+        "  fix: open it first, for instance PIL.Image.open(path), or Image.fromarray(array)"
+    )
+
+
+def as_sample(conversation: Conversation, pictured: bool) -> Sample:
+    """A conversation in transformers' form -> beni's.
+
+    Args:
+        pictured: every image must be there, not its place only.
+
+    Raises:
+        DataError: when a message has another form.
+    """
+    return Sample("conversation", tuple(_message(turn, pictured) for turn in conversation))
+
+
+def _message(turn: Mapping[str, Any], pictured: bool) -> Message:
+    if set(turn) != {"role", "content"} or turn["role"] not in ROLES:
+        raise DataError(
+            f"a message has the fields {dict(turn)!r:.120}, expected role ({', '.join(ROLES)}) and content\n"
+            "  fix: leave out other fields; nothing reads them"
+        )
+    content = turn["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return Message(turn["role"], tuple(_part(part, pictured) for part in parts))
+
+
+def _part(part: Mapping[str, Any], pictured: bool) -> str | Image:
+    if part.get("type") == "text" and set(part) == {"type", "text"}:
+        return part["text"]
+    given = [part[key] for key in ("image", "path") if key in part]
+    if part.get("type") == "image" and len(part) == 1 + len(given) <= 2 and (given or not pictured):
+        return as_image(given[0]) if given else Image(PILImage.Image, IMAGE)
+    raise DataError(
+        f"a part of a message is {dict(part)!r:.120}\n"
+        "  fix: write {'type': 'text', 'text': ...} or {'type': 'image', 'image': <a PIL image, a path or bytes>}"
+    )
+
+
+def _to_answer(sample: Sample) -> Sample:
+    """The conversation with an answer to come: a prompt ends where the last one begins."""
+    return Sample(sample.id, (*sample.messages, Message("assistant", ("",))))
+
+
+def _shown(message: Message) -> str:
+    return "".join(IMAGE if isinstance(part, Image) else part for part in message.content)
+
+
+def _by_prompt(images: Any, texts: Sequence[str]) -> list[list[Picture]]:
+    """The images of each prompt."""
+    if images is None:
+        return [[] for _ in texts]
+    images = _listed(images)
+    if any(isinstance(one, list | tuple) for one in images):
+        if len(images) != len(texts):
+            raise DataError(
+                f"{len(images)} lists of images for {len(texts)} prompts\n  fix: give a list for each, [] for none"
+            )
+        return [list(one) for one in images]
+    counts = [text.count(IMAGE) for text in texts]
+    if sum(counts) != len(images):
+        raise DataError(
+            f"the prompts have {sum(counts)} {IMAGE} placeholders for {len(images)} images\n"
+            f"  fix: write {IMAGE} where each image stands"
+        )
+    left = iter(images)
+    return [[next(left) for _ in range(count)] for count in counts]
+
+
+def _listed(images: Any) -> Sequence[Any]:
+    return [images] if isinstance(images, PILImage.Image | str | Path | bytes) else images
+
+
+def _left(rows: Sequence[np.ndarray], fill: int) -> Int[Tensor, "b t"]:
+    """Rows that end together."""
+    width = max(len(row) for row in rows)
+    out = np.full((len(rows), width), fill, dtype=np.int64)
+    for number, row in enumerate(rows):
+        out[number, width - len(row) :] = row
+    return torch.from_numpy(out)
+
+
+AutoProcessor.register(BeniConfig, BeniProcessor)

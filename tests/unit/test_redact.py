@@ -1,0 +1,51 @@
+"""Secrets by shape and by name; what only looks like one stays."""
+
+import pytest
+
+from beni.errors import CompositionError, DataError
+from beni.redact import is_secret, redacted, redacted_override
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:pw@host/x", "http://me:***@host/x"),
+        ("https://host/f?token=abc&x=1", "https://host/f?token=***&x=1"),
+        ("https://b.s3/x?X-Amz-Signature=abcd", "https://b.s3/x?X-Amz-Signature=***"),
+        ("found hf_" + 20 * "a", "found ***"),
+        ("data.api_key=abc", "data.api_key=***"),
+        ("password='a b'", "password=***"),
+        ("Authorization: Bearer abcdefghij", "Authorization: Bearer ***"),
+    ],
+)
+def test_a_secret_is_hidden(text: str, shown: str) -> None:
+    assert redacted(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("schedule.tokens=512", "eos_token=</s>", "num_tokens=4", "optim.lr=1", "https://host:8080/x?page=3"),
+        *("data.token=${oc.env:TOKEN}", "images.private_addresses=true", "template.name=secretary"),
+    ],
+)
+def test_what_is_no_secret_is_shown(text: str) -> None:
+    assert redacted(text) == text
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_variables_of_a_job_are_hidden_whatever_their_name(plus: str) -> None:
+    assert redacted_override(f"{plus}hydra.job.env_set.COLOUR=red") == f"{plus}hydra.job.env_set.COLOUR=***"
+    assert redacted_override("train.steps=3") == "train.steps=3"
+
+
+def test_no_error_shows_a_secret() -> None:
+    assert "pw" not in str(DataError("https://me:pw@host/x does not answer"))
+    assert "pw" not in str(CompositionError("E-X", "https://me:pw@host/x", fix="set data.path=https://me:pw@host"))
+
+
+def test_a_value_is_a_secret_by_its_key_or_by_its_shape() -> None:
+    assert is_secret("api_key", "abc")
+    assert is_secret("path", "https://me:pw@host/x")
+    assert not is_secret("path", "https://host/x")
+    assert not is_secret("api_key", "")
