@@ -28,7 +28,7 @@ from beni.errors import ConfigError
 class FileConfigSource(hydras.FileConfigSource):
     """One folder of the search path.
 
-    It has the name of Hydra's class, since Hydra registers its own again in a job that it has sent elsewhere, and leaves
+    It has the name of Hydra's class, since Hydra registers its own again in a job on another machine, and leaves
     a class of that name in its place there.
     """
 
