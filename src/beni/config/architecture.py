@@ -84,6 +84,8 @@ def architecture_rules(run: Mapping[str, Any]) -> Iterator[str]:
 
 def _wrong(key: str, value: Any) -> tuple[str, str] | None:
     """What was expected of a field and a value that would do; None where nothing is wrong with it."""
+    if key == "model_type" and not isinstance(value, str):
+        return "the name of a type of model", "llama"
     values = value if isinstance(value, list) else [value]
     numbers = [one for one in values if isinstance(one, int | float) and not isinstance(one, bool)]
     if not all(fits(one, "float") for one in numbers):

@@ -20,9 +20,9 @@ from beni.config.architecture import architecture_rules
 from beni.config.schema import RULES, SECTIONS
 from beni.config.sections.optim import OPTIMIZERS, Optim
 from beni.config.sections.train import PlanMode
-from beni.config.signature import Key, keys_of
+from beni.config.signature import Key, fields_of, keys_of
 from beni.config.suggest import unknown_key
-from beni.config.types import example, expectation, fits, mapping, mended
+from beni.config.types import example, expectation, fits, mapping, mended, owner_of_fields
 from beni.errors import ConfigError
 
 TRUST_VARIABLE = "BENI_TRUSTED"
@@ -202,6 +202,8 @@ def _check_section(path: str, node: Any, section: type[Any]) -> list[str]:
 
 def _check_value(path: str, value: Any, annotation: str) -> list[str]:
     """A value against its annotation. In a mapping, the entry that is wrong is named and not the mapping."""
+    if isinstance(value, dict) and (owner := owner_of_fields(annotation)):
+        return _check_entries(path, value, fields_of(owner))
     if fits(value, annotation):
         return []
     if not isinstance(value, dict):
@@ -219,6 +221,16 @@ def _check_value(path: str, value: Any, annotation: str) -> list[str]:
         if keys is None or key in keys:
             problems += _check_value(f"{path}.{key}", one, inner)
     return problems or [_wrong_type(path, value, annotation)]
+
+
+def _check_entries(path: str, values: dict[str, Any], fields: Mapping[str, Key]) -> list[str]:
+    """The entries of a mapping whose keys are the fields of a class."""
+    tree = _nested(path, dict.fromkeys(fields))
+    problems = [unknown_key(f"{path}.{key}", tree, {}) for key in values if key not in fields]
+    for key in values:
+        if key in fields:
+            problems += _check_value(f"{path}.{key}", values[key], fields[key].annotation)
+    return problems
 
 
 def _nested(path: str, tree: Any) -> dict[str, Any]:

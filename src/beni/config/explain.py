@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from traceback import walk_tb
 from typing import Any
 
+from hydra.core.default_element import GroupDefault
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
@@ -28,8 +29,8 @@ def explained() -> Iterator[None]:
         raise ConfigError(_unreadable(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_said_again(error)) from error
-    except ValueError as error:
-        if "Config group override" not in str(error):
+    except (ValueError, TypeError) as error:
+        if "Config group override" not in str(error) and not _lists_of_options(error):
             raise
         raise ConfigError(_no_option(error)) from error
     except RecursionError as error:
@@ -61,10 +62,16 @@ def _locals(error: BaseException, function: str) -> Iterator[dict[str, Any]]:
             yield frame.f_locals
 
 
-def _no_option(error: ValueError) -> str:
+def _lists_of_options(error: BaseException) -> list[str]:
+    """Lists of options, within which there is something that is no name, as overrides."""
+    found = [values.get("d") for values in _locals(error, "_create_defaults_tree_impl")]
+    return [f"{one.group}={one.value}" for one in found if isinstance(one, GroupDefault) and one.is_options()]
+
+
+def _no_option(error: ValueError | TypeError) -> str:
     """An override that gives a group something that is no name of a file."""
     given = [str(override.input_line) for found in _locals(error, "__init__") if (override := found.get("override"))]
-    override = given[-1] if given else "GROUP=null"
+    override = [*given, *_lists_of_options(error), "GROUP=null"][0]
     group, _, value = override.lstrip("+~").partition("=")
     options = sorted(path.stem for path in (conf_dir() / group.partition("@")[0]).glob("*.yaml"))
     shown = f" (options: {', '.join(options)})" if options else ""
@@ -82,6 +89,9 @@ def _circle(error: RecursionError) -> list[str] | None:
 
 
 def _unreadable(error: OverrideParseException) -> str:
+    key, _, value = str(error.override).partition("=")
+    if value.startswith("~/"):
+        return f"{error.override!r} is not an override: a value cannot begin with ~\n  fix: write {key}=$HOME{value[1:]}"
     return (
         f"{error.override!r} is not an override\n"
         "  fix: write GROUP=OPTION or KEY=VALUE, in quotes where the value has blanks, brackets or commas"
@@ -106,6 +116,8 @@ def _said_again(error: Exception) -> str:
         if "Did you mean" in str(error):  # Hydra's own hint: a group written with a package
             return " ".join(str(error).splitlines()[:2])
         return unknown_key(found.group(1), tree, choices)
+    if found := re.search(r"^Error merging override (\S+?)=(.*)", first):
+        return _no_mapping(*found.groups(), tree)
     if found := re.search(r"Could not delete from config. '([^']+)'", first):
         return f"~{found.group(1)} removes a key that is not there\n  fix: leave out ~{found.group(1)}"
     if found := re.search(r"Multiple values for (\S+?)\. To override", first):
@@ -115,6 +127,16 @@ def _said_again(error: Exception) -> str:
             f"  fix: write {group}=OPTION without the plus, or in a file's defaults: - override /{group}: OPTION"
         )
     return "\n".join(str(error).splitlines()[:4])
+
+
+def _no_mapping(key: str, value: str, tree: dict[str, Any]) -> str:
+    """A list or a single value that an override gives to a mapping."""
+    node: Any = tree
+    for name in key.lstrip("+").split("."):
+        node = node.get(name, {}) if isinstance(node, dict) else {}
+    inner = sorted(str(name) for name in node) if isinstance(node, dict) else []
+    keys = f" with the keys {', '.join(inner)}" if inner else ""
+    return f"{key}={value}, expected a mapping{keys}\n  fix: set {key}.{inner[0] if inner else 'KEY'}=..."
 
 
 def _omegaconf_cause(error: BaseException) -> OmegaConfBaseException | None:

@@ -80,12 +80,19 @@ class Example:
     value: str
 
 
-def metadata(nodes: list[ast.expr]) -> list[Range | Example]:
+@dataclass(frozen=True)
+class FieldsOf:
+    """A mapping whose keys, with their types, are the fields of the dataclass at this dotted path."""
+
+    path: str
+
+
+def metadata(nodes: list[ast.expr]) -> list[Range | Example | FieldsOf]:
     """What ``Annotated`` says besides the type, from its source: calls of the classes above with plain arguments.
 
     Whatever else stands there belongs to others and is not read.
     """
-    known: dict[str, Any] = {kind.__name__: kind for kind in (AtLeast, Above, AtMost, Below, Example)}
+    known: dict[str, Any] = {kind.__name__: kind for kind in (AtLeast, Above, AtMost, Below, Example, FieldsOf)}
     calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     return [
         known[call.func.id](*(ast.literal_eval(argument) for argument in call.args))

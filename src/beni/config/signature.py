@@ -57,6 +57,23 @@ def handed_names(target: str) -> tuple[str, ...]:
     return () if arguments is None else tuple(a.arg for a in arguments.args if a.arg != "self")
 
 
+@cache
+def fields_of(target: str) -> dict[str, Key]:
+    """Dotted path of a dataclass -> its fields.
+
+    Raises:
+        LookupError: as ``keys_of``.
+    """
+    module, _, name = target.rpartition(".")
+    body = _definition(module, name, target).body
+    fields = [n for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+    return {
+        n.target.id: Key(n.target.id, ast.unparse(n.annotation), n.value is None)
+        for n in fields
+        if isinstance(n.target, ast.Name)
+    }
+
+
 def _arguments(target: str) -> ast.arguments | None:
     """The arguments of a function, or of a class's ``__init__``; None for a class without one."""
     module, _, name = target.rpartition(".")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from beni.config.ranges import AtLeast, Example, Range, metadata
+from beni.config.ranges import AtLeast, Example, FieldsOf, Range, metadata
 from beni.config.suggest import closest
 
 
@@ -54,10 +54,18 @@ def mapping(annotation: str) -> tuple[list[str] | None, str] | None:
     None for an annotation that takes no mapping.
     """
     for node in _alternatives(ast.parse(annotation, mode="eval").body):
-        match node:
+        annotated = _annotated(node)
+        match annotated[0] if annotated else node:
             case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[key, value])):
                 literal = isinstance(key, ast.Subscript) and ast.unparse(key.value) == "Literal"
                 return _examples(key) if literal else None, ast.unparse(value)
+    return None
+
+
+def owner_of_fields(annotation: str) -> str | None:
+    """The dataclass that a mapping has its keys from (``FieldsOf``), by its dotted path; None for other annotations."""
+    if annotated := _annotated(ast.parse(annotation, mode="eval").body):
+        return next((one.path for one in annotated[1] if isinstance(one, FieldsOf)), None)
     return None
 
 
@@ -78,7 +86,7 @@ def _alternatives(node: ast.expr) -> list[ast.expr]:
     return [node]
 
 
-def _annotated(node: ast.expr) -> tuple[ast.expr, list[Range | Example]] | None:
+def _annotated(node: ast.expr) -> tuple[ast.expr, list[Range | Example | FieldsOf]] | None:
     """The type and the ranges of ``Annotated[type, range, ...]``; None for every other node."""
     match node:
         case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[kind, *rest])):

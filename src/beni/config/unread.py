@@ -69,7 +69,7 @@ UNREAD = (
     Unread(
         ("train.guard.most",),
         _leaves_out,
-        lambda run: f"train.guard.spike={run['train']['guard']['spike']} and nonfinite=halt leave no step out",
+        lambda run: f"train.guard.spike={run['train']['guard']['spike']} and train.guard.nonfinite=halt",
         "set train.guard.nonfinite=skip",
     ),
     Unread(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -21,9 +21,7 @@ from PIL import Image as PILImage
 from PIL import ImageEnhance, ImageOps
 
 from beni.config.ranges import Above, AtLeast, AtMost, Below, Example
-from beni.config.suggest import unknown_key
-from beni.config.types import example, expectation, fits
-from beni.errors import ConfigError, DataError
+from beni.errors import DataError
 
 GREY = (128, 128, 128)
 ORIENTATION = 0x0112
@@ -247,26 +245,6 @@ class Augment:
     colour: Annotated[float, AtLeast(0), Below(1), Example("0.2")] = 0.0
     background: bool = False
     rotate: Annotated[float, AtLeast(0), AtMost(180), Example("10")] = 0.0
-
-    @classmethod
-    def from_config(cls, values: Mapping[str, Any]) -> Augment:
-        """From ``data.augment`` of a run.
-
-        Raises:
-            ConfigError: when a key is none of the attributes, with what was probably meant, or a value is out of
-                its range.
-        """
-        known = {field.name: field.default for field in fields(cls)}
-        if unknown := [key for key in values if key not in known]:
-            raise ConfigError(unknown_key(f"data.augment.{unknown[0]}", {"data": {"augment": known}}, {}))
-        hints = {field.name: str(field.type) for field in fields(cls)}
-        if wrong := [key for key, value in values.items() if not fits(value, hints[key])]:
-            key, value = wrong[0], values[wrong[0]]
-            raise ConfigError(
-                f"data.augment.{key}={value}, expected {expectation(hints[key])}\n"
-                f"  fix: set data.augment.{key}={example(hints[key])}"
-            )
-        return cls(**values)
 
     def __call__(self, image: Image, rng: np.random.Generator) -> PILImage.Image:
         """Decode and vary; the same ``rng`` state gives the same picture."""

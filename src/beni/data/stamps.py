@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from PIL import Image as PILImage
 
-from beni.config.ranges import AtLeast, Below, Example
+from beni.config.ranges import AtLeast, Below, Example, FieldsOf
 from beni.config.suggest import closest
 from beni.data.images import Augment, Image
 from beni.data.metric import BestChoice
@@ -85,14 +85,14 @@ class Stamps(SingleSource):
         prompts: list[str],
         kinds: Annotated[float, AtLeast(0), Below(1), Example("0.2")],
         kind_prompt: str,
-        augment: dict[str, float | bool],
+        augment: Annotated[dict[str, Any], FieldsOf("beni.data.images.Augment")],
     ) -> None:
         if not prompts:
             raise DataError("data.prompts is empty, expected at least one\n  fix: set 'data.prompts=[A photo of]'")
         self.seed, self.split, self.choices, self.prompts = seed, split, choices, prompts
         self.kinds, self.kind_prompt = kinds, kind_prompt
         self.varies = len(prompts) > 1 or kinds > 0
-        self.augment = Augment.from_config(augment)
+        self.augment = Augment(**augment)
         folder = Path(root).expanduser()
         english = read_stamps(folder, openings, max_words)
         keys = sorted({stamp.key for stamp in english})

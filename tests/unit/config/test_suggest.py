@@ -41,12 +41,3 @@ def test_nothing_is_suggested_where_nothing_is_alike() -> None:
     assert closest("perciever", ["perceiver", "none"]) == "perceiver"
     assert closest("perceiver", ["none", "qformer"]) is None
     assert closest("x", []) is None
-
-
-def test_a_misspelt_augmentation_is_answered_like_any_other_key() -> None:
-    from beni.data.images import Augment
-    from beni.errors import ConfigError
-
-    assert Augment.from_config({"flip": 0.5}).flip == 0.5
-    with pytest.raises(ConfigError, match=r"did you mean data\.augment\.flip\?"):
-        Augment.from_config({"flipp": 0.5})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from beni.config.ranges import AtLeast, Example
+from beni.config.ranges import AtLeast, Example, FieldsOf
 from beni.data.formats.fields import MEND, caption_of, column, columns_of, pictures_of, short
 from beni.data.formats.table import Table, exchange
 from beni.data.formats.unread import Fields
@@ -48,12 +48,12 @@ class Captions(Table):
         subset: str | None,
         split: str | None,
         rows: Annotated[int, AtLeast(1)] | None,
-        columns: dict[str, str],
+        columns: dict[Literal["image", "caption"], str],
         prompts: list[str],
         images: str | None,
         ignore: list[str],
         heldout: Annotated[int, AtLeast(0), Example("100")],
-        augment: dict[str, Any],
+        augment: Annotated[dict[str, Any], FieldsOf("beni.data.images.Augment")],
     ) -> None:
         self.columns = columns_of(columns, "image", "caption")
         self.prompts = prompts

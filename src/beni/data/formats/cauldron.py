@@ -6,11 +6,11 @@ All pictures of a record come first, then its turns; so does Docmatix, and nanoV
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from beni.config.ranges import AtLeast, Example
+from beni.config.ranges import AtLeast, Example, FieldsOf
 from beni.data.formats.fields import MEND, caption_of, column, columns_of, pictures_of, short
 from beni.data.formats.table import Table
 from beni.data.formats.unread import CANNOT, Fields
@@ -61,11 +61,11 @@ class Cauldron(Table):
         subset: str | None,
         split: str | None,
         rows: Annotated[int, AtLeast(1)] | None,
-        columns: dict[str, str],
+        columns: dict[Literal["images", "texts"], str],
         images: str | None,
         ignore: list[str],
         heldout: Annotated[int, AtLeast(0), Example("100")],
-        augment: dict[str, Any],
+        augment: Annotated[dict[str, Any], FieldsOf("beni.data.images.Augment")],
     ) -> None:
         records = open_rows(path, subset=subset, split=split, rows=rows)
         self.columns = columns_of(columns, "images", "texts")

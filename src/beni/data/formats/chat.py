@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from beni.config.ranges import AtLeast, Example
+from beni.config.ranges import AtLeast, Example, FieldsOf
 from beni.data.formats.fields import (
     MEND,
     column,
@@ -88,11 +88,11 @@ class Chat(Table):
         subset: str | None,
         split: str | None,
         rows: Annotated[int, AtLeast(1)] | None,
-        columns: dict[str, str],
+        columns: dict[Literal["messages", "images"], str],
         images: str | None,
         ignore: list[str],
         heldout: Annotated[int, AtLeast(0), Example("100")],
-        augment: dict[str, Any],
+        augment: Annotated[dict[str, Any], FieldsOf("beni.data.images.Augment")],
     ) -> None:
         self.columns = columns_of(columns, "messages", "images")
         records = open_rows(path, subset=subset, split=split, rows=rows)

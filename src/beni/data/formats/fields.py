@@ -29,7 +29,7 @@ MEND = "fix: mend the record, or leave it out of the file"
 _ABSENT = object()
 
 
-def columns_of(given: Mapping[str, str | None], *known: str, optional: tuple[str, ...] = ()) -> dict[str, str]:
+def columns_of(given: Mapping[Any, str | None], *known: str, optional: tuple[str, ...] = ()) -> dict[str, str]:
     """Which column holds what: as ``data.columns`` says, else the one of the same name; null for none.
 
     Raises:

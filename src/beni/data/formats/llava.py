@@ -6,11 +6,11 @@ Used by LLaVA-558K (align) and LLaVA-665K (finetune), arXiv 2304.08485 and 2310.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from beni.config.ranges import AtLeast, Example
+from beni.config.ranges import AtLeast, Example, FieldsOf
 from beni.data.formats.fields import (
     columns_of,
     interleaved,
@@ -79,11 +79,11 @@ class LlavaJson(Table):
         subset: str | None,
         split: str | None,
         rows: Annotated[int, AtLeast(1)] | None,
-        columns: dict[str, str],
+        columns: dict[Literal["image", "conversations"], str],
         images: str | None,
         ignore: list[str],
         heldout: Annotated[int, AtLeast(0), Example("100")],
-        augment: dict[str, Any],
+        augment: Annotated[dict[str, Any], FieldsOf("beni.data.images.Augment")],
     ) -> None:
         self.columns = columns_of(columns, "image", "conversations")
         records = open_rows(path, subset=subset, split=split, rows=rows)

@@ -63,7 +63,7 @@ class Table(SingleSource):
     ) -> None:
         self.seed, self.rows, self.varies = seed, rows, varies
         self.fields, self.unread = fields, Unread(ignore)
-        self.augment = Augment.from_config(augment)
+        self.augment = Augment(**augment)
         self.root = Path(images).expanduser() if images else Path()
         self._settings = dict(settings)
         self.notices: tuple[str, ...] = tuple(rows.notices)

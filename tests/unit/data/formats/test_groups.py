@@ -19,7 +19,8 @@ from beni.data.formats.vqa import Vqa
 from beni.data.images import Image
 from beni.errors import DataError
 
-VQA = {"subset": None, "split": "train", "rows": None, "columns": {}, "suffix": "", "images": None, "augment": {}}
+RECORDS = {"subset": None, "split": "train", "rows": None, "columns": {}, "images": None, "ignore": [], "augment": {}}
+VQA = RECORDS | {"suffix": ""}
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +68,7 @@ def test_records_of_several_images_belong_together_where_they_share_any(file, tm
         return {"images": [f"{name}.png" for name in names], "texts": [{"user": "a?", "assistant": "b"}]}
 
     rows = [record(3 * i, 3 * i + 1) for i in range(20)] + [record(3 * i + 1, 3 * i + 2) for i in range(20)]
-    keys = {name: value for name, value in VQA.items() if name not in ("columns", "suffix")}
-    source = Cauldron(0, path=file(rows), heldout=6, **keys)
+    source = Cauldron(0, path=file(rows), heldout=6, **RECORDS)
     held, train = sides(source)
     assert (len(held), len(train), held & train) == (9, 51, set())
 
@@ -76,7 +76,7 @@ def test_records_of_several_images_belong_together_where_they_share_any(file, tm
 def test_llava_records_without_an_image_stand_alone(file):
     turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
     rows = [{"id": i, "conversations": turns} for i in range(20)]
-    assert len(LlavaJson(0, path=file(rows), images=None, heldout=7, augment={}).heldout()) == 7
+    assert len(LlavaJson(0, path=file(rows), heldout=7, **RECORDS).heldout()) == 7
 
 
 def test_images_in_a_table_are_told_apart_by_their_content(tmp_path, monkeypatch):
@@ -89,7 +89,8 @@ def test_images_in_a_table_are_told_apart_by_their_content(tmp_path, monkeypatch
     made = Image.from_bytes
     monkeypatch.setattr(Image, "from_bytes", staticmethod(lambda data, key: read.append(len(data)) or made(data, key)))
     source = Vqa(0, path=str(tmp_path / "t.parquet"), heldout=8, **VQA)
-    assert max(read) < 80  # of an image no more than its end is looked at
+    assert sum(size > 80 for size in read) <= 64  # those of the records whose fields are looked at
+    assert sum(size < 80 for size in read) >= 80  # of an image no more than its end is looked at, to group it
     held, train = sides(source)
     assert (len(held), len(train), held & train) == (2, 18, set())
 
