@@ -83,7 +83,18 @@ def tiny_once(tiny_values: list[str]) -> Callable[..., dict[str, Any]]:
     from beni.config.compose import compose
 
     composed = cache(compose)
-    return lambda *overrides: deepcopy(composed((*tiny_values, *overrides)))
+
+    def make(*overrides: str) -> dict[str, Any]:
+        others = tuple(f"{group}.architecture." for group in ("vision", "llm") if _names_another(group, overrides))
+        kept = [value for value in tiny_values if not value.startswith(others)] if others else tiny_values
+        return deepcopy(composed((*kept, *overrides)))
+
+    return make
+
+
+def _names_another(group: str, overrides: tuple[str, ...]) -> bool:
+    """Whether overrides choose a model of another type, which does not know the fields of the smallest run's."""
+    return any(word.startswith(f"{group}.architecture.model_type=") for word in overrides)
 
 
 @pytest.fixture

@@ -28,11 +28,12 @@ def config(resampler: str, seed: int, **values: Any) -> dict[str, Any]:
         "resampler": part,
         "llm": {"_target_": "beni.llm.hf.Llm", "layers": 4},
         "data": {"_target_": "beni.data.shapes.Shapes", "size": 64},
-        "template": {"name": "chat", "system": None},
+        "template": {"name": "chat", "system": None, "overlong": "error"},
         "train": {
             "steps": 600,
             "batch_size": 64,
             "seed": seed,
+            "init_from": None,
             "plan": {"vision": "full", "llm": "full"},
         },
         "log": {"every": 10},

@@ -91,7 +91,7 @@ def _circle(error: RecursionError) -> list[str] | None:
 def _unreadable(error: OverrideParseException) -> str:
     key, _, value = str(error.override).partition("=")
     if value.startswith("~/"):
-        return f"{error.override!r} is not an override: a value cannot begin with ~\n  fix: write {key}=$HOME{value[1:]}"
+        return f"{error.override!r}: a value cannot begin with ~\n  fix: write {key}=$HOME{value[1:]}"
     return (
         f"{error.override!r} is not an override\n"
         "  fix: write GROUP=OPTION or KEY=VALUE, in quotes where the value has blanks, brackets or commas"

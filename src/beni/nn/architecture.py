@@ -69,7 +69,7 @@ def require_fields(run: Mapping[str, Any]) -> None:
                 continue  # read_architecture says so
             known = fields_of(CONFIG_MAPPING[kind])
             for key in given.keys() - known:
-                near = closest(key, known)
+                near = closest(key, [name for name in known if not name.startswith("_")])
                 fix = f"did you mean {path}.architecture.{near}?" if near else f"leave out {path}.architecture.{key}"
                 problems.append(f"{path}.architecture.{key}: a {kind} has no such field\n  fix: {fix}")
     if problems:

@@ -204,7 +204,7 @@ def require_own(folder: Path, run: Mapping[str, Any]) -> None:
         "over"
     )
     if is_frozen(folder) and (changed := difference(relevant(load_frozen(folder)), relevant(dict(run)))):
-        raise ResumeError(f"{folder} holds another run; it differs in\n  " + "\n  ".join(changed) + fix)
+        raise ResumeError(f"{folder} holds another run; its config.yaml differs in\n  " + "\n  ".join(changed) + fix)
     identity, problem = read_json(folder / IDENTITY, shape.OF_IDENTITY)
     if problem and (folder / IDENTITY).exists():
         raise ResumeError(

@@ -300,7 +300,9 @@ def plain(value: object) -> str:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """What makes the arm: the leaves that can change a result, without the seed."""
+    """What makes the arm: the leaves that can change a result, without the seed; none where the config is damaged."""
+    if not run.config:
+        return {}
     leaves = flatten(relevant(dict(run.config)))
     leaves.pop("train.seed", None)
     return leaves

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from beni.config.sections.log import steps_between_lines
 from beni.model.inputs import Loss
 
 
@@ -27,7 +28,7 @@ class TrainerSettings:
         optim: the ``optim`` section (config/sections/optim.py).
         checkpoint: the ``checkpoint`` section.
         eval_every: steps between evaluations; 0 evaluates after the last only.
-        log_every: steps between log lines; a short run has about ten of them, however far apart they are asked for.
+        log_every: steps between log lines.
         workers: loader processes.
     """
 
@@ -60,6 +61,6 @@ class TrainerSettings:
             optim=run["optim"],
             checkpoint=run["checkpoint"],
             eval_every=run["eval"]["every"],
-            log_every=min(run["log"]["every"], max(1, run["train"]["steps"] // 10)),
+            log_every=steps_between_lines(run),
             workers=compute["workers"],
         )

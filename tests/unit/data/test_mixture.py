@@ -158,7 +158,7 @@ def test_the_fingerprint_knows_content_and_shares():
     [
         ({"weights": {"lrge": 1}}, "names lrge; data.sources has large, small"),
         ({"weights": {"large": 1}}, "lacks small"),
-        ({"weights": {"large": 1, "small": -1}}, "small=-1, expected 0 or more"),
+        ({"weights": {"large": 1, "small": -1}}, "small=-1, expected a finite number of 0 or more"),
         ({"weights": {"large": 0, "small": 0}}, "all 0"),
         ({"temperature": 0.0}, "temperature=0.0, expected a number above 0"),
         ({"most_epochs": 0.5, "size": 80}, "allows 50 samples an epoch, data.size=80"),

@@ -128,10 +128,13 @@ def test_images_of_any_mode_are_seen(mode, tiny_model):
 def test_an_image_comes_decoded_as_a_path_or_as_bytes(tiny_model, tmp_path, saved, processor):
     picture("RGBA").save(tmp_path / "image.png")
     path = tmp_path / "image.png"
-    batches = [
-        processor.apply_chat_template(asking(one, "what?"), add_generation_prompt=True, tokenize=True)["pixels"]
-        for one in (PILImage.open(path), path, str(path), path.read_bytes())
-    ]
+    batches = []
+    with PILImage.open(path) as opened:
+        decoded = opened.copy()
+    for one in (decoded, path, str(path), path.read_bytes()):
+        talk = asking(decoded, "what?")
+        talk[0]["content"][0]["image"] = one
+        batches.append(processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=True)["pixels"])
     assert all(pixels.equal(batches[0]) for pixels in batches)
 
 

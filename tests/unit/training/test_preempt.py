@@ -52,7 +52,7 @@ def test_a_signal_while_the_model_is_built_ends_the_run_as_one_elsewhere_does(ti
 
 
 def test_a_signal_while_the_data_is_indexed_ends_the_run_before_it_has_written_anything(tiny_run, monkeypatch):
-    monkeypatch.setattr("beni.assemble.make_schedule", lambda *known, **more: os.kill(os.getpid(), signal.SIGUSR1))
+    monkeypatch.setattr("beni.assemble._schedule", lambda *known: os.kill(os.getpid(), signal.SIGUSR1))
     run = tiny_run()
     with pytest.raises(Preempted, match="SIGUSR1 before the first"):
         train(run)

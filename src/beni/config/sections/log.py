@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from beni.config.ranges import Above, AtLeast, Example
 
@@ -14,17 +14,23 @@ class Log:
     """What is watched (training/attempt.py, measure/, distributed/watchdog.py).
 
     Attributes:
-        every: steps between lines of metrics.jsonl.
+        every: steps between lines of metrics.jsonl; ``auto`` is 25, and a tenth of the steps of a shorter run.
         profile: steps that are profiled, ``first:last`` (from 1) or one step, else null (measure/profile.py).
         peak_tflops: rate in TFLOP/s that utilisation (MFU) is a share of; null takes the device's data sheet, and a
             measured matrix product where the device is not known.
         watchdog_s: seconds after which a rank that does not move has hung, and the run ends; 0 waits for ever.
     """
 
-    every: Annotated[int, AtLeast(1)]
+    every: Annotated[int, AtLeast(1)] | Literal["auto"]
     profile: str | int | None
     peak_tflops: Annotated[float, Above(0), Example("null")] | None
     watchdog_s: Annotated[float, AtLeast(0), Example("300, or 0 to wait for ever")]
+
+
+def steps_between_lines(run: Mapping[str, Any]) -> int:
+    """``log.every`` of a run, ``auto`` counted out."""
+    every = run["log"]["every"]
+    return max(1, min(25, run["train"]["steps"] // 10)) if every == "auto" else every
 
 
 def profiled_steps(value: str | int) -> tuple[int, int] | None:

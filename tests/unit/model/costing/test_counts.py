@@ -177,7 +177,8 @@ def test_a_mixture_of_experts_is_billed_what_torch_counts(counted, monkeypatch):
 
 
 MAMBA = (
-    *("llm.architecture.model_type=mamba2", "++llm.architecture.num_heads=4", "++llm.architecture.head_dim=16"),
+    *("llm.architecture.model_type=mamba2", "llm.architecture.hidden_size=32", "llm.architecture.num_hidden_layers=2"),
+    *("++llm.architecture.num_heads=4", "++llm.architecture.head_dim=16"),
     *("++llm.architecture.state_size=64", "++llm.architecture.n_groups=1", "++llm.architecture.chunk_size=64"),
     "llm.attn_implementation=eager",
 )

@@ -102,7 +102,7 @@ def test_a_fusions_own_layers_are_computed_again_like_those_of_the_llm(crossed, 
 
 
 def test_without_pictures_a_fusions_own_layers_cost_nothing(crossed, compared):
-    run = crossed(*FROZEN, "data.text_share=0.5")
+    run = crossed(*FROZEN, "data.text_share=0.5", "data.pictures_share=0")
     flop_count, flops = compared(run, chosen=lambda item: not item.images)
     assert flop_count.components["fusion"] == 0
     assert flop_count.useful == flop_count.components["llm"] == pytest.approx(flops, rel=0.001)
