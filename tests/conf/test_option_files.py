@@ -76,7 +76,7 @@ FAULTS: dict[str, tuple[str | bytes, str, str]] = {
     ),
     "a package further down": (
         "# Mine.\n" + HEAD + "train: {steps: 3}\n",
-        "line 2: @package is read in the",
+        "line 2: # @package is read in the first line only",
         "move it",
     ),
     "a package of three words": ("# @package _global_ x\ntrain: {steps: 3}\n", "is not '# @package NAME'", "_global_"),

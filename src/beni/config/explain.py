@@ -117,7 +117,7 @@ def _said_again(error: Exception) -> str:
             return " ".join(str(error).splitlines()[:2])
         return unknown_key(found.group(1), tree, choices)
     if found := re.search(r"^Error merging override (\S+?)=(.*)", first):
-        return _no_mapping(*found.groups(), tree)
+        return _no_mapping(found.group(1), found.group(2), tree)
     if found := re.search(r"Could not delete from config. '([^']+)'", first):
         return f"~{found.group(1)} removes a key that is not there\n  fix: leave out ~{found.group(1)}"
     if found := re.search(r"Multiple values for (\S+?)\. To override", first):

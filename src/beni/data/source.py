@@ -31,11 +31,13 @@ class Source(ABC):
         varies: whether a sample's text or pictures differ between epochs, augmentation aside.
         notices: what a person should know of the data and would not see: fields and files that are not read, held-out
             records that share images with others.
+        located: where its images lie: sizes of those in one place say nothing of those in another.
     """
 
     metric: Metric
     varies: bool
     notices: tuple[str, ...] = ()
+    located: str = ""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -52,10 +54,6 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Changes when the content changes."""
-
-    def located(self) -> str:
-        """Where its pictures lie: sizes of those in one place say nothing of those in another."""
-        return ""
 
     @property
     @abstractmethod

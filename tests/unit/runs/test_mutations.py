@@ -78,7 +78,7 @@ def test_a_run_goes_on_with_a_damaged_folder_only_where_it_says_so(tiny_run, tmp
 
 
 def load_same(folder, run) -> bool:
-    """Whether the frozen config is the run again: it was gone and is written anew, or no result depends on its change."""
+    """Whether the frozen config is the run again: it was gone and is written anew, or its change changes no result."""
     try:
         frozen = load_frozen(folder)
     except ResumeError:

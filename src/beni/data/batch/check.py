@@ -81,7 +81,7 @@ class Check:
         self._require_few([*bad.values()], len(places), "held-out records")
         if not readable:
             raise DataError(
-                f"no held-out sample has pictures that can be read: {unreadable}\\n"
+                f"no held-out sample has pictures that can be read: {unreadable}\n"
                 "  fix: see whether data.path and data.images are right, or hold out more with data.heldout"
             )
         return bad
@@ -119,13 +119,13 @@ class Check:
     def _require_few(self, bad: Sequence[str], of: int, what: str) -> None:
         if not bad or (self.max_bad is not None and len(bad) <= max(FEW_BAD, self.max_bad * of) and len(bad) < of):
             return
-        more = f"\\n... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        more = f"\n... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         if self.max_bad is None:
             fix = "mend the records, or set records.on_bad=skip to go without them"
         else:
             fix = f"mend the records, or raise records.max_bad={self.max_bad}"
         raise DataError(
-            f"{len(bad)} of {of} {what} cannot be used\\n" + "\\n".join(bad[:SHOWN]) + f"{more}\\n  fix: {fix}"
+            f"{len(bad)} of {of} {what} cannot be used\n" + "\n".join(bad[:SHOWN]) + f"{more}\n  fix: {fix}"
         )
 
 

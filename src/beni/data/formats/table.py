@@ -65,6 +65,7 @@ class Table(SingleSource):
         self.fields, self.unread = fields, Unread(ignore)
         self.augment = Augment(**augment)
         self.root = Path(images).expanduser() if images else Path()
+        self.located = f"{self.root.absolute()} {rows.where(0)}"
         self._settings = dict(settings)
         self.notices: tuple[str, ...] = tuple(rows.notices)
         held = np.zeros(len(rows), dtype=bool)
@@ -87,9 +88,6 @@ class Table(SingleSource):
             held += f" {hashlib.sha256(self._heldout.tobytes()).hexdigest()}"
         said = f"{type(self).__name__} {self.rows.fingerprint()} {held} {sorted(self._settings.items())}"
         return hashlib.sha256(said.encode()).hexdigest()[:16]
-
-    def located(self) -> str:
-        return f"{self.root.absolute()} {self.rows.where(0)}"
 
     @abstractmethod
     def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:

@@ -142,7 +142,7 @@ class Index:
 
     def _whole(self, source: Source, epoch: int) -> Columns:
         epoch = epoch if source.varies else 0
-        located = source.located() if self.sized else ""
+        located = source.located if self.sized else ""
         key = f"{VERSION} {source.fingerprint()} {self.renderer.hash()} {located} {self.sized} {epoch} {len(source)}"
         folder = cache_dir() / "index" / hashlib.sha256(key.encode()).hexdigest()[:20]
         shards = -(-len(source) // SHARD)

@@ -82,7 +82,7 @@ class Schedule:
         self, seed: int, size: int, batch_size: int, settings: Mapping[str, Any], lengths: Lengths | None = None
     ) -> None:
         self.seed, self.size, self.batch_size = seed, size, batch_size
-        self.settings, self.lengths = dict(settings), lengths
+        self.settings, self.lengths = settings, lengths
         self.cycle: list[str] = list(settings["cycle"])
         if self.cycle and batch_size % len(self.cycle):
             raise ConfigError(

@@ -26,9 +26,11 @@ class Rows(ABC):
 
     Attributes:
         notices: what a person should know of files that were left out.
+        title: how notices and errors call what the records lie in.
     """
 
     notices: Sequence[str] = ()
+    title: str
 
     @abstractmethod
     def __len__(self) -> int:
@@ -50,15 +52,14 @@ class Rows(ABC):
     def fingerprint(self) -> str:
         """Changes when the content changes."""
 
-    @property
-    def title(self) -> str:
-        """How notices and errors call what the records lie in."""
-        first = self.where(0)
-        return first.rpartition(", ")[0] or first
-
+    @abstractmethod
     def has(self, column: str) -> bool:
-        """Whether any record has a field of this name; reads records until it finds one."""
-        return any(column in self[number] for number in range(len(self)))
+        """Whether any record has a field of this name."""
+
+
+def any_has(rows: Rows, column: str) -> bool:
+    """``Rows.has`` where nothing but the records knows; reads them until it finds one."""
+    return any(column in rows[number] for number in range(len(rows)))
 
 
 class Joined(Rows):
@@ -67,6 +68,7 @@ class Joined(Rows):
     def __init__(self, parts: Sequence[Rows]) -> None:
         self.parts = list(parts)
         self.notices = [text for part in self.parts for text in part.notices]
+        self.title = self.parts[0].title
         self._ends = list(accumulate(map(len, self.parts)))
 
     def __len__(self) -> int:
@@ -83,6 +85,9 @@ class Joined(Rows):
     def fingerprint(self) -> str:
         return hashlib.sha256(" ".join(part.fingerprint() for part in self.parts).encode()).hexdigest()[:16]
 
+    def has(self, column: str) -> bool:
+        return any(part.has(column) for part in self.parts)
+
     def _find(self, number: int) -> tuple[Rows, int]:
         which = min(bisect_right(self._ends, number), len(self.parts) - 1)
         return self.parts[which], number - (self._ends[which - 1] if which else 0)
@@ -92,7 +97,8 @@ class First(Rows):
     """The first few of others, read in place."""
 
     def __init__(self, rows: Rows, count: int) -> None:
-        self.rows, self.count, self.notices = rows, min(count, len(rows)), rows.notices
+        self.rows, self.count = rows, min(count, len(rows))
+        self.notices, self.title = rows.notices, rows.title
 
     def __len__(self) -> int:
         return self.count
@@ -105,6 +111,9 @@ class First(Rows):
 
     def fingerprint(self) -> str:
         return f"{self.rows.fingerprint()}-{self.count}"
+
+    def has(self, column: str) -> bool:
+        return any_has(self, column)
 
 
 def files_fingerprint(files: Sequence[Path]) -> str:

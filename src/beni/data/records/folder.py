@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from beni.data.records.base import Row, Rows
+from beni.data.records.base import Row, Rows, any_has
 from beni.data.records.splits import SPLITS, canonical, pick
 from beni.errors import DataError
 
@@ -40,7 +40,7 @@ class FolderRows(Rows):
     """
 
     def __init__(self, folder: Path, split: str | None) -> None:
-        self.folder = folder
+        self.folder, self.title = folder, str(folder)
         walk = _Walk(folder)
         found = sorted(walk.found())
         if found and split is not None:
@@ -82,9 +82,8 @@ class FolderRows(Rows):
     def where(self, number: int) -> str:
         return str(self._at(self._pictures, number))
 
-    @property
-    def title(self) -> str:
-        return str(self.folder)
+    def has(self, column: str) -> bool:
+        return any_has(self, column)
 
     def fingerprint(self) -> str:
         """A hash of names, of sizes of pictures and of the texts: pictures are not read, which would take an hour."""

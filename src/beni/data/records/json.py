@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from beni.data.records.base import Row, Rows
+from beni.data.records.base import Row, Rows, any_has
 from beni.errors import DataError
 from beni.paths import cache_dir
 
@@ -39,7 +39,7 @@ class JsonRows(Rows):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.title = path, str(path)
         self._stored, self._digest = _indexed(path)
         self._opened: tuple[np.ndarray, mmap] | None = None
         self._count = len(np.load(self._stored, mmap_mode="r"))
@@ -63,6 +63,9 @@ class JsonRows(Rows):
 
     def fingerprint(self) -> str:
         return self._digest
+
+    def has(self, column: str) -> bool:
+        return any_has(self, column)
 
     def _open(self) -> tuple[np.ndarray, mmap]:
         if self._opened is None:

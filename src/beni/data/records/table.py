@@ -38,7 +38,7 @@ class TableRows(Rows):
 
     def __init__(self, table: Dataset, name: str, fingerprint: str) -> None:
         # as arrow, pictures are bytes or a path: they are decoded when their sample is drawn, if at all
-        self.table, self.name, self._fingerprint = table.with_format("arrow"), name, fingerprint
+        self.table, self.title, self._fingerprint = table.with_format("arrow"), name, fingerprint
         self._named = {column: named for column, kind in table.features.items() if (named := _names_in(kind))}
 
     def __len__(self) -> int:
@@ -52,7 +52,7 @@ class TableRows(Rows):
             raise DataError(f"{self.where(number)}: {type(error).__name__}: {error}") from error
 
     def where(self, number: int) -> str:
-        return f"{self.name}, row {number}"
+        return f"{self.title}, row {number}"
 
     def fingerprint(self) -> str:
         return self._fingerprint

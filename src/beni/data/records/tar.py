@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from beni.data.records.base import Row, Rows, files_fingerprint
+from beni.data.records.base import Row, Rows, any_has, files_fingerprint
 from beni.errors import DataError
 from beni.paths import cache_dir
 
@@ -41,7 +41,7 @@ class TarRows(Rows):
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self.files = list(files)
+        self.files, self.title = list(files), str(files[0])
         self._digest = files_fingerprint(files)
         dates = " ".join(f"{status.st_mtime_ns} {status.st_ctime_ns}" for status in map(Path.stat, files))
         key = hashlib.sha256(f"{self._digest} {dates}".encode()).hexdigest()[:20]
@@ -74,6 +74,9 @@ class TarRows(Rows):
 
     def fingerprint(self) -> str:
         return self._digest
+
+    def has(self, column: str) -> bool:
+        return any_has(self, column)
 
     def _value(self, ending: str, data: bytes, number: int) -> Any:
         last = ending.rpartition(".")[2]

@@ -25,13 +25,13 @@ class Plan:
 
 
 class Some(SingleSource):
-    """Sample i; those in ``unreadable`` cannot be read, those in ``mute`` have no answer."""
+    """Sample i; those in ``unreadable`` cannot be read, those in ``endless`` are too long."""
 
     metric = LossOnly()
     varies = False
 
-    def __init__(self, size=30, unreadable=(), mute=()):
-        self.size, self.unreadable, self.mute = size, unreadable, mute
+    def __init__(self, size=30, unreadable=(), endless=()):
+        self.size, self.unreadable, self.endless = size, unreadable, endless
 
     def __len__(self):
         return self.size
@@ -39,7 +39,7 @@ class Some(SingleSource):
     def train(self, index, epoch):
         if index in self.unreadable:
             raise DataError(f"rows.json, record {index}: no answer\n  fix: mend the record")
-        return asked(index, "" if index in self.mute else "yes")
+        return asked(index, "yes " * 9000 if index in self.endless else "yes")
 
     def heldout(self):
         return []
@@ -63,8 +63,8 @@ def check(renderer_of):
 
 def test_a_bad_training_record_is_named_before_it_is_its_turn(check):
     with pytest.raises(DataError, match=r"(?s)2 of 30 training records .*record 7.*set records.on_bad=skip"):
-        check().training(Some(unreadable=(7,), mute=(9,)))
-    assert len(check(max_bad=0.1).training(Some(unreadable=(7,), mute=(9,)))) == 2
+        check().training(Some(unreadable=(7,), endless=(9,)))
+    assert len(check(max_bad=0.1).training(Some(unreadable=(7,), endless=(9,)))) == 2
     assert check().training(Some()) == []
 
 
@@ -76,7 +76,8 @@ def test_more_bad_records_than_are_put_up_with_end_a_run_that_skips_them(check):
 
 
 def test_a_bad_held_out_record_fails_or_is_left_out(check):
-    samples = [asked(0), asked(1, ""), asked(2)]
+    silent = Sample("s1", (Message("user", ("is it?",)),), where="rows.json, record 1")
+    samples = [asked(0), silent, asked(2)]
     with pytest.raises(DataError, match=r"(?s)1 of 3 held-out records .*record 1"):
         check().heldout(samples, [0, 1, 2], ExactAnswer())
     assert list(check(max_bad=0.1).heldout(samples, [0, 1, 2], ExactAnswer())) == [1]
