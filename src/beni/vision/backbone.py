@@ -66,11 +66,11 @@ def pooling(config: PreTrainedConfig) -> dict[str, bool]:
     return {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
 
 
-def build_encoder(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
-    """The bare model of ``config`` on torch's current default device, in its default dtype.
+def encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class of transformers that is the bare model of ``config``.
 
     Raises:
-        ConfigError: when transformers has no bare model of that type, or not that attention.
+        ConfigError: when there is none.
     """
     _register(config)
     if type(config) not in MODEL_MAPPING:
@@ -78,6 +78,16 @@ def build_encoder(config: PreTrainedConfig, attn_implementation: str) -> PreTrai
             f"vision.architecture.model_type={config.model_type}: transformers has no model of it that stands alone\n"
             "  fix: set vision.architecture.model_type=clip_vision_model"
         )
+    return MODEL_MAPPING[type(config)]
+
+
+def build_encoder(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
+    """The bare model of ``config`` on torch's current default device, in its default dtype.
+
+    Raises:
+        ConfigError: when transformers has no bare model of that type, or it cannot be built from these fields.
+    """
+    encoder_class(config)
     with buildable("vision", config.model_type, attn_implementation):
         return AutoModel.from_config(
             config, attn_implementation=attn_implementation, dtype=torch.get_default_dtype(), **pooling(config)
