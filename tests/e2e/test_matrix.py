@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from beni.errors import BeniError, ConfigError
+from beni.errors import BeniError
 from beni.model.build import build_model
 from beni.model.costing.table import propagate
 from beni.model.modeling import BeniForConditionalGeneration
@@ -101,13 +101,20 @@ def test_what_cannot_work_fails_at_composition_with_a_fix(tiny_run, tmp_path, ov
         ("vision", "regnet", "sdpa", ("RegNetModel of transformers has eager", "set vision.attn_implementation=eager")),
         ("vision", "swin", "flex_attention", ("SwinModel of transformers has sdpa, eager",)),
         ("vision", "siglip_vison_model", "auto", ("unknown: siglip_vison_model", "model_type=siglip_vision_model")),
+        ("vision", "siglip", "auto", ("a whole vision-language model", "model_type=siglip_vision_model")),
+        (
+            "vision",
+            "hgnet_v2",
+            "auto",
+            ("hgnet_v2 of transformers returns feature_maps, hidden_states and no last_hidden_state",),
+        ),
         ("llm", "qwen33", "auto", ("unknown: qwen33", "llm.architecture.model_type=qwen3")),
     ],
 )
 def test_a_type_that_cannot_be_built_as_asked_is_refused_with_what_can(tiny_run, group, kind, attention, words):
     run = tiny_run()
     run[group] |= {"architecture": {"model_type": kind}, "attn_implementation": attention}
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(BeniError) as caught:
         propagate(run)
     for word in words:
         assert word in str(caught.value)

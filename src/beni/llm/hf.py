@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from beni.errors import CompositionError, ConfigError, WeightsError
+from beni.errors import CompositionError, ConfigError, WeightsError, reason
 from beni.hub import package_file
 from beni.llm import row_attention, segment_attention
 from beni.llm.base import Description, Llm
@@ -266,7 +266,7 @@ def prepare_dry_run(model: PreTrainedModel, width: int) -> bool:
             with torch.no_grad():
                 dry_run(model, embeds, 1, masked)
         except UNCOUNTABLE as error:
-            said = said or (str(error).strip() or type(error).__name__).splitlines()[-1]
+            said = said or reason(error, -1)
             continue
         return masked
     raise CompositionError(

@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from beni.components import BACKBONES
 from beni.config.architecture import described
 from beni.config.suggest import closest
-from beni.errors import ConfigError, WeightsError
+from beni.errors import ConfigError, WeightsError, reason
 from beni.hub import require
 
 
@@ -36,7 +36,7 @@ def read_architecture(name: str | None, architecture: dict[str, Any] | None, gro
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:  # no such repository, or a model that brings code of its own
             raise WeightsError(
-                f"{group}.name={name}: {str(error).strip().splitlines()[0]}\n"
+                f"{group}.name={name}: {reason(error)}\n"
                 f"  fix: set {group}.name to a model whose type transformers knows, or to a local folder"
             ) from error
         return config.vision_config if group == "vision" and "vision_config" in config.sub_configs else config
@@ -54,7 +54,7 @@ def read_architecture(name: str | None, architecture: dict[str, Any] | None, gro
         return AutoConfig.for_model(kind, **values)
     except UNBUILDABLE as error:
         raise ConfigError(
-            f"{group}.architecture: {_last_line(error)}\n  fix: correct the fields of {group}.architecture"
+            f"{group}.architecture: {reason(error, -1)}\n  fix: correct the fields of {group}.architecture"
         ) from error
 
 
@@ -153,18 +153,18 @@ def buildable(group: str, model_type: str, attention: str) -> Iterator[None]:
     try:
         yield
     except UNBUILDABLE as error:
-        said = _last_line(error)
+        said = reason(error, -1)
         if "attn_implementation" in str(error) or "attention implementation" in said:
             raise ConfigError(
                 f"{group}.attn_implementation={attention}: {said.split('. ')[0]}\n"
                 f"  fix: set {group}.attn_implementation=eager"
             ) from error
+        if isinstance(error, ImportError):  # one line of its text names the package, its first where there are several
+            raise ConfigError(
+                f"{group}.architecture.model_type={model_type} needs a package that is not installed: {reason(error)}\n"
+                f"  fix: install it, or choose another {group}.architecture.model_type"
+            ) from error
         raise ConfigError(
             f"{group}.architecture of model_type={model_type} cannot be built: {said}\n"
             f"  fix: correct the fields of {group}.architecture that this speaks of"
         ) from error
-
-
-def _last_line(error: BaseException) -> str:
-    """The last line of a message, in which transformers says why, after saying where."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

@@ -72,6 +72,13 @@ def encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     Raises:
         ConfigError: when there is none.
     """
+    inner = type(config).sub_configs.get("vision_config")
+    if inner is not None:
+        own = config.to_dict()["vision_config"] or {}  # some have none of their own accord
+        raise ConfigError(
+            f"vision.architecture.model_type={config.model_type} is a whole vision-language model, no encoder\n"
+            f"  fix: set vision.architecture.model_type={own.get('model_type', 'clip_vision_model')}"
+        )
     _register(config)
     if type(config) not in MODEL_MAPPING:
         raise ConfigError(

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from beni.config.ranges import Above, AtLeast
-from beni.errors import CompositionError, WeightsError
+from beni.errors import CompositionError, WeightsError, reason
 from beni.nn.architecture import choose_attention, read_architecture
 from beni.nn.batch_norm import settle_statistics
 from beni.nn.pixels import ImageTransform, as_size, as_triple
@@ -51,6 +51,9 @@ VISION_HALF = {r"^(?:model\.)?(?:vision_tower|vision_model)\.(?:vision_model\.)?
 """What stands before the names of an encoder's tensors in a whole vision-language model (LLaVA, Mistral 3, BLIP-2)."""
 
 OTHER = "choose another option of vision"
+
+UNACCEPTED = (ValueError, RuntimeError, TypeError, AttributeError, LookupError, AssertionError, ImportError)
+"""What models raise at pixels of a shape that they do not take."""
 
 
 @dataclass(frozen=True)
@@ -271,14 +274,21 @@ class HFVision(VisionEncoder):
         pixels = torch.empty(2, 3, *size)  # two: a model that packs pictures would hide it with one
         try:
             out = model(**model_inputs(model, pixels), output_hidden_states=True)
-        except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+        except UNACCEPTED as error:
             own = own_size(self.config)
             raise CompositionError(
                 "E-RES",
-                f"{who} does not accept {size[0]}x{size[1]} pixels: {str(error).splitlines()[0]}",
+                f"{who} does not accept {size[0]}x{size[1]} pixels: {reason(error)}",
                 groups=("vision",),
                 fix=f"set 'vision.image_size={list(own)}'" if own and own != size else OTHER,
             ) from error
+        if out.get("last_hidden_state") is None:
+            raise CompositionError(
+                "E-GRID",
+                f"{who} of transformers returns {', '.join(out)} and no last_hidden_state",
+                groups=("vision",),
+                fix=OTHER,
+            )
         layout, kind = find_layout(out, self.config.to_dict(), size, len(pixels)), self.config.model_type
         if layout is None or kind in SHUFFLES:
             raise CompositionError(
