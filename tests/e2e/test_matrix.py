@@ -106,7 +106,7 @@ def test_what_cannot_work_fails_at_composition_with_a_fix(tiny_run, tmp_path, ov
             "vision",
             "hgnet_v2",
             "auto",
-            ("hgnet_v2 of transformers returns feature_maps, hidden_states and no last_hidden_state",),
+            ("returns feature_maps, hidden_states and no last_hidden_state",),
         ),
         ("llm", "qwen33", "auto", ("unknown: qwen33", "llm.architecture.model_type=qwen3")),
     ],

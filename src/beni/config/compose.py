@@ -131,5 +131,16 @@ def complete(run: dict[str, Any]) -> None:
     for section, key in FOLDERS:
         if str(run[section][key]).startswith("~"):
             run[section][key] = str(Path(run[section][key]).expanduser())
+    _settle_instructions(run["data"], run["template"]["name"])
     optim["lr_scale"] = dict.fromkeys(COMPONENTS, 1.0) | optim["lr_scale"]
     optim["layer_decay"] = dict.fromkeys(BACKBONES, 1.0) | optim["layer_decay"]
+
+
+def _settle_instructions(node: Any, template: str) -> None:
+    """Decides ``instructions: auto`` of a data node and of those in it: LLaVA's plain template has none."""
+    if not isinstance(node, dict):
+        return
+    if node.get("instructions") == "auto":
+        node["instructions"] = "drop" if template == "plain" else "keep"
+    for value in node.values():
+        _settle_instructions(value, template)

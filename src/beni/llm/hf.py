@@ -227,7 +227,7 @@ def decoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
             f"llm.architecture.model_type={kind} reads in both directions, so it would see the answers it is to learn\n"
             "  fix: set llm.architecture.is_decoder=true, or choose a decoder such as llm=qwen3"
         )
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return cast(type[PreTrainedModel], MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
 
 
 def build_llm(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -72,8 +72,7 @@ def encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     Raises:
         ConfigError: when there is none.
     """
-    inner = type(config).sub_configs.get("vision_config")
-    if inner is not None:
+    if "vision_config" in config.sub_configs:
         own = config.to_dict()["vision_config"] or {}  # some have none of their own accord
         raise ConfigError(
             f"vision.architecture.model_type={config.model_type} is a whole vision-language model, no encoder\n"
@@ -85,7 +84,7 @@ def encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
             f"vision.architecture.model_type={config.model_type}: transformers has no model of it that stands alone\n"
             "  fix: set vision.architecture.model_type=clip_vision_model"
         )
-    return MODEL_MAPPING[type(config)]
+    return cast(type[PreTrainedModel], MODEL_MAPPING[type(config)])
 
 
 def build_encoder(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:

@@ -67,3 +67,11 @@ def test_build_raises_a_parts_own_error_unwrapped() -> None:
 
     with pytest.raises(DataError, match=r"data\.path"):
         build(compose(["data=text"])["data"], 0)
+
+
+@pytest.mark.parametrize(("template", "settled"), [("plain", "drop"), ("chat", "keep"), ("llava_v1", "keep")])
+def test_instructions_of_captions_are_dropped_by_the_plain_template_alone(template, settled):
+    assert compose(["data=llava_pretrain", f"template={template}"])["data"]["instructions"] == settled
+    asked = compose(["data=llava_pretrain", f"template={template}", "data.instructions=keep"])
+    assert asked["data"]["instructions"] == "keep"
+    assert compose(["data=llava_instruct", f"template={template}"])["data"]["instructions"] == "keep"
