@@ -16,6 +16,7 @@ from beni import hub
 from beni.assemble import DataPipeline, assemble
 from beni.config.build import build
 from beni.config.check import check
+from beni.config.foreign import dropped_notices
 from beni.config.sections.log import profiled_steps
 from beni.console import unfailing_output
 from beni.data.batch.loader import first_pictures
@@ -106,6 +107,8 @@ def _train(
     report: Reporter,
     started: float,
 ) -> None:
+    for notice in dropped_notices(run):
+        report.notice(notice)
     data, probe, held = _data(run, planned, environment, report)  # what it will see and cost, known without weights
     table = spec_table(planned, run, probe.length, probe.label_rows, probe.image)
     _require_memory(run, planned, probe, environment, report)

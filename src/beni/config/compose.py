@@ -13,6 +13,7 @@ from beni.components import BACKBONES, COMPONENTS, PART_GROUPS
 from beni.config.architecture import settle_architectures
 from beni.config.check import check, check_values
 from beni.config.environment import marked, secret_problems, without_values
+from beni.config.foreign import drop_foreign_values
 from beni.config.given import given, given_by_overrides
 from beni.config.hydra_node import hydra_problems
 from beni.config.schema import SECTIONS
@@ -108,6 +109,7 @@ def _judge(run: dict[str, Any], hydra: DictConfig) -> None:
     Raises:
         ConfigError: see ``beni.config.check``.
     """
+    drop_foreign_values(run, hydra)
     check_values(run)
     if problems := list(hydra_problems(hydra)):
         raise ConfigError("\n".join(problems))
