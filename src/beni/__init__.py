@@ -27,7 +27,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 # transformers imports torchao wherever it is installed, and each command would begin with warnings about kernels for
 # other machines and about torchao's own classes
-for _logger, _said in {"torchao": "Failed to load ", "torch.utils._pytree": " is an Enum subclass "}.items():
+_needless = {
+    "torchao": "Failed to load ",
+    "torchao.kernel.intmm": "Detected no triton",  # of products of integers, which beni does not form
+    "torch.utils._pytree": " is an Enum subclass ",
+}
+for _logger, _said in _needless.items():
     logging.getLogger(_logger).addFilter(lambda record, said=_said: said not in record.getMessage())
 
 __version__ = "0.1.0"

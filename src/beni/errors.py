@@ -82,3 +82,16 @@ class Preempted(BaseException):
     No error, so no ``Exception``: like ``KeyboardInterrupt`` it may be raised anywhere, and nobody on the way (Hydra,
     Pillow's callers, a loader of weights) takes it for a failure of what they were doing.
     """
+
+
+def reason(error: BaseException, line: int = 0) -> str:
+    """One line of a foreign error, for a message of beni's that keeps its cause: never empty, and with the error's type
+    where its text is a bare key or nothing.
+
+    Args:
+        line: which of the lines that are not blank; -1 where the last one says why, after the others said where.
+    """
+    lines = [text.strip() for text in str(error).splitlines() if text.strip()]
+    if not lines:
+        return type(error).__name__
+    return f"{type(error).__name__}: {lines[line]}" if isinstance(error, KeyError) else lines[line]

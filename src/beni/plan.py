@@ -75,6 +75,7 @@ def show(run: dict, size: tuple[int, int], text: int, labels: int, processes: tu
     from rich.console import Console
 
     from beni.analysis import formats
+    from beni.config.foreign import dropped_notices
     from beni.model.costing.memory import estimate_memory
     from beni.model.costing.table import propagate, spec_table
     from beni.model.viewer import placeholders
@@ -89,6 +90,8 @@ def show(run: dict, size: tuple[int, int], text: int, labels: int, processes: tu
         memory = {"memory_bytes": need.peak, "loading_bytes": need.loading, "offloaded_bytes": need.offloaded}
         print(json.dumps(table.to_dict() | memory | {"views": len(image.views)}))
         return
+    for notice in dropped_notices(run):
+        print(notice, file=sys.stderr)
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_A_FILE)
     console.print(spec_rich(table))
     train, bound = run["train"], "" if all(row.fixed for row in table.rows) else "at most "

@@ -16,6 +16,7 @@ from beni import hub
 from beni.assemble import DataPipeline, assemble
 from beni.config.build import build
 from beni.config.check import check
+from beni.config.foreign import dropped_notices
 from beni.config.sections.log import profiled_steps
 from beni.console import unfailing_output
 from beni.data.batch.loader import first_pictures
@@ -39,7 +40,7 @@ from beni.model.costing.table import SpecTable, propagate, spec_table
 from beni.model.inputs import Loss
 from beni.model.loss import resolve
 from beni.model.modeling import BeniForConditionalGeneration
-from beni.model.plan import count_parameters
+from beni.model.plan import count_parameters, plan_notices
 from beni.model.quantized import packed_layers
 from beni.model.saving import save
 from beni.place import build_model, feature_bank, layout_for, place
@@ -106,6 +107,8 @@ def _train(
     report: Reporter,
     started: float,
 ) -> None:
+    for notice in (*dropped_notices(run), *plan_notices(planned, run)):
+        report.notice(notice)
     data, probe, held = _data(run, planned, environment, report)  # what it will see and cost, known without weights
     table = spec_table(planned, run, probe.length, probe.label_rows, probe.image)
     _require_memory(run, planned, probe, environment, report)

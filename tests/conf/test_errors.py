@@ -126,6 +126,16 @@ MISTAKES = {
     ),
     "fsdp.reshard_after_forward=false": ("not read under fsdp.mode=none", "set fsdp=full"),
     "connector=linear connector.hidden=64": ("connector.hidden is not read under connector.depth=1", "depth=2"),
+    "vision.levels=[1,2]": (
+        "vision.levels is not read under resampler=none",
+        "set resampler=tokenpacker",
+    ),
+    "views=native vision=siglip2_naflex views.min_patches=9": (
+        "views.min_patches is not read under views.fill=true",
+        "set views.fill=false",
+    ),
+    "images.retries=5": ("images.retries is not read under data=shapes, which fetches", "or leave out images.retries"),
+    "data=mixture images.ahead=5": ("images.ahead is not read under data=mixture", "or leave out images.ahead"),
     "template.name=plain": ("template.name=plain is a label", "set template=plain"),
     # values that cannot be resolved
     "study.name=???": ("study.name", "set study.name="),

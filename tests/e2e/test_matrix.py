@@ -37,11 +37,11 @@ def test_the_pair_trains_saves_reloads_and_generates(tiny_run, steps_of, tmp_pat
     run = tiny_run("connector=linear", "train.batch_size=2", "compute.layout=padded", "data.image_size=24")
     cnn = encoder in ("convnext", "resnet")
     size = 64 if cnn else 24
-    run["vision"]["attn_implementation"] = "eager" if cnn else "sdpa"
     run["vision"] |= {"architecture": {"model_type": encoder, **ENCODERS[encoder]}, "image_size": size}
     run["llm"]["architecture"] = {"model_type": llm, **LLMS[llm]}
-    run["llm"] |= {"tokenizer": "embedded", "attn_implementation": "eager" if llm in EAGER else "sdpa"}
+    run["llm"] |= {"tokenizer": "embedded"}
     model = build_model(run, image_token_id=600)
+    assert model.llm.attn_implementation == ("eager" if llm in EAGER else "sdpa")
     steps = steps_of(run, model)
     model.config.image_token_id = steps.renderer.tokens.image
     optimizer = build_optimizer(model, run["optim"])
@@ -71,9 +71,7 @@ def test_the_pair_trains_saves_reloads_and_generates(tiny_run, steps_of, tmp_pat
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["llm.architecture.model_type=t5"], "no causal language model"),
-        (["llm.architecture.model_type=bert"], "is_decoder=true"),
-        (["llm.architecture.model_type=mamba"], "llm.attn_implementation=eager"),
+        (["llm.attn_implementation=spda"], "set llm.attn_implementation=sdpa"),
         (["llm.architecture.model_type=llama", "llm.architecture.num_attention_heads=7"], "llm.architecture"),
         (["llm.architecture=null", "llm.name=nobody/nothing"], "llm.architecture=null needs nobody/nothing"),
         (["vision.architecture=null", "vision.name=FOLDER"], "vision.name="),
@@ -91,3 +89,33 @@ def test_what_cannot_work_fails_at_composition_with_a_fix(tiny_run, tmp_path, ov
         propagate(tiny_run(*overrides))
     assert words in str(caught.value)
     assert "fix: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("group", "kind", "attention", "words"),
+    [
+        ("llm", "t5", "auto", ("no causal language model", "llm.architecture.model_type=llama")),
+        ("llm", "bert", "auto", ("llm.architecture.is_decoder=true",)),
+        ("llm", "mamba", "sdpa", ("MambaForCausalLM of transformers has eager", "set llm.attn_implementation=eager")),
+        ("llm", "bloom", "flash_attention_2", ("BloomForCausalLM of transformers has eager",)),
+        ("vision", "regnet", "sdpa", ("RegNetModel of transformers has eager", "set vision.attn_implementation=eager")),
+        ("vision", "swin", "flex_attention", ("SwinModel of transformers has sdpa, eager",)),
+        ("vision", "siglip_vison_model", "auto", ("unknown: siglip_vison_model", "model_type=siglip_vision_model")),
+        ("vision", "siglip", "auto", ("a whole vision-language model", "model_type=siglip_vision_model")),
+        (
+            "vision",
+            "hgnet_v2",
+            "auto",
+            ("returns feature_maps, hidden_states and no last_hidden_state",),
+        ),
+        ("llm", "qwen33", "auto", ("unknown: qwen33", "llm.architecture.model_type=qwen3")),
+    ],
+)
+def test_a_type_that_cannot_be_built_as_asked_is_refused_with_what_can(tiny_run, group, kind, attention, words):
+    run = tiny_run()
+    run[group] |= {"architecture": {"model_type": kind}, "attn_implementation": attention}
+    with pytest.raises(BeniError) as caught:
+        propagate(run)
+    for word in words:
+        assert word in str(caught.value)
+    assert len(str(caught.value)) < 400

@@ -28,7 +28,7 @@ from beni.errors import ConfigError
 TRUST_VARIABLE = "BENI_TRUSTED"
 """Environment variable with further trusted prefixes of ``_target_``, separated by commas. Never read from a config."""
 
-GENERATED = ("choices",)
+GENERATED = ("choices", "dropped")
 """Top-level keys that beni itself writes into the frozen run."""
 
 ALIASES = {

@@ -13,6 +13,7 @@ from beni.components import BACKBONES, COMPONENTS, PART_GROUPS
 from beni.config.architecture import settle_architectures
 from beni.config.check import check, check_values
 from beni.config.environment import marked, secret_problems, without_values
+from beni.config.foreign import drop_foreign_values
 from beni.config.given import given, given_by_overrides
 from beni.config.hydra_node import hydra_problems
 from beni.config.schema import SECTIONS
@@ -108,6 +109,7 @@ def _judge(run: dict[str, Any], hydra: DictConfig) -> None:
     Raises:
         ConfigError: see ``beni.config.check``.
     """
+    drop_foreign_values(run, hydra)
     check_values(run)
     if problems := list(hydra_problems(hydra)):
         raise ConfigError("\n".join(problems))
@@ -131,5 +133,16 @@ def complete(run: dict[str, Any]) -> None:
     for section, key in FOLDERS:
         if str(run[section][key]).startswith("~"):
             run[section][key] = str(Path(run[section][key]).expanduser())
+    _settle_instructions(run["data"], run["template"]["name"])
     optim["lr_scale"] = dict.fromkeys(COMPONENTS, 1.0) | optim["lr_scale"]
     optim["layer_decay"] = dict.fromkeys(BACKBONES, 1.0) | optim["layer_decay"]
+
+
+def _settle_instructions(node: Any, template: str) -> None:
+    """Decides ``instructions: auto`` of a data node and of those in it: LLaVA's plain template has none."""
+    if not isinstance(node, dict):
+        return
+    if node.get("instructions") == "auto":
+        node["instructions"] = "drop" if template == "plain" else "keep"
+    for value in node.values():
+        _settle_instructions(value, template)

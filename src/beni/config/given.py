@@ -18,16 +18,23 @@ from beni.config.option_file import read_option_file
 
 PRESETS = "given_by_presets"
 """Entry of ``hydra.runtime.choices`` with what presets set."""
+PRESET_CHOICES = "chosen_by_presets"
+"""Entry of ``hydra.runtime.choices`` with the options that presets choose."""
 
 
 def note_given(content: dict[str, Any]) -> dict[str, Any]:
-    """The content of a preset, with what it sets noted for ``given``."""
+    """The content of a preset, with what it sets and chooses noted for ``given``."""
     values = {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
     if not values:
         return content
+    chosen = {}
+    for entry in content.get("defaults") or []:
+        for group, option in entry.items() if isinstance(entry, Mapping) else ():
+            if isinstance(option, str):
+                chosen[str(group).removeprefix("override ").strip().lstrip("/")] = option
     hydra = content.get("hydra") or {}
     runtime = hydra.get("runtime") or {}
-    choices = {**(runtime.get("choices") or {}), PRESETS: values}
+    choices = {**(runtime.get("choices") or {}), PRESETS: values, PRESET_CHOICES: chosen}
     return {**content, "hydra": {**hydra, "runtime": {**runtime, "choices": choices}}}
 
 
@@ -37,9 +44,22 @@ def given(hydra: DictConfig) -> dict[str, Any]:
     Args:
         hydra: Hydra's own node of the composed config.
     """
-    presets = hydra.runtime.choices.get(PRESETS)
-    tree: dict[str, Any] = {} if presets is None else _plain(OmegaConf.to_container(presets, resolve=False))
-    return merged(tree, given_by_overrides(hydra))
+    return merged(given_by_presets(hydra), given_by_overrides(hydra))
+
+
+def given_by_presets(hydra: DictConfig) -> dict[str, Any]:
+    """What presets set, as one tree."""
+    return _noted(hydra, PRESETS)
+
+
+def chosen_by_presets(hydra: DictConfig) -> dict[str, str]:
+    """Group -> the option that a preset chooses, whatever an override chose in its place."""
+    return _noted(hydra, PRESET_CHOICES)
+
+
+def _noted(hydra: DictConfig, entry: str) -> dict[str, Any]:
+    found = hydra.runtime.choices.get(entry)
+    return {} if found is None else _plain(OmegaConf.to_container(found, resolve=False))
 
 
 def given_by_overrides(hydra: DictConfig) -> dict[str, Any]:
@@ -65,6 +85,13 @@ def own(hydra: DictConfig, group: str) -> dict[str, Any]:
         if source["schema"] == "file" and path.is_file():
             return read_option_file(path)
     return {}
+
+
+def options_with(hydra: DictConfig, group: str, key: str) -> list[str]:
+    """The options of ``group``, in all folders of the run, whose files have ``key``."""
+    folders = [Path(source.path, group) for source in hydra.runtime.config_sources if source["schema"] == "file"]
+    files = sorted({path.stem: path for folder in folders for path in folder.glob("*.yaml")}.items())
+    return [name for name, path in files if key in read_option_file(path)]
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

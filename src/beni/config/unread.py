@@ -38,6 +38,45 @@ def _indexed(run: Run) -> bool:
     return _packs(run) or schedule["group"] == "length" or schedule["balance"]
 
 
+READS_LEVELS = ("beni.resampler.tokenpacker.TokenPacker",)
+"""Parts of beni's own that read the features of ``vision.levels``; parts of other packages may."""
+
+AT_HAND = (
+    "beni.data.shapes.source.Shapes",
+    "beni.data.stamps.Stamps",
+    "beni.data.formats.text.Text",
+    "beni.data.formats.text_rows.TextRows",
+)
+"""Sources without a picture that has to be fetched, whatever they read."""
+
+FETCHING = (
+    *("concurrency", "per_host", "retries", "timeout", "idle_timeout", "max_mib", "max_pixels", "min_side"),
+    *("redirects", "private_addresses", "ahead"),
+)
+"""Values of ``images`` about pictures that are fetched, but for where the cache of a machine is."""
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """The ``_target_`` of a node and of those in it."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from _targets(value)
+
+
+def _reads_levels(run: Run) -> bool:
+    behind = [
+        target for group in ("views", "selector", "resampler", "connector", "fusion") for target in _targets(run[group])
+    ]
+    return not run["vision"].get("levels") or any(t in READS_LEVELS or not t.startswith("beni.") for t in behind)
+
+
+def _fetches(run: Run) -> bool:
+    sources = [target for target in _targets(run["data"]) if target != "beni.data.mixture.Mixture"]
+    return any(target not in AT_HAND for target in sources)
+
+
 def _guards(run: Run) -> bool:
     return run["train"]["guard"]["spike"] != "accept"
 
@@ -83,6 +122,24 @@ UNREAD = (
         lambda run: run["fsdp"]["mode"] in ("full", "hybrid"),
         lambda run: f"fsdp.mode={run['fsdp']['mode']}",
         "set fsdp=full or fsdp=hybrid",
+    ),
+    Unread(
+        ("vision.levels",),
+        _reads_levels,
+        lambda run: f"resampler={run['choices'].get('resampler', 'none')}",
+        "set resampler=tokenpacker",
+    ),
+    Unread(
+        ("views.min_patches",),
+        lambda run: not run["views"].get("fill"),
+        lambda run: "views.fill=true, which scales every picture to views.max_patches",
+        "set views.fill=false",
+    ),
+    Unread(
+        tuple(f"images.{key}" for key in FETCHING),
+        _fetches,
+        lambda run: f"data={run['choices'].get('data', 'none')}, which fetches no pictures",
+        "choose data whose records name addresses of pictures",
     ),
     Unread(
         ("connector.hidden",),

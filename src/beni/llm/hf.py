@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from beni.errors import CompositionError, ConfigError, WeightsError
+from beni.errors import CompositionError, ConfigError, WeightsError, reason
 from beni.hub import package_file
 from beni.llm import row_attention, segment_attention
 from beni.llm.base import Description, Llm
@@ -36,7 +36,7 @@ from beni.llm.probes import Probed
 from beni.llm.row_attention import RowPlan
 from beni.llm.segment_attention import SegmentPlan
 from beni.llm.visits import Places, placed_each_pass, require_layers, visited
-from beni.nn.architecture import buildable, read_architecture
+from beni.nn.architecture import buildable, choose_attention, read_architecture
 from beni.types import LayerVisitor, Sequence
 
 
@@ -47,14 +47,15 @@ class HFLlm(Llm):
         name: hub id, local folder, or ``package:<package>/<file>.gguf``; ``null`` when there is none.
         weights: ``pretrained`` or ``random``.
         architecture: fields of the Hugging Face config, ``model_type`` among them; ``null`` reads those of ``name``.
-        attn_implementation: attention for the padded layout and for generation: ``sdpa``, ``eager`` or another name
-            that transformers knows. The packed layout uses beni's segment attention, rows in which positions look ahead
-            or have gates its row attention.
+        attn_implementation: attention for the padded layout and for generation: ``auto`` (``sdpa`` where transformers'
+            class has it, else ``eager``) or a name that transformers knows. The packed layout uses beni's segment
+            attention, rows in which positions look ahead or have gates its row attention.
         tokenizer: ``auto`` (that of ``name`` with pretrained weights, else beni's embedded one), ``embedded``,
             ``bytes`` (a token a byte), or a hub id or folder.
 
     Raises:
-        ConfigError: no architecture and no name, or a ``model_type`` that transformers does not have.
+        ConfigError: no architecture and no name, a ``model_type`` that transformers does not have, or an attention
+            that its class does not have.
     """
 
     def __init__(
@@ -67,12 +68,13 @@ class HFLlm(Llm):
         tokenizer: str,
     ) -> None:
         super().__init__()
-        self.name, self.attn_implementation, self.tokenizer = name, attn_implementation, tokenizer
+        self.name, self.tokenizer = name, tokenizer
         self.config = read_architecture(name, architecture, group="llm")
+        self.attn_implementation = choose_attention(decoder_class(self.config), attn_implementation, "llm")
         # weights that load_pretrained() will bring are not drawn first
         device = torch.device("meta") if weights == "pretrained" else torch.get_default_device()
         with device:
-            self.model = build_llm(self.config, attn_implementation)
+            self.model = build_llm(self.config, self.attn_implementation)
         text = self.config.get_text_config()
         embeddings = cast(nn.Embedding, self.model.get_input_embeddings())
         self.hidden_size, self.vocab_size = embeddings.embedding_dim, embeddings.num_embeddings
@@ -208,11 +210,11 @@ class HFLlm(Llm):
             self.model.set_attn_implementation(implementation)
 
 
-def build_llm(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
-    """The causal language model of ``config`` on torch's current default device, in its default dtype.
+def decoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class of transformers that is a causal language model of ``config``.
 
     Raises:
-        ConfigError: when transformers has no causal model of that type, or it cannot be built from these fields.
+        ConfigError: when there is none, or it reads in both directions.
     """
     kind = config.model_type
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -225,7 +227,16 @@ def build_llm(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedM
             f"llm.architecture.model_type={kind} reads in both directions, so it would see the answers it is to learn\n"
             "  fix: set llm.architecture.is_decoder=true, or choose a decoder such as llm=qwen3"
         )
-    with buildable("llm", kind, attn_implementation):
+    return cast(type[PreTrainedModel], MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+
+
+def build_llm(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
+    """The causal language model of ``config`` on torch's current default device, in its default dtype.
+
+    Raises:
+        ConfigError: when it cannot be built from these fields.
+    """
+    with buildable("llm", config.model_type, attn_implementation):
         return AutoModelForCausalLM.from_config(
             config, attn_implementation=attn_implementation, dtype=torch.get_default_dtype()
         )
@@ -255,7 +266,7 @@ def prepare_dry_run(model: PreTrainedModel, width: int) -> bool:
             with torch.no_grad():
                 dry_run(model, embeds, 1, masked)
         except UNCOUNTABLE as error:
-            said = said or (str(error).strip() or type(error).__name__).splitlines()[-1]
+            said = said or reason(error, -1)
             continue
         return masked
     raise CompositionError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import nn
 
-from beni.components import COMPONENTS
+from beni.components import BACKBONES, COMPONENTS
 from beni.errors import TrainabilityError
 from beni.model.quantized import packed_layers
 
@@ -26,6 +27,41 @@ def apply_plan(model: nn.Module, plan: Mapping[str, str]) -> None:
         raise TrainabilityError(
             f"nothing trains under the plan {modes}\n  fix: set train.plan.llm=full, or choose a connector with weights"
         )
+
+
+def require_weights_of(model: nn.Module, run: Mapping[str, Any]) -> None:
+    """Return when every component that ``train.thaw`` or ``optim.lr_scale`` speaks of has weights.
+
+    Raises:
+        TrainabilityError: for each that has none, so that nothing of it could thaw or learn.
+    """
+    said = []
+    for section, key, neutral in (("train", "thaw", 0), ("optim", "lr_scale", 1)):
+        for component, value in run[section][key].items():
+            if value != neutral and not has_weights(model, component):
+                option = run["choices"].get(component, "it")
+                said.append(
+                    f"{section}.{key}.{component}={value}, but {component}={option} has no weights\n"
+                    f"  fix: leave out {section}.{key}.{component}, or choose another option of {component}"
+                )
+    if said:
+        raise TrainabilityError("\n".join(said))
+
+
+def plan_notices(model: nn.Module, run: Mapping[str, Any]) -> Iterator[str]:
+    """What a person should know of ``train.plan``: modes that were named for components without weights."""
+    for component, mode in run["train"]["plan"].items():
+        if mode != "full" and component not in BACKBONES and not has_weights(model, component):
+            yield (
+                f"train.plan.{component}={mode} changes nothing: {component}={run['choices'].get(component, 'it')} "
+                "has no weights"
+            )
+
+
+def has_weights(model: nn.Module, component: str) -> bool:
+    """Whether anything of a component can be trained or frozen."""
+    part = getattr(model, component)
+    return next(part.parameters(), None) is not None or next(iter(packed_layers(part)), None) is not None
 
 
 def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:

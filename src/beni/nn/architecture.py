@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from difflib import get_close_matches
 from inspect import signature
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from beni.components import BACKBONES
 from beni.config.architecture import described
 from beni.config.suggest import closest
-from beni.errors import ConfigError, WeightsError
+from beni.errors import ConfigError, WeightsError, reason
 from beni.hub import require
 
 
@@ -33,23 +36,25 @@ def read_architecture(name: str | None, architecture: dict[str, Any] | None, gro
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:  # no such repository, or a model that brings code of its own
             raise WeightsError(
-                f"{group}.name={name}: {str(error).strip().splitlines()[0]}\n"
+                f"{group}.name={name}: {reason(error)}\n"
                 f"  fix: set {group}.name to a model whose type transformers knows, or to a local folder"
             ) from error
         return config.vision_config if group == "vision" and "vision_config" in config.sub_configs else config
     values = dict(architecture)
     kind = values.pop("model_type", None)
     if kind not in CONFIG_MAPPING:
-        near = closest(str(kind), CONFIG_MAPPING) or ("siglip_vision_model" if group == "vision" else "llama")
+        types = [name for name in CONFIG_MAPPING if group == "vision" or name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
+        near = get_close_matches(str(kind), types, n=3) or ["siglip_vision_model" if group == "vision" else "llama"]
+        others = f" (or {', '.join(near[1:])})" if near[1:] else ""
         raise ConfigError(
             f"{group}.architecture needs a model_type that transformers knows; missing or unknown: {kind}\n"
-            f"  fix: set {group}.architecture.model_type={near}, or another type of transformers"
+            f"  fix: set {group}.architecture.model_type={near[0]}{others}, or another type of transformers"
         )
     try:
         return AutoConfig.for_model(kind, **values)
     except UNBUILDABLE as error:
         raise ConfigError(
-            f"{group}.architecture: {_last_line(error)}\n  fix: correct the fields of {group}.architecture"
+            f"{group}.architecture: {reason(error, -1)}\n  fix: correct the fields of {group}.architecture"
         ) from error
 
 
@@ -95,6 +100,49 @@ UNBUILDABLE = (
 )
 
 
+AUTO = "auto"
+"""Value of ``attn_implementation`` that leaves the choice to what the model has."""
+
+OFFERED = {
+    "sdpa": "_supports_sdpa",
+    "eager": None,
+    "flash_attention_2": "_supports_flash_attn",
+    "flex_attention": "_supports_flex_attn",
+}
+"""Names of attention -> the flag of transformers' model classes that says whether they have it; None where each has."""
+
+
+def choose_attention(kind: type[PreTrainedModel], asked: str, group: str) -> str:
+    """The name of the attention that a model computes with: the one asked for, or of ``auto`` torch's where the class
+    has it and ``eager``, which every class has, where not.
+
+    Args:
+        kind: model class of transformers.
+        asked: value of ``attn_implementation``.
+        group: ``vision`` or ``llm``, for the error.
+
+    Raises:
+        ConfigError: the class does not have the attention asked for, or nobody has one of that name.
+    """
+    if asked == AUTO:
+        return "sdpa" if kind._supports_sdpa else "eager"
+    known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+    if asked not in known and "/" not in asked:  # with a slash it is a kernel of the hub
+        near = closest(asked, known) or AUTO
+        raise ConfigError(
+            f"{group}.attn_implementation={asked}: transformers has no attention of that name; expected {AUTO}, eager, "
+            f"sdpa, flash_attention_2 or flex_attention\n  fix: set {group}.attn_implementation={near}"
+        )
+    flag = next((flag for name, flag in OFFERED.items() if name.partition("_")[0] in asked), None)
+    if flag is None or getattr(kind, flag):
+        return asked
+    has = [name for name, flag in OFFERED.items() if flag is None or getattr(kind, flag)]
+    raise ConfigError(
+        f"{group}.attn_implementation={asked}: {kind.__name__} of transformers has {', '.join(has)} only\n"
+        f"  fix: set {group}.attn_implementation={has[0]}, or {AUTO} for the best that it has"
+    )
+
+
 @contextmanager
 def buildable(group: str, model_type: str, attention: str) -> Iterator[None]:
     """Around building a model: fields that do not fit each other, or an attention it lacks, are the user's to mend.
@@ -105,18 +153,18 @@ def buildable(group: str, model_type: str, attention: str) -> Iterator[None]:
     try:
         yield
     except UNBUILDABLE as error:
-        said = _last_line(error)
+        said = reason(error, -1)
         if "attn_implementation" in str(error) or "attention implementation" in said:
             raise ConfigError(
                 f"{group}.attn_implementation={attention}: {said.split('. ')[0]}\n"
                 f"  fix: set {group}.attn_implementation=eager"
             ) from error
+        if isinstance(error, ImportError):  # one line of its text names the package, its first where there are several
+            raise ConfigError(
+                f"{group}.architecture.model_type={model_type} needs a package that is not installed: {reason(error)}\n"
+                f"  fix: install it, or choose another {group}.architecture.model_type"
+            ) from error
         raise ConfigError(
             f"{group}.architecture of model_type={model_type} cannot be built: {said}\n"
             f"  fix: correct the fields of {group}.architecture that this speaks of"
         ) from error
-
-
-def _last_line(error: BaseException) -> str:
-    """The last line of a message, in which transformers says why, after saying where."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

@@ -23,6 +23,7 @@ from beni.redact import redacted_override
 
 IRRELEVANT = (
     "choices",
+    "dropped",
     "tracker",
     "launcher",
     "log",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -66,18 +66,34 @@ def pooling(config: PreTrainedConfig) -> dict[str, bool]:
     return {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
 
 
-def build_encoder(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
-    """The bare model of ``config`` on torch's current default device, in its default dtype.
+def encoder_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class of transformers that is the bare model of ``config``.
 
     Raises:
-        ConfigError: when transformers has no bare model of that type, or not that attention.
+        ConfigError: when there is none.
     """
+    if "vision_config" in config.sub_configs:
+        own = config.to_dict()["vision_config"] or {}  # some have none of their own accord
+        raise ConfigError(
+            f"vision.architecture.model_type={config.model_type} is a whole vision-language model, no encoder\n"
+            f"  fix: set vision.architecture.model_type={own.get('model_type', 'clip_vision_model')}"
+        )
     _register(config)
     if type(config) not in MODEL_MAPPING:
         raise ConfigError(
             f"vision.architecture.model_type={config.model_type}: transformers has no model of it that stands alone\n"
             "  fix: set vision.architecture.model_type=clip_vision_model"
         )
+    return cast(type[PreTrainedModel], MODEL_MAPPING[type(config)])
+
+
+def build_encoder(config: PreTrainedConfig, attn_implementation: str) -> PreTrainedModel:
+    """The bare model of ``config`` on torch's current default device, in its default dtype.
+
+    Raises:
+        ConfigError: when transformers has no bare model of that type, or it cannot be built from these fields.
+    """
+    encoder_class(config)
     with buildable("vision", config.model_type, attn_implementation):
         return AutoModel.from_config(
             config, attn_implementation=attn_implementation, dtype=torch.get_default_dtype(), **pooling(config)

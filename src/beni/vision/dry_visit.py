@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from beni.errors import reason
 from beni.vision.probe import Layout
 from beni.vision.visit import MASKED, Reading, Visit
 
@@ -64,4 +65,4 @@ def _tried(run: Run, visit: Visit) -> list[Tensor]:
     try:
         return run(visit)
     except (ValueError, RuntimeError, TypeError, AttributeError, IndexError, KeyError) as error:
-        raise NotVisited(f"its blocks cannot be visited: {str(error).splitlines()[0]}") from error
+        raise NotVisited(f"its blocks cannot be visited: {reason(error)}") from error

@@ -32,12 +32,12 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from beni.config.ranges import Above, AtLeast
-from beni.errors import CompositionError, WeightsError
-from beni.nn.architecture import read_architecture
+from beni.errors import CompositionError, WeightsError, reason
+from beni.nn.architecture import choose_attention, read_architecture
 from beni.nn.batch_norm import settle_statistics
 from beni.nn.pixels import ImageTransform, as_size, as_triple
 from beni.types import TokenSpec, VisualTokens
-from beni.vision.backbone import build_encoder, model_inputs, own_size, pooling, repeated_blocks
+from beni.vision.backbone import build_encoder, encoder_class, model_inputs, own_size, pooling, repeated_blocks
 from beni.vision.base import Service, VisionEncoder, no_service, refuse_keep
 from beni.vision.dry_visit import IMAGES, NotVisited, key_width, states_before
 from beni.vision.hidden_states import state_indices, truncated
@@ -51,6 +51,9 @@ VISION_HALF = {r"^(?:model\.)?(?:vision_tower|vision_model)\.(?:vision_model\.)?
 """What stands before the names of an encoder's tensors in a whole vision-language model (LLaVA, Mistral 3, BLIP-2)."""
 
 OTHER = "choose another option of vision"
+
+UNACCEPTED = (ValueError, RuntimeError, TypeError, AttributeError, LookupError, AssertionError, ImportError)
+"""What models raise at pixels of a shape that they do not take."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,12 @@ class HFVision(VisionEncoder):
         mean: per-channel mean of pixel values in [0, 1].
         std: per-channel standard deviation.
         resize: ``squash``, ``pad`` or ``crop`` to the input's shape.
-        attn_implementation: ``sdpa``, ``eager`` or another name that transformers knows.
+        attn_implementation: ``auto`` (``sdpa`` where transformers' class has it, else ``eager``) or a name that
+            transformers knows.
 
     Raises:
-        ConfigError: no architecture and no name, or a ``model_type`` that transformers does not have.
+        ConfigError: no architecture and no name, a ``model_type`` that transformers does not have, or an attention
+            that its class does not have.
         CompositionError: E-RES when the model does not accept ``image_size``; E-GRID when its tokens form no grid;
             E-LEVELS when ``layer`` or one of ``levels`` does not exist; E-CLS when there is no CLS token to keep.
     """
@@ -108,7 +113,7 @@ class HFVision(VisionEncoder):
         self._config = read_architecture(name, architecture, group="vision")
         self._read = [] if layer == -1 and not levels else state_indices(self._config, layer, levels)
         self.config = self._config if layer == -1 else truncated(self._config, max(i for i in self._read if i))
-        self._attn = attn_implementation
+        self._attn = choose_attention(encoder_class(self.config), attn_implementation, "vision")
         self._probed: dict[tuple[int, int], ProbeResult] = {}
         self._services: frozenset[Service] = frozenset()
         self._key_width, self._before = 0, [False] * max(1, len(self._read))
@@ -117,7 +122,7 @@ class HFVision(VisionEncoder):
         if device.type != "meta":
             self._at(self._transform.shape)  # what cannot be is refused before its weights are drawn
         with device:
-            self.model = in_reading_order(build_encoder(self.config, attn_implementation))
+            self.model = in_reading_order(build_encoder(self.config, self._attn))
         self._at(self._transform.shape, self.model)
         settle_statistics(self.model, partial(self._states, self.model), self._transform.shape)
 
@@ -269,14 +274,21 @@ class HFVision(VisionEncoder):
         pixels = torch.empty(2, 3, *size)  # two: a model that packs pictures would hide it with one
         try:
             out = model(**model_inputs(model, pixels), output_hidden_states=True)
-        except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+        except UNACCEPTED as error:
             own = own_size(self.config)
             raise CompositionError(
                 "E-RES",
-                f"{who} does not accept {size[0]}x{size[1]} pixels: {str(error).splitlines()[0]}",
+                f"{who} does not accept {size[0]}x{size[1]} pixels: {reason(error)}",
                 groups=("vision",),
                 fix=f"set 'vision.image_size={list(own)}'" if own and own != size else OTHER,
             ) from error
+        if out.get("last_hidden_state") is None:
+            raise CompositionError(
+                "E-GRID",
+                f"{who} of transformers returns {', '.join(out)} and no last_hidden_state",
+                groups=("vision",),
+                fix=OTHER,
+            )
         layout, kind = find_layout(out, self.config.to_dict(), size, len(pixels)), self.config.model_type
         if layout is None or kind in SHUFFLES:
             raise CompositionError(

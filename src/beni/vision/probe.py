@@ -105,7 +105,7 @@ def _returned_grids(out: Mapping[str, Any], size: tuple[int, int]) -> Iterator[t
     """Grids of the last hidden state where it comes as a map too."""
     for name in ("reshaped_hidden_states", "hidden_states"):
         states = out.get(name)
-        if states and states[-1].ndim == 4:
+        if states and isinstance(states[-1], Tensor) and states[-1].ndim == 4:
             yield _map_grid(states[-1], size)
 
 

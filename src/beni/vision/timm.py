@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from beni.config.ranges import Above, AtLeast
-from beni.errors import CompositionError, WeightsError
+from beni.errors import CompositionError, WeightsError, reason
 from beni.nn.batch_norm import settle_statistics
 from beni.nn.pixels import ImageTransform, as_size, as_triple
 from beni.types import TokenSpec, VisualTokens
@@ -119,9 +119,7 @@ class TimmVision(VisionEncoder):
         try:
             self.model = self._create(pretrained=True)
         except (OSError, RuntimeError) as error:
-            raise WeightsError(
-                f"vision.name={self.name}: {str(error).splitlines()[0]}\n  fix: set vision.weights=random"
-            ) from error
+            raise WeightsError(f"vision.name={self.name}: {reason(error)}\n  fix: set vision.weights=random") from error
 
     def resolved(self) -> dict[str, Any]:
         return {"mean": list(self._transform.mean), "std": list(self._transform.std)}
@@ -169,7 +167,7 @@ class TimmVision(VisionEncoder):
         except (ValueError, RuntimeError, AssertionError) as error:
             raise CompositionError(
                 "E-RES",
-                f"{self.name} does not accept {height}x{width} pixels: {str(error).splitlines()[0]}",
+                f"{self.name} does not accept {height}x{width} pixels: {reason(error)}",
                 groups=("vision",),
                 fix=f"set 'vision.image_size={list(self._known().input_size[1:])}'",
             ) from error

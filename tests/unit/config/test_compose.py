@@ -67,3 +67,69 @@ def test_build_raises_a_parts_own_error_unwrapped() -> None:
 
     with pytest.raises(DataError, match=r"data\.path"):
         build(compose(["data=text"])["data"], 0)
+
+
+@pytest.mark.parametrize(("template", "settled"), [("plain", "drop"), ("chat", "keep"), ("llava_v1", "keep")])
+def test_instructions_of_captions_are_dropped_by_the_plain_template_alone(template, settled):
+    assert compose(["data=llava_pretrain", f"template={template}"])["data"]["instructions"] == settled
+    asked = compose(["data=llava_pretrain", f"template={template}", "data.instructions=keep"])
+    assert asked["data"]["instructions"] == "keep"
+    assert compose(["data=llava_instruct", f"template={template}"])["data"]["instructions"] == "keep"
+
+
+def preset(folder, text):
+    path = folder / "experiment" / "mine.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"# @package _global_\n{text}", encoding="utf-8")
+    return folder
+
+
+PERCEIVER = """
+defaults:
+  - override /resampler: perceiver
+  - override /optim: adamw
+resampler: {num_latents: 9, depth: 2}
+optim: {betas: [0.9, 0.95], lr: 0.002}
+"""
+
+
+def test_a_presets_values_for_an_option_that_was_replaced_are_left_out_and_told(tmp_path):
+    from beni.config.foreign import dropped_notices
+
+    folder = preset(tmp_path, PERCEIVER)
+    whole = compose(["experiment=mine"], folder)
+    assert (whole["resampler"]["num_latents"], "dropped" in whole) == (9, False)
+
+    run = compose(["experiment=mine", "resampler=avg_pool", "optim=adafactor"], folder)
+    assert run["dropped"] == {
+        "optim.betas": "adamw",
+        "resampler.depth": "perceiver",
+        "resampler.num_latents": "perceiver",
+    }
+    assert run["resampler"] == compose(["resampler=avg_pool"])["resampler"]
+    assert run["optim"]["lr"] == 0.002  # every optimizer reads it
+    notices = list(dropped_notices(run))
+    assert "resampler.num_latents" in notices[2]
+    assert "value of resampler=perceiver, and this run has resampler=avg_pool" in notices[2]
+
+
+def test_values_of_the_command_line_are_never_left_out(tmp_path):
+    folder = preset(tmp_path, PERCEIVER)
+    with pytest.raises(ConfigError, match=r"unknown key resampler.num_latents"):
+        compose(["experiment=mine", "resampler=avg_pool", "resampler.num_latents=4"], folder)
+
+
+@pytest.mark.parametrize("overrides", [[], ["resampler=avg_pool"]])
+def test_a_presets_key_that_no_option_has_is_an_error(tmp_path, overrides):
+    folder = preset(tmp_path, PERCEIVER.replace("depth", "dephts"))
+    with pytest.raises(ConfigError, match=r"unknown key resampler.dephts"):
+        compose(["experiment=mine", *overrides], folder)
+
+
+def test_what_is_left_out_is_no_part_of_what_a_run_is(tmp_path):
+    from beni.runs.identity import signature
+
+    folder = preset(tmp_path, "defaults:\n  - override /resampler: perceiver\nresampler: {num_latents: 9}\n")
+    run = compose(["experiment=mine", "resampler=avg_pool"], folder)
+    assert run["dropped"]
+    assert signature(run) == signature(compose(["resampler=avg_pool"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from importlib.util import find_spec
 
@@ -295,3 +296,18 @@ def test_floats_of_8_bits_want_a_gpu_that_knows_them(tiny_model, monkeypatch, ab
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     with pytest.raises(ResourceError, match=r"8\.9 or more, cuda has 8\.0[^$]*quantization=torchao_int8"):
         quantization.require(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    "name", ["torchao.kernel.intmm", "torchao", "torch.utils._pytree"], ids=["triton", "kernels", "pytree"]
+)
+def test_needless_warnings_of_torchao_are_left_out_and_others_are_not(name, caplog):
+    said = {
+        "torchao.kernel.intmm": "Warning: Detected no triton, on systems without Triton certain kernels will not work",
+        "torchao": "Failed to load /x/_C.so: could not load this library",
+        "torch.utils._pytree": "<enum 'A'> is an Enum subclass and is now natively supported",
+    }[name]
+    logging.getLogger(name).warning(said)
+    logging.getLogger(name).warning("something else")
+    assert "something else" in caplog.messages
+    assert said not in caplog.messages

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from beni.errors import TrainabilityError
+from beni.model.costing.table import propagate
+from beni.model.plan import plan_notices
 from beni.training.thaw import Thaw
 
 PLAN = {"vision": "full", "connector": "full", "llm": "full"}
@@ -112,3 +114,21 @@ def test_what_thaws_is_held_to_the_plan_in_its_first_step(tiny_run, fit, tmp_pat
     again.connector.unused = torch.nn.Linear(2, 2)
     with pytest.raises(TrainabilityError, match=r"no gradient reached connector\.unused"):
         fit(run, tmp_path / "whole", model=again)
+
+
+@pytest.mark.parametrize("key", ["train.thaw.resampler", "optim.lr_scale.resampler"])
+def test_what_is_said_of_the_training_of_a_part_without_weights_is_refused(tiny_run, key):
+    with pytest.raises(
+        TrainabilityError, match=rf"{key}=0.5, but resampler=none has no weights\n  fix: leave out {key}"
+    ):
+        propagate(tiny_run(f"{key}=0.5", "resampler=none"))
+    propagate(tiny_run(f"{key}=0.5", "resampler=perceiver"))
+
+
+def test_a_plan_for_a_part_without_weights_is_told(tiny_run):
+    run = tiny_run("train.plan.resampler=frozen", "resampler=none")
+    assert list(plan_notices(propagate(run), run)) == [
+        "train.plan.resampler=frozen changes nothing: resampler=none has no weights"
+    ]
+    run = tiny_run("train.plan.resampler=frozen", "resampler=perceiver")
+    assert list(plan_notices(propagate(run), run)) == []

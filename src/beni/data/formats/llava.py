@@ -1,10 +1,13 @@
 """LLaVA's format: records with ``image`` and ``conversations`` of ``human`` and ``gpt`` turns.
 
-Used by LLaVA-558K (align) and LLaVA-665K (finetune), arXiv 2304.08485 and 2310.03744, and by ShareGPT4V.
+Used by LLaVA-558K (align) and LLaVA-665K (finetune), arXiv 2304.08485 and 2310.03744, and by ShareGPT4V. LLaVA's align
+stage (``preprocess_plain`` in its llava/train/train.py) leaves the instruction out: the picture, then the caption, on
+which alone there is a loss. It ends captions with a line break, beni with the end token, since answers must end.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +26,7 @@ from beni.data.formats.fields import (
 )
 from beni.data.formats.table import Table
 from beni.data.formats.unread import CANNOT, TOP, Fields
+from beni.data.images import Image
 from beni.data.metric import LossOnly
 from beni.data.records.base import Row
 from beni.data.records.open import open_rows
@@ -60,6 +64,9 @@ class LlavaJson(Table):
         rows: take only the first so many.
         columns: names of the columns ``image`` (which rows need not have) and ``conversations``.
         images: folder that the records' ``image`` paths are relative to; null takes the file's folder.
+        instructions: whether what the user says beside the picture is heard: ``keep``, or ``drop``, for records of one
+            picture, one instruction and one caption. ``auto`` is settled by composition: ``drop`` under
+            ``template=plain``, ``keep`` under any other; where nobody settles it, it keeps them.
         ignore: fields of records and of what is in them that are left unread, though they look like pictures or like
             misspelt names.
         heldout: records held out for the loss, the same for every seed.
@@ -81,6 +88,7 @@ class LlavaJson(Table):
         rows: Annotated[int, AtLeast(1)] | None,
         columns: dict[Literal["image", "conversations"], str],
         images: str | None,
+        instructions: Literal["auto", "keep", "drop"],
         ignore: list[str],
         heldout: Annotated[int, AtLeast(0), Example("100")],
         augment: Annotated[dict[str, Any], FieldsOf("beni.data.images.Augment")],
@@ -90,9 +98,16 @@ class LlavaJson(Table):
         require_column(records, self.columns, "image")
         folder = images or ("" if str(path).startswith("hf://") else Path(str(path)).expanduser().parent)
         settings = {} if self.columns == DEFAULT else self.columns
+        self.drops = instructions == "drop"
+        settings = settings | ({"instructions": "drop"} if self.drops else {})
         shown = self.columns["image"]
         fields = Fields((*self.columns.values(),), optional=(shown,), pictures=(shown,), slot="image", refused=TOP)
         super().__init__(seed, records, heldout, augment, folder, settings, fields=fields, ignore=ignore)
+        if self.drops:
+            self.notices += (
+                f"{records.title}: the picture and its caption are all that is read, as in LLaVA's own align stage; "
+                "what the user says beside the picture is left out (data.instructions=keep keeps it)",
+            )
 
     def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:
         said_in, shown = self.columns["conversations"], self.columns["image"]
@@ -114,6 +129,25 @@ class LlavaJson(Table):
                 said = text_of(said, "value", where)
             messages.append(Message(role, interleaved(said, images, where), trained(turn, role, where)))
         require_used(images, len(pictures), where)
+        if self.drops:
+            messages = _captioned(messages, len(pictures), where)
         named = row.get(shown) or ""
         first = named[0] if isinstance(named, list) else named
         return Sample("", tuple(messages), cluster=first if isinstance(first, str) else "")
+
+
+def _captioned(messages: list[Message], pictures: int, where: str) -> list[Message]:
+    """A picture, an instruction and a caption without the instruction.
+
+    Raises:
+        DataError: when they are anything else: of a conversation about a picture nothing can be left out.
+    """
+    roles = [message.role for message in messages]
+    if roles != ["user", "assistant"] or pictures != 1 or not any(isinstance(p, Image) for p in messages[0].content):
+        raise DataError(
+            f"{where}: {pictures} picture{'s' * (pictures != 1)} and the roles {', '.join(roles)}, but "
+            "data.instructions=drop leaves out what is said beside one picture, and expects user and assistant\n"
+            "  fix: set data.instructions=keep, or template=chat, or leave the record out"
+        )
+    shown = tuple(part for part in messages[0].content if isinstance(part, Image))
+    return [replace(messages[0], content=shown), messages[1]]

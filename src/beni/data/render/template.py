@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from beni.data.images import Image
+from beni.data.render.refusal import explained
 from beni.data.render.tokens import IMAGE, SpecialTokens, added_tokens, resolve_tokens
 from beni.data.sample import Message, Sample
 from beni.errors import DataError
@@ -240,14 +240,8 @@ class Renderer:
             raise DataError(f"{sample}: it has no message; expected a conversation\n  fix: remove it from the data")
         name = self.settings["name"]
         jinja = TODAY + self.jinja if "strftime_now" in self.jinja else self.jinja
-        try:
+        with explained(sample, self.settings, ", ".join(turn["role"] for turn in turns)):
             fenced = cast(str, self.tokenizer.apply_chat_template(turns, chat_template=jinja, tokenize=False))
-        except TemplateError as error:
-            roles = ", ".join(turn["role"] for turn in turns)
-            fix = "template.system=null" if self.settings["system"] else "template=chatml"
-            raise DataError(
-                f"{sample}: template={name} refuses the roles {roles}: {error}\n  fix: set {fix}"
-            ) from error
         before, *rest = fenced.split(OPEN)
         pieces = [piece.split(CLOSE) for piece in rest]
         if CLOSE in before or [piece[0] for piece in pieces] != supervised or any(len(p) != 2 for p in pieces):

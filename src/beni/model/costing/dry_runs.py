@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from beni.errors import CompositionError
+from beni.errors import CompositionError, reason
 from beni.llm.base import Llm
 from beni.measure.flops import count_flops, count_training_flops, without_values
 from beni.model.modeling import BeniForConditionalGeneration
@@ -303,11 +303,10 @@ def countable(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, KeyError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except (RuntimeError, KeyError, ValueError) as error:
         raise CompositionError(
             "E-FLOPS",
-            f"{name} cannot be run without values, as counting its FLOPs does: {said}",
+            f"{name} cannot be run without values, as counting its FLOPs does: {reason(error)}",
             groups=(name,),
             fix=f"choose another option of {name}; one of your own may choose tokens by a mask, and must not let other "
             "values decide what it computes",

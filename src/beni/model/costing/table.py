@@ -12,7 +12,7 @@ from beni.components import COMPONENTS
 from beni.model.build import build_model
 from beni.model.costing.counts import Costs
 from beni.model.modeling import BeniForConditionalGeneration
-from beni.model.plan import apply_plan, count_parameters
+from beni.model.plan import apply_plan, count_parameters, require_weights_of
 from beni.model.viewer import placeholders
 from beni.nn.architecture import require_fields
 from beni.types import ImageLayout, TokenSpec
@@ -71,11 +71,13 @@ def propagate(run: Mapping[str, Any]) -> BeniForConditionalGeneration:
     Raises:
         CompositionError: with a code and a fix.
         ConfigError: an ``architecture`` has fields that its model does not know.
+        TrainabilityError: nothing trains, or something is said of the training of a part without weights.
     """
     require_fields(run)
     with torch.device("meta"):
         model = build_model(run, image_token_id=-1, pretrained=False)
     apply_plan(model, run["train"]["plan"])
+    require_weights_of(model, run)
     return model
 
 

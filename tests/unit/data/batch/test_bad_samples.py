@@ -11,7 +11,7 @@ from beni.data.formats.vqa import Vqa
 from beni.errors import DataError
 
 COMMON = {"subset": None, "split": "train", "rows": None, "images": None, "ignore": [], "heldout": 0, "augment": {}}
-LLAVA = COMMON | {"columns": {}}
+LLAVA = COMMON | {"columns": {}, "instructions": "keep"}
 USER = {"role": "user", "content": "what?"}
 VQA = {"columns": {}, "suffix": ""}
 

@@ -76,7 +76,8 @@ def test_more_bad_records_than_are_put_up_with_end_a_run_that_skips_them(check):
 
 
 def test_a_bad_held_out_record_fails_or_is_left_out(check):
-    silent = Sample("s1", (Message("user", ("is it?",)),), where="rows.json, record 1")
+    unlearnt = (Message("user", ("is it?",)), Message("assistant", ("yes",), train=False))
+    silent = Sample("s1", unlearnt, where="rows.json, record 1")
     samples = [asked(0), silent, asked(2)]
     with pytest.raises(DataError, match=r"(?s)1 of 3 held-out records .*record 1"):
         check().heldout(samples, [0, 1, 2], ExactAnswer())

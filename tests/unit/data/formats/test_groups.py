@@ -76,7 +76,7 @@ def test_records_of_several_images_belong_together_where_they_share_any(file, tm
 def test_llava_records_without_an_image_stand_alone(file):
     turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
     rows = [{"id": i, "conversations": turns} for i in range(20)]
-    assert len(LlavaJson(0, path=file(rows), heldout=7, **RECORDS).heldout()) == 7
+    assert len(LlavaJson(0, path=file(rows), heldout=7, instructions="keep", **RECORDS).heldout()) == 7
 
 
 def test_images_in_a_table_are_told_apart_by_their_content(tmp_path, monkeypatch):

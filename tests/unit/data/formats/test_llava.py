@@ -8,7 +8,7 @@ from beni.data.images import Image, decode
 from beni.errors import DataError
 
 KEYS = {"subset": None, "split": "train", "rows": None, "columns": {}, "images": None}
-KEYS |= {"ignore": [], "heldout": 0, "augment": {}}
+KEYS |= {"ignore": [], "heldout": 0, "augment": {}, "instructions": "keep"}
 
 
 def record(index, images=1, text=None, **changes):
@@ -199,3 +199,43 @@ def test_no_picture_is_opened_before_it_is_needed(source):
     assert all(isinstance(image, Image) for sample in made.heldout() for image in sample.images)
     with pytest.raises(DataError, match=r"\.png: FileNotFoundError"):
         decode(made.train(0, 0).images[0])
+
+
+@pytest.mark.parametrize("place", ["<image>\nsay what this is", "say what this is\n<image>"])
+@pytest.mark.parametrize("tokenizer", ["bos", "no_bos", "llama"])
+def test_a_dropped_instruction_leaves_the_picture_and_the_caption(source, renderer_of, tokenizer, place):
+    turns = [{"from": "human", "value": place}, {"from": "gpt", "value": "two dogs run"}]
+    made = source([record(0, conversations=turns)], instructions="drop")
+    renderer = renderer_of(tokenizer, "plain", visual_tokens=2)
+    encoded, tokens = renderer.encode(made.train(0, 0)), renderer.tokens
+    # LLaVA's preprocess_plain: bos, picture, caption, and a line break where beni has the end token
+    caption = renderer.tokenizer("<image>two dogs run", add_special_tokens=False).input_ids[1:]
+    bos, end = [] if tokens.bos is None else [tokens.bos], renderer.tokenizer.eos_token_id
+    assert encoded.ids.tolist() == [*bos, tokens.image, tokens.image, *caption, end]
+    assert encoded.labels.tolist() == [-100] * (len(bos) + 2) + [*caption, end]
+    assert renderer.prompt(made.train(0, 0)).ids.tolist() == [*bos, tokens.image, tokens.image]
+    assert ["left out" in notice for notice in made.notices] == [True]
+
+
+def test_instructions_that_are_kept_are_read_under_the_plain_template_too(source, renderer_of):
+    made = source([record(0)], instructions="keep")
+    renderer = renderer_of("llama", "plain")
+    assert "question 0 answer 0" in renderer.tokenizer.decode(renderer.encode(made.train(0, 0)).ids)
+    assert made.notices == ()
+    assert made.fingerprint() != source([record(0)], instructions="drop").fingerprint()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        record(0, images=2),
+        record(0, image=None, text="no picture"),
+        record(
+            0, conversations=[{"from": role, "value": "a"} for role in ("human", "gpt", "human", "gpt")], image=None
+        ),
+    ],
+    ids=["two pictures", "no picture", "a conversation"],
+)
+def test_of_what_is_no_caption_nothing_is_left_out(source, content):
+    with pytest.raises(DataError, match=r"record 0: .*data.instructions=drop(.|\n)*fix: set data.instructions=keep"):
+        source([content], instructions="drop").train(0, 0)

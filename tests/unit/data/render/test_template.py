@@ -391,3 +391,21 @@ def test_a_renderer_survives_pickling_for_loader_processes_that_are_spawned(rend
     renderer = renderer_of("embedded", "own")
     sample = talk("s", "#what?", "red")
     assert pickle.loads(pickle.dumps(renderer)).encode(sample).ids.tolist() == renderer.encode(sample).ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("jinja", "words"),
+    [
+        ("{{ raise_exception('no users here') }}", "refuses the roles user, assistant: no users here"),
+        ("{{ messages[0].content + 1 }}", "fails at the roles user, assistant: TypeError: "),
+        ("{% for m in messages %}{{ m.content }}", "is no Jinja template: Unexpected end of template"),
+        ("{{ messages[0].content | nonsense }}", "is no Jinja template: No filter named 'nonsense'"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError: "),
+    ],
+)
+def test_whatever_a_template_raises_is_an_error_with_its_name_and_what_it_said(renderer_of, jinja, words):
+    with pytest.raises(DataError) as caught:
+        renderer_of("llama", "plain", jinja=jinja)
+    assert "template=plain" in str(caught.value)
+    assert words in str(caught.value)
+    assert "\n  fix: " in str(caught.value)

@@ -224,6 +224,16 @@ def test_what_begins_to_train_is_billed_after_a_recount(tiny_run, steps_of, tiny
     assert before < costs.flop_count(batch).useful == fresh.flop_count(batch).useful
 
 
+def test_an_encoder_whose_last_map_is_one_cell_is_billed(tiny_run):
+    """In training mode its BatchNorm refuses one picture of one value a channel; a run never uses that mode."""
+    run = tiny_run("vision.image_size=16")
+    run["vision"]["architecture"] = {"model_type": "levit", "image_size": 16, "hidden_sizes": [16, 16, 16]}
+    model = propagate(run)
+    image = model.views.plan((16, 16))
+    assert model.specs["vision"].n == 1
+    assert Costs(model).prefill(image, 8, 2)["vision"] > 0
+
+
 def test_bills_add_up():
     one = FlopCount.of(range(10))
     assert (one + one).values() == [2 * value for value in range(10)]
