@@ -69,7 +69,7 @@ UNREAD = (
     Unread(
         ("train.guard.most",),
         _leaves_out,
-        lambda run: f"train.guard.spike={run['train']['guard']['spike']} and nonfinite=halt leave no step out",
+        lambda run: f"train.guard.spike={run['train']['guard']['spike']} and nonfinite=halt, which never skip a step",
         "set train.guard.nonfinite=skip",
     ),
     Unread(
@@ -87,7 +87,7 @@ UNREAD = (
     Unread(
         ("connector.hidden",),
         lambda run: run["connector"].get("depth", 2) > 1,
-        lambda run: "connector.depth=1, which has no layer between",
+        lambda run: "connector.depth=1, which has no hidden layer",
         "set connector.depth=2",
     ),
 )
