@@ -1,7 +1,7 @@
 """``python -m beni.compare runs/<study>``: which arm is better, by how much, at what cost, and is the pair fair?
 
 Prints the table and writes compare.md, compare.csv and compare.json into the study folder. Runs are only read, so it
-may be called while the study is still going on.
+may be called while the study is still running.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``python -m beni.look data=stamps llm=smollm2_gguf``: what the model of a run would see, before it is trained.
 
-Writes a page with the first steps of the run: the crops in token order, the text with its loss mask, the borders of
-samples in packs, positions, lengths, the shares of a mixture, and bad pictures with what stands in for them.
+Writes a page with the first steps of the run: views in token order, the text with its loss mask, the boundaries of
+samples in packs, positions, lengths, the shares of a mixture, and bad images with their replacements.
 """
 
 from __future__ import annotations

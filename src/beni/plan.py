@@ -1,7 +1,7 @@
 """``python -m beni.plan recipe=llava15``: what a run would be, from its config alone, offline and without a weight.
 
-Prints the spec table (what each stage does to the visual tokens and what it costs), the parameters that train, FLOPs
-per sample in training and prefill, and the memory of each process. An impossible run ends with a code and a fix.
+Prints the spec table (tokens, parameters and FLOPs of each stage), trainable parameters, FLOPs per sample in training
+and prefill, and memory per process. An invalid run ends with an error code and a fix.
 """
 
 from __future__ import annotations

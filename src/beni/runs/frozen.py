@@ -46,8 +46,8 @@ def load_frozen(folder: Path) -> dict[str, Any]:
     frozen, problem = read_frozen(folder)
     if problem is not None:
         raise ResumeError(
-            f"{folder}: {problem}\n  fix: restore {CONFIG} from a copy; or move it away, and the command that began "
-            "the run (of a sweep, that of the sweep) writes it anew and goes on"
+            f"{folder}: {problem}\n  fix: restore {CONFIG} from a copy; or move it away, and the command that started "
+            "the run (or its sweep) writes it again and resumes"
         )
     return resolved(frozen)
 

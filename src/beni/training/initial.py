@@ -132,7 +132,7 @@ def saved_folder(source: Path) -> Path:
     require_whole(
         folder,
         f"train.init_from={source}",
-        "bring it back from a copy, or write it anew from a checkpoint: python -m beni.export RUN, and set "
+        "restore it from a copy, or export it from a checkpoint: python -m beni.export RUN, and set "
         "train.init_from to the folder that it names",
     )
     return folder
