@@ -71,7 +71,7 @@ class DataPipeline:
             self.lengths.loads(0)
         elif check == "sample" and self.schedule.lengths is None:
             bad = looked.training(self.source)
-            told += [f"{len(bad)} of the training records looked at are bad, others stand in: {bad[0]}"] if bad else []
+            told += [f"{len(bad)} of the checked training records are bad and are replaced: {bad[0]}"] if bad else []
         bad = looked.heldout(self.source.heldout(), places, self.source.metric)
         told += [f"{len(bad)} held-out records are bad and left out: {next(iter(bad.values()))}"] if bad else []
         return bad, told
@@ -120,7 +120,7 @@ def assemble(
     source: Source = build(run["data"], run["train"]["seed"])
     if len(source.heldout()) == 0:
         raise DataError(
-            "data.heldout=0 holds nothing out, so that no score could be taken\n"
+            "data.heldout=0 holds no records out, so nothing could be scored\n"
             "  fix: set data.heldout=100, or fewer of a small set"
         )
     if tell is not None:

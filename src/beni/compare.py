@@ -1,7 +1,7 @@
 """``python -m beni.compare runs/<study>``: which arm is better, by how much, at what cost, and is the pair fair?
 
 Prints the table and writes compare.md, compare.csv and compare.json into the study folder. Runs are only read, so it
-may be called while the study is still going on.
+may be called while the study is still running.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(prog="python -m beni.compare", description=(__doc__ or "").split("\n\n")[1])
     command.add_argument("study", type=Path, help="folder of the study, for instance runs/resampler_zoo")
-    command.add_argument("--baseline", metavar="LABEL", help="arm to compare with (default: the first one started)")
+    command.add_argument("--baseline", metavar="LABEL", help="baseline arm (default: the first one started)")
     command.add_argument(
         "--metric", help="a key of metrics.jsonl (default: eval/accuracy; eval/loss where no run has one)"
     )
@@ -70,8 +70,8 @@ def _written(comparison: Comparison) -> list[Path]:
         return write_comparison(comparison)
     except OSError as error:
         raise ResourceError(
-            f"the comparison could not be written into {comparison.folder}: {error}\n  fix: the table above is whole; "
-            "for the files make room there, or compare a copy of the study on a disk that can be written"
+            f"the comparison could not be written into {comparison.folder}: {error}\n  fix: the table above "
+            "is complete; to write the files, free disk space or compare a writable copy of the study"
         ) from error
 
 

@@ -117,7 +117,7 @@ def lost_result() -> int:
         return 0
     print(
         f"ResourceError: standard output could not be written: {error.strerror or error}\n"
-        "  fix: make room, or send the output elsewhere",
+        "  fix: free disk space, or redirect the output",
         file=sys.stderr,
     )
     return 2

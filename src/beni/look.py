@@ -1,7 +1,7 @@
 """``python -m beni.look data=stamps llm=smollm2_gguf``: what the model of a run would see, before it is trained.
 
-Writes a page with the first steps of the run: the crops in token order, the text with its loss mask, the borders of
-samples in packs, positions, lengths, the shares of a mixture, and bad pictures with what stands in for them.
+Writes a page with the first steps of the run: views in token order, the text with its loss mask, the boundaries of
+samples in packs, positions, lengths, the shares of a mixture, and bad images with their replacements.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(prog="python -m beni.look", description=(__doc__ or "").split("\n\n")[1])
     command.add_argument("overrides", nargs="*", help="as for beni.train: data=stamps template=chatml ...")
-    command.add_argument("--config-dir", help="a further folder with options of your own")
+    command.add_argument("--config-dir", help="an additional folder of options")
     command.add_argument("--steps", type=int, default=1, help="optimizer steps shown (%(default)s)")
-    command.add_argument("--first", type=int, default=1, help="the first of them (%(default)s)")
-    command.add_argument("--world", type=int, default=1, help="processes that share a step (%(default)s)")
-    command.add_argument("--rank", type=int, default=0, help="the process whose share is shown (%(default)s)")
-    command.add_argument("--out", type=Path, help="file of the page (default: <paths.runs>/look.html)")
-    command.add_argument("--terminal", action="store_true", help="show it here instead of writing a page")
+    command.add_argument("--first", type=int, default=1, help="the first step shown (%(default)s)")
+    command.add_argument("--world", type=int, default=1, help="number of processes (%(default)s)")
+    command.add_argument("--rank", type=int, default=0, help="rank of the process shown (%(default)s)")
+    command.add_argument("--out", type=Path, help="HTML file to write (default: <paths.runs>/look.html)")
+    command.add_argument("--terminal", action="store_true", help="print to the terminal instead of writing a page")
     return command
 
 
@@ -109,7 +109,7 @@ def look(run: Mapping[str, Any], numbers: Sequence[int], rank: int, world: int) 
         "histogram_of": (
             f"of the {len(lengths)} samples of the first epoch"
             if schedule.lengths is not None
-            else f"of the {len(lengths)} samples shown; schedule=packs and other options that need them read all"
+            else f"of the {len(lengths)} samples shown; all lengths are read with schedule=packs and the like"
         ),
     }
 
@@ -118,14 +118,14 @@ def _facts(run: Mapping[str, Any], schedule: Schedule, tokens: Any, fingerprint:
     train, unit = run["train"], run["schedule"]["unit"]
     facts = {
         "samples": f"{size} in an epoch, fingerprint {fingerprint}",
-        "step": f"{train['batch_size']} {unit}s in {train['accumulation']} micro-batches a process",
+        "step": f"{train['batch_size']} {unit}s in {train['accumulation']} micro-batches per process",
         "layout": run["compute"]["layout"],
-        "special tokens": f"bos {tokens.bos}, pad {tokens.pad}, ends {list(tokens.eos)}, image {tokens.image}",
+        "special tokens": f"bos {tokens.bos}, pad {tokens.pad}, eos {list(tokens.eos)}, image {tokens.image}",
         "template": run["template"]["name"],
         "selector": f"{run['choices'].get('selector', 'custom')}",
     }
     if unit == "pack":
-        facts["fill"] = f"{schedule.fill():.2%} of {run['schedule']['tokens']} positions a pack, first epoch"
+        facts["fill"] = f"{schedule.fill():.2%} of {run['schedule']['tokens']} positions per pack, first epoch"
     return facts
 
 

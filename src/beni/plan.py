@@ -1,7 +1,7 @@
 """``python -m beni.plan recipe=llava15``: what a run would be, from its config alone, offline and without a weight.
 
-Prints the spec table (what each stage does to the visual tokens and what it costs), the parameters that train, FLOPs
-per sample in training and prefill, and the memory of each process. An impossible run ends with a code and a fix.
+Prints the spec table (tokens, parameters and FLOPs of each stage), trainable parameters, FLOPs per sample in training
+and prefill, and memory per process. An invalid run ends with an error code and a fix.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(prog="python -m beni.plan", description=(__doc__ or "").split("\n\n")[1])
     command.add_argument("overrides", nargs="*", help="as for beni.train: vision=siglip resampler.num_latents=32 ...")
-    command.add_argument("--config-dir", help="a further folder with options of your own")
-    command.add_argument("--image", default="768x1024", help="height x width of the picture in pixels (%(default)s)")
-    command.add_argument("--text", type=int, default=128, help="text tokens of a sample (%(default)s)")
-    command.add_argument("--labels", type=int, default=64, help="of these, supervised (%(default)s)")
-    command.add_argument("--world", type=int, default=1, help="processes (%(default)s)")
-    command.add_argument("--local-world", type=int, help="of these, on one machine (all)")
+    command.add_argument("--config-dir", help="an additional folder of options")
+    command.add_argument("--image", default="768x1024", help="height x width of an image in pixels (%(default)s)")
+    command.add_argument("--text", type=int, default=128, help="text tokens per sample (%(default)s)")
+    command.add_argument("--labels", type=int, default=64, help="supervised tokens among them (%(default)s)")
+    command.add_argument("--world", type=int, default=1, help="number of processes (%(default)s)")
+    command.add_argument("--local-world", type=int, help="processes per machine (default: all)")
     command.add_argument("--json", action="store_true", help="print the table as JSON")
     return command
 
@@ -96,16 +96,17 @@ def show(run: dict, size: tuple[int, int], text: int, labels: int, processes: tu
     console.print(spec_rich(table))
     train, bound = run["train"], "" if all(row.fixed for row in table.rows) else "at most "
     lines = {
-        "picture": f"{size[0]}x{size[1]} pixels, {len(image.views)} view{'s' if len(image.views) > 1 else ''}",
+        "image": f"{size[0]}x{size[1]} pixels, {len(image.views)} view{'s' if len(image.views) > 1 else ''}",
         "sample": f"{length} positions: {bound}{table.visual_tokens} visual tokens, {text} of text "
         f"({labels} supervised)",
-        "parameters": f"{formats.count(sum(r.trained for r in table.rows))} train, "
+        "parameters": f"{formats.count(sum(r.trained for r in table.rows))} trainable, "
         f"{formats.count(sum(r.parameters - r.trained for r in table.rows))} frozen",
-        "FLOPs a sample": f"{formats.count(table.train_flops_per_sample)} in training, "
+        "FLOPs per sample": f"{formats.count(table.train_flops_per_sample)} in training, "
         f"{formats.count(table.prefill_flops)} in prefill",
-        "memory a process": f"{need.peak / 2**30:.1f} GiB ({need.explain()}) at train.batch_size={train['batch_size']} "
-        f"train.accumulation={train['accumulation']} compute.precision={run['compute']['precision']}, {world} "
-        f"process{'es' if world > 1 else ''}, fsdp={run['fsdp']['mode']}",
+        "memory per process": f"{need.peak / 2**30:.1f} GiB ({need.explain()}) at "
+        f"train.batch_size={train['batch_size']} train.accumulation={train['accumulation']} "
+        f"compute.precision={run['compute']['precision']}, {world} process{'es' if world > 1 else ''}, "
+        f"fsdp={run['fsdp']['mode']}",
     }
     for name, line in lines.items():
         console.print(f"[dim]{name:>16}[/dim]  {line}", highlight=False, soft_wrap=True)
@@ -119,7 +120,7 @@ def spec_rich(table: SpecTable) -> Table:
     from beni.analysis import formats
 
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("stage", "option", "tokens", "width", "grid", "parameters", "trained", "FLOPs"):
+    for name in ("stage", "option", "tokens", "width", "grid", "parameters", "trainable", "FLOPs"):
         out.add_column(name, justify="left" if name in ("stage", "option", "grid") else "right", no_wrap=True)
     for row in table.rows:
         numbers = (formats.count(row.parameters), formats.count(row.trained), formats.count(row.flops))

@@ -89,7 +89,7 @@ class Reporter:
         if self.active:
             for file in (self.metrics, self.faults):
                 if lost := file.rewind(step):
-                    self.notice(f"{lost} damaged lines of {file.path.name} are left out")
+                    self.notice(f"{lost} damaged lines of {file.path.name} are skipped")
             if not self._begun:
                 self._begun = True
                 self._closing.push(self._finish_tracker)
@@ -97,7 +97,7 @@ class Reporter:
             self.tracker.start(self.folder.path, self.run, self.folder.identity, step)
             self.folder.update(step=step)
             if step:
-                self.notice(f"goes on after step {step}")
+                self.notice(f"resumed after step {step}")
 
     def notice(self, text: str) -> None:
         """Something that a person should know: what the run has decided, or met."""
@@ -147,7 +147,7 @@ class Reporter:
             path = self.folder.path
             self.folder.backlog.write(path / files.GALLERY, lambda: write_gallery(path, gallery))
         for stream, problem in output_problems().items():
-            self._keep(f"{stream} did not take all that was printed ({problem}); this file and metrics.jsonl have it")
+            self._keep(f"{stream} lost output ({problem}); this file and metrics.jsonl are complete")
         self.folder.update(state="finished", **self._cost(), **self._banked())
         self.folder.backlog.write(self.folder.path / files.REPORT, lambda: render_report(self.folder.path))
 

@@ -22,4 +22,4 @@ def test_what_is_exported_is_the_average_and_the_scores_say_so(tiny_run):
     assert any(not saved[f"model/{name}"].equal(tensor) for name, tensor in averaged.items())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["eval/ema"] for row in rows if "eval/loss" in row] == [0.5]
-    assert "averaged weights (train.ema=0.5)" in (folder / "report.html").read_text()
+    assert "EMA weights (train.ema=0.5)" in (folder / "report.html").read_text()

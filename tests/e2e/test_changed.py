@@ -40,7 +40,7 @@ def test_frozen_weights_that_have_changed_are_refused(run, tiny_model, tmp_path)
     identity = (folder / "identity.json").read_text()
     cut(folder)
     tiny_model("train.seed=8").save_pretrained(tmp_path / "base")
-    with pytest.raises(ResumeError, match=r"other data or weights:[^$]*weights\.llm: '[^$]*fix: bring them back"):
+    with pytest.raises(ResumeError, match=r"other data or weights:[^$]*weights\.llm: '[^$]*fix: restore them"):
         train(composed)
     assert (folder / "identity.json").read_text() == identity
     tiny_model("train.seed=7").save_pretrained(tmp_path / "base")
@@ -53,7 +53,7 @@ def test_weights_that_a_checkpoint_replaces_may_change_and_are_told(run, tiny_mo
     cut(folder)
     tiny_model("train.seed=8").save_pretrained(tmp_path / "base")
     train(composed)
-    assert "not those that the run began with (weights.llm:" in " ".join(capsys.readouterr().err.split())
+    assert "differ from those the run started with (weights.llm:" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_text_that_has_changed_is_refused(run, tmp_path):
@@ -65,7 +65,7 @@ def test_a_text_that_has_changed_is_refused(run, tmp_path):
     folder = train(composed)
     cut(folder)
     text.write_text(text.read_text().replace("Line", "Row"))
-    with pytest.raises(ResumeError, match=r"other data or weights:\n  data\.fingerprint: [^$]*=changed_data to go on"):
+    with pytest.raises(ResumeError, match=r"other data or weights:\n  data\.fingerprint: [^$]*=changed_data to resume"):
         train(composed)
 
 
@@ -80,7 +80,7 @@ def test_a_run_goes_on_with_changed_data_where_that_is_asked_for_and_notes_it(ru
     text.write_text(text.read_text().replace("Line", "Row"))
     assert train(run(*settings, "checkpoint.resume=changed_data")) == folder
     said = " ".join(capsys.readouterr().err.split())
-    assert "goes on after step 2 with other data than it began with (data.fingerprint: " in said
+    assert "resumes after step 2 with changed data (data.fingerprint: " in said
     after = json.loads((folder / "identity.json").read_text())
     (change,) = after["changed_data"]
     assert change["after_step"] == 2
@@ -95,5 +95,5 @@ def test_changed_data_excuse_no_other_weights(run, tiny_model, tmp_path):
     folder = train(run("adapter=lora", "train.plan.llm=lora"))
     cut(folder)
     tiny_model("train.seed=8").save_pretrained(tmp_path / "base")
-    with pytest.raises(ResumeError, match=r"weights\.llm: [^$]*fix: bring them back, or set checkpoint\.resume=never"):
+    with pytest.raises(ResumeError, match=r"weights\.llm: [^$]*fix: restore them, or set checkpoint\.resume=never"):
         train(run("adapter=lora", "train.plan.llm=lora", "checkpoint.resume=changed_data"))

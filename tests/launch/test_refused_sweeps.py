@@ -37,7 +37,7 @@ def test_a_launcher_that_takes_no_arm_leaves_no_folder(sweep: Any, tmp_path: Pat
         assert run_folder(sweep.run).is_dir()
         raise RuntimeError("Could not detect srun\nmore")
 
-    with pytest.raises(ResourceError, match=r"(?s)took no arm: Could not detect srun\n  fix: .*launcher=local"):
+    with pytest.raises(ResourceError, match=r"(?s)accepted no arm: Could not detect srun\n  fix: .*launcher=local"):
         sweep(refuses)
     assert list((tmp_path / "runs").iterdir()) == []
 

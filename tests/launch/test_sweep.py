@@ -92,7 +92,7 @@ def test_an_impossible_arm_starts_nothing_and_writes_nothing(tmp_path: Path, tin
     sweep = ("-m", "resampler=perceiver", "resampler.num_kv_heads=1,3")
     done = train(*sweep, *tiny_overrides, cwd=tmp_path)
     assert done.returncode == 2
-    assert "no arm was started, since 1 of 2 are impossible" in done.stderr
+    assert "no arm was started, since 1 of 2 are invalid" in done.stderr
     assert "E-HEADS" in done.stderr
     assert "fix: set resampler.num_kv_heads" in done.stderr
     assert "Traceback" not in done.stderr
@@ -124,7 +124,7 @@ def test_every_arm_is_run_with_every_swept_value_and_the_command_line_comes_last
 @pytest.mark.parametrize(
     ("arm", "expected"),
     [
-        ("resampler=perceiver resampler.num_kv_heads=3", ("2 of 4 are impossible", "E-HEADS")),
+        ("resampler=perceiver resampler.num_kv_heads=3", ("2 of 4 are invalid", "E-HEADS")),
         ("resampler=perciever", ("resampler=perciever", "did you mean resampler=perceiver?")),
         ("resampler=perceiver,none", ("resampler=perceiver,none",)),
         ("resampler='perceiver", ("hydra.sweeper.arms",)),
@@ -190,4 +190,4 @@ def test_a_job_that_is_asked_to_end_is_queued_again_and_goes_on(tmp_path: Path, 
     assert steps == list(range(1, 301))  # none is taken twice: it went on where it had been asked to end
     assert statuses(study)["finished"]["step"] == 300
     logs = "".join(path.read_text() for path in study.glob(".submitit/*/*_log.*"))
-    assert logs.count("goes on after step") == 1
+    assert logs.count("resumed after step") == 1

@@ -339,7 +339,7 @@ class Campaign:
 
     def resumed_from(self, life: Life, whole: list[int]) -> None:
         """Whether the life began with the newest whole checkpoint, and with no other."""
-        said = [line for line in life.output.read_text(errors="replace").splitlines() if "goes on after step" in line]
+        said = [line for line in life.output.read_text(errors="replace").splitlines() if "resumed after step" in line]
         started = [int(line.rpartition(" ")[2]) for line in said]
         if not started and life.step() < 0:
             return  # it came to no step

@@ -63,4 +63,4 @@ def test_a_command_that_prints_its_result_fails_where_it_is_lost(monkeypatch, ca
             return code
 
         assert main([]) == expected
-    assert ("make room" in capsys.readouterr().err) == (code == 0)
+    assert ("free disk space" in capsys.readouterr().err) == (code == 0)

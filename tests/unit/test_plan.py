@@ -39,7 +39,7 @@ def test_hybrid_divides_within_a_machine(capsys):
 def test_a_person_reads_stages_parameters_flops_and_memory(capsys):
     assert main(["resampler=perceiver"]) == 0
     shown = capsys.readouterr().out
-    for word in ("tiny_vit", "perceiver", "FLOPs a sample", "memory a process", "visual tokens"):
+    for word in ("tiny_vit", "perceiver", "FLOPs per sample", "memory per process", "visual tokens"):
         assert word in shown
 
 

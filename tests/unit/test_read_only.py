@@ -22,11 +22,11 @@ def read_only(tmp_path: Path) -> Path:
 def test_a_run_and_an_arm_name_the_folder_and_paths_runs(tiny_run, read_only):
     run = tiny_run(f"paths.runs={read_only}")
     with pytest.raises(
-        ResourceError, match=rf"{read_only}.* could not be written(.|\n)*fix: make room, or set paths.runs"
+        ResourceError, match=rf"{read_only}.* could not be written(.|\n)*fix: free disk space, or set paths.runs"
     ):
         RunFolder(run, writes=True).opened().__enter__()
     with pytest.raises(
-        ResourceError, match=rf"{read_only}.* could not be written(.|\n)*fix: make room, or set paths.runs"
+        ResourceError, match=rf"{read_only}.* could not be written(.|\n)*fix: free disk space, or set paths.runs"
     ):
         freeze_arm(run)
 
@@ -55,4 +55,4 @@ def test_a_comparison_is_shown_and_its_files_are_an_error(make_run, monkeypatch,
     shown = capsys.readouterr()
     assert "accuracy" in shown.out
     assert "could not be written into" in shown.err
-    assert "fix: the table above is whole" in shown.err
+    assert "fix: the table above is complete" in shown.err

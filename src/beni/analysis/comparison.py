@@ -106,7 +106,7 @@ def compare_study(folder: Path | str, *, baseline: str | None = None, metric: st
                 cost=_cost(arm),
             )
         )
-    notes = [f"No run has {ACCURACY}: compared on {LOSS}, of which less is better."] if fallen_back else []
+    notes = [f"No run has {ACCURACY}: compared by {LOSS} (lower is better)."] if fallen_back else []
     notes += _hypotheses(runs)
     return Comparison(Path(folder), metric, reference.label, tuple(rows), (*notes, *_notes(rows)))
 
@@ -124,7 +124,7 @@ def _notes(rows: list[Row]) -> Iterable[str]:
     finished = [len(row.arm.finished) for row in rows]
     damaged = [run for row in rows for run in row.arm.runs if run.damage]
     if damaged:
-        yield f"DAMAGED: {len(damaged)} of the runs; see below what is wrong and what is left out."
+        yield f"DAMAGED: {len(damaged)} of the runs; details and what is left out are listed below."
     for row in rows:
         if row.difference is not None and row.difference.unmatched and row.difference.pairs:
             both = row.difference.pairs + row.difference.unmatched
@@ -132,12 +132,12 @@ def _notes(rows: list[Row]) -> Iterable[str]:
     if not any(finished):
         yield "No run of this study has finished: there is nothing to compare yet."
     elif max(finished) == 1:
-        yield "One seed an arm: the differences hold for this seed; how much another seed would change them is unknown."
+        yield "One seed per arm: the differences hold for this seed; the variation between seeds is unknown."
     else:
         if max(finished) == 2:
             yield (
-                "Two seeds an arm: a standard deviation of two values, also one of 0.000, says next to nothing about "
-                "the noise between seeds; three or more would (train.seed=0,1,2)."
+                "Two seeds per arm: a standard deviation of two values, even 0.000, says next to nothing about the "
+                "variation between seeds; use three or more (train.seed=0,1,2)."
             )
         yield (
             "Score: mean ± standard deviation over seeds. "
@@ -145,10 +145,10 @@ def _notes(rows: list[Row]) -> Iterable[str]:
         )
     for row in rows:
         if row.pairing is not None and row.pairing.verdict == "confounded":
-            yield f"CONFOUNDED: {row.arm.label} differs from the baseline in more than its setting."
+            yield f"CONFOUNDED: {row.arm.label} differs from the baseline in more than its overrides."
     twice = [row.arm.label for row in rows if len({run.seed for run in row.arm.runs}) < len(row.arm.runs)]
     if twice:
-        yield f"A seed was run more than once in {', '.join(twice)}; the latest finished run counts."
+        yield f"A seed was run more than once in {', '.join(twice)}; the latest finished run is used."
 
 
 def _find(groups: list[Arm], wanted: str | None) -> Arm:

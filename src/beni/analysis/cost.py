@@ -9,7 +9,7 @@ from beni.analysis import formats
 from beni.runs.read import Run, number
 
 UTILISATION = {"mfu": "MFU", "mfu_causal": "MFU, causal attention halved", "hfu": "HFU"}
-NOT_BILLED = {"padding": "padding, beside it", "recomputed": "computed again, beside it"}
+NOT_BILLED = {"padding": "padding (not included)", "recomputed": "recomputation (not included)"}
 TIME = {
     "compute": "compute",
     "data": "waiting for data",
@@ -17,16 +17,16 @@ TIME = {
     "communication": "communication",
     "checkpoint": "waiting for checkpoints",
     "evaluation": "evaluation",
-    "restart": "starting, and what was lost",
-    "other": "the rest",
+    "restart": "startup and lost work",
+    "other": "other",
 }
 
 PROFILE = {
     "products": "matrix products and convolutions",
     "attention": "attention",
     "other": "other compute",
-    "communication": "communication that compute does not hide",
-    "copy": "copies that nothing hides",
+    "communication": "exposed communication",
+    "copy": "exposed copies",
     "data": "waiting for data",
     "idle": "idle",
 }
@@ -39,7 +39,7 @@ def utilisation(run: Run) -> list[tuple[str, str]]:
     reached = number(run.status.get("tflops_per_s"))
     if reached is not None:
         rows.insert(0, ("FLOP/s", formats.count(reached * 1e12)))
-    peaks = {"peak_tflops": "peak FLOP/s of the device", "measured_tflops": "of a matrix product on it"}
+    peaks = {"peak_tflops": "peak FLOP/s of the device", "measured_tflops": "FLOP/s of a matrix product on it"}
     for key, label in peaks.items():
         value = number(run.status.get(key))
         if value is not None and rows:
@@ -56,7 +56,7 @@ def flops(run: Run) -> list[dict[str, Any]]:
         return []
     beside = {key: told.pop(key) for key in NOT_BILLED if key in told}
     rows = [{"name": name, "flops": value, "share": value / useful} for name, value in told.items()]
-    rows.append({"name": "a step", "flops": useful, "share": None})
+    rows.append({"name": "total", "flops": useful, "share": None})
     return rows + [{"name": NOT_BILLED[k], "flops": v, "share": v / useful} for k, v in beside.items() if v]
 
 

@@ -40,7 +40,7 @@ def terminal(seen: Mapping[str, Any]) -> Iterator[Text | Table]:
         yield Text.assemble((f"{name:>16}  ", "dim"), str(value))
     for notice in seen["notices"]:
         yield Text(f"\n{notice}", style="yellow")
-    yield Text("\n«supervised»: the loss is taken there and nowhere else\n")
+    yield Text("\n«supervised»: only these tokens enter the loss\n")
     yield _bars(seen["histogram"])
     for step in seen["steps"]:
         for number, part in enumerate(step["parts"]):
@@ -53,8 +53,8 @@ def terminal(seen: Mapping[str, Any]) -> Iterator[Text | Table]:
                 yield _sample(sample)
     for fault in seen["faults"]:
         yield Text(
-            f"bad picture {fault['image']} of {fault['sample']} ({fault['where']}): {fault['reason']}; "
-            f"{fault['action']}, {fault['by']} stands in",
+            f"bad image {fault['image']} of {fault['sample']} ({fault['where']}): {fault['reason']}; "
+            f"{fault['action']}; {fault['by']} is used instead",
             style="yellow",
         )
 
@@ -64,7 +64,7 @@ def _sample(sample: Mapping[str, Any]) -> Text:
         f"\n{sample['id']}  {sample['where']}  positions {sample['start']} to {sample['start'] + sample['tokens'] - 1}"
     )
     if sample["stands_in_for"]:
-        head += f", stands in for {sample['stands_in_for']}"
+        head += f", replaces {sample['stands_in_for']}"
     if sample["truncated"]:
         head += f", {sample['truncated']} tokens cut off"
     line = Text(head + "\n", style="underline")
@@ -75,9 +75,7 @@ def _sample(sample: Mapping[str, Any]) -> Text:
     for image in sample["images"]:
         views = ", ".join(f"{height}x{width}" for height, width in (view["size"] for view in image["views"]))
         tokens = " → ".join(f"{stage} {count}" for stage, count in image["stages"].items())
-        line.append(
-            Text(f"\n  picture {image['size'][0]}x{image['size'][1]}: views {views}; tokens {tokens}", "magenta")
-        )
+        line.append(Text(f"\n  image {image['size'][0]}x{image['size'][1]}: views {views}; tokens {tokens}", "magenta"))
     return line
 
 

@@ -61,12 +61,12 @@ def _compare(run: Run, other: Run) -> Iterator[tuple[str, str]]:
         if mine[component] == yours[component] or run.config.get(component) != other.config.get(component):
             continue
         if _size(run, component) != _size(other, component):
-            yield "note", f"{component} has another size, as its neighbours do"
+            yield "note", f"{component} has another size, because its neighbours differ"
         else:
             yield "differs", f"initial weights of {component} differ"
     git, other_git = _part(run.identity, "git"), _part(other.identity, "git")
     if git.get("commit") is None and other_git.get("commit") is None:
-        yield "note", "code ran outside a git checkout: it is known by the version of beni only"
+        yield "note", "code ran outside a git checkout: only the version of beni identifies it"
     else:
         yield from _values("code (git commit)", git.get("commit"), other_git.get("commit"))
     if git.get("dirty") or other_git.get("dirty"):
@@ -80,7 +80,7 @@ def _compare(run: Run, other: Run) -> Iterator[tuple[str, str]]:
         if run.config.get(section) == other.config.get(section):
             yield from _values(key.replace("_", " "), run.identity.get(key), other.identity.get(key))
         elif run.identity.get(key) != other.identity.get(key):
-            yield "note", f"{key.replace('_', ' ')} differs, as the arm's {section} does"
+            yield "note", f"{key.replace('_', ' ')} differs, because the arm's {section} does"
 
 
 def _values(what: str, ours: Any, theirs: Any) -> Iterator[tuple[str, str]]:

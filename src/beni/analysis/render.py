@@ -86,9 +86,9 @@ def _headline(run: Run) -> dict[str, float | None]:
 def _loss_plot(run: Run) -> str:
     raw = run.series("train/loss")
     curves = [
-        Curve("training, each line", raw, "c1", "faint"),
+        Curve("training (each log line)", raw, "c1", "faint"),
         Curve("training (running mean)", smooth(raw) if len(raw) >= 10 else raw, "c1"),
-        Curve("held-out, blank", run.series("eval/loss_blank"), "c2", "dots"),
+        Curve("held-out (blank image)", run.series("eval/loss_blank"), "c2", "dots"),
         Curve("held-out", run.series("eval/loss"), "c3", "dots"),
     ]
     return plot(curves, label="Loss over training steps")
@@ -100,8 +100,8 @@ def _score_plot(run: Run) -> str:
         return ""
     curves = [
         Curve("chance", run.series("eval/chance"), "muted", "dashed"),
-        Curve("blank picture", run.series("eval/accuracy_blank"), "c2", "dots"),
-        Curve("with the picture", run.series("eval/accuracy"), "c1", "dots"),
+        Curve("blank image", run.series("eval/accuracy_blank"), "c2", "dots"),
+        Curve("with the image", run.series("eval/accuracy"), "c1", "dots"),
     ]
     return plot(curves, label="Held-out accuracy over training steps", y_range=(0.0, 1.0))
 

@@ -64,18 +64,18 @@ class Difference:
         """Both levels in words."""
         seeds = len(self.per_seed)
         if self.sd_seeds is None:
-            first = "1 seed: says nothing about the noise between seeds"
+            first = "1 seed: variation between seeds unknown"
         else:
             first = f"{seeds} seeds, sd {self.sd_seeds:.3f} between seeds"
         if not self.pairs:
-            second = "no scores per example: whole runs are paired"
+            second = "no per-example scores: whole runs are paired"
         else:
-            second = f"{self.pairs} pairs ({self.examples} examples of {self.clusters} pictures)"
+            second = f"{self.pairs} pairs ({self.examples} examples of {self.clusters} images)"
             second += f", sd {self.sd_examples:.3f} between examples" if self.sd_examples is not None else ""
             if self.unmatched:
-                second += f"; {self.unmatched} examples that only one of the two arms has are left out"
+                second += f"; {self.unmatched} examples scored in one arm only are left out"
         alone = ", ".join(str(seed) for seed in self.unpaired)
-        return f"{first}; {second}" + (f"; seed {alone} without a partner is left out" if alone else "")
+        return f"{first}; {second}" + (f"; unpaired seed {alone} is left out" if alone else "")
 
 
 def metric_value(run: Run, metric: str) -> float | None:

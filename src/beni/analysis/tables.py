@@ -84,8 +84,8 @@ def unfinished_lines(comparison: Comparison) -> list[str]:
 def damaged_lines(comparison: Comparison) -> list[str]:
     """One sentence a run of which something is missing or cannot be right."""
     return [
-        f"{label} (seed {run.seed}): {'; '.join(run.damage)} [{run.folder.name}]; bring the file back from a copy, or "
-        "move the folder away and give the command of the run again"
+        f"{label} (seed {run.seed}): {'; '.join(run.damage)} [{run.folder.name}]; restore the file from a copy, or "
+        "move the folder away and rerun its command"
         for label, run in comparison.damaged
     ]
 

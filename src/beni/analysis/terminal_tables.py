@@ -40,12 +40,12 @@ def run_table(run: Run) -> Table:
     accuracy, blank, chance = (metric_value(run, f"eval/{key}") for key in ("accuracy", "accuracy_blank", "chance"))
     rows += [
         ("accuracy with the image", Text(formats.score(accuracy), style="bold")),
-        ("accuracy with a blank one", formats.score(blank)),
+        ("accuracy with a blank image", formats.score(blank)),
         ("chance", formats.score(chance)),
         ("held-out loss", formats.score(metric_value(run, "eval/loss"))),
         ("replaced images", _replaced(run)),
-        ("scored weights", formats.MISSING if run.ema is None else f"their average (train.ema={run.ema:g})"),
-        ("trained parameters", formats.count(run.trained_parameters())),
+        ("scored weights", formats.MISSING if run.ema is None else f"EMA (train.ema={run.ema:g})"),
+        ("trainable parameters", formats.count(run.trained_parameters())),
         ("time", formats.duration(number(status.get("seconds")))),
         ("samples/s", formats.count(run.samples_per_s())),
         ("MFU", formats.share(number(status.get("mfu")))),
@@ -71,7 +71,7 @@ def _replaced(run: Run) -> str:
         action = str(fault.get("action") or "left out")
         actions[action] = actions.get(action, 0) + 1
     told = ", ".join(f"{count} {action}" for action, count in actions.items())
-    return f"{len(run.faults)} images could not be used: {told} ({DATA_ERRORS})"
+    return f"{len(run.faults)} images were unusable: {told} ({DATA_ERRORS})"
 
 
 def compare_table(comparison: Comparison) -> RenderableType:

@@ -65,5 +65,5 @@ def _refused(error: InstantiationException) -> Exception:
     part = named[1] if named else "a part"
     return ConfigError(
         f"{part} does not take its values: {cause} ({Path(frame.filename).name}, line {frame.lineno})\n"
-        "  fix: change the value that this speaks of"
+        "  fix: change the value named above"
     )

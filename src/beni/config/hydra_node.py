@@ -13,12 +13,12 @@ def hydra_problems(hydra: DictConfig) -> Iterator[str]:
     folder = hydra.run.dir
     if folder != ".":
         yield (
-            f"hydra.run.dir={folder} does nothing: a run is in the folder <paths.runs>/<study.name>/<its own name>\n"
+            f"hydra.run.dir={folder} has no effect: a run folder is <paths.runs>/<study.name>/<name of the run>\n"
             "  fix: set paths.runs and study.name instead"
         )
     if hydra.job.chdir:
         yield (
-            "hydra.job.chdir=true would take relative paths elsewhere in a sweep than in a run\n"
+            "hydra.job.chdir=true would resolve relative paths differently in a sweep and in a run\n"
             "  fix: leave out hydra.job.chdir; set paths.runs for the run folders"
         )
     yield from sweeper_problems(hydra.sweeper)

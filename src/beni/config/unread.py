@@ -144,7 +144,7 @@ UNREAD = (
     Unread(
         ("connector.hidden",),
         lambda run: run["connector"].get("depth", 2) > 1,
-        lambda run: "connector.depth=1, which has no layer between",
+        lambda run: "connector.depth=1, which has no hidden layer",
         "set connector.depth=2",
     ),
 )

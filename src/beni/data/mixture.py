@@ -84,7 +84,7 @@ class Mixture(Source):
         if unscored := [name for name, source in self.scored.items() if len(source.heldout()) == 0]:
             others = [name for name in self.scored if name not in unscored]
             raise DataError(
-                f"data.sources.{unscored[0]} holds out nothing that could be scored\n"
+                f"data.sources.{unscored[0]} holds out no records to score\n"
                 f"  fix: set data.sources.{unscored[0]}.heldout=100"
                 + (f", or 'data.score=[{','.join(others)}]'" if others else "")
             )

@@ -182,7 +182,7 @@ def read_stamps(root: Path, openings: Sequence[str], max_words: int, language: s
         )
     if not stamps:
         raise DataError(
-            f"no captioned pictures below data.root={root}\n"
+            f"no captioned images below data.root={root}\n"
             f"  fix: apt-get install {PACKAGE}, or set data.root to a copy of its folder stamps/"
         )
     return stamps

@@ -97,7 +97,7 @@ def rendezvous(variables: Mapping[str, str]) -> dict[str, str]:
     nodes = next((variables[name] for name in NODE_LISTS if variables.get(name)), None)
     if nodes is None and "MASTER_ADDR" not in own:
         raise ConfigError(
-            f"several processes, and neither MASTER_ADDR nor {' nor '.join(NODE_LISTS)} says where they meet\n"
+            f"several processes, and neither MASTER_ADDR nor {' nor '.join(NODE_LISTS)} names the rendezvous machine\n"
             "  fix: start them with srun or torchrun, or set MASTER_ADDR to the machine of the first one"
         )
     job, step = (_number(variables, name, 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
@@ -167,10 +167,10 @@ def process_group(environment: Environment, sharded: bool = False) -> Iterator[N
         )
     except dist.DistError as error:
         raise ResourceError(
-            f"process {environment.rank} of {environment.world} did not meet the others at "
+            f"process {environment.rank} of {environment.world} did not reach the others at "
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within {JOIN_S} s: {str(error).splitlines()[0]}\n"
-            "  fix: start all of them (srun python -m beni.train ..., or torchrun), set MASTER_ADDR to a name by which "
-            "every machine finds the first one, or MASTER_PORT to a port that is free there"
+            "  fix: start all of them (srun python -m beni.train ..., or torchrun), set MASTER_ADDR to a name that "
+            "every machine resolves to the first one, or MASTER_PORT to a port that is free there"
         ) from error
     wait_for_ever()
     try:

@@ -163,14 +163,14 @@ class Watchdog:
         """Tells what hangs, on stderr and by ``report``, and ends this process and its loaders."""
         stacks = self._stacks()
         lines = [
-            f"rank {rank} hangs in step {place.step + 1}, phase {place.phase}: it has not moved for {still[rank]:.0f} s"
+            f"rank {rank} hangs in step {place.step + 1}, phase {place.phase}: no progress for {still[rank]:.0f} s"
             + ("" if rank in stacks else ", and its process does not answer")
             for rank in sorted(hanging, key=lambda rank: rank in stacks)
             for place in (places[rank],)
         ]
         others = [f"rank {r}: step {p.step + 1}, {p.phase}" for r, p in sorted(places.items()) if r not in hanging]
-        message = "\n".join([*lines, *([f"the others wait: {'; '.join(others)}"] if others else [])])
-        message += "\n  fix: see the stack; log.watchdog_s is the patience in seconds, 0 switches it off"
+        message = "\n".join([*lines, *([f"the others are waiting: {'; '.join(others)}"] if others else [])])
+        message += "\n  fix: see the stack; log.watchdog_s is the limit in seconds, 0 disables it"
         shown = [rank for rank in sorted(hanging) if rank in stacks] or [self.rank]
         stack = "\n".join(f"main thread of rank {rank}:\n{stacks[rank]}" for rank in shown)
         out = sys.__stderr__

@@ -85,9 +85,9 @@ class Evaluation:
         rows = [row for ablation in ABLATIONS for row in score(self.subject, self.source.metric, samples, ablation)]
         read = len(rows) // len(ABLATIONS)
         if read < len(samples):
-            self.listener.notice(f"{len(samples) - read} held-out samples are left out: their pictures cannot be read")
+            self.listener.notice(f"{len(samples) - read} held-out samples are left out: their images cannot be read")
         if not rows:
-            raise DataError("no held-out sample has pictures that can be read\n  fix: see data_errors.jsonl")
+            raise DataError("no held-out sample has readable images\n  fix: see data_errors.jsonl")
         values = {key: value for ablation in ABLATIONS for key, value in summarise(rows, ablation).items()}
         self._scores = Scores(rows, values)
         self.listener.scored(step, self._scores)
@@ -97,7 +97,7 @@ class Evaluation:
         """Some of the samples that were last scored, with what the model says to them."""
         samples = spread(self._samples, self.shown)
         if samples and not self.subject.model.llm.capabilities.generates:
-            self.listener.notice("no gallery: transformers does not generate from embeddings with this llm")
+            self.listener.notice("no gallery: transformers cannot generate from embeddings with this llm")
             return []
         return draw_gallery(self.subject, samples, self._scores.rows)
 

@@ -22,10 +22,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--average",
         action=argparse.BooleanOptionalAction,
-        help="the average of the weights, or the weights themselves (default: what the run scores, see train.ema)",
+        help="export the EMA weights, or the last weights (default: those that the run scores, see train.ema)",
     )
     command.add_argument("--format", choices=tuple(FORMATS), default="pretrained", help="%(choices)s (%(default)s)")
-    command.add_argument("--text", type=int, default=16, help="tokens of text in the programs' example (%(default)s)")
+    command.add_argument(
+        "--text", type=int, default=16, help="text tokens of the example input of programs (%(default)s)"
+    )
     command.add_argument("--out", help="folder to write (default: <run>/export/<format>-<step>)")
     return command
 
@@ -62,7 +64,11 @@ def description() -> str:
     for name, form in FORMATS.items():
         wrote.setdefault(form.what, []).append(name)
     lines = (f"{' and '.join(names)}: {what}" for what, names in wrote.items())
-    return "A run's model as a folder for transformers, or as programs. " + "; ".join(lines) + "."
+    return (
+        "A run's model as a folder for transformers, or as programs (torch.export, TorchScript). "
+        + "; ".join(lines)
+        + "."
+    )
 
 
 def export(arguments: argparse.Namespace, show: Callable[..., None]) -> Path:
@@ -87,7 +93,7 @@ def export(arguments: argparse.Namespace, show: Callable[..., None]) -> Path:
     if given is not None:
         _require_empty(given)
     model, step = restore(arguments.run, run, arguments.checkpoint, average)
-    kind = "average of the weights" if average else "weights"
+    kind = "EMA weights" if average else "weights"
     name = f"{arguments.format}-{step}" + ("-weights" if averaged and not average else "")
     out = given or arguments.run / files.EXPORT / name
     with room_for(out):

@@ -124,7 +124,7 @@ def components(model: BeniForConditionalGeneration, text: int) -> Iterator[Compo
     )
     taken = placeholders(seen.markup)
     if len(seen.layout.views) > 1 or model.uses_prompt:
-        reason = "a picture has several views" if not model.uses_prompt else "its visual path reads the prompt"
+        reason = "an image has several views" if not model.uses_prompt else "its visual path reads the prompt"
         yield NoComponent("whole", f"{reason}, whose layout is no tensor")
         return
 

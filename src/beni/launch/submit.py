@@ -51,7 +51,7 @@ def check_arms(runs: Sequence[dict[str, Any]]) -> None:
     reasons = [f"{run_folder(run).name}: {p}" for run, p in zip(runs, problems, strict=True) if p is not None]
     if reasons:
         shown = "\n".join(reasons[:5]) + (f"\nand {len(reasons) - 5} more" if len(reasons) > 5 else "")
-        raise ImpossibleArm(f"no arm was started, since {len(reasons)} of {len(runs)} are impossible\n{shown}")
+        raise ImpossibleArm(f"no arm was started, since {len(reasons)} of {len(runs)} are invalid\n{shown}")
 
 
 def freeze_arm(run: dict[str, Any], command: str | None = None) -> Path:
@@ -116,11 +116,11 @@ def run_arms(folders: Sequence[Path], say: Callable[[str], None]) -> list[str | 
         say(f"arm {number}/{len(folders)}: {folder.name}")
         code, signals = _run_job(folder)
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        reason = settle_arm(folder, ArmFailed(f"the process ended before the run did ({how})"))
+        reason = settle_arm(folder, ArmFailed(f"the process ended before the run finished ({how})"))
         if reason is not None:
             say(f"arm {number}/{len(folders)} {read_status(folder)['state']}: {reason}")
         if signals:
-            raise Preempted(f"{signals[0].name} in arm {number} of {len(folders)}; the same command goes on")
+            raise Preempted(f"{signals[0].name} in arm {number} of {len(folders)}; the same command resumes")
         reasons.append(reason)
     return reasons
 
@@ -155,6 +155,6 @@ def settle_arm(folder: Path, error: BaseException | None = None) -> str | None:
     if in_use(folder):
         return "in use by another process"
     if status.get("state") not in ("failed", "preempted") or not status.get("error"):
-        status |= ending(error or ArmFailed("the job ended before the run did"))
+        status |= ending(error or ArmFailed("the job ended before the run finished"))
         write_status(folder, **status)
     return first_line(status)

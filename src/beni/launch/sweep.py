@@ -81,8 +81,8 @@ def sweep(
         withdraw_arms(made)
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ResourceError(
-            f"the launcher took no arm: {said[0]}\n"
-            "  fix: start the sweep where its scheduler is, or choose launcher=local"
+            f"the launcher accepted no arm: {said[0]}\n"
+            "  fix: start the sweep on a machine with the scheduler, or set launcher=local"
         ) from error
     failed = {}
     for folder, result in zip(by_folder, results, strict=True):

@@ -66,10 +66,10 @@ class Memory:
         parts = {"weights": self.weights, "gradients and moments": self.optimizer, "activations": self.activations}
         text = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts.items())
         if self.processes > 1:
-            text += f", for each of {self.processes} processes of a machine"
+            text += f", per process, {self.processes} processes per machine"
         if self.offloaded:
-            text += f", offloaded by each {self.offloaded / GIB:.1f}"
-        return text + (f"; while building {self.loading / GIB:.1f} of CPU memory" if self.loading else "")
+            text += f", offloaded per process {self.offloaded / GIB:.1f}"
+        return text + (f"; CPU memory while building {self.loading / GIB:.1f}" if self.loading else "")
 
 
 def estimate(
@@ -173,12 +173,12 @@ def require(memory: Memory, device: torch.device, remedies: Callable[[], Mapping
         helpful = [f"{name} (then {size / GIB:.1f} GiB)" for name, size in sizes.items() if size < 0.99 * needed]
         lacking = (
             f"this run needs about {needed / GIB:.1f} GiB ({memory.explain()}), {place} has {free / GIB:.1f} GiB "
-            f"free: {(needed - free) / GIB:.1f} GiB are lacking"
+            f"free: {(needed - free) / GIB:.1f} GiB too little"
         )
         fix = f"  fix: {'set ' + ' or '.join(helpful) if helpful else 'choose smaller parts or a larger machine'}"
         if least[place] > free:
             raise ResourceError(f"{lacking}\n{fix}")
-        doubts.append(f"{lacking}; activations are an estimate, so it is tried\n{fix}")
+        doubts.append(f"{lacking}; activations are an estimate, so the run starts anyway\n{fix}")
     return doubts
 
 

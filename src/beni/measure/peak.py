@@ -51,8 +51,8 @@ class Peak:
 
     def describe(self) -> str:
         return (
-            f"peak of {self.device}: {self.rate / 1e12:.4g} TFLOP/s ({self.source}); "
-            f"a matrix product reaches {self.measured / 1e12:.4g}"
+            f"peak rate of {self.device}: {self.rate / 1e12:.4g} TFLOP/s ({self.source}); "
+            f"measured matrix product: {self.measured / 1e12:.4g}"
         )
 
 

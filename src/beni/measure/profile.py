@@ -70,7 +70,7 @@ class Profile:
             self._done = True
             if not (self.folder / "shares.json").exists():
                 steps = f"{self.first} to {self.last}"
-                self.tell(f"steps {steps} are not profiled: the run goes on after step {finished}", {})
+                self.tell(f"steps {steps} are not profiled: the run resumed after step {finished}", {})
 
     def _write(self, wall: float, waited: float, found: profile) -> None:
         shares = fractions(split(kernels(found.events() or ()), wall, waited))

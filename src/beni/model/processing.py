@@ -62,7 +62,7 @@ class BeniProcessor(ProcessorMixin):
         if config.template is None:
             raise ConfigError(
                 f"{config.name_or_path or 'this model'} was saved without the template that it was trained with\n"
-                "  fix: write it anew with python -m beni.export <run folder>"
+                "  fix: write it again with python -m beni.export <run folder>"
             )
         self.renderer = Renderer(tokenizer, config.template)
         if self.renderer.hash() != config.template["hash"]:

@@ -29,7 +29,7 @@ class Backlog:
         self._waiting[path] = write
         if (problem := self.retry()) and not self._told:
             self._told = True
-            self.tell(f"{problem}; the run goes on, and writes it when there is room")
+            self.tell(f"{problem}; the run continues and writes it once there is space")
 
     def retry(self) -> str | None:
         """Tries those that wait; why some still do."""
@@ -57,7 +57,7 @@ class Backlog:
         if problem := self.retry():
             raise ResourceError(
                 f"{problem}\n  not written: {self.waiting}\n"
-                "  fix: make room; the same command goes on from the newest checkpoint"
+                "  fix: free disk space; the same command resumes from the newest checkpoint"
             )
 
 
@@ -72,5 +72,5 @@ def room_for(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise ResourceError(
-            f"{path} could not be written: {error}\n  fix: make room, or set paths.runs to a folder that can be written"
+            f"{path} could not be written: {error}\n  fix: free disk space, or set paths.runs to a writable folder"
         ) from error

@@ -126,7 +126,7 @@ def read_jsonl(path: Path, shape: Any = None) -> tuple[list[dict[str, Any]], str
     rows = [_row(line, shape or {}) for line in lines]
     bad = sum(1 for line, row in zip(lines[:-1], rows, strict=False) if row is None and line.strip())
     whole = sum(1 for line in lines if line.strip())
-    problem = f"{bad} of {whole} lines of {path.name} are damaged, and left out" if bad else None
+    problem = f"{bad} of {whole} lines of {path.name} are damaged and skipped" if bad else None
     return [row for row in rows if row is not None], problem
 
 

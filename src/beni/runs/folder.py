@@ -107,8 +107,8 @@ class RunFolder:
         before, problem = read_json(self.path / IDENTITY, shape.OF_PROOF)
         if problem:
             raise ResumeError(
-                f"{self.path}: {problem}; it proves that the run goes on with the data, the template and the weights "
-                f"it was begun with\n  fix: bring {IDENTITY} back from a copy, or set checkpoint.resume=never to start "
+                f"{self.path}: {problem}; it proves that a resumed run has the data, template and weights it "
+                f"started with\n  fix: restore {IDENTITY} from a copy, or set checkpoint.resume=never to start "
                 "over (the old folder is kept)"
             )
         samples = {"data_samples": before.get("data_samples", self.identity.get("data_samples"))}
@@ -118,10 +118,10 @@ class RunFolder:
         goes_on = data if self.run["checkpoint"]["resume"] == "changed_data" else []
         fine = [line for line in weights if line.split(":")[0].removeprefix("weights.") not in exact] + goes_on
         if bad := [line for line in lines if line not in fine]:
-            how = "set checkpoint.resume=changed_data to go on with them as they are now, " if bad == data else ""
+            how = "set checkpoint.resume=changed_data to resume with the changed data, " if bad == data else ""
             raise ResumeError(
-                "\n  ".join([f"{self.path} was begun with other data or weights:", *bad])
-                + f"\n  fix: bring them back, {how}or set checkpoint.resume=never to start over "
+                "\n  ".join([f"{self.path} was started with other data or weights:", *bad])
+                + f"\n  fix: restore them, {how}or set checkpoint.resume=never to start over "
                 "(the old folder is kept)"
             )
         history = before.get("changed_data", [])
@@ -129,8 +129,8 @@ class RunFolder:
             history = [*history, {"time": now(), "after_step": saved[-1], "changes": goes_on}]
         if history:
             self.identity["changed_data"] = history
-        return [f"goes on after step {saved[-1]} with other data than it began with ({line})" for line in goes_on] + [
-            f"first weights are not those that the run began with ({line})" for line in weights
+        return [f"resumes after step {saved[-1]} with changed data ({line})" for line in goes_on] + [
+            f"initial weights differ from those the run started with ({line})" for line in weights
         ]
 
     def update(self, **values: Any) -> None:
@@ -175,7 +175,7 @@ class RunFolder:
         save_frozen(self.path, self.run)
         self.status, problem = read_status_or_why(self.path)
         if problem and (self.path / STATUS).exists():
-            self.backlog.tell(f"{self.path}: {problem}; it is begun anew, and lacks the time that was spent before")
+            self.backlog.tell(f"{self.path}: {problem}; a new one is started, without the time spent before")
         self.status = self.status or {"started": now()}
         if (command := self.status.get("command")) is not None:  # of an arm: its process was started by the sweep
             self.identity["command"] = command
@@ -186,7 +186,7 @@ class RunFolder:
             return
         self.update(**ending(error))
         if self.backlog.waiting:
-            self.backlog.tell(f"the run ends, and these are not written: {self.backlog.waiting}")
+            self.backlog.tell(f"the run ends; these files are not written: {self.backlog.waiting}")
 
 
 def require_own(folder: Path, run: Mapping[str, Any]) -> None:
@@ -197,7 +197,7 @@ def require_own(folder: Path, run: Mapping[str, Any]) -> None:
     """
     if not folder.is_dir():
         if folder.exists():
-            raise ResumeError(f"{folder} is no folder\n  fix: move it away, or set paths.runs or study.name")
+            raise ResumeError(f"{folder} is not a folder\n  fix: move it away, or set paths.runs or study.name")
         return
     fix = (
         f"\n  fix: move {folder} away, or set checkpoint.resume=never, which keeps it as {folder.name}.old1 and starts "
@@ -208,7 +208,7 @@ def require_own(folder: Path, run: Mapping[str, Any]) -> None:
     identity, problem = read_json(folder / IDENTITY, shape.OF_IDENTITY)
     if problem and (folder / IDENTITY).exists():
         raise ResumeError(
-            f"{folder}: {problem}\n  fix: bring {IDENTITY} back from a copy, or set checkpoint.resume=never, which "
+            f"{folder}: {problem}\n  fix: restore {IDENTITY} from a copy, or set checkpoint.resume=never, which "
             f"keeps the folder as {folder.name}.old1 and starts over"
         )
     if identity and identity["signature"] != (own := signature(dict(run))):
@@ -216,7 +216,7 @@ def require_own(folder: Path, run: Mapping[str, Any]) -> None:
             f"{folder} holds another run: {IDENTITY} has signature {identity['signature']}, not {own}{fix}"
         )
     if not identity and not is_frozen(folder) and is_finished(folder):
-        raise ResumeError(f"{folder} says that it is finished, and has no {CONFIG} and no {IDENTITY} to prove it{fix}")
+        raise ResumeError(f"{folder} is marked as finished, but has no {CONFIG} and no {IDENTITY} to prove it{fix}")
 
 
 def _require_files(folder: Path) -> None:

@@ -41,13 +41,13 @@ def load_frozen(folder: Path) -> dict[str, Any]:
     if not is_frozen(folder):
         raise ResumeError(
             f"{folder} has no {CONFIG}; expected a run folder that beni.train or a sweep has made\n"
-            f"  fix: name a folder below {folder} that has one, or bring the file back from a copy"
+            f"  fix: name a folder below {folder} that has one, or restore the file from a copy"
         )
     frozen, problem = read_frozen(folder)
     if problem is not None:
         raise ResumeError(
-            f"{folder}: {problem}\n  fix: bring {CONFIG} back from a copy; or move it away, and the command that began "
-            "the run (of a sweep, that of the sweep) writes it anew and goes on"
+            f"{folder}: {problem}\n  fix: restore {CONFIG} from a copy; or move it away, and the command that started "
+            "the run (or its sweep) writes it again and resumes"
         )
     return resolved(frozen)
 

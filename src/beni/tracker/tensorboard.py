@@ -42,7 +42,7 @@ class TensorboardTracker(Tracker):
                 self._writer.add_scalar(key, value, step)
         except OSError as error:  # its writing thread's: a full or vanished disk
             self._writer = None
-            logger.warning("tracker=tensorboard stops at step %d: %s; metrics.jsonl goes on", step, error)
+            logger.warning("tracker=tensorboard stops at step %d: %s; metrics.jsonl continues", step, error)
 
     def finish(self, state: str) -> None:
         writer, self._writer = self._writer, None

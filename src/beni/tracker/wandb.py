@@ -72,7 +72,7 @@ class WandbTracker(Tracker):
         except Exception as error:
             self._run = None
             logger.warning(
-                "tracker=wandb stops (%s: %s); the run goes on and metrics.jsonl has everything. "
+                "tracker=wandb stops (%s: %s); the run continues and metrics.jsonl has everything. "
                 "Set tracker.mode=offline to do without the server, or tracker=jsonl to do without W&B.",
                 type(error).__name__,
                 error,

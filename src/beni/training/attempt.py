@@ -256,5 +256,5 @@ class Attempt:
         self.saver.settle(step)
         how = "" if self.settings.checkpoint["resume"] != "never" else "with checkpoint.resume=auto "
         saved = self.saver.saved == step
-        kept = f"its checkpoint is saved, the same command {how}goes on from there" if saved else "not saved"
+        kept = f"its checkpoint is saved, the same command {how}resumes from there" if saved else "not saved"
         raise Preempted(f"{self.job.preemption.name} after step {step}: {kept}")

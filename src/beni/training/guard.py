@@ -131,7 +131,7 @@ class Guard:
         self.left_out.add(step)
         if policy == "rewind":
             raise Rewind(step, told)
-        return False, f"{told}; the step is left out"
+        return False, f"{told}; the step is skipped"
 
     def settle(self, model: nn.Module) -> None:
         """Reads the numbers of the steps since the last time; before a log line, a checkpoint, an evaluation.
@@ -170,8 +170,8 @@ class Guard:
 
     def _fix(self, policy: str) -> str:
         if policy == "halt":
-            return "lower optim.lr, set compute.precision=fp32, or leave such steps out (train.guard: skip or rewind)"
-        return f"{len(self.left_out)} steps were left out before, train.guard.most allows no more; lower optim.lr"
+            return "lower optim.lr, set compute.precision=fp32, or skip such steps (train.guard: skip or rewind)"
+        return f"{len(self.left_out)} steps were skipped before, train.guard.most allows no more; lower optim.lr"
 
 
 def _culprit(model: nn.Module, norm: float) -> str:
@@ -183,5 +183,5 @@ def _culprit(model: nn.Module, norm: float) -> str:
         if gradient is not None:
             local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
             if not bool(local.isfinite().all()):
-                return f"; the first gradient that is not: {name}"
+                return f"; first non-finite gradient: {name}"
     return ""

@@ -45,10 +45,10 @@ class LoadReport:
 
     def describe(self) -> str:
         """For the reader of the run."""
-        lines = [f"train.init_from: {self.taken} tensors taken"]
-        lines += [f"begin anew: {_counted(self.kept)}"] if self.kept else []
-        lines += [f"left behind: {_counted(self.left)}"] if self.left else []
-        lines += [f"as this run names them, not as that one did: {', '.join(self.named)}"] if self.named else []
+        lines = [f"train.init_from: {self.taken} tensors loaded"]
+        lines += [f"newly initialised: {_counted(self.kept)}"] if self.kept else []
+        lines += [f"not loaded: {_counted(self.left)}"] if self.left else []
+        lines += [f"own pretrained weights kept: {', '.join(self.named)}"] if self.named else []
         return "; ".join(lines)
 
 
@@ -132,7 +132,7 @@ def saved_folder(source: Path) -> Path:
     require_whole(
         folder,
         f"train.init_from={source}",
-        "bring it back from a copy, or write it anew from a checkpoint: python -m beni.export RUN, and set "
+        "restore it from a copy, or export it from a checkpoint: python -m beni.export RUN, and set "
         "train.init_from to the folder that it names",
     )
     return folder

@@ -98,4 +98,4 @@ class Preemption:
             raise self._elsewhere()
 
     def _elsewhere(self) -> Preempted:
-        return Preempted(f"{self.name} before the first or after the last step; the same command goes on")
+        return Preempted(f"{self.name} before the first or after the last step; the same command resumes")

@@ -72,15 +72,15 @@ class SampleCounter:
         bad, records = (sum(getattr(counts, of) for counts in totals.values()) for of in ("bad", "bad_records"))
         pictures, samples = (sum(getattr(counts, of) for counts in totals.values()) for of in ("images", "samples"))
         last = new[-1]["reason"] if new else ""
-        _require_few(bad, bad + pictures, "pictures", "images.max_bad", self.max_bad, last)
+        _require_few(bad, bad + pictures, "images", "images.max_bad", self.max_bad, last)
         _require_few(records, records + samples, "records", "records.max_bad", self.max_bad_records, last)
         return totals
 
 
 def _require_few(bad: int, of: int, what: str, key: str, most: float, last: str) -> None:
     if bad > max(FEW_BAD, most * of):
-        why = f", the last because of: {last}" if last else ""
+        why = f", the last: {last}" if last else ""
         raise DataError(
             f"{bad} of {of} {what} are bad, {key}={most} allows fewer{why}\n"
-            f"  fix: see data_errors.jsonl in the run folder; mend the data, or raise {key}"
+            f"  fix: see data_errors.jsonl in the run folder; correct the data, or raise {key}"
         )

@@ -47,7 +47,7 @@ class Thaw:
                 parameter.requires_grad_(False)
         if next(named_trainable(model), None) is None:
             raise TrainabilityError(
-                f"nothing trains before step {min(self._begins.values()) + 1}: all that trains waits\n"
+                f"nothing trains before step {min(self._begins.values()) + 1}: all components are frozen until then\n"
                 f"  fix: set train.thaw.{min(self._begins, key=self._begins.__getitem__)}=0"
             )
         self.set_modes()

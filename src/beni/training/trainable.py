@@ -71,13 +71,13 @@ class TrainabilityCheck:
             asleep = [name for name in self.frozen if name.startswith(f"{component}.")]
             if component in self.trains and asleep and not planned:
                 raise TrainabilityError(
-                    f"{component} is planned to train, but every tensor of it is frozen: {_some(asleep)}\n"
+                    f"{component} should train, but all its tensors are frozen: {_some(asleep)}\n"
                     f"  fix: set train.plan.{component}=frozen, or leave requires_grad of its parameters to the plan"
                 )
             # single tensors of a model that other people wrote may be unused in a given run
             if mute and (len(mute) == len(planned) or component not in BACKBONES):
                 raise TrainabilityError(
-                    f"{component} is planned to train, but no gradient reached {_some(mute)}\n"
+                    f"{component} should train, but no gradient reached {_some(mute)}\n"
                     f"  fix: set train.plan.{component}=frozen, or check that the data uses it (images, labels)"
                 )
         return silent

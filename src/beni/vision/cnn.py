@@ -74,7 +74,7 @@ class EfficientNetLite0(VisionEncoder):
         return height // STRIDE, width // STRIDE
 
     def serve(self, services: frozenset[Service]) -> None:
-        refuse_services(services, "EfficientNet", "it is a CNN, which has no attention and sees whole pictures")
+        refuse_services(services, "EfficientNet", "it is a CNN, which has no attention and sees whole images")
 
     def forward(
         self, pixels: Float[Tensor, "i 3 height width"], keep: Bool[Tensor, "i n"] | None = None

@@ -38,7 +38,7 @@ def key_width(run: Run, layout: Layout) -> int:
     weights, keys = reading.take()
     packed = (1, IMAGES * layout.n)
     if tuple(weights.shape) not in ((IMAGES, layout.n), packed) or (reading.cls and weights.shape == packed):
-        raise NotVisited(f"its attention is not one over the {layout.n} tokens of a picture")
+        raise NotVisited(f"its attention is not one over the {layout.n} tokens of an image")
     return keys.shape[-1]
 
 

@@ -55,7 +55,7 @@ class StackedTransform(PictureTransform):
     def at(self, size: tuple[int, int]) -> PictureTransform:
         raise CompositionError(
             "E-RES",
-            f"several encoders see pictures of their own sizes, not of {size[0]}x{size[1]} pixels",
+            f"several encoders see images of their own sizes, not of {size[0]}x{size[1]} pixels",
             groups=("vision", "views"),
             fix="set views=single, anyres or another that cuts tiles of one size",
         )

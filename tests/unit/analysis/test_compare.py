@@ -56,7 +56,7 @@ def test_one_seed_says_so_in_its_first_line(make_run, capsys):
     make_run("none")
     study = make_run("perceiver").parent
     assert main([str(study)]) == 0
-    assert capsys.readouterr().out.startswith("One seed an arm")
+    assert capsys.readouterr().out.startswith("One seed per arm")
 
 
 def test_a_confounded_pair_is_called_so(make_run, capsys):

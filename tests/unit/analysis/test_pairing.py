@@ -41,7 +41,7 @@ def test_anything_else_that_differs_confounds_the_pair(verdict, identity, findin
 def test_what_the_arm_itself_changes_is_a_note_not_a_confounder(verdict):
     found = verdict(identity={"template_hash": "other"}, template__system="Be brief.")
     assert found.verdict == "yes"
-    assert found.notes == ("template hash differs, as the arm's template does",)
+    assert found.notes == ("template hash differs, because the arm's template does",)
 
 
 def test_a_component_of_another_size_is_a_note(verdict):

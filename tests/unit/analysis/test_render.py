@@ -24,8 +24,8 @@ def test_a_finished_run_shows_scores_picture_config_and_command(make_run):
 
 
 def test_scores_of_averaged_weights_are_said_to_be_that(make_run):
-    assert "averaged weights" not in render_report(make_run(train__ema=0.0)).read_text()
-    assert "averaged weights (train.ema=0.999)" in render_report(make_run(train__ema=0.999)).read_text()
+    assert "EMA weights" not in render_report(make_run(train__ema=0.0)).read_text()
+    assert "EMA weights (train.ema=0.999)" in render_report(make_run(train__ema=0.999)).read_text()
 
 
 def test_settings_are_shown_by_the_keys_that_set_them_with_what_the_run_decided(make_run):
@@ -33,9 +33,9 @@ def test_settings_are_shown_by_the_keys_that_set_them_with_what_the_run_decided(
     told = {"step": 0, "time": "2026-01-01", "text": "this run uses compute.layout=padded"}
     (folder / "notices.jsonl").write_text(json.dumps(told) + "\n")
     html = render_report(folder).read_text()
-    for words in ("train.steps", "log.every", "What the run decided and met", told["text"]):
+    for words in ("train.steps", "log.every", "<summary>Notices", told["text"]):
         assert words in html
-    assert "What the run decided" not in render_report(make_run(seed=1)).read_text()
+    assert "<summary>Notices" not in render_report(make_run(seed=1)).read_text()
 
 
 def test_a_stage_whose_number_of_tokens_is_a_bound_says_so_with_the_mean_where_it_is_known(make_run):
@@ -116,7 +116,7 @@ def test_a_picture_outside_the_run_folder_is_not_read(make_run):
     )
     html = render_report(folder).read_text()
     assert "base64" not in html
-    assert "picture ../secret.png is missing" in html
+    assert "image ../secret.png is missing" in html
 
 
 def test_of_a_choice_the_picked_text_is_judged_and_the_free_one_shown_beside(make_run):
@@ -132,7 +132,7 @@ def test_of_a_choice_the_picked_text_is_judged_and_the_free_one_shown_beside(mak
     (folder / "gallery.jsonl").write_text(json.dumps(row))
     html = render_report(folder).read_text()
     assert re.search(r"✓ right</b> <span class=\"given\">a lion</span>", html)
-    assert "in its own words: a bird" in html
+    assert "free generation: a bird" in html
 
 
 def test_data_errors_are_listed(make_run):

@@ -50,7 +50,7 @@ def test_one_seed_has_no_standard_error_and_says_so(two_arms):
     arm, baseline = two_arms([{"a": 1, "b": 0}], [{"a": 0, "b": 0}])
     difference = paired_difference(arm, baseline, "eval/accuracy")
     assert difference.se is None
-    assert difference.describe().startswith("1 seed: says nothing about the noise between seeds; 2 pairs")
+    assert difference.describe().startswith("1 seed: variation between seeds unknown; 2 pairs")
 
 
 def test_with_equal_counts_the_clustered_error_is_that_of_the_seed_means(two_arms):
@@ -68,7 +68,7 @@ def test_a_seed_without_a_partner_is_left_out_and_named(two_arms):
     difference = paired_difference(arm, baseline, "eval/accuracy")
     assert difference.mean == 0
     assert difference.unpaired == (1,)
-    assert "seed 1 without a partner" in difference.describe()
+    assert "unpaired seed 1" in difference.describe()
 
 
 def test_arms_without_a_common_seed_have_no_difference(make_run):

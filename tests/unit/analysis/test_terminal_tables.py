@@ -16,8 +16,8 @@ def shown(item, width=80):
 
 def test_the_end_of_a_run_shows_scores_with_and_without_the_image(make_run):
     text = shown(run_table(collect_run(make_run(right=0.925, blank=0.325))))
-    assert "accuracy with the image     0.925" in text
-    assert "accuracy with a blank one   0.325" in text
+    assert "accuracy with the image       0.925" in text
+    assert "accuracy with a blank image   0.325" in text
     assert "4 min 32 s" in text
 
 

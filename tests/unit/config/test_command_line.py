@@ -32,7 +32,7 @@ def test_options_may_stand_among_overrides(given: str, put: str) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("hydra.run.dir=/elsewhere", ("hydra.run.dir=/elsewhere does nothing", "set paths.runs and study.name")),
+        ("hydra.run.dir=/elsewhere", ("hydra.run.dir=/elsewhere has no effect", "set paths.runs and study.name")),
         ("hydra.job.chdir=true", ("hydra.job.chdir=true", "leave out hydra.job.chdir")),
     ],
 )

@@ -45,17 +45,19 @@ def test_a_value_of_augment_out_of_its_range_is_refused_with_one_that_is_not(tmp
 
 
 def test_shares_of_shapes_are_no_more_than_one_together():
-    with pytest.raises(DataError, match="more than 1 together"):
+    with pytest.raises(DataError, match="exceed 1 together"):
         build(compose(["data=shapes", "data.pictures_share=0.6", "data.text_share=0.6"])["data"], 0)
 
 
 def test_a_run_that_holds_nothing_out_is_refused_before_it_trains():
-    with pytest.raises(DataError, match=r"data\.heldout=0 holds nothing out.*\n  fix: set data\.heldout=100"):
+    with pytest.raises(DataError, match=r"data\.heldout=0 holds no records out.*\n  fix: set data\.heldout=100"):
         assemble(compose(["data=shapes", "data.heldout=0"]), None)
 
 
 def test_a_source_that_is_scored_and_holds_nothing_out_is_refused():
     values = ["data=mixture", "data.sources.shapes.heldout=0"]
-    with pytest.raises(BeniError, match=r"data\.sources\.shapes holds out nothing.*\n  fix: set data\.sources\.shapes"):
+    with pytest.raises(
+        BeniError, match=r"data\.sources\.shapes holds out no records.*\n  fix: set data\.sources\.shapes"
+    ):
         build(compose(values)["data"], 0)
     build(compose(["data=mixture", "data.sources.texts.heldout=0"])["data"], 0)  # data.score names shapes only

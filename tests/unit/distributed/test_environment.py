@@ -119,5 +119,5 @@ def test_a_task_that_waits_in_vain_ends_with_a_fix(monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setattr(environment, "JOIN_S", 1)
     alone = Environment(0, 2, 0, torch.device("cpu"))
-    with pytest.raises(ResourceError, match=r"process 0 of 2 did not meet .* localhost:16711(.|\n)*fix: start all"):
+    with pytest.raises(ResourceError, match=r"process 0 of 2 did not reach .* localhost:16711(.|\n)*fix: start all"):
         process_group(alone).__enter__()

@@ -55,7 +55,7 @@ def test_a_process_that_does_not_move_is_ended_with_its_place_and_stack(watching
         dog.beat("data", 3)
         assert ended.event.wait(20)
     assert ended.code == HUNG == 70
-    assert ended.message.startswith("rank 0 hangs in step 4, phase data: it has not moved for ")
+    assert ended.message.startswith("rank 0 hangs in step 4, phase data: no progress for ")
     assert "log.watchdog_s" in ended.message
     assert "test_a_process_that_does_not_move" in ended.stack
     said = capfd.readouterr().err
@@ -166,7 +166,7 @@ def test_the_rank_that_has_come_least_far_is_the_one_that_hangs(watching, ended,
         past_first_step(dog)  # and waits in a collective of its step 3
         assert ended.event.wait(20)
     assert ended.message.splitlines()[0].startswith("rank 1 hangs in step 3, phase data")
-    assert "the others wait: rank 0: step 3, step" in ended.message
+    assert "the others are waiting: rank 0: step 3, step" in ended.message
     assert ended.stack == "main thread of rank 1:\nin the middle of a picture"
 
 

@@ -86,12 +86,12 @@ def test_the_gallery_is_of_the_samples_that_were_scored(evaluation_of, mixed):
 def test_samples_whose_pictures_cannot_be_read_are_left_out_and_told(evaluation_of, mixed):
     heard = Heard()
     evaluation_of([unreadable(mixed[0]), *mixed[1:3]], heard).score(1)
-    assert heard.notices == ["1 held-out samples are left out: their pictures cannot be read"]
+    assert heard.notices == ["1 held-out samples are left out: their images cannot be read"]
     assert len(heard.scores[0][1].rows) == 4
 
 
 def test_where_no_picture_can_be_read_that_is_an_error(evaluation_of, mixed):
-    with pytest.raises(DataError, match=r"no held-out sample has pictures that can be read\n  fix"):
+    with pytest.raises(DataError, match=r"no held-out sample has readable images\n  fix"):
         evaluation_of([unreadable(mixed[0])], Heard()).score(1)
 
 
@@ -101,4 +101,4 @@ def test_an_llm_that_does_not_generate_from_embeddings_has_no_gallery(evaluation
     evaluation.score(1)
     monkeypatch.setattr(type(evaluation.subject.model.llm.capabilities), "generates", False)
     assert evaluation.gallery() == []
-    assert heard.notices == ["no gallery: transformers does not generate from embeddings with this llm"]
+    assert heard.notices == ["no gallery: transformers cannot generate from embeddings with this llm"]

@@ -71,7 +71,7 @@ def test_lacking_memory_is_an_error_with_the_figures_and_the_settings(monkeypatc
         memory.require(need, CPU, lambda: {"some=other": replace(need, activations=0), "no=help": need})
     text = str(caught.value)
     assert "needs about 5.0 GiB (weights 3.0, gradients and moments 1.0, activations 1.0)" in text
-    assert "cpu has 2.0 GiB free: 3.0 GiB are lacking" in text
+    assert "cpu has 2.0 GiB free: 3.0 GiB too little" in text
     assert text.endswith("fix: set some=other (then 4.0 GiB)")
 
 
@@ -79,10 +79,10 @@ def test_what_lacks_no_more_than_the_estimate_may_be_off_by_is_told_and_tried(mo
     need = memory.Memory(weights=2 * memory.GIB, loading=0, optimizer=0, activations=13 * memory.GIB)
     monkeypatch.setattr(memory, "available", lambda device: int(12.1 * memory.GIB))
     (told,) = memory.require(need, CPU, lambda: {"some=other": replace(need, activations=0)})
-    assert "cpu has 12.1 GiB free: 2.9 GiB are lacking; activations are an estimate" in told
+    assert "cpu has 12.1 GiB free: 2.9 GiB too little; activations are an estimate" in told
     assert told.endswith("fix: set some=other (then 2.0 GiB)")
     monkeypatch.setattr(memory, "available", lambda device: int(11.9 * memory.GIB))
-    with pytest.raises(ResourceError, match=r"3\.1 GiB are lacking\n"):
+    with pytest.raises(ResourceError, match=r"3\.1 GiB too little\n"):
         memory.require(need, CPU)
     monkeypatch.setattr(memory, "available", lambda device: 15 * memory.GIB)
     assert memory.require(need, CPU) == []
@@ -104,7 +104,7 @@ def test_what_is_built_in_the_memory_of_the_machine_needs_no_room_on_a_gpu(monke
         assert need.loading > 100 * memory.GIB
         memory.require(need, GPU)
     monkeypatch.setattr(memory, "available", lambda device: 79 * memory.GIB)
-    with pytest.raises(ResourceError, match=r"while building 126\.8 of CPU memory\), cpu has 79\.0 GiB free"):
+    with pytest.raises(ResourceError, match=r"CPU memory while building 126\.8\), cpu has 79\.0 GiB free"):
         memory.require(quantized, GPU)
 
 
@@ -112,11 +112,11 @@ def test_processes_of_a_machine_share_its_memory(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda device: 5 * memory.GIB)
     need = memory.Memory(weights=3 * memory.GIB, loading=0, optimizer=0, activations=0)
     memory.require(need, CPU)
-    with pytest.raises(ResourceError, match=r"needs about 6\.0 GiB .*for each of 2 processes"):
+    with pytest.raises(ResourceError, match=r"needs about 6\.0 GiB .*per process, 2 processes per machine"):
         memory.require(replace(need, processes=2), CPU)
     memory.require(replace(need, processes=2), GPU)
     away = replace(need, weights=0, offloaded=3 * memory.GIB, processes=2)
-    with pytest.raises(ResourceError, match=r"needs about 6\.0 GiB .*offloaded by each 3\.0"):
+    with pytest.raises(ResourceError, match=r"needs about 6\.0 GiB .*offloaded per process 3\.0"):
         memory.require(away, GPU)
 
 

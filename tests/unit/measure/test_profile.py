@@ -87,7 +87,7 @@ def test_a_full_disk_costs_the_trace_and_not_the_shares(tmp_path, monkeypatch):
 
 def test_a_run_that_goes_on_within_the_range_profiles_the_rest_and_beyond_it_says_so(tmp_path):
     told: list[str] = []
-    for done, expected in ((5, "steps 2 to 4 are not profiled: the run goes on after step 5"), (2, "steps 3 to 4: ")):
+    for done, expected in ((5, "steps 2 to 4 are not profiled: the run resumed after step 5"), (2, "steps 3 to 4: ")):
         found, clock = Profile((2, 4), tmp_path, lambda line, shares: told.append(line)), Goodput(CPU)
         for finished in range(done, 7):
             found.reached(finished, clock)

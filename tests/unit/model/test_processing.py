@@ -215,5 +215,5 @@ def test_a_model_that_no_run_saved_says_so(tiny_model, tmp_path):
     model = tiny_model()
     with pytest.raises(ConfigError, match="fix: give processor="):
         model.answer(picture(), "what?")
-    with pytest.raises(ConfigError, match=r"fix: write it anew with python -m beni\.export"):
+    with pytest.raises(ConfigError, match=r"fix: write it again with python -m beni\.export"):
         BeniProcessor(load_tokenizer({"tokenizer": "embedded", "architecture": None}), model.config)

@@ -84,12 +84,12 @@ def test_a_full_disk_does_not_stand_in_for_the_error_that_ends_a_run(tiny_run, f
     with pytest.raises(DataError, match="a picture"), folder.opened():  # noqa: PT012
         full(True)
         raise DataError("a picture")
-    assert told[-1] == "the run ends, and these are not written: status.json"
+    assert told[-1] == "the run ends; these files are not written: status.json"
 
 
 def test_a_run_that_ends_with_something_unwritten_says_what_and_what_to_do(tiny_run, full):
     folder = RunFolder(tiny_run(), writes=True)
-    with pytest.raises(ResourceError, match=r"not written: status.json\n  fix: make room"), folder.opened():  # noqa: PT012
+    with pytest.raises(ResourceError, match=r"not written: status.json\n  fix: free disk space"), folder.opened():  # noqa: PT012
         full(True)
         folder.update(state="finished")
 
@@ -99,7 +99,7 @@ def test_a_folder_that_cannot_be_written_at_all_is_an_error_before_the_run(tiny_
         pass
     before = (folder.path / "config.yaml").read_text()
     full(True)
-    with pytest.raises(ResourceError, match=r"could not be written: .*No space left.*\n  fix: make room"):
+    with pytest.raises(ResourceError, match=r"could not be written: .*No space left.*\n  fix: free disk space"):
         RunFolder(tiny_run(), writes=True).opened().__enter__()
     assert (folder.path / "config.yaml").read_text() == before
 

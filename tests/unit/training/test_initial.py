@@ -163,7 +163,7 @@ def test_a_component_without_a_place_here_is_left_behind_and_told(saved, tiny_mo
     _, folder = saved(*PERCEIVER)
     taken = load_initial(tiny_model(), folder)
     assert {name.partition(".")[0] for name in taken.left} == {"resampler"}
-    assert f"left behind: resampler ({len(taken.left)} tensors)" in taken.describe()
+    assert f"not loaded: resampler ({len(taken.left)} tensors)" in taken.describe()
 
 
 def test_weights_that_were_packed_there_are_not_lost_here(saved, tiny_model):

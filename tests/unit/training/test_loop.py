@@ -97,7 +97,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_the_reason(tiny_run, fit, tmp_
     _, log = fit(run, tmp_path)
     assert log.began == 3
     assert log.notices == [
-        f"checkpoint passed over: step_00000006: {newest.name} does not have the checksum it was saved with"
+        f"checkpoint skipped: step_00000006: {newest.name} does not have the checksum it was saved with"
     ]
 
 
@@ -153,7 +153,7 @@ def test_a_resumed_run_counts_and_tells_what_an_uninterrupted_one_does(album, fi
 
 
 def test_too_large_a_share_of_bad_pictures_ends_the_run(album, fit, tmp_path):
-    with pytest.raises(DataError, match=r"(?s)\d+ of \d+ pictures are bad, images.max_bad=0.05 .*No such file.*fix:"):
+    with pytest.raises(DataError, match=r"(?s)\d+ of \d+ images are bad, images.max_bad=0.05 .*No such file.*fix:"):
         fit(album(12, "log.every=2"), tmp_path)
 
 

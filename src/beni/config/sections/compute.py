@@ -47,7 +47,7 @@ def compute_rules(run: Mapping[str, Any]) -> Iterator[str]:
     compute = run["compute"]
     if compute["activation_checkpointing"] == "memory_budget" and not compute["compile"]:
         yield (
-            "compute.activation_checkpointing=memory_budget is the compiler's choice, but compute.compile=false\n"
+            "compute.activation_checkpointing=memory_budget is done by the compiler, but compute.compile=false\n"
             "  fix: set compute.compile=true or compute.activation_checkpointing=selective"
         )
     bank, vision = compute["feature_bank"], run["train"]["plan"]["vision"]
@@ -55,11 +55,11 @@ def compute_rules(run: Mapping[str, Any]) -> Iterator[str]:
         yield "compute.feature_bank is empty, expected a folder or null\n  fix: set compute.feature_bank=null"
     elif bank is not None and vision != "frozen":
         yield (
-            f"compute.feature_bank={bank} keeps the features of a frozen encoder, but train.plan.vision={vision}\n"
+            f"compute.feature_bank={bank} caches features of a frozen encoder, but train.plan.vision={vision}\n"
             "  fix: set train.plan.vision=frozen or compute.feature_bank=null"
         )
     if bank is not None and run["fsdp"]["frozen"] == "shard":
         yield (
-            "fsdp.frozen=shard has all processes encode together, but compute.feature_bank lets each leave out what it "
-            "has\n  fix: set fsdp.frozen=replicate or compute.feature_bank=null"
+            "fsdp.frozen=shard makes all processes encode together, but compute.feature_bank lets each skip cached "
+            "views\n  fix: set fsdp.frozen=replicate or compute.feature_bank=null"
         )

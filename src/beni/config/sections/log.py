@@ -24,7 +24,7 @@ class Log:
     every: Annotated[int, AtLeast(1)] | Literal["auto"]
     profile: str | int | None
     peak_tflops: Annotated[float, Above(0), Example("null")] | None
-    watchdog_s: Annotated[float, AtLeast(0), Example("300, or 0 to wait for ever")]
+    watchdog_s: Annotated[float, AtLeast(0), Example("300, or 0 to disable it")]
 
 
 def steps_between_lines(run: Mapping[str, Any]) -> int:

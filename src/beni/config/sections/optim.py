@@ -35,7 +35,7 @@ class Optim:
 
     optimizer: Literal["adamw", "adamw_8bit", "muon", "lion", "adafactor"]
     lr: Annotated[float, Above(0), Example("1e-4")]
-    lr_scale: dict[Component, Annotated[float, Above(0), Example("1.0, or train.plan to freeze")]]
+    lr_scale: dict[Component, Annotated[float, Above(0), Example("1.0, or freeze it in train.plan")]]
     layer_decay: dict[Backbone, Annotated[float, Above(0), AtMost(1), Example("0.75, or 1.0 for none")]]
     schedule: Literal["cosine", "linear", "wsd", "constant"]
     decay_ratio: float | None
@@ -126,7 +126,7 @@ def optim_rules(run: Mapping[str, Any]) -> Iterator[str]:
         for component, factor in optim[key].items():
             if factor != 1 and run["train"]["plan"][component] == "frozen":
                 yield (
-                    f"optim.{key}.{component}={factor}, but train.plan.{component}=frozen never trains\n"
+                    f"optim.{key}.{component}={factor}, but train.plan.{component}=frozen\n"
                     f"  fix: set optim.{key}.{component}=1.0, or train.plan.{component}=full"
                 )
     betas = optim.get("betas", [0.0, 0.0])
@@ -136,7 +136,7 @@ def optim_rules(run: Mapping[str, Any]) -> Iterator[str]:
     name = optim["optimizer"]
     if name in UNSHARDED and run["fsdp"]["mode"] != "none":
         yield (
-            f"optim={name} {UNSHARDED[name]}, but fsdp.mode={run['fsdp']['mode']} holds tensors in shards\n"
+            f"optim={name} {UNSHARDED[name]}, but fsdp.mode={run['fsdp']['mode']} shards tensors\n"
             "  fix: set optim=adamw, optim=lion or optim=muon, or fsdp=none"
         )
 
@@ -145,17 +145,17 @@ def _decay_rules(optim: Mapping[str, Any]) -> Iterator[str]:
     warmup, decay, schedule = optim["warmup_ratio"], optim["decay_ratio"], optim["schedule"]
     if schedule != "wsd" and decay is not None:
         yield (
-            f"optim.decay_ratio={decay} is read by optim.schedule=wsd only, and it is {schedule}\n"
+            f"optim.decay_ratio={decay} is read by optim.schedule=wsd only, not by {schedule}\n"
             "  fix: set optim.schedule=wsd or optim.decay_ratio=null"
         )
     elif schedule == "wsd" and (decay is None or not 0 < decay <= 1):
         shown = "null" if decay is None else decay
         yield (
-            f"optim.decay_ratio={shown}, but optim.schedule=wsd falls in a share of the steps in (0, 1]\n"
+            f"optim.decay_ratio={shown}, but optim.schedule=wsd needs a share of the steps in (0, 1]\n"
             "  fix: set optim.decay_ratio=0.2"
         )
     elif schedule == "wsd" and warmup + decay > 1:
         yield (
-            f"optim.warmup_ratio={warmup} and optim.decay_ratio={decay} are more than all steps\n"
+            f"optim.warmup_ratio={warmup} and optim.decay_ratio={decay} exceed 1 together\n"
             f"  fix: set optim.decay_ratio={1 - warmup:g} or less"
         )

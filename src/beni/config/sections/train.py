@@ -79,7 +79,7 @@ def train_rules(run: Mapping[str, Any]) -> Iterator[str]:
     train = run["train"]
     if train["accumulation"] > train["batch_size"]:
         yield (
-            f"train.accumulation={train['accumulation']} micro-batches cannot share "
+            f"train.accumulation={train['accumulation']} micro-batches, but only "
             f"train.batch_size={train['batch_size']} samples\n"
             f"  fix: set train.accumulation={train['batch_size']} or less"
         )
@@ -87,11 +87,11 @@ def train_rules(run: Mapping[str, Any]) -> Iterator[str]:
         key = f"train.thaw.{component}={share}"
         if share and train["plan"][component] == "frozen":
             yield (
-                f"{key}, but train.plan.{component}=frozen never trains\n"
+                f"{key}, but train.plan.{component}=frozen\n"
                 f"  fix: set train.plan.{component}=full or train.thaw.{component}=0"
             )
         elif share and math.ceil(share * train["steps"]) >= train["steps"]:
             yield (
-                f"{key} leaves {component} no step of train.steps={train['steps']}\n"
+                f"{key} leaves {component} no trainable step of train.steps={train['steps']}\n"
                 f"  fix: set train.thaw.{component} lower, or train.plan.{component}=frozen"
             )

@@ -61,7 +61,7 @@ class Check:
             DataError: when one is bad and none is put up with, one would have to be cut, or none can be scored.
         """
         if not places:
-            raise DataError("the data hold out no record to score\n  fix: set data.heldout=1 or more")
+            raise DataError("the data hold out no records, so nothing can be scored\n  fix: set data.heldout=1 or more")
         bad, unreadable = {}, ""
         readable = 0
         for place in places:
@@ -81,8 +81,8 @@ class Check:
         self._require_few([*bad.values()], len(places), "held-out records")
         if not readable:
             raise DataError(
-                f"no held-out sample has pictures that can be read: {unreadable}\n"
-                "  fix: see whether data.path and data.images are right, or hold out more with data.heldout"
+                f"no held-out sample has readable images: {unreadable}\n"
+                "  fix: check data.path and data.images, or raise data.heldout"
             )
         return bad
 
@@ -121,9 +121,9 @@ class Check:
             return
         more = f"\n... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         if self.max_bad is None:
-            fix = "mend the records, or set records.on_bad=skip to go without them"
+            fix = "correct the records, or set records.on_bad=skip to train without them"
         else:
-            fix = f"mend the records, or raise records.max_bad={self.max_bad}"
+            fix = f"correct the records, or raise records.max_bad={self.max_bad}"
         raise DataError(
             f"{len(bad)} of {of} {what} cannot be used\n" + "\n".join(bad[:SHOWN]) + f"{more}\n  fix: {fix}"
         )

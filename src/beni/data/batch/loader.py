@@ -110,9 +110,9 @@ class Steps(Dataset[list[Batch]]):
             drawn = replace(drawer, plain=True).draw(epoch, index)
         if (length := _positions(drawn.made)) > planned:
             raise DataError(
-                f"{drawn.sample} has {length} positions, and its pack was made for {planned}: its images are not those "
-                "that were measured\n  fix: give the same command again, with checkpoint.resume=changed_data where the "
-                "run has checkpoints: what has changed is measured anew"
+                f"{drawn.sample} has {length} positions, and its pack was made for {planned}: its images have changed "
+                "since they were measured\n  fix: rerun the same command (with checkpoint.resume=changed_data if the "
+                "run has checkpoints); changed images are measured again"
             )
         return drawn.made, drawn.faults
 

@@ -130,7 +130,7 @@ class Drawer:
             reasons = {image.key: error.reason for image, error in bad}
             if self.on_bad == "fail":
                 raise DataError(
-                    f"{sample}: {bad[0][1]}\n  fix: set images.on_bad=replace or skip_image, or mend the data"
+                    f"{sample}: {bad[0][1]}\n  fix: set images.on_bad=replace or skip_image, or correct the data"
                 )
             faults += [
                 Fault(epoch, candidate, sample.id, sample.where, sample.source, key, reason, "replaced")
@@ -168,8 +168,8 @@ class Drawer:
             said = f"image {first.image}: {first.reason}" if first.image else first.reason
             raise DataError(
                 f"{first.sample}{f' ({first.where})' if first.where else ''}: {said}\n"
-                f"and {tried - 1} samples drawn in its place are bad as well\n"
-                "  fix: see whether data.path, data.images, the network and the section images are right"
+                f"and {tried - 1} replacements drawn for it are bad as well\n"
+                "  fix: check data.path, data.images, the network and the section images"
             )
         sample = self.bind(self.source.train(index, epoch))
         messages = tuple(

@@ -142,7 +142,7 @@ class Fetcher:
         except OSError as error:  # a full disk must not end a run
             if not self._told:
                 self._told = True
-                self.notices.append(f"fetched pictures cannot be kept in {self.cache.root}: {error}")
+                self.notices.append(f"fetched images cannot be cached in {self.cache.root}: {error}")
             return data
         return None
 

@@ -44,8 +44,8 @@ class Verdicts:
                     file.write(json.dumps({"url": url, "reason": reason}) + "\n")
             except OSError as error:
                 raise ResourceError(
-                    f"{path} could not be written: {error}; it notes which pictures are bad\n"
-                    "  fix: make room; the same command goes on from the newest checkpoint"
+                    f"{path} could not be written: {error}; it records which images are bad\n"
+                    "  fix: free disk space; the same command resumes from the newest checkpoint"
                 ) from error
 
     def _refresh(self, folder: Path) -> None:

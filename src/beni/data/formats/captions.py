@@ -70,7 +70,7 @@ class Captions(Table):
         name = self.columns["image"]
         pictures = pictures_of(column(row, name, where), self.root, name, where)
         if not pictures:
-            raise DataError(f"{where}: {name!r} holds no picture, expected one\n  {MEND}")
+            raise DataError(f"{where}: {name!r} holds no image, expected one\n  {MEND}")
         value = column(row, self.columns["caption"], where)
         if isinstance(value, list) and not self._listed:
             raise DataError(

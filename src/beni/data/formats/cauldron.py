@@ -25,7 +25,7 @@ TURN = Fields(
     ("user", "assistant"),
     refused={
         **CANNOT,
-        **dict.fromkeys(("weight", "loss", "train"), "all answers of this format are trained on\n  fix: use data=chat"),
+        **dict.fromkeys(("weight", "loss", "train"), "all answers of this format are supervised\n  fix: use data=chat"),
     },
     within="turn ",
 )

@@ -45,7 +45,7 @@ PARTS = {
     "image": Fields(
         ("type", "image;path;url", "index"),
         pictures=("image;path;url",),
-        refused={"text": "an image part says nothing\n  fix: make the text a part of its own"},
+        refused={"text": "an image part cannot hold text\n  fix: make the text a part of its own"},
         within="part ",
     ),
     "image_url": Fields(("type", "image_url"), known=frozenset(("detail",)), within="part "),
@@ -184,8 +184,8 @@ class _Pictures(Iterator[Image]):
             found = next(self, None)
             if found is None:
                 raise DataError(
-                    f"{where}: more image parts than pictures in {self.column!r}\n"
-                    "  fix: set data.columns.images to the column that holds them, or mend the record"
+                    f"{where}: more image parts than images in {self.column!r}\n"
+                    "  fix: set data.columns.images to the column that holds them, or correct the record"
                 )
             return found
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(self.all):

@@ -25,7 +25,7 @@ ESCAPED = f"\\{IMAGE}"
 """How a text has the word ``<image>`` in it, and no picture."""
 MARK = re.compile(rf"(?<!\\){IMAGE}")
 """Where the next picture belongs."""
-MEND = "fix: mend the record, or leave it out of the file"
+MEND = "fix: correct the record, or remove it from the file"
 _ABSENT = object()
 
 
@@ -130,8 +130,8 @@ def written_out(text: str, where: str) -> str:
     """
     if MARK.search(text):
         raise DataError(
-            f"{where}: {IMAGE} in a text where no picture has a place: {short(text)}\n"
-            f"  fix: remove it, or write \\{IMAGE} for the word itself (in JSON \\\\{IMAGE})"
+            f"{where}: {IMAGE} in a text that cannot hold an image: {short(text)}\n"
+            f"  fix: remove it, or write \\{IMAGE} for the literal text (in JSON \\\\{IMAGE})"
         )
     return text.replace(ESCAPED, IMAGE)
 
@@ -205,7 +205,7 @@ def interleaved(text: str, images: Iterator[Image], where: str) -> tuple[str | I
             if image is None:
                 raise DataError(
                     f"{where}: more {IMAGE} in the text than images\n"
-                    f"  fix: add the missing pictures to the record, remove {IMAGE} from its text, or write \\{IMAGE} "
+                    f"  fix: add the missing images to the record, remove {IMAGE} from its text, or write \\{IMAGE} "
                     "for the word itself"
                 )
             content.append(image)
@@ -223,7 +223,7 @@ def require_used(images: Iterator[Image], count: int, where: str) -> None:
     if next(images, None) is not None:
         raise DataError(
             f"{where}: {count} images but fewer {IMAGE} in the text\n"
-            f"  fix: put {IMAGE} where each picture belongs, or remove the picture from the record"
+            f"  fix: put {IMAGE} where each image belongs, or remove the image from the record"
         )
 
 
@@ -237,7 +237,7 @@ def role_of(value: Any, roles: Mapping[str, Role], where: str) -> Role:
     if role is None:
         raise DataError(
             f"{where}: unknown role {value!r}, expected one of {', '.join(roles)}\n"
-            "  fix: rename the role in the record, or leave the record out"
+            "  fix: rename the role in the record, or remove the record"
         )
     return role
 
@@ -267,7 +267,7 @@ def trained(given: Mapping[str, Any], role: Role, where: str) -> bool | None:
             )
         said[name] = bool(value)
     if len(set(said.values())) > 1:
-        raise DataError(f"{where}: {' and '.join(said)} disagree about whether the message is trained on\n  {MEND}")
+        raise DataError(f"{where}: {' and '.join(said)} disagree about whether the message is supervised\n  {MEND}")
     return next(iter(said.values()), None)
 
 

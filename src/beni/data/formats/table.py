@@ -122,7 +122,7 @@ class Table(SingleSource):
         if not 0 <= wanted < count:
             raise DataError(
                 f"{name} has {count} record{'s' * (count != 1)}, data.heldout={wanted}; expected to hold out "
-                "at least 1 and to leave at least 1 to train on\n  fix: set "
+                "at least 1 and to leave at least 1 for training\n  fix: set "
                 + (f"data.heldout={max(1, count // 10)}" if count > 1 else "data.path to a file of more records")
             )
         if wanted == 0:
@@ -130,7 +130,7 @@ class Table(SingleSource):
         groups = groups_of(self.rows, self._image_keys, f"{type(self).__name__} {sorted(self._settings.items())}")
         if groups is None:
             self.notices += (
-                f"{name}: records are held out one by one; whether they share images is not known in tars",
+                f"{name}: held out by record, not by image: in tar files it is not known which records share an image",
             )
             return drawn_rows(count)[:wanted]
         rows = whole_groups(groups, wanted)
@@ -139,12 +139,14 @@ class Table(SingleSource):
             shared = (sizes[groups] > 1).mean()
             self.notices += (
                 f"{name}: held-out records share images with training records: {shared:.0%} of {count} records share "
-                f"their image, one with {int(sizes.max())} records, too many for data.heldout={wanted} to be whole "
-                "images",
+                f"their image (up to {int(sizes.max())} per image), too many to hold out whole images with "
+                f"data.heldout={wanted}",
             )
             return drawn_rows(count)[:wanted]
         if len(rows) < wanted:
-            self.notices += (f"{name}: {len(rows)} records are held out, not {wanted}: whole images, none of them cut",)
+            self.notices += (
+                f"{name}: {len(rows)} records are held out, not {wanted}: an image is held out with all its records",
+            )
         return rows
 
     def _image_keys(self, row: Row, number: int) -> set[str]:

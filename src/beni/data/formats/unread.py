@@ -43,7 +43,7 @@ ABOUT = _words(
 """Words that make such a name speak of something about it: ``image_size``."""
 NAMES = _words("file filename filepath path url uri name link source")
 """Words of fields that say where a picture came from; beside a picture that is read they add none."""
-ARTICLE = {"picture": "a picture", "video": "a video", "audio": "audio"}
+ARTICLE = {"picture": "an image", "video": "a video", "audio": "audio"}
 ENDINGS = {
     "picture": ("png", "jpg", "jpeg", "jfif", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic"),
     "video": ("mp4", "webm", "avi", "mov", "mkv"),
@@ -62,14 +62,14 @@ SHOWN = 12
 
 CANNOT: dict[str, str] = dict.fromkeys(
     ("tool_calls", "tool_call_id", "function_call", "reasoning_content", "reasoning", "thinking", "name", "tools"),
-    "beni has no place for it in a conversation\n  fix: leave the record out, or write what it says into the text",
+    "beni cannot render it in a conversation\n  fix: remove the record, or write its content into the text",
 )
 """Fields of messages whose words a model would be given, by the documentation of the formats that have them."""
 TOP: dict[str, str] = {
-    **dict.fromkeys(("system", "system_prompt"), "nobody would hear it\n  fix: make it the first message"),
+    **dict.fromkeys(("system", "system_prompt"), "it would be ignored\n  fix: make it the first message"),
     **dict.fromkeys(
         ("tools", "functions", "chosen", "rejected", "rejected_messages", "rejected_response"),
-        "beni trains on conversations, not on tools or preferences\n  fix: leave the record out",
+        "beni trains on conversations, not on tools or preferences\n  fix: remove the record",
     ),
 }
 """The same of records with messages."""
@@ -157,7 +157,7 @@ def notice_of(counts: Counter[str], looked: int, total: int, name: str) -> Itera
         shown = ", ".join(f"{field_name!r} ({count})" for field_name, count in counts.most_common(SHOWN))
         more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
         of = f"the {total} records" if looked == total else f"the first {looked} of {total} records"
-        yield f"{name}: fields that are not read, with how many of {of} have them: {shown}{more}"
+        yield f"{name}: fields that are not read (records with it, of {of}): {shown}{more}"
 
 
 def medium(name: str, value: Any, shown: bool = False) -> str | None:
@@ -218,11 +218,11 @@ def _is_empty(value: Any) -> bool:
 
 def _how(name: str, kind: str, fields: Fields, shown: bool) -> str:
     if kind != "picture":
-        return "beni reads pictures only: leave the record out"
+        return "beni reads images only: remove the record"
     if fields.within:
-        return "make it an image part of the content, or move it to the record's column of pictures"
+        return "make it an image part of the content, or move it to the record's column of images"
     if not fields.slot:
-        return "choose an option that reads pictures (data=captions, vqa, chat ...)"
+        return "choose an option that reads images (data=captions, vqa, chat ...)"
     if shown:
-        return f"put it into {fields.pictures[0]!r}, beside the picture that is there"
+        return f"put it into {fields.pictures[0]!r}, beside the image that is there"
     return f"set data.columns.{fields.slot}={name}"

@@ -196,9 +196,9 @@ class Index:
         faults = [str(self.fault(source, index, epoch)) for index in bad[:SHOWN]]
         more = f"\n... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         if self.max_bad is None:
-            fix = "\n  fix: mend the records, or set records.on_bad=skip to train without them"
+            fix = "\n  fix: correct the records, or set records.on_bad=skip to train without them"
         else:
-            fix = f"\n  fix: mend the records, or raise records.max_bad={self.max_bad}"
+            fix = f"\n  fix: correct the records, or raise records.max_bad={self.max_bad}"
         raise DataError(f"{len(bad)} of the first {done} samples cannot be used\n" + "\n".join(faults) + more + fix)
 
     def fault(self, source: Source, index: int, epoch: int) -> DataError | None:

@@ -112,7 +112,8 @@ class RunLengths:
             good = group.start + np.flatnonzero(~bad[group.start : group.stop])
             if not len(good):
                 raise DataError(
-                    f"training sample {index} cannot be used, nor can any other of its source\n  fix: mend the records"
+                    f"training sample {index} cannot be used, nor can any other sample of its source\n"
+                    "  fix: correct the records"
                 )
             chosen = good[numpy_stream(0, "records.bad", index).integers(len(good))]
             for column in values.values():
@@ -137,8 +138,8 @@ class RunLengths:
         most = self.tokens_per_image
         if most is not None and sum(each) > most:
             raise ConfigError(
-                f"schedule.tokens_per_image={most}, but a picture of {size[0]}x{size[1]} pixels takes {sum(each)} "
-                f"positions in this run\n  fix: set schedule.tokens_per_image={sum(each)} or more, in all arms alike"
+                f"schedule.tokens_per_image={most}, but an image of {size[0]}x{size[1]} pixels takes {sum(each)} "
+                f"positions in this run\n  fix: set schedule.tokens_per_image={sum(each)} or more, the same in all arms"
             )
         pixels = sum(height * width for layout in layouts for height, width in layout.views)
         return sum(each), pixels, len(layouts)

@@ -235,7 +235,7 @@ class Schedule:
             epoch += 1
             if epoch % PATIENCE == 0 and self._units_before(stream, epoch) == 0:
                 raise DataError(
-                    f"schedule.cycle={self.cycle} asks for {stream} samples, and the data has none\n"
+                    f"schedule.cycle={self.cycle} asks for {stream} samples, but the data has none\n"
                     "  fix: set schedule.cycle=[] or choose other data"
                 )
         return epoch

@@ -52,7 +52,7 @@ class FolderRows(Rows):
             found = [names for names in found if there[names[0]] == kept]
         if not found:
             raise DataError(
-                f"data.path={folder} holds no picture ({', '.join(PICTURES)}) with a text of the same name beside it "
+                f"data.path={folder} holds no image ({', '.join(PICTURES)}) with a text of the same name beside it "
                 f"({', '.join((*TEXTS, FIELDS))}){''.join(f'; {text}' for text in walk.said())}\n"
                 "  fix: for files of records set data.path to a pattern, such as 'folder/*.parquet' or 'folder/*.tar'"
             )
@@ -72,9 +72,11 @@ class FolderRows(Rows):
             try:
                 fields = json.loads(_read(beside))
             except json.JSONDecodeError as error:
-                raise DataError(f"{beside}: {error}\n  fix: mend the file, or remove it") from error
+                raise DataError(f"{beside}: {error}\n  fix: correct the file, or remove it") from error
             if not isinstance(fields, dict):
-                raise DataError(f"{beside} holds a {type(fields).__name__}, expected an object\n  fix: mend the file")
+                raise DataError(
+                    f"{beside} holds a {type(fields).__name__}, expected an object\n  fix: correct the file"
+                )
             _require_agreement(beside, fields, {"image": picture, **row})
             row = {**fields, **row}
         return {**row, "image": str(picture)}
@@ -118,7 +120,7 @@ class _Walk:
         for place, folders, files in os.walk(self.folder, followlinks=True, onerror=self._unreadable):
             real = os.path.realpath(place)
             if real in been:  # by a link back to a folder above, or a second one to the same
-                self.leave("in a link to a folder that is read already", place)
+                self.leave("in a link to a folder that was already read", place)
                 folders.clear()
                 continue
             been.add(real)
@@ -133,7 +135,7 @@ class _Walk:
     def said(self) -> list[str]:
         """A sentence for each reason that something was left out for."""
         return [
-            f"{count} file{'s' * (count != 1)} left out, {why}: {self.example[why]}{' ...' if count > 1 else ''}"
+            f"{count} file{'s' * (count != 1)} left out ({why}): {self.example[why]}{' ...' if count > 1 else ''}"
             for why, count in self.left.items()
         ]
 
@@ -156,7 +158,7 @@ class _Walk:
             elif ending in (*TEXTS, FIELDS):
                 self.leave(f"beside {beside[stem, ending]}", name)
             elif ending in UNREAD:
-                self.leave(f"as beni decodes no {ending}", name)
+                self.leave(f"beni cannot decode {ending}", name)
         for stem, picture in pictures:
             texts = [beside[stem, ending] for ending in TEXTS if (stem, ending) in beside]
             fields = beside.get((stem, FIELDS))
@@ -169,7 +171,7 @@ class _Walk:
                 self.leave(f"with no text of the same name ({', '.join((*TEXTS, FIELDS))})", picture)
         for name in beside.values():
             if name not in used:
-                self.leave("with no picture of the same name", name)
+                self.leave("with no image of the same name", name)
 
 
 def _split_of(name: str) -> str | None:
@@ -209,6 +211,6 @@ def _require_agreement(file: Path, fields: dict[str, Any], lies: dict[str, Any])
         same = Path(str(said)).name == value.name if isinstance(value, Path) else str(said).strip() == value
         if said is not None and not same:
             raise DataError(
-                f"{file}: its field {name!r} is {str(said)[:60]!r}, but beside it lies {str(value)[:60]!r}\n"
-                "  fix: remove the field, or the file that says otherwise"
+                f"{file}: its field {name!r} is {str(said)[:60]!r}, but the file beside it says {str(value)[:60]!r}\n"
+                "  fix: remove the field, or the file that disagrees"
             )

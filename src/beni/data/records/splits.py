@@ -82,7 +82,7 @@ def pick(what: str, there: Sequence[str | None], split: str) -> str | None:
     named = sorted({one for one in there if one is not None})
     if named and None in there:
         raise DataError(
-            f"data.split={split}: {what} has {_files(sum(one is None for one in there))} whose names say no split, "
+            f"data.split={split}: {what} has {_files(sum(one is None for one in there))} whose names give no split, "
             f"beside files of {', '.join(named)}\n"
             "  fix: set data.path to a pattern that matches one kind, or data.split=null to take all files"
         )
@@ -90,11 +90,9 @@ def pick(what: str, there: Sequence[str | None], split: str) -> str | None:
         return None
     wanted = split if split in named else canonical(split)
     if wanted not in named:
-        says = f"has the split{'s' * (len(named) > 1)} {', '.join(named)}" if named else "says nothing of splits"
+        says = f"has the split{'s' * (len(named) > 1)} {', '.join(named)}" if named else "names no splits"
         fix = f"set data.split={'train' if 'train' in named or not named else named[0]}"
-        raise DataError(
-            f"data.split={split}: {what} {says}\n  fix: {fix}, or data.split=null to take all whatever their names say"
-        )
+        raise DataError(f"data.split={split}: {what} {says}\n  fix: {fix}, or data.split=null to take all files")
     return wanted
 
 

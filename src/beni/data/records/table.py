@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}
 CHUNK = 64
 """Rows held in memory when a stream is kept; with pictures in them some 10 MB."""
-LOOK = "fix: see whether data.path, data.subset and data.split are right, and whether the files are whole"
+LOOK = "fix: check data.path, data.subset and data.split, and whether the files are complete"
 
 
 class TableRows(Rows):
@@ -203,7 +203,7 @@ def from_hub(name: str, subset: str | None, split: str, rows: int | None) -> Row
         raise DataError(
             f"data.path={HUB}{name} is not in the cache, and "
             + ("HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{host} cannot be reached")
-            + "\n  fix: run once where there is a network, or set data.path to a local copy "
+            + "\n  fix: run once with network access, or set data.path to a local copy "
             f"(hf download {name} --repo-type dataset --local-dir copy, then data.path='copy/**/*.parquet'; data.split "
             "and data.subset choose among its files too)"
         ) from error

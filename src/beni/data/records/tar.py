@@ -89,7 +89,7 @@ class TarRows(Rows):
                 return int(data)
         except ValueError as error:
             raise DataError(
-                f"{self.where(number)}.{ending}: {error}\n  fix: mend the member, or leave its record out of the tar"
+                f"{self.where(number)}.{ending}: {error}\n  fix: correct the member, or remove its record from the tar"
             ) from error
         return data
 
@@ -127,7 +127,7 @@ def _members(number: int, path: Path) -> Iterator[dict[str, Any]]:
                         yield current
                     if key in seen:
                         raise DataError(
-                            f"{path}: members of {key} do not stand together, as WebDataset demands\n"
+                            f"{path}: members of {key} are not contiguous, as WebDataset requires\n"
                             "  fix: tar --sort=name"
                         )
                     seen.add(key)
@@ -137,7 +137,7 @@ def _members(number: int, path: Path) -> Iterator[dict[str, Any]]:
                 current["sizes"].append(member.size)
     except tarfile.TarError as error:
         raise DataError(
-            f"{path} is no uncompressed tar file: {error}\n  fix: gunzip it, as records are read at random"
+            f"{path} is no uncompressed tar file: {error}\n  fix: gunzip it; records are read at random access"
         ) from error
     if current is not None:
         yield current

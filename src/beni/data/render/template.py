@@ -125,7 +125,7 @@ class Renderer:
             raise DataError(
                 f"{sample}: no token is supervised; expected a non-empty assistant message "
                 f"(roles: {', '.join(m.role for m in sample.messages)})\n"
-                "  fix: give the record an answer, let a message say 'train', or leave the record out"
+                "  fix: give the record an answer, set 'train' on a message, or remove the record"
             )
         return encoded
 
@@ -151,7 +151,7 @@ class Renderer:
             raise DataError(
                 f"{sample} has {len(encoded.ids)} tokens with the answer {_beginning(sample.answer)}, "
                 f"template.max_length is {limit}, and held-out answers are never cut\n"
-                f"  fix: set template.max_length={len(encoded.ids)}, use fewer visual tokens, or leave the record out"
+                f"  fix: set template.max_length={len(encoded.ids)}, use fewer visual tokens, or remove the record"
             )
 
     def prompt(self, sample: Sample, markups: Sequence[Markup] | None = None) -> Encoded:
@@ -317,7 +317,7 @@ class Renderer:
             raise DataError(
                 f"{sample}: the text has {int(places.sum())} {IMAGE} placeholders for {len(images)} images; "
                 "expected one each\n"
-                f"  fix: remove {IMAGE} from texts where no picture belongs"
+                f"  fix: remove {IMAGE} from texts where no image belongs"
             )
         if markups is None:
             markups = [(self.visual_tokens,)] * len(images)
@@ -366,7 +366,7 @@ class Renderer:
         end = int(kept[-1])
         if text[slice(*spans[0])].lstrip() == answer:
             raise DataError(
-                f"template={name} puts no end token behind the assistant's text, so no answer would ever end\n"
+                f"template={name} puts no end token behind the assistant's text, so generation would never stop\n"
                 "  fix: use template=chatml, or end assistant messages with {{ eos_token }} in template.jinja"
             )
         said = self._text(kept[:-1])

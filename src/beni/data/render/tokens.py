@@ -43,7 +43,7 @@ def resolve_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
         raise DataError(f"tokenizer {type(tokenizer).__name__} gives no offsets; beni needs a fast tokenizer")
     if tokenizer.eos_token_id is None:
         raise DataError(
-            "the tokenizer has no eos token, so no answer could ever end; set llm.tokenizer to one that has, "
+            "the tokenizer has no eos token, so generation would never stop; set llm.tokenizer to one that has, "
             "or add eos_token to its tokenizer_config.json"
         )
     if IMAGE not in added_tokens(tokenizer):  # an ordinary vocabulary entry would be written in pieces

@@ -45,7 +45,7 @@ class Shapes(SingleSource):
     Pictures are not augmented: a flip would make answers about left and right wrong.
 
     Raises:
-        DataError: when the shares are more than 1 together.
+        DataError: when the shares exceed 1 together.
     """
 
     metric = ExactAnswer()
@@ -65,7 +65,7 @@ class Shapes(SingleSource):
     ) -> None:
         if not pictures_share + text_share <= 1:
             raise DataError(
-                f"data.pictures_share={pictures_share} and data.text_share={text_share} are more than 1 together\n"
+                f"data.pictures_share={pictures_share} and data.text_share={text_share} exceed 1 together\n"
                 "  fix: set data.pictures_share=0.06 data.text_share=0.04"
             )
         self.seed, self.size, self.num_heldout, self.image_size = seed, size, heldout, image_size

@@ -77,7 +77,7 @@ class BestCheckpoint:
         """Takes up the best of a run that goes on after ``step``. Called by all ranks."""
         best, problem = self.peers.from_main(lambda: (self._unnoted, None) if self._unnoted else read_best(self.root))
         if problem is not None and self.metric is not None:
-            self.log.notice(f"{problem}; the next evaluation counts as the best one until now")
+            self.log.notice(f"{problem}; the next evaluation counts as the best so far")
         if best is not None and best.metric == self.metric and best.step <= step:
             self._best = best
 
@@ -120,7 +120,7 @@ class BestCheckpoint:
             self._unnoted = candidate
         if (problem := self.note()) and not self._told:
             self._told = True
-            self.log.notice(f"{problem}; the run goes on, and tries again with its next checkpoint")
+            self.log.notice(f"{problem}; the run continues and retries with its next checkpoint")
         self.log.best(**asdict(candidate))
         return True
 
@@ -142,7 +142,7 @@ class BestCheckpoint:
     def end(self) -> None:
         """The last try to note it; tells where that fails."""
         if problem := self.note():
-            self.log.notice(f"{problem}; the run ends, and which checkpoint is the best is not noted beside it")
+            self.log.notice(f"{problem}; the run ends without recording which checkpoint is the best")
 
     def kept(self) -> set[str]:
         """Folders of checkpoints that must stay: the best one, and one that is still noted as such."""

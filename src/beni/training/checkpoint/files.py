@@ -234,7 +234,7 @@ def read(root: Path, step: int) -> Found:
     problem = problem or _damage(folder, sorted(files.items()))
     if problem is not None:
         others = ", ".join(str(other) for other in steps(root) if other != step) or "none"
-        raise ResumeError(f"{folder}: {problem}\n  fix: take another one (--checkpoint); there are: {others}")
+        raise ResumeError(f"{folder}: {problem}\n  fix: choose another one (--checkpoint); there are: {others}")
     tensors = SavedTensors([folder / file for file in sorted(files) if file != VALUES])
     return Found(folder, step, tensors, json.loads((folder / VALUES).read_text()))
 

@@ -38,7 +38,7 @@ def restore(
     model = _untrained(folder, run)
     kind = "average" if average else "model"
     if average and not any(key.startswith("average/") for key in saved):
-        raise ResumeError(f"{folder} has no average of its weights: train.ema={run['train']['ema']}")
+        raise ResumeError(f"{folder} has no EMA weights: train.ema={run['train']['ema']}")
     ours: dict[str, Tensor] = dict(model.named_parameters())
     theirs = [key.removeprefix("model/") for key in saved if key.startswith("model/")]
     if strange := sorted(n for n in theirs if n not in ours or tuple(ours[n].shape) != saved.shape(f"model/{n}")):

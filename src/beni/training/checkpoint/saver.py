@@ -93,7 +93,7 @@ class Saver:
         skipped: list[str] = []
         found = self.checkpoints.newest(skipped)
         for reason in skipped:
-            self.log.notice(f"checkpoint passed over: {reason}")
+            self.log.notice(f"checkpoint skipped: {reason}")
         if found is None:
             return 0, {}
         if found.values["signature"] != self.signature:
@@ -111,8 +111,8 @@ class Saver:
         assert self._initial is not None, "train.guard never rewinds"
         self.settle(rewind.step)
         self.log.notice(
-            f"{rewind.told}; the run goes back to its newest checkpoint, or to its beginning without one, "
-            f"and leaves step {rewind.step} out"
+            f"{rewind.told}; the run rewinds to its newest checkpoint (or to its start without one) "
+            f"and will skip step {rewind.step}"
         )
         self._initial.restore(self.optimizer, self.average)
 
@@ -154,8 +154,10 @@ class Saver:
         self.saved = None
         told = f"the checkpoint of step {outcome.step} could not be saved: {outcome.problem}"
         if self.settings["on_error"] == "halt":
-            raise ResourceError(f"{told}\n  fix: make room; checkpoint.on_error=continue trains on without it")
-        self.log.notice(f"{told}; the run goes on, those before it are kept")
+            raise ResourceError(
+                f"{told}\n  fix: free disk space; with checkpoint.on_error=continue training continues without it"
+            )
+        self.log.notice(f"{told}; the run continues, earlier checkpoints are kept")
 
     def keep_if_best(
         self, step: int, scores: Mapping[str, float], totals: Mapping[str, Counts], device: torch.device

@@ -38,7 +38,7 @@ class Some(SingleSource):
 
     def train(self, index, epoch):
         if index in self.unreadable:
-            raise DataError(f"rows.json, record {index}: no answer\n  fix: mend the record")
+            raise DataError(f"rows.json, record {index}: no answer\n  fix: correct the record")
         return asked(index, "yes " * 9000 if index in self.endless else "yes")
 
     def heldout(self):
@@ -95,13 +95,13 @@ def test_a_choice_that_would_be_cut_is_an_error_whatever_is_put_up_with(check, m
 
 def test_held_out_images_that_are_all_missing_are_found(check, tmp_path):
     samples = [asked(i, images=(Image.from_path(tmp_path / f"{i}.png"),)) for i in range(3)]
-    with pytest.raises(DataError, match=r"(?s)no held-out sample has pictures that can be read: image .*0\.png"):
+    with pytest.raises(DataError, match=r"(?s)no held-out sample has readable images: image .*0\.png"):
         check().heldout(samples, [0, 1, 2], ExactAnswer())
     assert check().heldout([*samples, asked(3)], [0, 1, 2, 3], ExactAnswer()) == {}
 
 
 def test_nothing_held_out_is_found(check):
-    with pytest.raises(DataError, match=r"hold out no record to score\n  fix: set data\.heldout"):
+    with pytest.raises(DataError, match=r"hold out no records, so nothing can be scored\n  fix: set data\.heldout"):
         check().heldout([], [], ExactAnswer())
 
 
@@ -119,5 +119,5 @@ def test_a_bad_record_is_stood_in_for_by_one_that_seed_and_place_draw_and_is_tol
 
 def test_where_every_record_is_bad_the_run_ends(schedule_of):
     source = Some(unreadable=range(30))
-    with pytest.raises(DataError, match="samples drawn in its place are bad as well"):
+    with pytest.raises(DataError, match="replacements drawn for it are bad as well"):
         Drawer(source, schedule_of(0, 30, 4, None), "replace", on_bad_record="skip").draw(0, 5)

@@ -120,7 +120,7 @@ def test_a_verdict_outlives_the_process_and_asks_for_nothing(fetcher, server, tm
 
 def test_a_verdict_that_the_disk_does_not_take_ends_the_run_with_a_fix(tmp_path):
     (tmp_path / "full").write_text("a file where the folder should be")
-    with pytest.raises(ResourceError, match=r"rank0-\d+\.jsonl could not be written: .*\n  fix: make room"):
+    with pytest.raises(ResourceError, match=r"rank0-\d+\.jsonl could not be written: .*\n  fix: free disk space"):
         Verdicts(tmp_path / "full", 0).give("http://a/d", "timeout")
 
 

@@ -255,7 +255,7 @@ BAD = {
     "chat: an image part too many": (
         Chat,
         {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
-        "more image parts than pictures",
+        "more image parts than images",
     ),
     "chat: audio": (Chat, {"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "a part of type 'audio'"),
     "chat: a number": (Chat, {"messages": [{"role": "user", "content": 7}]}, "'content' is 7, expected a text"),
@@ -272,7 +272,7 @@ BAD = {
     "cauldron: no turns": (Cauldron, {"images": [], "texts": "a"}, "'texts' is 'a', expected a list of turns"),
     "vqa: no answers": (Vqa, {"image": "0.png", "question": "a", "answer": []}, "'answer' is an empty list"),
     "vqa: a number": (Vqa, {"image": "0.png", "question": 3, "answer": "b"}, "'question' is 3, expected a text"),
-    "captions: no picture": (Captions, {"image": None, "caption": "a"}, "'image' holds no picture"),
+    "captions: no picture": (Captions, {"image": None, "caption": "a"}, "'image' holds no image"),
     "captions: a number as picture": (Captions, {"image": 5, "caption": "a"}, "'image' is 5, expected a path"),
     "captions: empty": (Captions, {"image": "0.png", "caption": ""}, "'caption' is empty"),
     "captions: no caption": (Captions, {"image": "0.png", "caption": []}, "'caption' is an empty list"),
@@ -322,7 +322,7 @@ def test_the_word_of_the_placeholder_is_written_with_a_backslash(source):
     assert shape(sample) == [("user", 0, " what is <image>?"), ("assistant", "<image> is a tag")]
     made = source(Captions, [{"image": "0.png", "caption": r"a \<image>"}, {"image": "0.png", "caption": "a <image>"}])
     assert made.train(0, 0).answer == "a <image>"
-    with pytest.raises(DataError, match="<image> in a text where no picture has a place"):
+    with pytest.raises(DataError, match="<image> in a text that cannot hold an image"):
         made.train(1, 0)
 
 

@@ -101,13 +101,13 @@ def test_where_images_have_too_many_records_single_ones_are_held_out_and_that_is
     assert [int(s.id) for s in source.heldout()] == sorted(drawn_rows(100)[:12].tolist())
     (said,) = source.notices
     assert "held-out records share images with training records: 100% of 100 records" in said
-    assert "one with 50 records, too many for data.heldout=12" in said
+    assert "(up to 50 per image), too many to hold out whole images with data.heldout=12" in said
 
 
 def test_fewer_records_than_wished_are_told(file):
     source = Vqa(0, path=file(asked(f"{i // 4}.png", i) for i in range(40)), heldout=6, **VQA)
     assert len(source.heldout()) == 4
-    assert source.notices[0].endswith("4 records are held out, not 6: whole images, none of them cut")
+    assert source.notices[0].endswith("4 records are held out, not 6: an image is held out with all its records")
 
 
 def test_a_record_that_cannot_be_read_is_left_for_its_turn(file):

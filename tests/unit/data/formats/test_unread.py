@@ -122,11 +122,11 @@ def test_a_column_of_pictures_that_no_record_has_is_an_error(made, option, overr
         ("chat", message(reasoning_content="hm"), "the message field 'reasoning_content' is 'hm'"),
         ("chat", message(name="Ann"), "the message field 'name' is 'Ann'"),
         ("chat", message(audio={"id": "x"}), "the message field 'audio' ({'id': 'x'}) looks like audio"),
-        ("chat", message(images=["0.png"]), "the message field 'images' (['0.png']) looks like a picture"),
+        ("chat", message(images=["0.png"]), "the message field 'images' (['0.png']) looks like an image"),
         ("chat", WHOLE["chat"] | {"tools": [{"a": 1}]}, "the field 'tools' is"),
         ("chat", WHOLE["chat"] | {"system": "Be brief."}, "the field 'system' is 'Be brief.'"),
-        ("chat", part(image="0.png"), "the part field 'image' ('0.png') looks like a picture"),
-        ("llava_instruct", turn(image="0.png"), "the turn field 'image' ('0.png') looks like a picture"),
+        ("chat", part(image="0.png"), "the part field 'image' ('0.png') looks like an image"),
+        ("llava_instruct", turn(image="0.png"), "the turn field 'image' ('0.png') looks like an image"),
         ("llava_instruct", WHOLE["llava_instruct"] | {"system": "Be brief."}, "the field 'system'"),
         ("cauldron", {"images": [], "texts": [{"user": "a", "assistant": "b", "weight": 0}]}, "turn 0: the turn field"),
     ],
@@ -187,7 +187,7 @@ def test_an_image_part_with_an_index_is_that_picture(made):
 
 def test_a_text_within_an_image_part_is_refused(made):
     record = {"messages": [{"role": "user", "content": [{"type": "image", "path": "0.png", "text": "a"}]}, SAID[1]]}
-    with pytest.raises(DataError, match="the part field 'text' is 'a': an image part says nothing"):
+    with pytest.raises(DataError, match="the part field 'text' is 'a': an image part cannot hold text"):
         made("chat", [record] * 2)
 
 
@@ -195,11 +195,11 @@ def test_all_other_fields_are_told_once_with_how_many_records_have_them(made):
     records = [WHOLE["vqa"] | ({"topic": "x"} if i % 2 else {"topic": None, "grade": i}) for i in range(200)]
     (said,) = told(made("vqa", records))
     assert said.endswith(
-        "d.jsonl: fields that are not read, with how many of the first 64 of 200 records have them: "
+        "d.jsonl: fields that are not read (records with it, of the first 64 of 200 records): "
         "'grade' (32), 'topic' (32)"
     )
     (said,) = told(made("chat", [message(score=1)] * 3))
-    assert said.endswith("of the 3 records have them: 'message score' (3)")
+    assert said.endswith("of the 3 records): 'message score' (3)")
 
 
 def test_a_mixture_tells_what_its_sources_do(made, tmp_path):

@@ -224,7 +224,7 @@ def test_a_given_number_of_tokens_an_image_makes_lengths_independent_of_the_visu
     template = {"max_length": 1000, "overlong": "error"}
     loads = RunLengths(made, Tall(), template, tokens_per_image=50).loads(0)
     assert loads.tokens.tolist() == (made.columns(0).text + 50 * made.columns(0).images).tolist()
-    with pytest.raises(ConfigError, match=r"(?s)tokens_per_image=1, but .* in all arms alike"):
+    with pytest.raises(ConfigError, match=r"(?s)tokens_per_image=1, but .* the same in all arms"):
         RunLengths(made, Tall(), template, tokens_per_image=1).loads(0)
 
 

@@ -240,7 +240,7 @@ def test_a_batch_or_accumulation_that_a_cycle_does_not_divide_is_an_error_with_t
 
 def test_a_cycle_over_a_modality_that_the_data_lacks_is_an_error():
     cycle = SETTINGS | {"modality": "grouped", "cycle": ["image", "text"]}
-    with pytest.raises(DataError, match="asks for text samples, and the data has none"):
+    with pytest.raises(DataError, match="asks for text samples, but the data has none"):
         Schedule(0, 50, 8, cycle, Drawn(0, 50, text=0.0)).step(0)
 
 

@@ -87,13 +87,13 @@ def test_a_split_is_named_by_files_or_by_folders_that_a_pattern_finds(tmp_path, 
 def test_a_split_that_files_do_not_have_is_refused_in_every_reader(tmp_path, ending):
     plain = write(tmp_path / f"plain.{ending}", "a")
     assert texts(open_rows(str(plain))) == ["a"]
-    with pytest.raises(DataError, match=r"data\.split=test: data\.path=.* says nothing of splits\n.*data\.split=train"):
+    with pytest.raises(DataError, match=r"data\.split=test: data\.path=.* names no splits\n.*data\.split=train"):
         open_rows(str(plain), split="test")
     named = write(tmp_path / f"test.{ending}", "b")
     with pytest.raises(DataError, match=r"data\.split=train: .* has the split test\n  fix: set data\.split=test, or"):
         open_rows(str(named))
     assert texts(open_rows(str(named), split="test")) == texts(open_rows(str(named), split=None)) == ["b"]
-    with pytest.raises(DataError, match="1 file whose names say no split, beside files of test"):
+    with pytest.raises(DataError, match="1 file whose names give no split, beside files of test"):
         open_rows(f"{tmp_path}/*.{ending}")
 
 
@@ -126,7 +126,7 @@ def test_a_picture_folder_obeys_or_refuses_split_and_subset(tmp_path):
     opened = open_rows(str(tmp_path / "p"))
     assert texts(opened) == ["train"]
     assert [said.rpartition(": ")[0].rpartition(": ")[2] for said in opened.notices] == [
-        "1 file left out, of the split validation"
+        "1 file left out (of the split validation)"
     ]
     assert texts(open_rows(str(tmp_path / "p"), split="validation")) == ["val"]
     assert texts(open_rows(str(tmp_path / "p"), split=None)) == ["train", "val"]
@@ -135,7 +135,7 @@ def test_a_picture_folder_obeys_or_refuses_split_and_subset(tmp_path):
     with pytest.raises(DataError, match="is a folder, which has none"):
         open_rows(str(tmp_path / "p"), subset="x")
     picture(tmp_path / "p" / "bus" / "a.png", "bus")  # folders of kinds, one of them trains
-    with pytest.raises(DataError, match=r"whose names say no split, beside files of train.*(?s:.)*data\.split=null"):
+    with pytest.raises(DataError, match=r"whose names give no split, beside files of train.*(?s:.)*data\.split=null"):
         open_rows(str(tmp_path / "p"))
 
 
@@ -183,11 +183,11 @@ def test_a_folder_reads_links_and_endings_in_either_case_and_says_what_it_leaves
     assert texts(rows) == ["a", "b", "black", "two", "up"]
     said = "\n".join(rows.notices)
     for expected in (
-        r"1 file left out, with no text of the same name (.txt, .caption, .json): alone.png",
-        r"1 file left out, as beni decodes no .heic: c.heic",
-        r"1 file left out, with no picture of the same name: c.txt",
-        r"1 file left out, beside a .txt of the same name: two.caption",
-        r"1 file left out, in a link to a folder that is read already: ",
+        r"1 file left out (with no text of the same name (.txt, .caption, .json)): alone.png",
+        r"1 file left out (beni cannot decode .heic): c.heic",
+        r"1 file left out (with no image of the same name): c.txt",
+        r"1 file left out (beside a .txt of the same name): two.caption",
+        r"1 file left out (in a link to a folder that was already read): ",
     ):
         assert expected in said
     assert len(rows.notices) == 5
@@ -205,7 +205,7 @@ def test_a_name_that_is_not_utf8_does_not_stop_a_folder(tmp_path):
         file.write(encoded(noise(0)))
     rows = FolderRows(tmp_path / "p", "train")
     assert texts(rows) == ["a"]
-    assert rows.notices[0].endswith(r"p: 1 file left out, whose names are not UTF-8: caf\udce9.png")
+    assert rows.notices[0].endswith(r"p: 1 file left out (whose names are not UTF-8): caf\udce9.png")
     assert rows.fingerprint()
 
 
@@ -217,7 +217,7 @@ def test_fields_and_text_beside_a_picture_are_both_read_and_may_not_contradict_i
     assert FolderRows(tmp_path / "p", "train")[0] == expected
     for name, value in (("image", "b.png"), ("text", "b")):
         sidecar.write_text(json.dumps({name: value}))
-        with pytest.raises(DataError, match=rf"a\.json: its field '{name}' is '{value}', but beside it lies"):
+        with pytest.raises(DataError, match=rf"a\.json: its field '{name}' is '{value}', but the file beside it says"):
             FolderRows(tmp_path / "p", "train")[0]
 
 

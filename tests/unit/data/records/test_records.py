@@ -291,7 +291,7 @@ def test_tar_members_of_a_record_that_stand_apart_are_an_error(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name in ("1.txt", "2.txt", "1.png"):
             tar.addfile(tarfile.TarInfo(name), io.BytesIO())
-    with pytest.raises(DataError, match="members of 1 do not stand together"):
+    with pytest.raises(DataError, match="members of 1 are not contiguous"):
         open_rows(str(tmp_path / "a.tar"))
     (tmp_path / "b.tar").write_bytes(b"not a tar" * 100)
     with pytest.raises(DataError, match=r"b\.tar is no uncompressed tar"):
@@ -351,7 +351,7 @@ def test_a_set_of_the_hub_is_asked_for_by_subset_and_split_and_known_by_its_cont
 def test_a_set_of_the_hub_without_a_network_says_what_to_do(monkeypatch):
     monkeypatch.setattr("beni.hub.reachable", lambda host: False)
     for rows in (None, 5):
-        with pytest.raises(DataError, match=r"(?s)data\.path=hf://datasets/owner/name.*fix: run once where"):
+        with pytest.raises(DataError, match=r"(?s)data\.path=hf://datasets/owner/name.*fix: run once with network"):
             open_rows("hf://datasets/owner/name", rows=rows)
 
 
@@ -362,7 +362,7 @@ def test_a_set_of_the_hub_without_a_network_says_what_to_do(monkeypatch):
         ("nowhere.json", r"data\.path=.*nowhere.json does not exist"),
         ("a.txt", r"is a \.txt; expected \.json, .*\.tar, or a folder"),
         ("*.*", r"files of several kinds: \.json, \.txt"),
-        ("empty", "holds no picture"),
+        ("empty", "holds no image"),
     ],
 )
 def test_what_cannot_be_read_is_told_with_what_can(tmp_path, path, says):

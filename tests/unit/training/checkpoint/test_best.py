@@ -104,7 +104,7 @@ def test_a_note_that_is_none_names_no_best_and_the_run_says_why(tmp_path, best, 
     assert read_best(tmp_path) == (None, why)
     resumed = best("eval/loss")
     resumed.resume(1)
-    assert resumed.log.notices == [f"{why}; the next evaluation counts as the best one until now"]
+    assert resumed.log.notices == [f"{why}; the next evaluation counts as the best so far"]
 
 
 def test_what_is_being_written_counts_and_what_was_not_written_is_forgotten(best):

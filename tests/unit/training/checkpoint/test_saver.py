@@ -63,7 +63,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tiny_run, fit, tmp_path, full_d
 
 def test_a_full_disk_ends_a_run_that_asks_for_it(tiny_run, fit, tmp_path, full_disk):
     full_disk(1)
-    with pytest.raises(ResourceError, match=r"(?s)step 2 could not be saved.*No space left.*fix: make room"):
+    with pytest.raises(ResourceError, match=r"(?s)step 2 could not be saved.*No space left.*fix: free disk space"):
         fit(tiny_run(*SIX, "checkpoint.on_error=halt"), tmp_path)
     assert kept(tmp_path) == []
 
@@ -93,8 +93,8 @@ def test_a_best_that_a_full_disk_does_not_note_is_told_of_and_ends_no_run(tiny_r
     run = tiny_run(*SIX, "eval.every=2", "checkpoint.keep_best=eval/accuracy")
     _, log = fit(run, tmp_path, evaluate=lambda step: {"eval/accuracy": step / 10})
     first, last = log.notices
-    assert "best.json could not be written: [Errno 28] No space left on device; the run goes on" in first
-    assert "the run ends, and which checkpoint is the best is not noted" in last
+    assert "best.json could not be written: [Errno 28] No space left on device; the run continues" in first
+    assert "the run ends without recording which checkpoint is the best" in last
     assert [step for step, *_ in log.bests] == [2, 4, 6]
 
 
