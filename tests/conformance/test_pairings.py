@@ -29,7 +29,7 @@ IMPOSSIBLE = {
     "E-DIV": "vision=siglip resampler=pixel_shuffle",
     "E-SQUARE": "vision=siglip resampler=mqt resampler.max_queries=15",
     "E-CLS": "vision=siglip vision.keep_cls=true",
-    "E-LEVELS": "vision=clip 'vision.levels=[40]'",
+    "E-LEVELS": "vision=clip 'vision.levels=[40]' resampler=tokenpacker",
     "E-DIM": "vision=siglip resampler=perceiver resampler.hidden_size=1024",
     "E-HEADS": "vision=siglip resampler=perceiver resampler.num_kv_heads=3",
     "E-TOKENS": "vision=siglip views=internvl llm=tinyllama",

@@ -10,10 +10,11 @@ from beni.model.costing.table import propagate
 from support.options import node
 from support.shrink import shrink_llm, shrink_stage
 
+LEVELS = "with levels"
 GRIDS = (
     ("vision.image_size=24", "vision.architecture.patch_size=6"),
     ("vision.image_size=32", "vision.architecture.patch_size=4"),
-    ("vision.image_size=24", "vision.architecture.patch_size=6", "vision.levels=[0,1,2]"),
+    ("vision.image_size=24", "vision.architecture.patch_size=6", LEVELS),
     ("vision.image_size=24", "vision.architecture.patch_size=6", "llm.architecture.hidden_size=32"),
 )
 """4x4 tokens, 8x8, 4x4 with three more layers; the last for what needs equal widths."""
@@ -25,7 +26,8 @@ def small_run(tiny_run: Callable[..., dict[str, Any]], group: str, option: str) 
     """A run with the option, on the first of the grids that it accepts; the llm is wider than the encoder."""
     refusals = []
     for grid in GRIDS:
-        run = tiny_run(*LONG, "llm.architecture.hidden_size=48", *grid)
+        run = tiny_run(*LONG, "llm.architecture.hidden_size=48", *(word for word in grid if word != LEVELS))
+        run["vision"]["levels"] = [0, 1, 2] if LEVELS in grid else []
         run[group] = smaller(group, option)
         run["choices"][group] = option
         try:
