@@ -69,7 +69,7 @@ def alternatives(value: Any, annotation: str) -> Iterator[Any]:
     tree = ast.parse(annotation, mode="eval")
     literals = [ast.literal_eval(n) for n in ast.walk(tree) if isinstance(n, ast.Constant)]
     numbers = value if isinstance(value, int | float) and not isinstance(value, bool) else 1
-    near = [numbers * 2, numbers + 1, max(1, numbers // 2), numbers - 1, numbers / 2, 0.5, 0.9, 3, 4, 0]
+    near = [numbers * 2, numbers * 3, numbers + 1, max(1, numbers // 2), numbers - 1, numbers / 2, 0.5, 0.9, 3, 4, 0]
     lists = [value[::-1], [*value, *value], value[:1]] if isinstance(value, list) else []
     lists += [[0.3, 0.4, 0.6], [-1], [1, 2], [1, 3]]
     texts = ["x", "", "all-linear", "q_proj"]
@@ -108,7 +108,7 @@ def same(one: list[Any], other: list[Any]) -> bool:
 def images(tmp_path_factory) -> Path:
     """Images of several shapes, with captions."""
     folder = tmp_path_factory.mktemp("images")
-    for number, size in enumerate([(24, 24), (120, 6), (40, 100), (200, 180)]):
+    for number, size in enumerate([(24, 24), (120, 6), (90, 30), (40, 100), (6, 90)]):
         picture = Image.effect_noise(size, 60 + number).convert("RGB")
         picture.save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"a grey image of number {number}")
@@ -119,7 +119,7 @@ def images(tmp_path_factory) -> Path:
 def facts_in_a_model(tiny_values, images, steps_of):
     """facts(group, node) -> what the smallest model with this part is, and makes of a batch of images."""
     kept = [value for value in tiny_values if not value.startswith(("data.", "train.batch_size"))]
-    data = ("data=captions", f"data.path={images}", "data.heldout=1", "train.batch_size=3", "adapter=lora")
+    data = ("data=captions", f"data.path={images}", "data.heldout=1", "train.batch_size=4", "adapter=lora")
     base = compose([*kept, *data, "train.plan.llm=lora", "train.plan.vision=full"])
 
     def facts(group: str, values: dict[str, Any]) -> list[Any]:
