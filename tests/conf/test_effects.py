@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from beni.config.build import build as build_part
 from beni.config.compose import compose
 from beni.config.signature import keys_of
 from beni.config.types import fits
@@ -170,3 +171,23 @@ def test_a_value_does_something(group, option, key, facts_in_a_model):
         if not without_effect(values, key, lambda other: facts_of_stage(replace(subject, node=other))):
             return
     assert without_effect(values, key, lambda other: facts_in_a_model(group, other)) == []
+
+
+DRAWN = [(option, key) for option in ("shapes", "text") for key in keys_of(node("data", option)["_target_"])]
+
+
+@pytest.mark.parametrize(("option", "key"), DRAWN)
+def test_a_value_of_data_that_are_drawn_or_cut_does_something(option, key, tmp_path):
+    (tmp_path / "one.txt").write_text("A text of some length, in which words follow words. " * 40)
+    (tmp_path / "other.txt").write_text("Another text, in which other words follow others. " * 40)
+    values = compose([f"data={option}", *([f"data.path={tmp_path}/one.txt"] if option == "text" else [])])["data"]
+    values |= {"size": 64, "heldout": 8} if option == "shapes" else {"heldout": 0.1, "piece": 32}
+
+    def facts_of(node: dict[str, Any]) -> list[Any]:
+        if key == "path" and node[key] != values[key]:
+            node |= {"path": str(tmp_path / "other.txt")}
+        source = build_part(node, 0)
+        samples = [*(source.train(i, 0) for i in range(min(40, len(source)))), *source.heldout()]
+        return [len(source), *(sample.messages for sample in samples)]
+
+    assert without_effect(values, key, facts_of) == []
