@@ -379,7 +379,10 @@ ARCHITECTURES = {
         "clip.architecture.hidden",
     ),
     "llm.architecture.model_type=llamma": ("missing or unknown: llamma", "set llm.architecture.model_type=llama"),
-    "llm.architecture={model_type:null}": ("missing or unknown: None", "llm.architecture.model_type=llama"),
+    "llm.architecture={model_type:null}": (
+        "model_type=null, expected the name of a type of model",
+        "llm.architecture.model_type=llama",
+    ),
 }
 
 

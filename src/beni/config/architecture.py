@@ -79,7 +79,8 @@ def architecture_rules(run: Mapping[str, Any]) -> Iterator[str]:
             for key, value in fields.items():
                 if (wrong := _wrong(key, value)) is not None:
                     field = f"{path}.architecture.{key}"
-                    yield f"{field}={value}, expected {wrong[0]}\n  fix: set {field}={wrong[1]}"
+                    shown = "null" if value is None else value
+                    yield f"{field}={shown}, expected {wrong[0]}\n  fix: set {field}={wrong[1]}"
 
 
 def _wrong(key: str, value: Any) -> tuple[str, str] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from beni.data.images import Augment, Image
+from beni.errors import DataError
 
 Role = Literal["system", "user", "assistant"]
 
@@ -72,8 +73,14 @@ class Sample:
 
     @property
     def answer(self) -> str:
-        """Text of the last assistant message, without the white space around it, as it is supervised."""
-        last = next(m for m in reversed(self.messages) if m.role == "assistant")
+        """Text of the last assistant message, without the white space around it, as it is supervised.
+
+        Raises:
+            DataError: when there is no such message.
+        """
+        last = next((m for m in reversed(self.messages) if m.role == "assistant"), None)
+        if last is None:
+            raise DataError(f"{self.where or self.id} has no assistant message\n  fix: correct the record")
         return "".join(part for part in last.content if isinstance(part, str)).strip()
 
     @property

@@ -56,7 +56,7 @@ class JsonRows(Rows):
         try:
             return json.loads(content[start:end])
         except ValueError as error:
-            raise DataError(f"{self.where(number)} (byte {start}) is not valid JSON: {error}") from error
+            raise _damaged(self.path, number, start, str(error)) from error
 
     def where(self, number: int) -> str:
         return f"{self.path}, record {number}"
@@ -103,7 +103,27 @@ def _spans(path: Path) -> Iterator[tuple[int, int]]:
 
 def _require_object(row: Any, path: Path, number: int) -> None:
     if not isinstance(row, dict):
-        raise DataError(f"{path}, record {number}: a {type(row).__name__}, expected an object")
+        raise DataError(
+            f"{path}, record {number} is {json.dumps(row)[:40]}, expected an object\n"
+            '  fix: write each record with its fields: {"id": ..., ...}'
+        )
+
+
+def _damaged(path: Path, number: int, byte: int, why: str) -> DataError:
+    return DataError(
+        f"{path} is not valid JSON: record {number} (byte {byte}): {why}\n"
+        "  fix: correct the record; where the file was cut while it was copied, copy it again"
+    )
+
+
+def _not_utf8(path: Path, why: UnicodeDecodeError) -> DataError:
+    with path.open("rb") as file:
+        known = {codecs.BOM_UTF16_LE: "UTF-16LE", codecs.BOM_UTF16_BE: "UTF-16BE"}.get(file.read(2))
+    guess = f"it begins as {known} does" if known else f"{why.reason}: the byte 0x{why.object[why.start]:02x}"
+    return DataError(
+        f"{path} is not valid JSON: it is not UTF-8 ({guess})\n"
+        f"  fix: write it as UTF-8: iconv -f {known or 'LATIN1'} -t UTF-8 {path.name} > utf8{path.suffix}"
+    )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int]]:
@@ -113,9 +133,11 @@ def _lines(path: Path) -> Iterator[tuple[int, int]]:
         for line in file:
             if line.strip():
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line.decode("utf-8-sig"))
+                except UnicodeDecodeError as error:
+                    raise _not_utf8(path, error) from error
                 except ValueError as error:
-                    raise DataError(f"{path} is not valid JSON: record {number} (byte {start}): {error}") from error
+                    raise _damaged(path, number, start, str(error)) from error
                 _require_object(row, path, number)
                 yield start, start + len(line)
                 number += 1
@@ -129,7 +151,7 @@ def _elements(path: Path) -> Iterator[tuple[int, int]]:
         if text.skip() and text.peek() == BYTE_ORDER_MARK:
             text.advance(1)
         if not text.skip():
-            raise DataError(f"{path} is not valid JSON: it is empty")
+            raise DataError(f"{path} is not valid JSON: it is empty\n  fix: set data.path to a file with records")
         if text.peek() != "[":
             raise DataError(
                 f"{path} holds a {type(text.decode(0)).__name__}, expected a list of records\n"
@@ -196,7 +218,7 @@ class _Text:
             return value
 
     def damaged(self, number: int, why: str) -> DataError:
-        return DataError(f"{self.path} is not valid JSON: record {number} (byte {self.byte}): {why}")
+        return _damaged(self.path, number, self.byte, why)
 
     def _more(self) -> bool:
         if self._ended:
@@ -206,6 +228,6 @@ class _Text:
         try:
             text = self._decoder.decode(piece, final=self._ended)
         except UnicodeDecodeError as error:
-            raise DataError(f"{self.path} is not valid JSON: {error}") from error
+            raise _not_utf8(self.path, error) from error
         self._buffer, self._at = self._buffer[self._at :] + text, 0
         return bool(text) or not self._ended

@@ -143,8 +143,8 @@ def test_a_record_that_cannot_be_used_is_an_error_with_file_and_record(kind, sou
         ("[{]", "data.json", "is not valid JSON"),
         ('{"a": 1}\n{"b"', "data.jsonl", "is not valid JSON"),
         ('{"a": 1}', "data.json", "holds a dict, expected a list"),
-        ('["text"]', "data.json", "record 0: a str, expected an object"),
-        ("[1]\n", "data.jsonl", "record 0: a list, expected an object"),
+        ('["text"]', "data.json", 'record 0 is "text", expected an object'),
+        ("[1]\n", "data.jsonl", "record 0 is .1., expected an object"),
         ("[]", "data.json", "holds no record"),
         ("", "data.jsonl", "holds no record"),
     ],
@@ -157,7 +157,7 @@ def test_a_file_in_another_format_is_an_error_with_its_name(content, name, messa
 def test_a_file_that_is_not_utf8_is_an_error_with_its_name(tmp_path):
     path = tmp_path / "latin.json"
     path.write_bytes('["café"]'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"latin\.json is not valid JSON.*utf-8"):
+    with pytest.raises(DataError, match=r"latin\.json is not valid JSON: it is not UTF-8(.|\n)*iconv"):
         LlavaJson(0, path=str(path), **KEYS)
 
 
