@@ -85,16 +85,26 @@ def tiny_once(tiny_values: list[str]) -> Callable[..., dict[str, Any]]:
     composed = cache(compose)
 
     def make(*overrides: str) -> dict[str, Any]:
-        others = tuple(f"{group}.architecture." for group in ("vision", "llm") if _names_another(group, overrides))
-        kept = [value for value in tiny_values if not value.startswith(others)] if others else tiny_values
-        return deepcopy(composed((*kept, *overrides)))
+        unknown = [value for group in ("vision", "llm") for value in _unknown(group, tiny_values, overrides)]
+        return deepcopy(composed((*(value for value in tiny_values if value not in unknown), *overrides)))
 
     return make
 
 
-def _names_another(group: str, overrides: tuple[str, ...]) -> bool:
-    """Whether overrides choose a model of another type, which does not know the fields of the smallest run's."""
-    return any(word.startswith(f"{group}.architecture.model_type=") for word in overrides)
+def _unknown(group: str, values: list[str], overrides: tuple[str, ...]) -> list[str]:
+    """Fields of the smallest run's model that a model of another type, which overrides choose, does not have."""
+    before = f"{group}.architecture."
+    kinds = [word.partition("=")[2] for word in overrides if word.startswith(f"{before}model_type=")]
+    if not kinds:
+        return []
+    from transformers import CONFIG_MAPPING
+
+    from beni.nn.architecture import fields_of
+
+    known = fields_of(CONFIG_MAPPING[kinds[-1]]) if kinds[-1] in CONFIG_MAPPING else set()
+    return [
+        value for value in values if value.startswith(before) and value[len(before) :].partition("=")[0] not in known
+    ]
 
 
 @pytest.fixture

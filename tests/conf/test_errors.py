@@ -129,6 +129,10 @@ MISTAKES = {
     ),
     "fsdp.reshard_after_forward=false": ("not read under fsdp.mode=none", "set fsdp=full"),
     "connector=linear connector.hidden=64": ("connector.hidden is not read under connector.depth=1", "depth=2"),
+    "llm.architecture={model_type:null}": (
+        "model_type=null, expected the name of a type of model",
+        "llm.architecture.model_type=llama",
+    ),
     "vision.levels=[1,2]": (
         "vision.levels is not read under resampler=none",
         "set resampler=tokenpacker",
@@ -379,10 +383,6 @@ ARCHITECTURES = {
         "clip.architecture.hidden",
     ),
     "llm.architecture.model_type=llamma": ("missing or unknown: llamma", "set llm.architecture.model_type=llama"),
-    "llm.architecture={model_type:null}": (
-        "model_type=null, expected the name of a type of model",
-        "llm.architecture.model_type=llama",
-    ),
 }
 
 
