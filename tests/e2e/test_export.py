@@ -45,7 +45,7 @@ def same(ours, theirs):
 
 def test_the_newest_checkpoint_gives_the_model_that_the_run_exported(folder, tmp_path, capsys):
     assert main([str(folder), "--out", str(tmp_path / "out")]) == 0
-    assert "average of the weights after step 4" in capsys.readouterr().out
+    assert "EMA weights after step 4" in capsys.readouterr().out
     assert same(tensors(tmp_path / "out"), tensors(folder / "model"))
     model = AutoModel.from_pretrained(tmp_path / "out")
     assert model.llm.model.get_output_embeddings().weight is model.llm.model.get_input_embeddings().weight
