@@ -10,7 +10,7 @@ import importlib.util
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from beni.components import BACKBONES
@@ -69,13 +69,13 @@ def require_weights(run: Mapping[str, Any]) -> None:
             require(node["name"], group)
 
 
-def require(name: str, group: str, architecture: bool = False) -> None:
+def require(name: str, group: str, asks: Literal["weights", "architecture", "tokenizer"] = "weights") -> None:
     """Return when ``name`` can be loaded on this machine.
 
     Args:
         name: hub id, local folder, or ``package:`` reference.
         group: config group that asks, for the message.
-        architecture: only its ``config.json`` is asked for.
+        asks: which key of the group does.
 
     Raises:
         WeightsError: when it is neither local, nor cached, nor reachable.
@@ -94,14 +94,21 @@ def require(name: str, group: str, architecture: bool = False) -> None:
     host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
     if constants.HF_HUB_OFFLINE or not reachable(host):
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{host} cannot be reached"
-        asks, fix = (
-            (f"{group}.architecture=null", f"give the fields in {group}.architecture")
-            if architecture
-            else (f"{group}.weights=pretrained", f"set {group}.weights=random to build the same architecture untrained")
-        )
+        needs, fix = {
+            "weights": (
+                f"{group}.weights=pretrained needs {name}, which",
+                f"set {group}.weights=random to build the same architecture untrained",
+            ),
+            "architecture": (
+                f"{group}.architecture=null needs {name}, which",
+                f"give the fields in {group}.architecture",
+            ),
+            "tokenizer": (f"{group}.tokenizer={name}", f"set {group}.tokenizer=auto or embedded"),
+        }[asks]
+        key = f"{group}.tokenizer" if asks == "tokenizer" else f"{group}.name"
         raise WeightsError(
-            f"{asks} needs {name}, which is not in the cache {constants.HF_HUB_CACHE}, and {why}\n"
-            f"  fix: {fix}, run once where there is a network, or set {group}.name to a local folder"
+            f"{needs} is not in the cache {constants.HF_HUB_CACHE}, and {why}\n"
+            f"  fix: {fix}, run once where there is a network, or set {key} to a local folder"
         )
 
 

@@ -1,7 +1,8 @@
 """``python -m beni.plan recipe=llava15``: what a run would be, from its config alone, offline and without a weight.
 
 Prints the spec table (tokens, parameters and FLOPs of each stage), trainable parameters, FLOPs per sample in training
-and prefill, and memory per process. An invalid run ends with an error code and a fix.
+and prefill, and memory per process. An invalid run ends with an error code and a fix. Of a sweep it prints a line for
+each arm.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from beni.console import printing_command
 from beni.errors import BeniError
@@ -17,6 +19,7 @@ from beni.errors import BeniError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from beni.measure.memory import Memory
     from beni.model.costing.table import SpecTable
 
 
@@ -45,10 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from beni.config.compose import compose
     from beni.config.explain import explained
     from beni.errors import ConfigError
+    from beni.launch.sweep import named_arms
 
     try:
         with explained():
-            run = compose(arguments.overrides, arguments.config_dir)
+            arms = named_arms(arguments.overrides, arguments.config_dir)
             try:
                 height, width = (int(side) for side in arguments.image.split("x"))
             except ValueError:
@@ -60,35 +64,132 @@ def main(argv: Sequence[str] | None = None) -> int:
             local = arguments.local_world or arguments.world
             if not 1 <= local <= arguments.world:
                 raise ConfigError(f"--local-world={local}, expected 1 to --world={arguments.world}")
-            sample = arguments.text, arguments.labels
-            show(run, (height, width), *sample, (arguments.world, local), arguments.json)
+            sample = Assumed((height, width), arguments.text, arguments.labels, arguments.world, local)
+            if len(arms) > 1:
+                return show_arms(arms, arguments.config_dir, sample, arguments.json)
+            show(compose(arms[0], arguments.config_dir), sample, arguments.json)
     except BeniError as error:
         report(error)
         return 2
     return 0
 
 
-def show(run: dict, size: tuple[int, int], text: int, labels: int, processes: tuple[int, int], as_json: bool) -> None:
-    """Prints the plan of a frozen run; ``processes`` are all and those of one machine."""
+@dataclass(frozen=True)
+class Assumed:
+    """The sample and the processes that a plan is made for.
+
+    Attributes:
+        size: (height, width) of an image in pixels.
+        text: tokens of text, ``labels`` of them supervised.
+        world: processes, ``local`` of them on each machine.
+    """
+
+    size: tuple[int, int]
+    text: int
+    labels: int
+    world: int
+    local: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would be.
+
+    Attributes:
+        length: positions of the sample.
+        views: of its image.
+    """
+
+    table: SpecTable
+    need: Memory
+    length: int
+    views: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        need = self.need
+        memory = {"memory_bytes": need.peak, "loading_bytes": need.loading, "offloaded_bytes": need.offloaded}
+        return self.table.to_dict() | memory | {"views": self.views}
+
+
+def plan_of(run: dict[str, Any], assumed: Assumed) -> Plan:
+    """The plan of a frozen run.
+
+    Raises:
+        BeniError: when the run cannot be.
+    """
+    from beni.data.order.schedule import require_division
+    from beni.errors import ConfigError
+    from beni.model.costing.memory import estimate_memory
+    from beni.model.costing.table import propagate, spec_table
+    from beni.model.viewer import placeholders
+
+    train = run["train"]
+    require_division(train["batch_size"], assumed.world, train["accumulation"], run["schedule"]["cycle"])
+    model = propagate(run)
+    image = model.views.plan(assumed.size)
+    length = assumed.text + placeholders(model.viewer.markup(image))
+    if (limit := model.llm.max_positions) is not None and length > limit:
+        raise ConfigError(
+            f"--text={assumed.text} makes a sample of {length} positions with its visual tokens, the llm has {limit}\n"
+            "  fix: set a smaller --text, or use fewer visual tokens"
+        )
+    table = spec_table(model, run, length, assumed.labels, image)
+    need = estimate_memory(model, run, assumed.world, length, assumed.labels, assumed.local)
+    return Plan(table, need, length, len(image.views))
+
+
+def show_arms(arms: Sequence[Sequence[str]], config_dir: str | None, assumed: Assumed, as_json: bool) -> int:
+    """Prints a line for each arm of a sweep, and what is wrong with those that cannot be; the exit code is 2 then."""
+    import json
+    import shlex
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from beni.analysis import formats
+    from beni.config.compose import compose
+
+    shared = {word for word in arms[0] if all(word in arm for arm in arms)}
+    plans: dict[str, Plan] = {}
+    refused: dict[str, BeniError] = {}
+    for arm in arms:
+        name = shlex.join(word for word in arm if word not in shared)
+        try:
+            plans[name] = plan_of(compose(arm, config_dir), assumed)
+        except BeniError as error:
+            refused[name] = error
+    if as_json:
+        print(json.dumps({name: plan.to_dict() for name, plan in plans.items()}))
+    else:
+        out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in ("arm", "visual tokens", "trainable", "training FLOPs", "prefill FLOPs", "memory"):
+            out.add_column(name, justify="left" if name == "arm" else "right")
+        for name, plan in plans.items():
+            table = plan.table
+            trained, flops = sum(row.trained for row in table.rows), table.train_flops_per_sample
+            numbers = (formats.count(one) for one in (table.visual_tokens, trained, flops, table.prefill_flops))
+            out.add_row(name, *numbers, f"{plan.need.peak / 2**30:.1f} GiB")
+        (Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_A_FILE)).print(out)
+    for name, error in refused.items():
+        print(f"{name}\n{type(error).__name__}: {error}", file=sys.stderr)
+    return 2 if refused else 0
+
+
+def show(run: dict[str, Any], assumed: Assumed, as_json: bool) -> None:
+    """Prints the plan of a frozen run."""
     import json
 
     from rich.console import Console
 
     from beni.analysis import formats
     from beni.config.foreign import dropped_notices
-    from beni.model.costing.memory import estimate_memory
-    from beni.model.costing.table import propagate, spec_table
-    from beni.model.viewer import placeholders
 
-    model = propagate(run)
-    image = model.views.plan(size)
-    length = text + placeholders(model.viewer.markup(image))
-    table = spec_table(model, run, length, labels, image)
-    world, local = processes
-    need = estimate_memory(model, run, world, length, labels, local)
+    plan = plan_of(run, assumed)
+    table, need, world = plan.table, plan.need, assumed.world
     if as_json:
-        memory = {"memory_bytes": need.peak, "loading_bytes": need.loading, "offloaded_bytes": need.offloaded}
-        print(json.dumps(table.to_dict() | memory | {"views": len(image.views)}))
+        print(json.dumps(plan.to_dict()))
         return
     for notice in dropped_notices(run):
         print(notice, file=sys.stderr)
@@ -96,9 +197,9 @@ def show(run: dict, size: tuple[int, int], text: int, labels: int, processes: tu
     console.print(spec_rich(table))
     train, bound = run["train"], "" if all(row.fixed for row in table.rows) else "at most "
     lines = {
-        "image": f"{size[0]}x{size[1]} pixels, {len(image.views)} view{'s' if len(image.views) > 1 else ''}",
-        "sample": f"{length} positions: {bound}{table.visual_tokens} visual tokens, {text} of text "
-        f"({labels} supervised)",
+        "image": f"{assumed.size[0]}x{assumed.size[1]} pixels, {plan.views} view{'s' if plan.views > 1 else ''}",
+        "sample": f"{plan.length} positions: {bound}{table.visual_tokens} visual tokens, {assumed.text} of text "
+        f"({assumed.labels} supervised)",
         "parameters": f"{formats.count(sum(r.trained for r in table.rows))} trainable, "
         f"{formats.count(sum(r.parameters - r.trained for r in table.rows))} frozen",
         "FLOPs per sample": f"{formats.count(table.train_flops_per_sample)} in training, "

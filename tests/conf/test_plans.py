@@ -66,3 +66,36 @@ def test_the_arms_of_a_sweep_are_told_apart() -> None:
     for name in EXPERIMENTS:
         folders = [tuple(sorted(arm)) for arm in arms(name)]
         assert len(set(folders)) == len(folders), name
+
+
+def test_a_sweep_is_planned_arm_by_arm_as_it_would_run(capsys) -> None:
+    assert main(["resampler=none,perceiver", "connector.depth=1,2", "--json"]) == 0
+    plans = json.loads(capsys.readouterr().out)
+    assert [*plans] == [
+        f"resampler={name} connector.depth={depth}" for name in ("none", "perceiver") for depth in (1, 2)
+    ]
+    assert main(["resampler=perceiver", "connector.depth=2", "--json"]) == 0
+    assert plans["resampler=perceiver connector.depth=2"] == json.loads(capsys.readouterr().out)
+    for name in ("resampler_pair", "zoo_shapes"):
+        assert main([f"experiment={name}", "--json"]) == 0
+        assert len(json.loads(capsys.readouterr().out)) == len({tuple(sorted(arm)) for arm in arms(name)})
+
+
+def test_an_arm_that_cannot_be_is_named_and_the_others_are_planned(capsys) -> None:
+    assert main(["connector.depth=0,1"]) == 2
+    shown = capsys.readouterr()
+    assert "connector.depth=0\nCompositionError: E-DEPTH" in shown.err
+    assert "connector.depth=1" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--world=64"], "train.batch_size=32 cannot be divided over 64 ranks x train.accumulation=1"),
+        (["--text=9000"], "9009 positions with its visual tokens, the llm has 8192"),
+        (["connector=glob(zzz*)"], "has no value to sweep over"),
+    ],
+)
+def test_a_plan_refuses_what_a_run_would_refuse(arguments, says, capsys) -> None:
+    assert main(arguments) == 2
+    assert says in capsys.readouterr().err

@@ -99,7 +99,7 @@ def test_an_arm_killed_by_a_signal_says_so_and_the_next_one_runs(
     monkeypatch.setattr(submit, "_run_job", job)
     said: list[str] = []
     reasons = run_arms(folders, said.append)
-    assert reasons == ["the process ended before the run did (killed by signal 9)", None]
+    assert reasons == ["the process ended before the run finished (killed by signal 9)", None]
     assert read_status(folders[0])["state"] == "failed"
     assert read_status(folders[0])["error"]["message"] == reasons[0]
     assert [line[:7] for line in said] == ["arm 1/2", "arm 1/2", "arm 2/2"]

@@ -25,13 +25,28 @@ def test_the_wished_run_is_planned_without_weights(capsys):
 
 
 def test_sharding_divides_what_trains(capsys):
-    whole = planned(capsys, "train.plan.llm=full", "llm=tinyllama", "train.accumulation=32")
-    shared = planned(capsys, "train.plan.llm=full", "llm=tinyllama", "train.accumulation=32", "fsdp=full", "--world=8")
+    whole = planned(capsys, "train.plan.llm=full", "llm=tinyllama", "train.batch_size=256", "train.accumulation=32")
+    shared = planned(
+        capsys,
+        "train.plan.llm=full",
+        "llm=tinyllama",
+        "train.batch_size=256",
+        "train.accumulation=32",
+        "fsdp=full",
+        "--world=8",
+    )
     assert shared["memory_bytes"] < whole["memory_bytes"] / 2
 
 
 def test_hybrid_divides_within_a_machine(capsys):
-    sizes = ("train.plan.llm=full", "llm=tinyllama", "train.accumulation=16", "fsdp=hybrid", "--world=16")
+    sizes = (
+        "train.plan.llm=full",
+        "llm=tinyllama",
+        "train.batch_size=256",
+        "train.accumulation=16",
+        "fsdp=hybrid",
+        "--world=16",
+    )
     one, two = planned(capsys, *sizes), planned(capsys, *sizes, "--local-world=8")
     assert two["memory_bytes"] > one["memory_bytes"]
 

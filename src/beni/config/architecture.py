@@ -63,6 +63,11 @@ def _settle(path: str, node: dict[str, Any], said: Mapping[str, Any], option: Ma
                 f"llm.architecture.{changed[0]}={fields[changed[0]]}, but llm.weights=pretrained brings the fields of "
                 f"{node.get('name')}\n  fix: set llm.weights=random, or leave out llm.architecture.{changed[0]}"
             )
+    if pretrained and "name" in node and node["name"] is None:
+        yield (
+            f"{path}.weights=pretrained, and {path}.name=null says of no weights where they are\n"
+            f"  fix: set {path}.weights=random, or {path}.name to a hub id or a folder"
+        )
     name = said.get("name")
     if name is not None and not pretrained and node["architecture"] is not None:
         yield (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,21 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     Raises:
         ConfigError: see ``beni.config.check``.
     """
+    with composing(config_dir) as composed_of:
+        composed = composed_of(overrides)
+    return freeze(composed, composed.hydra)
+
+
+@contextmanager
+def composing(config_dir: str | Path | None = None) -> Iterator[Callable[[Sequence[str]], DictConfig]]:
+    """Inside the block Hydra is set up as a command sets it up: (overrides) -> what they compose to, with Hydra's node.
+
+    Args:
+        config_dir: a further folder with a user's own options.
+
+    Raises:
+        ConfigError: what Hydra raises inside the block.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
@@ -64,8 +80,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
 
     extra = [_searchpath(config_dir)] if config_dir else []
     with explained(), option_files(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = hydra_compose("train", overrides=[*overrides, *extra], return_hydra_config=True)
-    return freeze(composed, composed.hydra)
+        yield lambda overrides: hydra_compose("train", overrides=[*overrides, *extra], return_hydra_config=True)
 
 
 def _searchpath(folder: str | Path) -> str:

@@ -116,6 +116,12 @@ def _said_again(error: Exception) -> str:
         if "Did you mean" in str(error):  # Hydra's own hint: a group written with a package
             return " ".join(str(error).splitlines()[:2])
         return unknown_key(found.group(1), tree, choices)
+    if found := re.search(r"Ambiguous value for argument '([^=']+)=(.*)'", str(error)):
+        key, values = found.groups()
+        return (
+            f"{key}={values}: several values for one run\n"
+            f"  fix: to run each, python -m beni.train -m {key}={values}; for a list, write '{key}=[{values}]'"
+        )
     if found := re.search(r"^Error merging override (\S+?)=(.*)", first):
         return _no_mapping(found.group(1), found.group(2), tree)
     if found := re.search(r"Could not delete from config. '([^']+)'", first):

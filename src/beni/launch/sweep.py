@@ -8,11 +8,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
-from beni.config.compose import freeze
+from beni.config.compose import composing, freeze
+from beni.config.hydra_node import sweeper_problems
 from beni.errors import BeniError, ConfigError, ResourceError
 from beni.launch.submit import ArmFailed, check_arms, freeze_arm, run_arms, settle_arm, submitted, withdraw_arms
 from beni.runs.identity import arm_command, run_folder
@@ -33,6 +37,26 @@ def arms_of(own: Sequence[str], product: Sequence[Arm]) -> list[list[str]]:
         ConfigError: when an arm is no line of overrides.
     """
     return [[*words, *values] for words in map(_words, own) for values in product]
+
+
+def named_arms(overrides: Sequence[str], config_dir: str | None = None) -> list[list[str]]:
+    """Overrides as on the command line -> those of every run that they, or an experiment among them, name.
+
+    Raises:
+        ConfigError: when they do not compose, or a sweep among them has no values.
+    """
+    with composing(config_dir) as composed_of:
+        loader = GlobalHydra.instance().config_loader()
+        parser = OverridesParser.create(config_loader=loader)
+        fixed = [one.input_line or "" for one in parser.parse_overrides([*overrides]) if not one.is_sweep_override()]
+        sweeper = composed_of(fixed).hydra.sweeper
+        if problems := list(sweeper_problems(sweeper)):
+            raise ConfigError("\n".join(problems))
+        params = [f"{key}={values}" for key, values in (sweeper.get("params") or {}).items()]
+        swept = parser.parse_overrides([*params, *overrides])
+        require_values(swept)
+        product = [values for batch in BasicSweeper.split_arguments(swept, None) for values in batch]
+    return arms_of(sweeper.get("arms") or [""], product)
 
 
 def require_values(swept: Sequence[Override]) -> None:

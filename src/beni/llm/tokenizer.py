@@ -32,7 +32,7 @@ def load_tokenizer(node: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     elif wanted.startswith("package:"):
         tokenizer = AutoTokenizer.from_pretrained(dequantised(package_file(wanted)))
     else:
-        require(wanted, "llm")
+        require(wanted, "llm", "weights" if node["tokenizer"] == "auto" else "tokenizer")
         tokenizer = AutoTokenizer.from_pretrained(wanted, trust_remote_code=False)
     embeddings = (node["architecture"] or {}).get("vocab_size")
     if embeddings is not None and len(tokenizer) > embeddings:

@@ -31,7 +31,7 @@ def read_architecture(name: str | None, architecture: dict[str, Any] | None, gro
     if architecture is None:
         if name is None:
             raise ConfigError(f"{group}.architecture and {group}.name are both null; set one of them")
-        require(name, group, architecture=True)
+        require(name, group, "architecture")
         try:
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:  # no such repository, or a model that brings code of its own

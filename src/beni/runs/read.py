@@ -239,7 +239,8 @@ def collect_study(path: Path | str) -> list[Run]:
     path = Path(path)
     wanted = "a study folder runs/<study> that holds run folders (each with config.yaml and status.json)"
     if not path.is_dir():
-        raise BeniError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}; expected {wanted}")
+        found = "not a folder" if path.exists() else "no such folder"
+        raise BeniError(f"{path}: {found}; expected {wanted}\n  fix: name such a folder")
     if _is_run(path):
         raise BeniError(f"{path} is one run; expected {wanted}\n  fix: python -m beni.compare {path.parent}")
     folders = [child for child in sorted(path.iterdir()) if _is_run(child) and not is_set_aside(child)]

@@ -64,6 +64,25 @@ def needs_lengths(settings: Mapping[str, Any]) -> bool:
     )
 
 
+def require_division(batch_size: int, world: int, accumulation: int, cycle: Sequence[str]) -> None:
+    """Return when steps of ``batch_size`` can be divided over so many processes and micro-batches.
+
+    Raises:
+        ConfigError: naming the smallest batch size, or the accumulation that the cycle needs.
+    """
+    turns = len(cycle)
+    if turns and accumulation % turns:
+        raise ConfigError(
+            f"train.accumulation={accumulation} is no multiple of the {turns} places of "
+            f"schedule.cycle={[*cycle]}\n  fix: set train.accumulation={-(-accumulation // turns) * turns}"
+        )
+    if batch_size < world * accumulation:
+        raise ConfigError(
+            f"train.batch_size={batch_size} cannot be divided over {world} ranks x "
+            f"train.accumulation={accumulation}\n  fix: set train.batch_size to at least {world * accumulation}"
+        )
+
+
 class Schedule:
     """Steps of a run.
 
@@ -125,19 +144,9 @@ class Schedule:
         """Return when steps can be divided so.
 
         Raises:
-            ConfigError: naming the smallest batch size, or the accumulation that the cycle needs.
+            ConfigError: see ``require_division``.
         """
-        turns = len(self.cycle)
-        if turns and accumulation % turns:
-            raise ConfigError(
-                f"train.accumulation={accumulation} is no multiple of the {turns} places of "
-                f"schedule.cycle={self.cycle}\n  fix: set train.accumulation={-(-accumulation // turns) * turns}"
-            )
-        if self.batch_size < world * accumulation:
-            raise ConfigError(
-                f"train.batch_size={self.batch_size} cannot be divided over {world} ranks x "
-                f"train.accumulation={accumulation}; set train.batch_size to at least {world * accumulation}"
-            )
+        require_division(self.batch_size, world, accumulation, self.cycle)
 
     def loads(self, epoch: int) -> Loads:
         """What the samples of an epoch cost.

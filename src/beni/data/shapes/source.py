@@ -55,7 +55,7 @@ class Shapes(SingleSource):
         self,
         seed: int,
         *,
-        size: Annotated[int, AtLeast(1), Example("8192")],
+        size: Annotated[int, AtLeast(1), AtMost(100_000_000), Example("8192")],
         heldout: Annotated[int, AtLeast(0), Example("1000")],
         image_size: Annotated[int, AtLeast(8), Example("48")],
         questions: Annotated[int, AtLeast(1), Example("4")],
