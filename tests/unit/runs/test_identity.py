@@ -98,7 +98,7 @@ def test_a_path_spelt_otherwise_is_the_same_run_and_another_path_is_not(
     spellings = ["a/b.jsonl", "./a/b.jsonl", "a//b.jsonl", "a/c/../b.jsonl", str(tmp_path / "a/b.jsonl")]
     assert len({of(path) for path in spellings}) == 1
     monkeypatch.setenv("HOME", str(tmp_path / "a"))
-    assert of("'~/b.jsonl'") == of("a/b.jsonl")
+    assert of("~/b.jsonl") == of("a/b.jsonl")
     assert len({of(path) for path in ("b.jsonl", "../b.jsonl", "/b.jsonl", "hf://datasets/a/b.jsonl")}) == 4
 
 
