@@ -62,6 +62,8 @@ def _compare(run: Run, other: Run) -> Iterator[tuple[str, str]]:
             continue
         if _size(run, component) != _size(other, component):
             yield "note", f"{component} has another size, because its neighbours differ"
+        elif _source(run) != _source(other):
+            yield "note", f"initial weights of {component} differ, because the arm's train.init_from does"
         else:
             yield "differs", f"initial weights of {component} differ"
     git, other_git = _part(run.identity, "git"), _part(other.identity, "git")
@@ -88,6 +90,10 @@ def _values(what: str, ours: Any, theirs: Any) -> Iterator[tuple[str, str]]:
         yield "missing", f"{what} not recorded"
     elif ours != theirs:
         yield "differs", f"{what} differs ({plain(ours)[:12]}, baseline {plain(theirs)[:12]})"
+
+
+def _source(run: Run) -> Any:
+    return _part(run.config, "train").get("init_from")
 
 
 def _size(run: Run, component: str) -> Any:

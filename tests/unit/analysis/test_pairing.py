@@ -53,6 +53,13 @@ def test_a_component_of_another_size_is_a_note(verdict):
     assert "llm has another size" in found.notes[0]
 
 
+def test_arms_that_start_from_other_runs_have_other_weights_by_intention(verdict):
+    hashes = {"data_order": "0rder0", "init": {"vision": "v0", "llm": "aligned"}}
+    found = verdict(identity={"hashes": hashes}, train__init_from="runs/align/a")
+    assert found.verdict == "yes"
+    assert "initial weights of llm differ, because the arm's train.init_from does" in found.notes
+
+
 def test_without_hashes_nothing_is_proven(verdict):
     assert str(verdict(identity={"hashes": {}})) == "unknown: data order not recorded; initial weights not recorded"
 
