@@ -51,7 +51,7 @@ IRRELEVANT = (
 them, which end a run or do not.
 """
 
-FILES = ("path", "images", "root")
+FILES = ("path", "heldout_path", "images", "root")
 """Keys of ``data`` that name files, at any depth; they may be spelt in several ways."""
 
 _FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")

@@ -12,7 +12,7 @@ from beni.data.formats.table import Table, exchange
 from beni.data.formats.unread import Fields
 from beni.data.metric import LossOnly
 from beni.data.records.base import Row
-from beni.data.records.open import open_rows
+from beni.data.records.open import open_with_heldout
 from beni.data.sample import Sample
 from beni.errors import DataError
 
@@ -31,6 +31,7 @@ class Captions(Table):
         images: folder that relative paths are meant to; null for the working directory.
         ignore: fields of records and of what is in them that are left unread, though they look like pictures or like
             misspelt names.
+        heldout_path: file or pattern of the records that are held out; None holds out some of those of ``path``.
         heldout: records held out for the loss, with the first prompt and caption.
         augment: see ``beni.data.images.Augment``.
 
@@ -52,19 +53,20 @@ class Captions(Table):
         prompts: list[str],
         images: str | None,
         ignore: list[str],
+        heldout_path: str | None,
         heldout: Annotated[int, AtLeast(0), Example("100")],
         augment: Annotated[dict[str, Any], FieldsOf("beni.data.images.Augment")],
     ) -> None:
         self.columns = columns_of(columns, "image", "caption")
         self.prompts = prompts
-        records = open_rows(path, subset=subset, split=split, rows=rows)
+        records, held = open_with_heldout(path, heldout_path, subset=subset, split=split, rows=rows)
         settings = {**self.columns, "prompts": prompts, "seed": seed}
         # where nothing is drawn, one index serves all epochs; what the first record says ``read`` holds the others to
         self._listed = isinstance(column(records[0], self.columns["caption"], records.where(0)), list)
         varies = self._listed or len(prompts) > 1
         read = tuple(self.columns.values())
         fields = Fields(read, pictures=(self.columns["image"],), slot="image")
-        super().__init__(seed, records, heldout, augment, images, settings, varies, fields=fields, ignore=ignore)
+        super().__init__(seed, records, held, heldout, augment, images, settings, varies, fields=fields, ignore=ignore)
 
     def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:
         name = self.columns["image"]

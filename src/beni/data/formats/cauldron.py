@@ -16,7 +16,7 @@ from beni.data.formats.table import Table
 from beni.data.formats.unread import CANNOT, Fields
 from beni.data.metric import LossOnly
 from beni.data.records.base import Row
-from beni.data.records.open import open_rows
+from beni.data.records.open import open_with_heldout
 from beni.data.sample import Message, Sample
 from beni.errors import DataError
 
@@ -44,6 +44,7 @@ class Cauldron(Table):
         images: folder that relative paths are meant to; null for the working directory.
         ignore: fields of records and of what is in them that are left unread, though they look like pictures or like
             misspelt names.
+        heldout_path: file or pattern of the records that are held out; None holds out some of those of ``path``.
         heldout: records held out for the loss.
         augment: see ``beni.data.images.Augment``.
 
@@ -64,14 +65,15 @@ class Cauldron(Table):
         columns: dict[Literal["images", "texts"], str],
         images: str | None,
         ignore: list[str],
+        heldout_path: str | None,
         heldout: Annotated[int, AtLeast(0), Example("100")],
         augment: Annotated[dict[str, Any], FieldsOf("beni.data.images.Augment")],
     ) -> None:
-        records = open_rows(path, subset=subset, split=split, rows=rows)
+        records, held = open_with_heldout(path, heldout_path, subset=subset, split=split, rows=rows)
         self.columns = columns_of(columns, "images", "texts")
         settings = {} if self.columns == DEFAULT else self.columns
         fields = Fields(tuple(self.columns.values()), pictures=(self.columns["images"],), slot="images")
-        super().__init__(seed, records, heldout, augment, images, settings, fields=fields, ignore=ignore)
+        super().__init__(seed, records, held, heldout, augment, images, settings, fields=fields, ignore=ignore)
 
     def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:
         shown = self.columns["images"]

@@ -28,7 +28,7 @@ from beni.data.formats.unread import CANNOT, TOP, Fields
 from beni.data.images import Image
 from beni.data.metric import LossOnly
 from beni.data.records.base import Row
-from beni.data.records.open import open_rows
+from beni.data.records.open import open_with_heldout
 from beni.data.sample import Message, Role, Sample
 from beni.errors import DataError
 
@@ -71,6 +71,7 @@ class Chat(Table):
         images: folder that relative paths are meant to; null for the working directory.
         ignore: fields of records and of what is in them that are left unread, though they look like pictures or like
             misspelt names.
+        heldout_path: file or pattern of the records that are held out; None holds out some of those of ``path``.
         heldout: records held out for the loss.
         augment: see ``beni.data.images.Augment``.
 
@@ -91,11 +92,12 @@ class Chat(Table):
         columns: dict[Literal["messages", "images"], str],
         images: str | None,
         ignore: list[str],
+        heldout_path: str | None,
         heldout: Annotated[int, AtLeast(0), Example("100")],
         augment: Annotated[dict[str, Any], FieldsOf("beni.data.images.Augment")],
     ) -> None:
         self.columns = columns_of(columns, "messages", "images")
-        records = open_rows(path, subset=subset, split=split, rows=rows)
+        records, held = open_with_heldout(path, heldout_path, subset=subset, split=split, rows=rows)
         require_column(records, self.columns, "images")
         fields = Fields(
             (*self.columns.values(),),
@@ -104,7 +106,7 @@ class Chat(Table):
             slot="images",
             refused=TOP,
         )
-        super().__init__(seed, records, heldout, augment, images, self.columns, fields=fields, ignore=ignore)
+        super().__init__(seed, records, held, heldout, augment, images, self.columns, fields=fields, ignore=ignore)
 
     def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:
         said = column(row, self.columns["messages"], where)

@@ -29,7 +29,7 @@ from beni.data.formats.unread import CANNOT, TOP, Fields
 from beni.data.images import Image
 from beni.data.metric import LossOnly
 from beni.data.records.base import Row
-from beni.data.records.open import open_rows
+from beni.data.records.open import open_with_heldout
 from beni.data.sample import Message, Role, Sample
 from beni.errors import DataError
 
@@ -69,6 +69,7 @@ class LlavaJson(Table):
             ``template=plain``, ``keep`` under any other; where nobody settles it, it keeps them.
         ignore: fields of records and of what is in them that are left unread, though they look like pictures or like
             misspelt names.
+        heldout_path: file or pattern of the records that are held out; None holds out some of those of ``path``.
         heldout: records held out for the loss, the same for every seed.
         augment: see ``beni.data.images.Augment``.
 
@@ -90,11 +91,12 @@ class LlavaJson(Table):
         images: str | None,
         instructions: Literal["auto", "keep", "drop"],
         ignore: list[str],
+        heldout_path: str | None,
         heldout: Annotated[int, AtLeast(0), Example("100")],
         augment: Annotated[dict[str, Any], FieldsOf("beni.data.images.Augment")],
     ) -> None:
         self.columns = columns_of(columns, "image", "conversations")
-        records = open_rows(path, subset=subset, split=split, rows=rows)
+        records, held = open_with_heldout(path, heldout_path, subset=subset, split=split, rows=rows)
         require_column(records, self.columns, "image")
         folder = images or ("" if str(path).startswith("hf://") else Path(str(path)).expanduser().parent)
         settings = {} if self.columns == DEFAULT else self.columns
@@ -102,7 +104,7 @@ class LlavaJson(Table):
         settings = settings | ({"instructions": "drop"} if self.drops else {})
         shown = self.columns["image"]
         fields = Fields((*self.columns.values(),), optional=(shown,), pictures=(shown,), slot="image", refused=TOP)
-        super().__init__(seed, records, heldout, augment, folder, settings, fields=fields, ignore=ignore)
+        super().__init__(seed, records, held, heldout, augment, folder, settings, fields=fields, ignore=ignore)
         if self.drops:
             self.notices += (
                 f"{records.title}: the picture and its caption are all that is read, as in LLaVA's own align stage; "

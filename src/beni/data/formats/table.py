@@ -15,7 +15,7 @@ import numpy as np
 from beni.data.formats.groups import drawn_rows, groups_of, whole_groups
 from beni.data.formats.unread import Fields, Unread, notice_of
 from beni.data.images import Augment, Image
-from beni.data.records.base import Row, Rows
+from beni.data.records.base import Joined, Row, Rows
 from beni.data.sample import Message, Sample
 from beni.data.source import SingleSource
 from beni.errors import DataError
@@ -31,9 +31,10 @@ class Table(SingleSource):
     Args:
         seed: of the run; the split into training and held-out rows does not depend on it.
         rows: the records.
+        held: the records to hold out, where they are in a file of their own; None holds out some of ``rows``.
         heldout: records held out, the same for every seed: at most so many, as all records of an image are held out or
             none is. Where images have too many records for that, or cannot be told apart, records are held out one by
-            one, and ``notices`` says so.
+            one, and ``notices`` says so. Of a file of their own all are, or so many that are drawn.
         augment: see ``beni.data.images.Augment``.
         images: folder that relative paths of pictures are meant to; None for that of the process.
         settings: everything else that changes what a row becomes, for the fingerprint.
@@ -52,6 +53,7 @@ class Table(SingleSource):
         self,
         seed: int,
         rows: Rows,
+        held: Rows | None,
         heldout: int,
         augment: Mapping[str, Any],
         images: str | Path | None,
@@ -61,16 +63,16 @@ class Table(SingleSource):
         fields: Fields,
         ignore: Sequence[str],
     ) -> None:
-        self.seed, self.rows, self.varies = seed, rows, varies
+        self.seed, self.varies = seed, varies
+        self.rows = rows if held is None else Joined([rows, held])
         self.fields, self.unread = fields, Unread(ignore)
         self.augment = Augment(**augment)
         self.root = Path(images).expanduser() if images else Path()
         self.located = f"{self.root.absolute()} {rows.where(0)}"
         self._settings = dict(settings)
-        self.notices: tuple[str, ...] = tuple(rows.notices)
-        held = np.zeros(len(rows), dtype=bool)
-        held[self._held_out(heldout)] = True
-        self._heldout, self._train = np.flatnonzero(held), np.flatnonzero(~held)
+        self.notices: tuple[str, ...] = tuple(self.rows.notices)
+        chosen = self._held_out(heldout) if held is None else self._of_their_own(len(rows), len(held), heldout)
+        self._heldout, self._train = np.sort(chosen), np.setdiff1d(np.arange(len(rows)), chosen)
         self.notices += tuple(self._look())
 
     def __len__(self) -> int:
@@ -115,6 +117,22 @@ class Table(SingleSource):
             finally:
                 counts.update(self.unread.seen)
         return list(notice_of(counts, looked, len(self.rows), self.rows.title))
+
+    def _of_their_own(self, train: int, held: int, wanted: int) -> np.ndarray:
+        """The held-out rows behind ``train`` rows to train on: all of them, or so many that are drawn."""
+        if wanted < 1:
+            raise DataError(
+                f"data.heldout={wanted} holds out none of the {held} records of data.heldout_path\n"
+                f"  fix: set data.heldout={held}, or leave out data.heldout_path"
+            )
+        chosen = train + drawn_rows(held)[:wanted]
+        if wanted < held:
+            self.notices += (f"data.heldout={wanted} of the {held} records of data.heldout_path are held out",)
+        groups = groups_of(self.rows, self._image_keys, f"{type(self).__name__} {sorted(self._settings.items())}")
+        shared = np.isin(groups[chosen], groups[:train]).sum() if groups is not None else 0
+        if shared:
+            self.notices += (f"{shared} of {len(chosen)} held-out records share their image with training records",)
+        return chosen
 
     def _held_out(self, wanted: int) -> np.ndarray:
         """The rows that are held out: whole images, so that none of theirs is trained on."""

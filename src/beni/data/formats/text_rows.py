@@ -12,7 +12,7 @@ from beni.data.formats.table import Table
 from beni.data.formats.unread import Fields
 from beni.data.metric import LossOnly
 from beni.data.records.base import Row
-from beni.data.records.open import open_rows
+from beni.data.records.open import open_with_heldout
 from beni.data.sample import Message, Sample
 
 
@@ -28,6 +28,7 @@ class TextRows(Table):
         column: that holds the text.
         ignore: fields of records and of what is in them that are left unread, though they look like pictures or like
             misspelt names.
+        heldout_path: file or pattern of the records that are held out; None holds out some of those of ``path``.
         heldout: records held out for the loss.
 
     Raises:
@@ -46,12 +47,13 @@ class TextRows(Table):
         rows: Annotated[int, AtLeast(1)] | None,
         column: str,
         ignore: list[str],
+        heldout_path: str | None,
         heldout: Annotated[int, AtLeast(0), Example("100")],
     ) -> None:
         self.column = column
-        records = open_rows(path, subset=subset, split=split, rows=rows)
+        records, held = open_with_heldout(path, heldout_path, subset=subset, split=split, rows=rows)
         settings = {"column": column}
-        super().__init__(seed, records, heldout, {}, None, settings, fields=Fields((column,)), ignore=ignore)
+        super().__init__(seed, records, held, heldout, {}, None, settings, fields=Fields((column,)), ignore=ignore)
 
     def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:
         said = text_of(column(row, self.column, where), self.column, where)

@@ -13,7 +13,7 @@ from beni.data.formats.table import Table, exchange
 from beni.data.formats.unread import Fields
 from beni.data.metric import BestChoice, ExactAnswer
 from beni.data.records.base import Row
-from beni.data.records.open import open_rows
+from beni.data.records.open import open_with_heldout
 from beni.data.sample import Sample
 from beni.errors import DataError
 
@@ -34,6 +34,7 @@ class Vqa(Table):
         images: folder that relative paths are meant to; null for the working directory.
         ignore: fields of records and of what is in them that are left unread, though they look like pictures or like
             misspelt names.
+        heldout_path: file or pattern of the records that are held out; None holds out some of those of ``path``.
         heldout: records held out.
         augment: see ``beni.data.images.Augment``.
 
@@ -53,16 +54,17 @@ class Vqa(Table):
         suffix: str,
         images: str | None,
         ignore: list[str],
+        heldout_path: str | None,
         heldout: Annotated[int, AtLeast(0), Example("100")],
         augment: Annotated[dict[str, Any], FieldsOf("beni.data.images.Augment")],
     ) -> None:
         self.columns = columns_of(columns, "image", "question", "answer", optional=("choices",))
         self.suffix = suffix
         self.metric = BestChoice() if "choices" in self.columns else ExactAnswer()
-        records = open_rows(path, subset=subset, split=split, rows=rows)
+        records, held = open_with_heldout(path, heldout_path, subset=subset, split=split, rows=rows)
         settings = {**self.columns, "suffix": suffix}
         fields = Fields(tuple(self.columns.values()), pictures=(self.columns["image"],), slot="image")
-        super().__init__(seed, records, heldout, augment, images, settings, fields=fields, ignore=ignore)
+        super().__init__(seed, records, held, heldout, augment, images, settings, fields=fields, ignore=ignore)
 
     def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:
         name = self.columns["image"]

@@ -71,6 +71,29 @@ def open_rows(
     return opened
 
 
+def open_with_heldout(
+    path: str | None, heldout_path: str | None, *, subset: str | None, split: str | None, rows: int | None
+) -> tuple[Rows, Rows | None]:
+    """The records of ``data.path``, see ``open_rows``, and those of ``data.heldout_path``: all of its files, whatever
+    split their names say; None where it is null.
+
+    Raises:
+        DataError: as ``open_rows``.
+    """
+    if heldout_path is None:
+        return open_rows(path, subset=subset, split=split, rows=rows), None
+    if heldout_path.startswith(table.HUB):
+        raise DataError(
+            f"data.heldout_path={heldout_path} is a set of the hub, expected a file or a pattern\n"
+            "  fix: download the set, and name the files of its held-out split"
+        )
+    records = open_rows(path, subset=subset, split=split, rows=rows)
+    try:
+        return records, open_rows(heldout_path, split=None)
+    except DataError as error:
+        raise DataError(str(error).replace("data.path", "data.heldout_path")) from error
+
+
 def _in_place(path: str, files: Sequence[Path], split: str | None) -> Rows:
     """All records of files that are there."""
     if len(files) == 1 and files[0].is_dir():

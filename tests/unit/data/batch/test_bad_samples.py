@@ -10,7 +10,16 @@ from beni.data.formats.llava import LlavaJson
 from beni.data.formats.vqa import Vqa
 from beni.errors import DataError
 
-COMMON = {"subset": None, "split": "train", "rows": None, "images": None, "ignore": [], "heldout": 0, "augment": {}}
+COMMON = {
+    "subset": None,
+    "split": "train",
+    "heldout_path": None,
+    "rows": None,
+    "images": None,
+    "ignore": [],
+    "heldout": 0,
+    "augment": {},
+}
 LLAVA = COMMON | {"columns": {}, "instructions": "keep"}
 USER = {"role": "user", "content": "what?"}
 VQA = {"columns": {}, "suffix": ""}

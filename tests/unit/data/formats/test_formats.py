@@ -16,7 +16,16 @@ from beni.data.metric import BestChoice, ExactAnswer
 from beni.errors import DataError
 from support.hostile import encoded, noise
 
-COMMON = {"subset": None, "split": "train", "rows": None, "images": None, "ignore": [], "heldout": 0, "augment": {}}
+COMMON = {
+    "subset": None,
+    "split": "train",
+    "heldout_path": None,
+    "rows": None,
+    "images": None,
+    "ignore": [],
+    "heldout": 0,
+    "augment": {},
+}
 KEYS = {
     Chat: {"columns": {}},
     Cauldron: {"columns": {}},

@@ -19,7 +19,16 @@ from beni.data.formats.vqa import Vqa
 from beni.data.images import Image
 from beni.errors import DataError
 
-RECORDS = {"subset": None, "split": "train", "rows": None, "columns": {}, "images": None, "ignore": [], "augment": {}}
+RECORDS = {
+    "heldout_path": None,
+    "subset": None,
+    "split": "train",
+    "rows": None,
+    "columns": {},
+    "images": None,
+    "ignore": [],
+    "augment": {},
+}
 VQA = RECORDS | {"suffix": ""}
 
 
@@ -144,3 +153,39 @@ def test_what_is_held_out_is_whole_and_never_too_much(labels, count):
     left = count - len(rows)
     others = set(groups) - set(groups[rows])
     assert all(np.sum(groups == one) > left for one in others)
+
+
+def test_a_file_of_held_out_records_is_held_out_and_nothing_else_is(file, tmp_path):
+    path = file(asked(f"{i}.png", i) for i in range(20))
+    own = tmp_path / "test-00000-of-00001.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in asked_rows(6, shared=2)))
+    source = Vqa(0, path=path, heldout=128, **VQA | {"heldout_path": str(own)})
+    assert (len(source), len(source.heldout())) == (20, 6)
+    assert {sample.where for sample in source.heldout()} == {f"{own}, record {i}" for i in range(6)}
+    assert "2 of 6 held-out records share their image with training records" in source.notices
+    fewer = Vqa(0, path=path, heldout=3, **VQA | {"heldout_path": str(own)})
+    assert (len(fewer), len(fewer.heldout())) == (20, 3)
+    assert "data.heldout=3 of the 6 records of data.heldout_path are held out" in fewer.notices
+    assert len({source.fingerprint(), fewer.fingerprint(), Vqa(0, path=path, heldout=6, **VQA).fingerprint()}) == 3
+
+
+def asked_rows(count, shared):
+    """Records of images of their own, but for the first few."""
+    names = [f"{i}.png" if i < shared else f"held{i}.png" for i in range(count)]
+    return [{"image": name, "question": f"{name}?", "answer": "yes"} for name in names]
+
+
+@pytest.mark.parametrize(
+    ("held", "heldout", "says"),
+    [
+        ("nowhere.jsonl", 5, "data.heldout_path=nowhere.jsonl does not exist"),
+        ("hf://datasets/a/b", 5, "is a set of the hub, expected a file"),
+        ("OWN", 0, "holds out none of the 4 records of data.heldout_path"),
+    ],
+)
+def test_a_held_out_file_that_cannot_be_is_refused_by_its_own_name(held, heldout, says, file, tmp_path):
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in asked_rows(4, shared=0)))
+    path = file(asked(f"{i}.png", i) for i in range(20))
+    with pytest.raises(DataError, match=rf"{says}(.|\n)*fix: "):
+        Vqa(0, path=path, heldout=heldout, **VQA | {"heldout_path": str(own) if held == "OWN" else held})

@@ -7,7 +7,7 @@ from beni.data.formats.llava import LlavaJson
 from beni.data.images import Image, decode
 from beni.errors import DataError
 
-KEYS = {"subset": None, "split": "train", "rows": None, "columns": {}, "images": None}
+KEYS = {"subset": None, "split": "train", "rows": None, "heldout_path": None, "columns": {}, "images": None}
 KEYS |= {"ignore": [], "heldout": 0, "augment": {}, "instructions": "keep"}
 
 
