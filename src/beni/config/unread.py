@@ -132,14 +132,14 @@ UNREAD = (
     Unread(
         ("views.min_patches",),
         lambda run: not run["views"].get("fill"),
-        lambda run: "views.fill=true, which scales every picture to views.max_patches",
+        lambda run: "views.fill=true, which scales every image to views.max_patches",
         "set views.fill=false",
     ),
     Unread(
         tuple(f"images.{key}" for key in FETCHING),
         _fetches,
-        lambda run: f"data={run['choices'].get('data', 'none')}, which fetches no pictures",
-        "choose data whose records name addresses of pictures",
+        lambda run: f"data={run['choices'].get('data', 'none')}, which fetches no images",
+        "choose data whose records have URLs of images",
     ),
     Unread(
         ("connector.hidden",),

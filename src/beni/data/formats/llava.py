@@ -107,8 +107,8 @@ class LlavaJson(Table):
         super().__init__(seed, records, held, heldout, augment, folder, settings, fields=fields, ignore=ignore)
         if self.drops:
             self.notices += (
-                f"{records.title}: the picture and its caption are all that is read, as in LLaVA's own align stage; "
-                "what the user says beside the picture is left out (data.instructions=keep keeps it)",
+                f"{records.title}: only the image and its caption are read, as in LLaVA's own alignment stage; "
+                "instructions of the user are dropped (data.instructions=keep keeps them)",
             )
 
     def read(self, row: Row, where: str, rng: np.random.Generator | None) -> Sample:
@@ -147,8 +147,8 @@ def _captioned(messages: list[Message], pictures: int, where: str) -> list[Messa
     roles = [message.role for message in messages]
     if roles != ["user", "assistant"] or pictures != 1 or not any(isinstance(p, Image) for p in messages[0].content):
         raise DataError(
-            f"{where}: {pictures} picture{'s' * (pictures != 1)} and the roles {', '.join(roles)}, but "
-            "data.instructions=drop leaves out what is said beside one picture, and expects user and assistant\n"
+            f"{where}: {pictures} image{'s' * (pictures != 1)} and the roles {', '.join(roles)}, but "
+            "data.instructions=drop drops the instruction beside one image, and expects user and assistant\n"
             "  fix: set data.instructions=keep, or template=chat, or leave the record out"
         )
     shown = tuple(part for part in messages[0].content if isinstance(part, Image))
