@@ -49,7 +49,15 @@ def require_weights_of(model: nn.Module, run: Mapping[str, Any]) -> None:
 
 
 def plan_notices(model: nn.Module, run: Mapping[str, Any]) -> Iterator[str]:
-    """What a person should know of ``train.plan``: modes that were named for components without weights."""
+    """What a person should know of a run's plan: modes that were named for components without weights, and an attention
+    that training does not use.
+    """
+    attention = run["llm"].get("attn_implementation", "auto")
+    if attention != "auto" and run["compute"]["layout"] == "packed":
+        yield (
+            f"llm.attn_implementation={attention} is for generation: packed samples are trained with an attention of "
+            "their own wherever the model takes it (compute.layout=padded trains with the one named)"
+        )
     for component, mode in run["train"]["plan"].items():
         if mode != "full" and component not in BACKBONES and not has_weights(model, component):
             yield (

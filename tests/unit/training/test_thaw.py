@@ -132,3 +132,11 @@ def test_a_plan_for_a_part_without_weights_is_told(tiny_run):
     ]
     run = tiny_run("train.plan.resampler=frozen", "resampler=perceiver")
     assert list(plan_notices(propagate(run), run)) == []
+
+
+def test_an_attention_that_packed_training_does_not_use_is_told(tiny_run):
+    packed, padded = (
+        tiny_run("llm.attn_implementation=eager", f"compute.layout={layout}") for layout in ("packed", "padded")
+    )
+    assert "attn_implementation=eager is for generation" in next(plan_notices(propagate(packed), packed))
+    assert list(plan_notices(propagate(padded), padded)) == []
