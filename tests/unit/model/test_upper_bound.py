@@ -11,7 +11,7 @@ import torch
 from beni.data.batch.collate import collate
 from beni.model.build import build
 from beni.model.costing.table import propagate, spec_table
-from beni.plan import show
+from beni.plan import Assumed, show
 from beni.training.optim.build import build_optimizer
 from beni.training.step import clip_and_update, forward_backward
 from beni.types import ImageInputs
@@ -35,11 +35,11 @@ def test_the_plan_tells_a_bound_from_a_number(tiny_run, monkeypatch, capsys):
     monkeypatch.setenv("BENI_TRUSTED", "support.")
     run = tiny_run(*FINE)
     run["selector"] = {"_target_": "support.stages.KeepBright"}
-    show(run, (24, 24), 20, 10, (1, 1), as_json=True)
+    show(run, Assumed((24, 24), 20, 10, 1, 1), as_json=True)
     rows = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     assert [name for name, row in rows.items() if row["fixed"]] == ["vision", "views"]
     assert {row["mean"] for row in rows.values()} == {None}
-    show(run, (24, 24), 20, 10, (1, 1), as_json=False)
+    show(run, Assumed((24, 24), 20, 10, 1, 1), as_json=False)
     shown = capsys.readouterr().out
     assert "≤ 16" in shown
     assert "at most 16 visual tokens" in shown

@@ -118,7 +118,7 @@ def test_a_large_file_needs_little_memory_and_a_worker_none_of_it(tmp_path, monk
         ('[{"a": "' + "x" * 50, "record 0"),
         ('[{"a": 1}] more', "something stands behind the list"),
         ("7", "holds a int, expected a list"),
-        ('[{"a": 1}, 3]', "record 1: a int, expected an object"),
+        ('[{"a": 1}, 3]', "record 1 is 3, expected an object"),
     ],
 )
 def test_a_damaged_file_is_told_with_record_and_byte(tmp_path, content, says):
