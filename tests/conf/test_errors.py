@@ -128,6 +128,7 @@ MISTAKES = {
         "=memory_budget compute.comp",
     ),
     "fsdp.reshard_after_forward=false": ("not read under fsdp.mode=none", "set fsdp=full"),
+    "adapter=???": ("adapter=??? chooses no option", "set adapter=dora"),
     "connector=linear connector.hidden=64": ("connector.hidden is not read under connector.depth=1", "depth=2"),
     "llm.architecture={model_type:null}": (
         "model_type=null, expected the name of a type of model",

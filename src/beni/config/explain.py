@@ -116,6 +116,10 @@ def _said_again(error: Exception) -> str:
         if "Did you mean" in str(error):  # Hydra's own hint: a group written with a package
             return " ".join(str(error).splitlines()[:2])
         return unknown_key(found.group(1), tree, choices)
+    if found := re.search(r"You must specify '([^']+)'", str(error)):
+        group = found.group(1)
+        first_option = min((path.stem for path in (conf_dir() / group).glob("*.yaml")), default="OPTION")
+        return f"{group}=??? chooses no option\n  fix: set {group}={first_option}, or another one, or leave out {group}"
     if found := re.search(r"Ambiguous value for argument '([^=']+)=(.*)'", str(error)):
         key, values = found.groups()
         return (
