@@ -23,7 +23,8 @@ SHAPES = {
 
 def _cut(path: Path, rng: random.Random) -> None:
     content = path.read_bytes()
-    path.write_bytes(content[: rng.randrange(1, len(content) - 2)])
+    most = content.find(b"\nchoices:") if path.suffix == ".yaml" else -1  # behind it a key less is no fault
+    path.write_bytes(content[: rng.randrange(1, most if most > 1 else len(content) - 2)])
 
 
 def _cut_at_a_line(path: Path, rng: random.Random) -> None:
@@ -60,7 +61,7 @@ def _a_folder(path: Path, rng: random.Random) -> None:
 
 def _a_value_of_another_type(path: Path, rng: random.Random) -> None:
     """Of a key that readers use; for lines, of the step."""
-    wrong = rng.choice([{"a": [1]}, "x y", [None], True])
+    wrong = rng.choice([{"a": [1]}, [None], True])  # a text may stand where null does, and a number where another does
     if path.suffix == ".json":
         value = json.loads(path.read_text())
         keys = [key for key in value if key in SHAPES[path.name] and _differ(value[key], wrong)]

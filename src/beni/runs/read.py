@@ -154,6 +154,10 @@ class Run:
         rows = sum(1 for row in self.scores if scored and row["step"] == scored["step"])
         if scored and rows != scored["rows"]:
             yield f"{SCORES} has {rows} of {scored['rows']} rows of the last evaluation"
+        if scored and not any(
+            line.get("step") == scored["step"] and any(key.startswith("eval/") for key in line) for line in self.metrics
+        ):
+            yield f"{METRICS} has no line of the last evaluation, at step {scored['step']}"
 
     @cached_property
     def _metrics(self) -> tuple[list[dict[str, Any]], str | None]:

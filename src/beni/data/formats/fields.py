@@ -236,7 +236,7 @@ def role_of(value: Any, roles: Mapping[str, Role], where: str) -> Role:
     role = roles.get(str(value))
     if role is None:
         raise DataError(
-            f"{where}: unknown role {value!r}, expected one of {', '.join(roles)}\n"
+            f"{where}: unknown role {short(value)}, expected one of {', '.join(roles)}\n"
             "  fix: rename the role in the record, or remove the record"
         )
     return role

@@ -214,7 +214,7 @@ def test_a_dropped_instruction_leaves_the_picture_and_the_caption(source, render
     assert encoded.ids.tolist() == [*bos, tokens.image, tokens.image, *caption, end]
     assert encoded.labels.tolist() == [-100] * (len(bos) + 2) + [*caption, end]
     assert renderer.prompt(made.train(0, 0)).ids.tolist() == [*bos, tokens.image, tokens.image]
-    assert ["left out" in notice for notice in made.notices] == [True]
+    assert ["instructions of the user are dropped" in notice for notice in made.notices] == [True]
 
 
 def test_instructions_that_are_kept_are_read_under_the_plain_template_too(source, renderer_of):
