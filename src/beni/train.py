@@ -26,6 +26,7 @@ def main(composed: DictConfig) -> str:
     """One composed run, here and now; returns its folder."""
     known: Any = HydraConfig.instance().cfg
     run = freeze(composed, known.hydra)
+    hub.require_data(run["data"])
     hub.require_weights(run)
     from beni.run import train  # imports torch: only once the run is known to be sound
 

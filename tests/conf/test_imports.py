@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -115,3 +117,20 @@ def test_arrows_up_and_sideways_are_found_and_rooms_in_a_circle(tree):
     sideways = against(found, layers(["side", "low | top"]), "pkg")
     assert sorted(sideways) == ["pkg.low.c -> pkg.side", "pkg.low.c -> pkg.top", "pkg.top -> pkg.low.a"]
     assert circles(between_rooms(found, "pkg")) == [["pkg.low", "pkg.side", "pkg.top"]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["data=captions", "data.path=nowhere"], "data.path=nowhere does not exist"),
+        (["data=vqa", "data.path=x.jsonl", "data.images=nowhere"], "data.images=nowhere does not exist"),
+        (["data=vqa", "data.path=x.jsonl", "data.heldout_path=nowhere"], "data.heldout_path=nowhere does not exist"),
+    ],
+)
+def test_data_that_are_not_there_are_found_before_torch_is_imported(overrides, says, tmp_path):
+    (tmp_path / "x.jsonl").write_text("")
+    words = [sys.executable, "-X", "importtime", "-m", "beni.train", *overrides]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not re.search(r"\| +torch$", done.stderr, re.M)
