@@ -1,4 +1,4 @@
-"""What must be there before a run begins: its data, and pretrained weights (a hub id, a folder, a file of a package).
+"""Where pretrained weights come from: a hub id, a local folder, or a file that a Python package ships.
 
 Everything here answers before torch is imported and within seconds: Hugging Face's own client retries for 23 s
 (measured) when the machine has no network, and then prints a screenful that does not say what to set.
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from beni.components import BACKBONES
-from beni.errors import DataError, WeightsError
+from beni.errors import WeightsError
 
 OPTIMIZER_PACKAGES = {"adamw_8bit": "bitsandbytes", "lion": "lion_pytorch"}
 """``optim.optimizer`` -> the module that it is imported from, where that is not torch."""
@@ -67,23 +67,6 @@ def require_weights(run: Mapping[str, Any]) -> None:
         node = run[group]
         if node.get("weights") == "pretrained" and node.get("name") is not None:
             require(node["name"], group)
-
-
-def require_data(node: Mapping[str, Any], key: str = "data") -> None:
-    """Return when the files that a data node names, and those of the sources within it, are there. Patterns and sets of
-    the hub are looked for when they are read.
-
-    Raises:
-        DataError: naming the key, the place and the fix.
-    """
-    for name, what in (("path", "a file, a folder or a pattern"), ("heldout_path", "a file"), ("images", "a folder")):
-        place = node.get(name)
-        if not isinstance(place, str) or "://" in place or any(sign in place for sign in "*?[{"):
-            continue
-        if not Path(place).expanduser().exists():
-            raise DataError(f"{key}.{name}={place} does not exist\n  fix: set {key}.{name} to {what}")
-    for name, source in (node.get("sources") or {}).items():
-        require_data(source, f"{key}.sources.{name}")
 
 
 def require(name: str, group: str, asks: Literal["weights", "architecture", "tokenizer"] = "weights") -> None:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from beni import hub
 from beni.config.command import one_screen, run_command
 from beni.config.compose import freeze
+from beni.data.records.open import require_there
 from beni.paths import conf_dir
 
 
@@ -26,7 +27,7 @@ def main(composed: DictConfig) -> str:
     """One composed run, here and now; returns its folder."""
     known: Any = HydraConfig.instance().cfg
     run = freeze(composed, known.hydra)
-    hub.require_data(run["data"])
+    require_there(run["data"])
     hub.require_weights(run)
     from beni.run import train  # imports torch: only once the run is known to be sound
 

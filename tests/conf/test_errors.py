@@ -128,6 +128,12 @@ MISTAKES = {
         "=memory_budget compute.comp",
     ),
     "fsdp.reshard_after_forward=false": ("not read under fsdp.mode=none", "set fsdp=full"),
+    "data=vqa data.path=~/x.jsonl": ("a value cannot begin with ~", "data.path=$HOME/x.jsonl"),
+    "resampler=none,perceiver": ("several values for one run", "python -m beni.train -m resampler=none,perceiver"),
+    "eval=[]": ("eval=[], expected a mapping with the keys", "set eval."),
+    "tracker=[[a]]": ("an option is the name of a file", "write tracker="),
+    "llm=tiny_llama llm.weights=pretrained": ("llm.name=null says of no weights", "set llm.weights=random"),
+    "data.size=1000000000000": ("data.size=1000000000000, expected", "set data.size="),
     "adapter=???": ("adapter=??? chooses no option", "set adapter=dora"),
     "connector=linear connector.hidden=64": ("connector.hidden is not read under connector.depth=1", "depth=2"),
     "llm.architecture={model_type:null}": (

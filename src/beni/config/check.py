@@ -203,7 +203,7 @@ def _check_section(path: str, node: Any, section: type[Any]) -> list[str]:
 def _check_value(path: str, value: Any, annotation: str) -> list[str]:
     """A value against its annotation. In a mapping, the entry that is wrong is named and not the mapping."""
     if isinstance(value, dict) and (owner := owner_of_fields(annotation)):
-        return _check_entries(path, value, fields_of(owner))
+        return _check_entries(path, value, {key: field.annotation for key, field in fields_of(owner).items()})
     if fits(value, annotation):
         return []
     if not isinstance(value, dict):
@@ -213,23 +213,17 @@ def _check_value(path: str, value: Any, annotation: str) -> list[str]:
             _wrong_type(path, value, annotation)
         ]
     keys, inner = entries
-    problems = []
-    if keys is not None:
-        tree = _nested(path, dict.fromkeys(keys))
-        problems = [unknown_key(f"{path}.{key}", tree, {}) for key in value if key not in keys]
-    for key, one in value.items():
-        if keys is None or key in keys:
-            problems += _check_value(f"{path}.{key}", one, inner)
-    return problems or [_wrong_type(path, value, annotation)]
+    known = dict.fromkeys(value if keys is None else keys, inner)
+    return _check_entries(path, value, known) or [_wrong_type(path, value, annotation)]
 
 
-def _check_entries(path: str, values: dict[str, Any], fields: Mapping[str, Key]) -> list[str]:
-    """The entries of a mapping whose keys are the fields of a class."""
-    tree = _nested(path, dict.fromkeys(fields))
-    problems = [unknown_key(f"{path}.{key}", tree, {}) for key in values if key not in fields]
+def _check_entries(path: str, values: dict[str, Any], known: Mapping[str, str]) -> list[str]:
+    """The entries of a mapping, against the annotation of each key that is known."""
+    tree = _nested(path, dict.fromkeys(known))
+    problems = [unknown_key(f"{path}.{key}", tree, {}) for key in values if key not in known]
     for key in values:
-        if key in fields:
-            problems += _check_value(f"{path}.{key}", values[key], fields[key].annotation)
+        if key in known:
+            problems += _check_value(f"{path}.{key}", values[key], known[key])
     return problems
 
 

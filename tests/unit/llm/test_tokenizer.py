@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from beni.data.shapes import questions
 from beni.data.shapes.scenes import Scene
-from beni.errors import ConfigError
+from beni.errors import ConfigError, WeightsError
 from beni.llm.make_tokenizer import SPECIAL, VOCABULARY, byte_tokenizer, make_tokenizer
 from beni.llm.tokenizer import CARRIED, load_tokenizer
 
@@ -88,3 +88,9 @@ def test_a_token_a_byte():
     assert tokenizer.decode(ids) == text
     assert len(tokenizer) == 256 + len(SPECIAL)
     assert tokenizer("<eos>").input_ids == [tokenizer.eos_token_id]
+
+
+def test_a_tokenizer_that_cannot_be_had_is_named_and_no_weights_are_blamed(monkeypatch):
+    monkeypatch.setattr("beni.hub.reachable", lambda host: False)
+    with pytest.raises(WeightsError, match=r"^llm\.tokenizer=nope is not (.|\n)*fix: set llm\.tokenizer=auto"):
+        load_tokenizer(NODE | {"tokenizer": "nope"})

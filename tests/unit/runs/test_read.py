@@ -94,3 +94,12 @@ def test_a_wrong_path_is_named_with_what_was_expected(make_run, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(BeniError, match="holds no run"):
         collect_study(tmp_path / "empty")
+
+
+def test_a_line_of_the_last_evaluation_that_is_gone_is_a_problem(make_run):
+    folder = make_run(status={"scored": {"step": 600, "rows": 80}})
+    said = "metrics.jsonl has no line of the last evaluation, at step 600"
+    assert said not in collect_run(folder).damage
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
+    assert said in collect_run(folder).damage

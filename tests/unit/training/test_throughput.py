@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from beni.config.sections.log import steps_between_lines
 from beni.measure.goodput import PARTS, Goodput
 from beni.measure.peak import Peak
 from beni.model.costing.counts import Costs
@@ -90,3 +91,10 @@ def test_features_from_a_bank_are_not_billed(tiny_run, steps_of, tiny_model):
     values = window.line()
     assert values["flops/vision"] == whole / 4
     assert values["feature_bank_hits"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "apart"), [(9, "auto", 1), (100, "auto", 10), (2800, "auto", 25), (8, 6, 6)]
+)
+def test_a_short_run_has_ten_lines_and_a_number_is_obeyed(steps, every, apart):
+    assert steps_between_lines({"log": {"every": every}, "train": {"steps": steps}}) == apart

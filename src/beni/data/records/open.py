@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from beni.data.records import table
 from beni.data.records.base import First, Joined, Rows
@@ -92,6 +93,24 @@ def open_with_heldout(
         return records, open_rows(heldout_path, split=None)
     except DataError as error:
         raise DataError(str(error).replace("data.path", "data.heldout_path")) from error
+
+
+def require_there(node: Mapping[str, Any], key: str = "data") -> None:
+    """Return when the files that a data node names, and those of the sources within it, are there; no record is read,
+    and sets of the hub are not asked for.
+
+    Args:
+        key: dotted key of the node.
+
+    Raises:
+        DataError: naming the key, the place and the fix.
+    """
+    for name, what in (("path", "a file, a folder or a pattern"), ("heldout_path", "a file"), ("images", "a folder")):
+        place = node.get(name)
+        if isinstance(place, str) and "://" not in place and not expand(place):
+            raise DataError(f"{key}.{name}={place} does not exist\n  fix: set {key}.{name} to {what}")
+    for name, source in (node.get("sources") or {}).items():
+        require_there(source, f"{key}.sources.{name}")
 
 
 def _in_place(path: str, files: Sequence[Path], split: str | None) -> Rows:
