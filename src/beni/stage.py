@@ -137,6 +137,12 @@ class StageContext:
             drawn = Picture(values.detach().float().cpu(), yx.detach().float().cpu(), view)
             self.sink.pictures.setdefault(f"{self.stage}/{name}", []).append((image, drawn))
 
+    def drawn(self, name: str, values: Float[Tensor, "i n"], tokens: VisualTokens) -> None:
+        """Leaves values in [0, 1] of all real tokens to be drawn over their images, where somebody will look."""
+        if self.sink is not None and self.sink.wants_pictures:
+            for row, real in enumerate(tokens.mask):
+                self.picture(name, row, values[row][real], tokens.yx[row][real])
+
     def noise(self, name: str, like: Tensor, draw: Callable[..., Tensor] = torch.rand) -> Tensor:
         """Random values of the shape of ``like`` ``(rows, ...)``: uniform in [0, 1), or as ``draw`` (``torch.randn``).
 

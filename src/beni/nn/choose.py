@@ -110,6 +110,23 @@ def legible(tokens: VisualTokens) -> Bool[Tensor, "i n"]:
     return tokens.mask if tokens.log_gate is None else tokens.mask & is_open(tokens.log_gate)
 
 
+def spread(mask: Bool[Tensor, "i n"], budget: Budget) -> Int[Tensor, "i n"]:
+    """Places of each row, those of real tokens at even distances first, as many as its budget keeps."""
+    real = mask.sum(1, keepdim=True)
+    wanted = budget.each(real[:, 0])[:, None].clamp(min=1)
+    order = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    numbers = torch.div((2 * order + 1) * real, 2 * wanted, rounding_mode="floor")  # of the j-th among the real ones
+    reading = torch.argsort((~mask).long(), dim=1, stable=True)
+    return reading.gather(1, numbers.clamp(max=mask.shape[1] - 1))
+
+
+def with_gates(tokens: VisualTokens, gates: Float[Tensor, "i n"] | None) -> VisualTokens:
+    """The tokens with gates beside those that they have."""
+    if gates is None:
+        return tokens
+    return replace(tokens, log_gate=gates if tokens.log_gate is None else tokens.log_gate + gates)
+
+
 Work = Callable[[VisualTokens, int], tuple[VisualTokens, Bool[Tensor, "g n"]]]
 """(rows of equal length without padding, how many to keep) -> the tokens, changed or not, and True at those to keep."""
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
-
 from beni.config.ranges import Above, AtLeast, AtMost
-from beni.nn.choose import Budget, Positions, chosen, chosen_spec
+from beni.nn.choose import Budget, Positions, chosen, chosen_spec, spread
 from beni.stage import Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 
@@ -43,13 +39,3 @@ class UniformTokens(Stage):
 
     def init_weights(self) -> None:
         """Nothing to draw."""
-
-
-def spread(mask: Bool[Tensor, "i n"], budget: Budget) -> Int[Tensor, "i n"]:
-    """Places of each row, those of real tokens at even distances first, as many as its budget keeps."""
-    real = mask.sum(1, keepdim=True)
-    wanted = budget.each(real[:, 0])[:, None].clamp(min=1)
-    order = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    numbers = torch.div((2 * order + 1) * real, 2 * wanted, rounding_mode="floor")  # of the j-th among the real ones
-    reading = torch.argsort((~mask).long(), dim=1, stable=True)
-    return reading.gather(1, numbers.clamp(max=mask.shape[1] - 1))

@@ -1,0 +1,116 @@
+"""How much each visual token has to do with what is asked: a cosine between the two, in a space that is learned.
+
+The answer is never seen: what is asked is the text of the sample that is neither supervised nor an image.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from beni.nn.choose import legible
+from beni.stage import Reads, StageContext
+from beni.types import VisualTokens
+
+Source = Literal["embeddings", "hidden"]
+Gradient = Literal["none", "straight_through", "gates"]
+
+
+class PromptScores(nn.Module):
+    """``(i, n, d)`` and what is asked about each row -> cosines ``(i, n)``.
+
+    Args:
+        dim: width of the visual tokens.
+        dim_text: width of the llm.
+        width: of the space that both are mapped to.
+        source: what is asked as the mean of the llm's ``embeddings`` of it, or as the llm's ``hidden`` state at its
+            last position (one more pass through the llm, without a gradient).
+        no_prompt: a row about which nothing is asked is compared with a ``learned`` vector, or with nothing
+            (``uniform``).
+        no_prompt_rate: share of the rows that training treats as though nothing had been asked about them.
+        centred: the mean of the tokens of a row is subtracted from each first, as features of an encoder tend to point
+            the same way.
+        frozen: no gradient is wanted of the maps.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_text: int,
+        width: int,
+        source: Source,
+        no_prompt: Literal["learned", "uniform"],
+        no_prompt_rate: float,
+        centred: bool,
+        frozen: bool,
+    ) -> None:
+        super().__init__()
+        self.source, self.no_prompt_rate, self.centred = source, no_prompt_rate, centred
+        self.of_token = nn.Linear(dim, width, bias=False)
+        self.of_text = nn.Linear(dim_text, width, bias=False)
+        self.null = nn.Parameter(torch.empty(width)) if no_prompt == "learned" else None
+        self.requires_grad_(not frozen)
+
+    @property
+    def reads(self) -> frozenset[Reads]:
+        """What a stage must declare that it reads."""
+        return frozenset({"prompt"} if self.source == "embeddings" else {"prompt_hidden"})
+
+    def forward(self, tokens: VisualTokens, context: StageContext) -> tuple[Float[Tensor, "i n"], Bool[Tensor, "i"]]:
+        """The cosines, and True at rows that are compared with something: all, where the vector of nothing is learned;
+        the others' cosines are 0.
+        """
+        x = tokens.x
+        if self.centred:
+            real = legible(tokens)[..., None].to(x.dtype)
+            x = x - (x * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+        text, asked = self._text(x, context)
+        if self.null is not None:
+            text = torch.where(asked[:, None], text, self.null.to(text.dtype))
+            asked = torch.ones_like(asked)
+        cosines = F.normalize(self.of_token(x), dim=-1) @ F.normalize(text, dim=-1)[..., None]
+        return cosines[..., 0].masked_fill(~asked[:, None], 0.0), asked
+
+    def init_weights(self) -> None:
+        """Maps that keep the size of what they map, and a vector of nothing of length one."""
+        for linear in (self.of_token, self.of_text):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        if self.null is not None:
+            nn.init.normal_(self.null, std=self.null.shape[0] ** -0.5)
+
+    def _text(
+        self, like: Float[Tensor, "i n d"], context: StageContext
+    ) -> tuple[Float[Tensor, "i w"], Bool[Tensor, "i"]]:
+        """What is asked about each row, mapped, and whether something is; zeros where nothing is."""
+        prompt = context.prompt
+        if prompt is None:
+            none = torch.zeros(len(like), dtype=torch.bool, device=like.device)
+            return self.of_text(like.new_zeros(len(like), self.of_text.in_features)), none
+        real, asked = prompt.mask, prompt.mask.any(1)
+        if self.training and self.no_prompt_rate > 0:
+            asked = asked & (context.noise("null", like[:, 0, 0]) >= self.no_prompt_rate)
+        if self.source == "embeddings":
+            text = (prompt.embeds * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+        elif prompt.hidden is None:
+            raise ValueError("the prompt came without hidden states")
+        else:
+            last = real.long() * torch.arange(1, real.shape[1] + 1, device=real.device)
+            hidden = prompt.hidden * real[..., None]
+            text = hidden.gather(1, last.argmax(1)[:, None, None].expand(-1, -1, hidden.shape[2]))[:, 0]
+        return self.of_text(text.to(like.dtype)) * asked[:, None], asked
+
+
+def gates_of(scores: Float[Tensor, "i n"], gradient: Gradient, scale: float) -> Float[Tensor, "i n"] | None:
+    """Log-gates that bring a gradient to the scores, which choosing the best of them does not.
+
+    Returns:
+        log sigmoid(scale * score) for ``gates``; 0 with that gradient for ``straight_through``; None for ``none``.
+    """
+    if gradient == "none":
+        return None
+    soft = F.logsigmoid(scale * scores)
+    return soft if gradient == "gates" else soft - soft.detach()
