@@ -21,9 +21,11 @@ class Traced(VisualTokens):
 
     Attributes:
         mark: from 1; 0 at tokens that have come from elsewhere.
+        marked: the optional fields that hold the mark, and not what a stage reads.
     """
 
     mark: Tensor | None = field(default=None, metadata=PER_TOKEN)
+    marked: tuple[str, ...] = OPTIONAL
 
 
 def traced(tokens: VisualTokens) -> Traced:
@@ -33,7 +35,8 @@ def traced(tokens: VisualTokens) -> Traced:
     wide = mark[..., None].expand(-1, -1, 2)
     marked = {"levels": wide, "deep": wide, "keys": wide, "log_gate": -mark, "attn": mark}
     marked = {name: tensor for name, tensor in marked.items() if own[name] is None}
-    return Traced(**own | marked | {"mark": mark, "sources": tuple(traced(source) for source in tokens.sources)})
+    sources = tuple(traced(source) for source in tokens.sources)
+    return Traced(**own | marked | {"mark": mark, "marked": tuple(marked), "sources": sources})
 
 
 def shifted(x: Tensor) -> Tensor:
@@ -52,7 +55,7 @@ def marks(tokens: VisualTokens) -> Tensor | None:
     if not isinstance(tokens, Traced):
         return None
     assert tokens.mark is not None
-    for name in OPTIONAL:
+    for name in tokens.marked:
         own = getattr(tokens, name)
         assert own is not None, f"{name} was lost on the way"
         seen = own if own.ndim == 2 else own[..., 0]
