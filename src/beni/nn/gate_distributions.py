@@ -219,9 +219,14 @@ def bernoulli_kl(gates: GateDistribution, rate: float) -> Float[Tensor, "*g"]:
 def beta_binomial(
     opened: Float[Tensor, "*r"], count: Float[Tensor, "*r"], alpha: float, beta: float
 ) -> Float[Tensor, "*r"]:
-    """``-log P`` of ``opened`` gates of ``count`` with a common rate that is Beta(alpha, beta), the binomial coefficient
-    left out. ``opened`` may be an expected number. The posterior of the rate is Beta(alpha + opened, beta + count -
-    opened), so the gradient draws gates towards the rate that most of them have.
+    """``-log P`` (nats) of ``opened`` gates of ``count`` with a common rate that is Beta(alpha, beta), the binomial
+    coefficient left out.
+
+    The posterior of the rate is Beta(alpha + opened, beta + count - opened), and the gradient draws the gates towards
+    the end that its mean is nearer to.
+
+    Args:
+        opened: how many are open; an expected number will do.
     """
     k, n = opened.double(), count.double()
     log_norm = math.lgamma(alpha) + math.lgamma(beta) - math.lgamma(alpha + beta)

@@ -145,7 +145,11 @@ def test_a_divergence_from_itself_is_zero():
 
 def test_the_series_of_nalisnick_and_smyth_is_near_what_is_integrated():
     """Its ten terms are 0.02 and 0.2 nats away, hundreds of thousands come near."""
-    for (a, b, beta), error, terms in (((2.0, 3.0, 4.0), 0.02, 10), ((0.7, 1.3, 9.0), 0.2, 10), ((0.7, 1.3, 9.0), 0, 10**6)):
+    for (a, b, beta), error, terms in (
+        ((2.0, 3.0, 4.0), 0.02, 10),
+        ((0.7, 1.3, 9.0), 0.2, 10),
+        ((0.7, 1.3, 9.0), 0, 10**6),
+    ):
         m = torch.arange(1, terms + 1, dtype=torch.float64)
         log_terms = torch.lgamma(m / a) + math.lgamma(b) - torch.lgamma(m / a + b) - (m + a * b).log()
         series = (beta - 1) * b * log_terms.exp().sum()
