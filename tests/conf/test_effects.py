@@ -21,7 +21,7 @@ from beni.config.build import build as build_part
 from beni.config.compose import compose
 from beni.config.signature import keys_of
 from beni.config.types import fits
-from beni.conformance.subject import Subject, find_subject, on_grids, run
+from beni.conformance.subject import Subject, find_subject, on_grids, run, seen
 from beni.errors import BeniError
 from beni.model.build import build
 from beni.nn.streams import torch_stream
@@ -90,7 +90,7 @@ def facts_of_stage(subject: Subject) -> list[Any]:
             stage.train(training)
             with torch_stream(0, "effects"), torch.no_grad():
                 out = run(stage, subject.tokens(), prompt)
-            facts += [out.x, out.mask]
+            facts.append(seen(out))
     return facts
 
 

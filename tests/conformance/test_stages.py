@@ -37,9 +37,10 @@ def test_it(subject, option, check):
 @torch.no_grad()
 def test_a_new_field_comes_out_with_its_tokens_or_they_are_made_anew(subject, option):
     stage, name = subject.randomised(), "=".join(option)
+    written = ("log_gate",) if stage.spec(subject.spec).gated and not subject.spec.gated else ()
     anew = (option[0] in ANEW or name in ANEW) and option[1] != "none"
     for prompt in subject.prompts(stage):
-        tokens = traced(subject.tokens())
+        tokens = traced(subject.tokens(), written)
         if name in MERGING:
             assert marks(run(stage, tokens, prompt)) is not None
             continue

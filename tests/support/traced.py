@@ -28,14 +28,18 @@ class Traced(VisualTokens):
     marked: tuple[str, ...] = OPTIONAL
 
 
-def traced(tokens: VisualTokens) -> Traced:
-    """The tokens with a mark, which stands in each of the optional fields as well that they do not have."""
+def traced(tokens: VisualTokens, written: tuple[str, ...] = ()) -> Traced:
+    """The tokens with a mark, which stands in each of the optional fields as well that they do not have.
+
+    Args:
+        written: optional fields that the stage itself writes.
+    """
     own = {f.name: getattr(tokens, f.name) for f in fields(tokens)}
     mark = torch.arange(1.0, tokens.mask.numel() + 1).view(tokens.mask.shape)
     wide = mark[..., None].expand(-1, -1, 2)
     marked = {"levels": wide, "deep": wide, "keys": wide, "log_gate": -mark, "attn": mark}
-    marked = {name: tensor for name, tensor in marked.items() if own[name] is None}
-    sources = tuple(traced(source) for source in tokens.sources)
+    marked = {name: tensor for name, tensor in marked.items() if own[name] is None and name not in written}
+    sources = tuple(traced(source, written) for source in tokens.sources)
     return Traced(**own | marked | {"mark": mark, "marked": tuple(marked), "sources": sources})
 
 

@@ -10,10 +10,10 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from beni.conformance.subject import Subject, cast, padded, run, without_grid
+from beni.conformance.subject import Subject, cast, padded, run, seen, without_grid
 from beni.conformance.verdict import Excused, NotMet, expect, largest, some
 from beni.nn.streams import torch_stream
-from beni.stage import PROMPTS, Stage
+from beni.stage import PROMPTS, Sink, Stage, StageContext
 from beni.types import Prompt, VisualTokens
 
 
@@ -38,7 +38,7 @@ def ignores_padding(subject: Subject) -> str:
             after.mask.sum(1).equal(before.mask.sum(1)),
             f"{int(before.mask.sum())} real tokens without padding, {int(after.mask.sum())} with it",
         )
-        a, b = before.x[before.mask], after.x[after.mask]
+        a, b = seen(before)[before.mask], seen(after)[after.mask]
         worst = max(worst, largest(a, b) / max(1.0, float(a.abs().max())))
         expect(worst <= 1e-5, f"padding changes a real token by {worst:.1e}")
         a, b = ((out.size * out.mask).sum(1) for out in (before, after))
@@ -63,7 +63,7 @@ def keeps_the_images_of_a_batch_apart(subject: Subject) -> str:
                 None if prompt.hidden is None else prompt.hidden * turned,
                 (prompt.texts[0], other.texts[1], *prompt.texts[2:]),
             )
-        before, after = run(stage, ours, prompt).x, run(stage, mixed, asked).x
+        before, after = seen(run(stage, ours, prompt)), seen(run(stage, mixed, asked))
         for row in (0, 2):
             expect(before[row].equal(after[row]), f"row {row} changes by {largest(before[row], after[row]):.1e}")
         expect(not before[1].equal(after[1]), "the row that was changed gives the same tokens: is its input read?")
@@ -75,7 +75,7 @@ def reads_the_prompt_it_asks_for(subject: Subject) -> str:
     """A stage whose ``reads`` name a form of the prompt reads that, its real positions only, and no other form."""
     stage, tokens, prompt = subject.randomised(), subject.tokens(), subject.prompt()
     other, worst = subject.prompt(seed=1), 0.0
-    bare, asked = (run(stage, tokens, given).x for given in (None, prompt))
+    bare, asked = (_in_both_modes(stage, tokens, given) for given in (None, prompt))
     if not stage.reads & PROMPTS:
         expect(bare.equal(asked), "it reads StageContext.prompt, which it is given only with 'prompt' in its reads")
         return "reads none"
@@ -83,13 +83,14 @@ def reads_the_prompt_it_asks_for(subject: Subject) -> str:
         asked.shape != bare.shape or not asked.equal(bare), "its reads name the prompt, but the prompt changes nothing"
     )
     for form, field in (("prompt", "embeds"), ("prompt_hidden", "hidden"), ("prompt_text", "texts")):
-        changed = run(stage, tokens, replace(prompt, **{field: getattr(other, field)})).x
+        changed = _in_both_modes(stage, tokens, replace(prompt, **{field: getattr(other, field)}))
         if form not in stage.reads:
             expect(changed.equal(asked), f"it reads Prompt.{field}, which it is given only with {form!r} in its reads")
             continue
         expect(not changed.equal(asked), f"its reads name {form}, but Prompt.{field} changes nothing")
         if form != "prompt_text":
-            dirty = run(stage, tokens, replace(prompt, **{field: _with_rubbish(getattr(prompt, field), prompt.mask)})).x
+            rubbish = _with_rubbish(getattr(prompt, field), prompt.mask)
+            dirty = _in_both_modes(stage, tokens, replace(prompt, **{field: rubbish}))
             worst = max(worst, largest(asked, dirty) / max(1.0, float(asked.abs().max())))
     expect(worst <= 1e-5, f"padding of the prompt changes a token by {worst:.1e}")
     return f"{', '.join(sorted(stage.reads & PROMPTS))}; its padding changes {worst:.1e}"
@@ -107,13 +108,13 @@ def repeats_under_its_stream(subject: Subject) -> str:
     expect(moved or not drawn, "another stream draws the same weights: init_weights() must use torch's generator")
     for prompt in subject.prompts(ours):
         generator = torch.get_rng_state()
-        a, b = (run(ours, subject.tokens(), prompt).x for _ in range(2))
+        a, b = (seen(run(ours, subject.tokens(), prompt)) for _ in range(2))
         expect(torch.get_rng_state().equal(generator), "evaluation draws random numbers")
         expect(a.equal(b), f"two passes in evaluation differ by {largest(a, b):.1e}")
         passes = []
         for stage in (ours.train(), again.train()):
             with torch_stream(0, "pass"):
-                passes.append(run(stage, subject.tokens(), prompt).x)
+                passes.append(seen(run(stage, subject.tokens(), prompt)))
         expect(passes[0].equal(passes[1]), "two passes in training differ under the same stream")
         ours.eval()
     return f"{len(drawn)} tensors drawn"
@@ -145,7 +146,7 @@ def passes_gradients_to_every_parameter_and_token(subject: Subject) -> str:
     for prompt in subject.prompts(stage):
         stage.zero_grad(set_to_none=True)
         tokens = _leaves(subject.tokens())
-        _objective(run(stage, tokens, prompt).x).backward()
+        _objective(stage, tokens, prompt).backward()
         absent = [name for name, p in parameters.items() if p.grad is None]
         expect(not absent, f"no gradient reaches {some(absent)}")
         # where no text is, zeros will do; but they must be there for ranks to add up
@@ -191,6 +192,15 @@ def keeps_distinct_tokens_distinct_at_the_start(subject: Subject) -> str:
     return f"rank {min(ranks)} of {subject.leaves()} tokens"
 
 
+def _in_both_modes(stage: Stage, tokens: VisualTokens, prompt: Prompt | None) -> Tensor:
+    """What is seen behind the stage in evaluation and in training, side by side."""
+    made = [seen(run(stage, tokens, prompt))]
+    with torch_stream(0, "pass"):
+        made.append(seen(run(stage.train(), tokens, prompt)))
+    stage.eval()
+    return torch.cat(made, -1)
+
+
 def _with_rubbish(states: Tensor, mask: Tensor) -> Tensor:
     noise = 1e3 * torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
     return torch.where(mask[..., None], states, noise)
@@ -208,7 +218,7 @@ def _silent_after(stage: Stage, subject: Subject, step: int, prompt: Prompt | No
     """Trains a step, each tensor by a tenth of its gradient's direction; names those that got no gradient."""
     stage.zero_grad(set_to_none=True)
     with torch_stream(0, "step", step):
-        _objective(run(stage, subject.tokens(seed=step), prompt).x).backward()
+        _objective(stage, subject.tokens(seed=step), prompt).backward()
     with torch.no_grad():
         for _, parameter in _trainable(stage):
             if parameter.grad is not None:
@@ -222,6 +232,13 @@ def _leaves(tokens: VisualTokens) -> VisualTokens:
     return tokens
 
 
-def _objective(x: Tensor) -> Tensor:
-    """A random projection: a plain sum has no gradient through a final norm."""
-    return (x * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))).sum()
+def _objective(stage: Stage, tokens: VisualTokens, prompt: Prompt | None) -> Tensor:
+    """A random projection of features and openness, and the auxiliary losses: a plain sum has no gradient through a
+    final norm.
+    """
+    sink = Sink()
+    made = stage(tokens, StageContext(prompt=prompt, sink=sink))
+    visible = made.x if made.log_gate is None else seen(made)
+    generator = torch.Generator().manual_seed(1)
+    projected = (visible * torch.randn(visible.shape, generator=generator)).sum()
+    return sum((total for total, _ in sink.losses.values()), projected)

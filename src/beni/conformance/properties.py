@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from beni.conformance import behaviour, gates, structure
+from beni.conformance import behaviour, gates, noise, structure
 from beni.conformance.subject import Subject
 
 Property = Callable[[Subject], str]
@@ -24,6 +24,7 @@ PROPERTIES: tuple[Property, ...] = (
     structure.takes_a_grid_that_is_not_square,
     structure.is_counted_without_weights,
     structure.draws_every_parameter,
+    structure.leaves_the_auxiliary_losses_it_declares,
     structure.saves_parameters_only_and_loads_again,
     behaviour.ignores_padding,
     behaviour.keeps_the_images_of_a_batch_apart,
@@ -32,6 +33,8 @@ PROPERTIES: tuple[Property, ...] = (
     gates.weighs_tokens_by_the_gates_it_reads,
     gates.passes_gradients_to_the_gates_it_reads,
     behaviour.repeats_under_its_stream,
+    noise.draws_what_belongs_to_the_sample_and_the_step,
+    noise.does_in_evaluation_what_no_step_changes,
     behaviour.is_near_itself_in_bf16,
     behaviour.passes_gradients_to_every_parameter_and_token,
     behaviour.trains_from_its_initial_weights,

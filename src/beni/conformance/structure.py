@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from beni.conformance.subject import GRIDS, Subject, encoders, run, with_gates
+from beni.conformance.subject import GRIDS, Subject, encoders, run, seen, with_gates
 from beni.conformance.verdict import Excused, expect, largest, some
 from beni.nn.streams import torch_stream
+from beni.stage import Sink, StageContext
 from beni.types import TokenSpec, VisualTokens
 
 
@@ -130,6 +131,28 @@ def draws_every_parameter(subject: Subject) -> str:
 
 
 @torch.no_grad()
+def leaves_the_auxiliary_losses_it_declares(subject: Subject) -> str:
+    """Each auxiliary loss is a sum over what ``Stage.auxiliary`` says, in evaluation and in training: how many rows or
+    tokens a step has must be known before its first backward pass.
+    """
+    stage, tokens = subject.make(), subject.tokens()
+    images, n = tokens.mask.shape
+    declared = {f"/{name}": images * (n if unit == "tokens" else 1) for name, unit in stage.auxiliary.items()}
+    for prompt in subject.prompts(stage):
+        for training in (False, True):
+            sink = Sink()
+            with torch_stream(0, "pass"):
+                stage.train(training)(tokens, StageContext(prompt=prompt, sink=sink))
+            left = {name: count for name, (_, count) in sink.losses.items()}
+            expect(left == declared, f"auxiliary says {declared}, forward() leaves {left} (name: rows or tokens)")
+            wild = [name for name, (total, _) in sink.losses.items() if not total.isfinite()]
+            expect(not wild, f"{some(wild)} is not finite")
+    if not declared:
+        raise Excused("it has none")
+    return ", ".join(stage.auxiliary)
+
+
+@torch.no_grad()
 def saves_parameters_only_and_loads_again(subject: Subject) -> str:
     """A buffer must be non-persistent: what a file does not hold cannot differ from the code that reads it."""
     ours, other = subject.make(), subject.make(seed=1)
@@ -138,7 +161,7 @@ def saves_parameters_only_and_loads_again(subject: Subject) -> str:
     expect(not extra, f"state_dict() holds {some(extra)}; use register_buffer(..., persistent=False)")
     other.load_state_dict(state)
     for prompt in subject.prompts(ours):
-        a, b = (run(stage, subject.tokens(), prompt).x for stage in (ours, other))
+        a, b = (seen(run(stage, subject.tokens(), prompt)) for stage in (ours, other))
         expect(a.equal(b), f"the result differs by {largest(a, b):.1e} after loading its state elsewhere")
     return f"{len(state)} tensors"
 

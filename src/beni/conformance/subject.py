@@ -19,6 +19,7 @@ from torch import Tensor
 from beni.config.build import build_stage
 from beni.conformance.verdict import NotMet
 from beni.errors import CompositionError, ConfigError
+from beni.nn.gates import openness
 from beni.nn.streams import derive, torch_stream
 from beni.stage import PROMPTS, Stage, StageContext
 from beni.types import Prompt, TokenSpec, VisualTokens
@@ -158,6 +159,13 @@ class Subject:
 def run(stage: Stage, tokens: VisualTokens, prompt: Prompt | None = None) -> VisualTokens:
     """Tokens through the stage."""
     return stage(tokens, StageContext(prompt=prompt))
+
+
+def seen(tokens: VisualTokens) -> Tensor:
+    """What is seen of tokens behind a stage, ``(i, n, d + 2)``: features, how far each is open, and whether it is real."""
+    opened = torch.ones_like(tokens.size) if tokens.log_gate is None else openness(tokens.log_gate)
+    marks = torch.stack([opened, tokens.mask], -1).to(tokens.x.dtype)
+    return torch.cat([tokens.x, marks], -1)
 
 
 def find_subject(group: str, node: Mapping[str, Any], dim: int = 32, dim_out: int | None = None) -> Subject:

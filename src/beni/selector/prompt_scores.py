@@ -29,8 +29,8 @@ class PromptScores(nn.Module):
         width: of the space that both are mapped to.
         source: what is asked as the mean of the llm's ``embeddings`` of it, or as the llm's ``hidden`` state at its
             last position (one more pass through the llm, without a gradient).
-        no_prompt: a row about which nothing is asked is compared with a ``learned`` vector, or with nothing
-            (``uniform``).
+        no_prompt: a row about which nothing is asked is compared with a ``learned`` vector, which is also added to the
+            prompt of the others, or with nothing (``uniform``).
         no_prompt_rate: share of the rows that training treats as though nothing had been asked about them.
         centred: the mean of the tokens of a row is subtracted from each first, as features of an encoder tend to point
             the same way.
@@ -51,8 +51,7 @@ class PromptScores(nn.Module):
         super().__init__()
         self.source, self.no_prompt_rate, self.centred = source, no_prompt_rate, centred
         self.of_token = nn.Linear(dim, width, bias=False)
-        self.of_text = nn.Linear(dim_text, width, bias=False)
-        self.null = nn.Parameter(torch.empty(width)) if no_prompt == "learned" else None
+        self.of_text = nn.Linear(dim_text, width, bias=no_prompt == "learned")
         self.requires_grad_(not frozen)
 
     @property
@@ -69,8 +68,9 @@ class PromptScores(nn.Module):
             real = legible(tokens)[..., None].to(x.dtype)
             x = x - (x * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
         text, asked = self._text(x, context)
-        if self.null is not None:
-            text = torch.where(asked[:, None], text, self.null.to(text.dtype))
+        # text embeddings are small, and a prompt must not drown in the vector of nothing
+        text = self.of_text(F.layer_norm(text, text.shape[-1:]) * asked[:, None])
+        if self.of_text.bias is not None:
             asked = torch.ones_like(asked)
         cosines = F.normalize(self.of_token(x), dim=-1) @ F.normalize(text, dim=-1)[..., None]
         return cosines[..., 0].masked_fill(~asked[:, None], 0.0), asked
@@ -79,17 +79,17 @@ class PromptScores(nn.Module):
         """Maps that keep the size of what they map, and a vector of nothing of length one."""
         for linear in (self.of_token, self.of_text):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-        if self.null is not None:
-            nn.init.normal_(self.null, std=self.null.shape[0] ** -0.5)
+        if self.of_text.bias is not None:
+            nn.init.normal_(self.of_text.bias, std=self.of_text.out_features**-0.5)
 
     def _text(
         self, like: Float[Tensor, "i n d"], context: StageContext
-    ) -> tuple[Float[Tensor, "i w"], Bool[Tensor, "i"]]:
-        """What is asked about each row, mapped, and whether something is; zeros where nothing is."""
+    ) -> tuple[Float[Tensor, "i t"], Bool[Tensor, "i"]]:
+        """What is asked about each row, and whether something is."""
         prompt = context.prompt
         if prompt is None:
             none = torch.zeros(len(like), dtype=torch.bool, device=like.device)
-            return self.of_text(like.new_zeros(len(like), self.of_text.in_features)), none
+            return like.new_zeros(len(like), self.of_text.in_features), none
         real, asked = prompt.mask, prompt.mask.any(1)
         if self.training and self.no_prompt_rate > 0:
             asked = asked & (context.noise("null", like[:, 0, 0]) >= self.no_prompt_rate)
@@ -101,7 +101,7 @@ class PromptScores(nn.Module):
             last = real.long() * torch.arange(1, real.shape[1] + 1, device=real.device)
             hidden = prompt.hidden * real[..., None]
             text = hidden.gather(1, last.argmax(1)[:, None, None].expand(-1, -1, hidden.shape[2]))[:, 0]
-        return self.of_text(text.to(like.dtype)) * asked[:, None], asked
+        return text.to(like.dtype), asked
 
 
 def gates_of(scores: Float[Tensor, "i n"], gradient: Gradient, scale: float) -> Float[Tensor, "i n"] | None:

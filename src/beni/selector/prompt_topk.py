@@ -35,8 +35,8 @@ class PromptTopK(Stage):
         source: the prompt as the mean of the llm's ``embeddings``, or as its ``hidden`` state at the last position.
         width: of the space in which tokens and prompt are compared.
         centred: subtract the mean of a view's tokens first.
-        no_prompt: where nothing is asked: a ``learned`` vector takes the place of the prompt, or tokens at even distances
-            are kept (``uniform``).
+        no_prompt: where nothing is asked: a ``learned`` vector is compared with, or tokens at even distances are kept
+            (``uniform``).
         no_prompt_rate: share of the samples that training treats as though nothing had been asked.
         gradient: how the scores are learned: not at all (``none``); through gates of 0 that have the gradient of
             log sigmoid(scale * score) (``straight_through``); through these as gates on the kept tokens (``gates``).

@@ -1,7 +1,7 @@
 """The tokens that have enough to do with what is asked: as many as the picture and the question deserve.
 
 The score of a token is its cosine with the prompt in a learned space (``prompt_scores``). How many are kept
-varies, so what follows reads a mask: a resampler that does, or the llm, from whose sequence fusion takes the others out.
+varies, so what follows reads a mask: a resampler that does, or the llm, before which fusion takes the others out.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Threshold(Stage):
         source: the prompt as the mean of the llm's ``embeddings``, or as its ``hidden`` state at the last position.
         width: of the space in which tokens and prompt are compared.
         centred: subtract the mean of a view's tokens first.
-        no_prompt: where nothing is asked: a ``learned`` vector takes the place of the prompt, or tokens at even distances
-            are kept (``uniform``).
+        no_prompt: where nothing is asked: a ``learned`` vector is compared with, or tokens at even distances are kept
+            (``uniform``).
         no_prompt_rate: share of the samples that training treats as though nothing had been asked.
         gradient: how the scores are learned: not at all (``none``); through gates of 0 that have the gradient of
             log sigmoid(scale * (score - threshold)) (``straight_through``); through these as gates (``gates``).

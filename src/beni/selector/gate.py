@@ -1,0 +1,249 @@
+"""Gates: every visual token gets a probability of being open, learned with the model, and closed ones are taken out.
+
+In ``phase=soft`` the logarithm of a gate is added to the logits of all attention to its token
+(``VisualTokens.log_gate``), in the llm and in a resampler that reads gates. A gate of 0 or 1 is then exactly a token
+that is not there, or there, which features multiplied by a gate are not: a norm removes the factor, and a vector of
+zeros is still attended to. In ``phase=drop`` closed tokens are dropped, so the sequence is shorter; those that are kept
+have the positions that they had.
+
+Training samples gates, evaluation does not: a gate is open where ``P(open) > 1/2``, or where it is among the most open
+of its row. Distributions are those of ``beni.nn.gate_distributions``: Gumbel-sigmoid (arXiv 1611.00712), hard concrete
+(L0, arXiv 1712.01312) and HardKuma (arXiv 1905.08160). GA-Net (arXiv 1912.00349) is ``straight_through`` with
+``target=l1``, DynamicViT (arXiv 2106.02034) with its scorer and ``target=rate``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from beni.config.ranges import Above, AtLeast, AtMost, Below, Example
+from beni.nn import gate_distributions
+from beni.nn.choose import Budget, Positions, best, by_score, chosen_spec, kept, legible
+from beni.nn.gate_distributions import GateDistribution
+from beni.selector.gate_values import Temperature, start_of, together
+from beni.selector.scorers import make_scorer
+from beni.stage import Reads, Stage, StageContext
+from beni.types import TokenSpec, VisualTokens
+
+SPEED = 10.0
+"""A Lagrangian multiplier is ``target_weight * exp(SPEED * parameter)``: at a learning rate of 1e-3 it moves by 1 % a
+step at most, as that of arXiv 1905.08160 does."""
+SAFE = math.log(1e-3), math.log(1e6)
+"""Logarithms of a and b for which everything about a HardKuma gate is finite."""
+LIGHT = 0.01
+"""Of the multiplier's gradient, which an optimizer that norms gradients undoes: in the norm that is clipped the
+multiplier then weighs next to nothing."""
+
+
+class Gate(Stage):
+    """``(i, n, d) -> (i, n, d)`` with gates; in ``phase=drop`` with the closed tokens dropped, or ``(i, k, d)``.
+
+    Args:
+        tokens: spec of the incoming visual tokens.
+        dim_out: width of the llm, and so of the prompt.
+        phase: ``soft`` adds gates to attention, ``drop`` takes closed tokens out. Both have the same weights.
+        distribution: ``concrete`` (Gumbel-sigmoid), ``straight_through`` (that, 0 or 1 forward), ``hard_concrete``,
+            ``hardkuma``, or ``hardkuma_reflected``, of which 1 - z is Kumaraswamy.
+        scorer: what a gate depends on: ``cosine`` of token and prompt, an ``mlp`` of both and the mean token, or
+            ``dynamicvit``'s predictor, which reads no prompt.
+        hidden: width of the scorer (channels); ``auto`` takes that of the tokens.
+        start: P(open) at the start, where the scorer says nothing.
+        temperature: of the relaxation, at the start; null for HardKuma, which has none.
+        temperature_end: after half of the steps, and from then on.
+        cooling: how it gets there: ``linear``, ``exponential``, or ``constant``.
+        keep: which gates are open in evaluation and in ``phase=drop``: those above one half (``threshold``, at least one
+            of a row), or so many tokens of a row (a whole number, or a share up to 1.0), the most open ones.
+        positions: ``preserve`` the position ids that kept tokens have among all, or ``compact`` them.
+        target: for the probability that a gate is open: ``rate`` (square of its mean over a row minus
+            ``target_open``), ``l1`` (its mean), ``lagrangian`` (at most ``target_open``, by a multiplier that is
+            learned), or ``none``.
+        target_open: the share that should be open.
+        target_weight: of that loss; for ``lagrangian`` the first value of the multiplier.
+        prior: ``bernoulli`` [rate], ``beta_binomial`` [alpha, beta] of the rate of a row, ``beta`` [alpha, beta] and
+            ``kumaraswamy`` [a, b] of a HardKuma gate, or ``none``.
+        prior_values: its parameters.
+        prior_weight: of its loss: a KL divergence, or for ``beta_binomial`` the negative log likelihood (nats a token).
+
+    Raises:
+        ConfigError: values that do not go together.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenSpec,
+        dim_out: int,
+        *,
+        phase: Literal["soft", "drop"],
+        distribution: Literal["concrete", "straight_through", "hard_concrete", "hardkuma", "hardkuma_reflected"],
+        scorer: Literal["cosine", "mlp", "dynamicvit"],
+        hidden: Annotated[int, AtLeast(4)] | Literal["auto"],
+        start: Annotated[float, Above(0), Below(1), Example("0.9")],
+        temperature: Annotated[float, Above(0)] | None,
+        temperature_end: Annotated[float, Above(0)] | None,
+        cooling: Literal["constant", "linear", "exponential"],
+        keep: Literal["threshold"] | Annotated[int, AtLeast(1)] | Annotated[float, Above(0), AtMost(1)],
+        positions: Literal["preserve", "compact"],
+        target: Literal["none", "rate", "l1", "lagrangian"],
+        target_open: Annotated[float, Above(0), Below(1)] | None,
+        target_weight: Annotated[float, AtLeast(0)],
+        prior: Literal["none", "bernoulli", "beta_binomial", "beta", "kumaraswamy"],
+        prior_values: list[Annotated[float, Above(0)]],
+        prior_weight: Annotated[float, AtLeast(0)],
+    ) -> None:
+        super().__init__()
+        together(
+            phase=phase,
+            distribution=distribution,
+            temperature=temperature,
+            temperature_end=temperature_end,
+            cooling=cooling,
+            keep=keep,
+            positions=positions,
+            target=target,
+            target_open=target_open,
+            target_weight=target_weight,
+            prior=prior,
+            prior_values=prior_values,
+            prior_weight=prior_weight,
+        )
+        self.phase, self.distribution = phase, distribution
+        self.temperature = Temperature(temperature or 1.0, temperature_end or 1.0, cooling)
+        self.budget = None if keep == "threshold" else Budget(keep)
+        self.positions: Positions = positions
+        self.target, self.target_open, self.target_weight = target, target_open or 0.0, target_weight
+        self.prior, self.prior_values, self.prior_weight = prior, prior_values, prior_weight
+        self.start = start_of(distribution, start, temperature or 1.0)
+        width = tokens.dim if hidden == "auto" else hidden
+        self.scorer = make_scorer(scorer, tokens.dim, dim_out, width, len(self.start))
+        self.offset = nn.Parameter(torch.empty(len(self.start)))
+        self.multiplier = nn.Parameter(torch.empty(1)) if target == "lagrangian" else None
+
+    @property
+    def reads(self) -> frozenset[Reads]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Forms of the prompt that the scorer reads."""
+        return self.scorer.reads
+
+    @property
+    def auxiliary(self) -> Mapping[str, Literal["rows", "tokens"]]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The losses that its values ask for."""
+        by_row = {"target": self.target == "rate", "prior": self.prior == "beta_binomial"}
+        asked = {"target": self.target != "none", "prior": self.prior != "none"}
+        return {name: "rows" if by_row[name] else "tokens" for name in asked if asked[name]}
+
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        if self.phase == "soft":
+            return replace(tokens, gated=True)
+        if self.budget is None:
+            return replace(tokens, gated=True, grid=None, sources=(), fixed=False, mean=None)
+        return replace(chosen_spec(tokens, self.budget, self.positions), gated=True)
+
+    def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        gates = self.gates(tokens, context)
+        opened = self.opened(tokens, gates)
+        self._losses(tokens, gates, context)
+        self._tell(tokens, gates, opened, context)
+        if self.phase == "soft" and self.training:
+            log_gate = gates.log_gate(context.noise("gate", tokens.mask).to(gates.log_open.dtype))
+        else:  # a kept token has a gate of 0 whose gradient says what opening it further would do
+            log_gate = gates.log_open - gates.log_open.detach()
+        if self.phase == "soft" and not self.training:
+            log_gate = torch.where(opened | ~tokens.mask, log_gate, -torch.inf)
+        if self.multiplier is not None:  # a rank without images must have a gradient for it, too
+            log_gate = log_gate + 0.0 * self.multiplier
+        gated = replace(tokens, log_gate=log_gate if tokens.log_gate is None else log_gate + tokens.log_gate)
+        if self.phase == "soft":
+            return gated
+        return kept(gated, opened, self.budget or Budget(tokens.mask.shape[1]), self.positions)
+
+    def gates(self, tokens: VisualTokens, context: StageContext) -> GateDistribution:
+        """The distribution of each token's gate at this step."""
+        said = self.scorer(tokens, context.prompt)
+        said = (said if said.dtype == torch.float64 else said.float()) + self.offset
+        at = self.temperature.at(context.step, context.steps)
+        if self.distribution == "hard_concrete":
+            return gate_distributions.HardConcrete(said[..., 0], at)
+        if self.distribution in ("concrete", "straight_through"):
+            return gate_distributions.BinaryConcrete(said[..., 0], at, self.distribution == "straight_through")
+        reflected = self.distribution == "hardkuma_reflected"
+        log_a, log_b = (sign * said[..., i] for i, sign in enumerate((-1, 1) if reflected else (1, -1)))
+        return gate_distributions.HardKuma(log_a.clamp(*SAFE), log_b.clamp(*SAFE), reflected)
+
+    @torch.no_grad()
+    def opened(self, tokens: VisualTokens, gates: GateDistribution) -> Bool[Tensor, "i n"]:
+        """True at the tokens whose gates count as open when nothing is sampled."""
+        odds = gates.log_open - gates.log_closed
+        ranking = by_score(odds, tokens)
+        if self.budget is not None:
+            return best(tokens, ranking, self.budget)
+        above = (odds > 0) & legible(tokens)
+        return above | (best(tokens, ranking, Budget(1)) & ~above.any(1, keepdim=True))
+
+    def _losses(self, tokens: VisualTokens, gates: GateDistribution, context: StageContext) -> None:
+        """Leaves the auxiliary losses, as sums over what ``auxiliary`` says."""
+        real, p = tokens.mask, gates.open
+        each, opened = real.sum(1).to(p.dtype), torch.where(real, p, 0).sum(1)
+        if self.target == "rate":
+            loss = (opened / each.clamp(min=1) - self.target_open).square().sum()
+            context.loss("target", self.target_weight * loss, len(real))
+        elif self.target == "l1":
+            context.loss("target", self.target_weight * opened.sum(), real.numel())
+        elif self.multiplier is not None:
+            context.loss("target", self._lagrangian((opened - self.target_open * each).sum()), real.numel())
+        if self.prior == "beta_binomial":
+            alpha, beta = self.prior_values
+            loss = gate_distributions.beta_binomial(opened, each, alpha, beta) / each.clamp(min=1)
+            context.loss("prior", self.prior_weight * loss.sum(), len(real))
+        elif self.prior != "none":
+            loss = torch.where(real, self._divergence(gates), 0).sum()
+            context.loss("prior", self.prior_weight * loss, real.numel())
+
+    def _divergence(self, gates: GateDistribution) -> Float[Tensor, "i n"]:
+        """The KL divergence of each gate from the prior (nats)."""
+        if not isinstance(gates, gate_distributions.HardKuma) or self.prior == "bernoulli":
+            return gate_distributions.bernoulli_kl(gates, self.prior_values[0])
+        first, second = self.prior_values
+        return gates.kl_to_beta(first, second) if self.prior == "beta" else gates.kl_to_kumaraswamy(first, second)
+
+    def _lagrangian(self, excess: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Multiplier times excess. Gates go down its gradient, and the multiplier, whose gradient is turned round, goes
+        up: the sum of what micro-batches and ranks add is that of the step, so is the gradient, and the optimizer's
+        average of gradients is the moving average of the excess.
+        """
+        assert self.multiplier is not None
+        turned = self.multiplier.sum() - self.multiplier.detach().sum()
+        return self.weight() * excess - LIGHT * turned * excess.detach()
+
+    def weight(self) -> Float[Tensor, ""]:
+        """What the target counts now: the multiplier, where there is one."""
+        if self.multiplier is None:
+            return torch.tensor(self.target_weight)
+        return self.target_weight * torch.exp(SPEED * self.multiplier.detach()).sum()
+
+    def _tell(
+        self, tokens: VisualTokens, gates: GateDistribution, opened: Bool[Tensor, "i n"], context: StageContext
+    ) -> None:
+        """Leaves metrics and pictures: how open gates are, how many count as open, temperature and multiplier."""
+        real, p = tokens.mask, gates.open.detach()
+        context.metric("open", torch.where(real, p, 0).sum(), int(real.numel()))
+        context.metric("open_hard", opened.sum().to(p.dtype), int(real.numel()))
+        if self.distribution not in ("hardkuma", "hardkuma_reflected"):
+            context.metric("temperature", p.new_tensor(self.temperature.at(context.step, context.steps)), 1)
+        if self.multiplier is not None:
+            context.metric("multiplier", self.weight().to(p.dtype), 1)
+        if context.sink is not None and context.sink.wants_pictures:
+            for row, there in enumerate(real):
+                context.picture("open", row, p[row][there], tokens.yx[row][there])
+
+    def init_weights(self) -> None:
+        self.scorer.init_weights()
+        with torch.no_grad():
+            self.offset.copy_(torch.tensor(self.start))
+        if self.multiplier is not None:
+            nn.init.zeros_(self.multiplier)
