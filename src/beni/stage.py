@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from beni.errors import CompositionError
 from beni.nn.streams import derive
 from beni.types import ImageLayout, Nested, Prompt, TokenSpec, VisualTokens
 
@@ -207,3 +208,22 @@ class PassThrough(Stage):
 
     def init_weights(self) -> None:
         """Nothing to draw."""
+
+
+def require_gates_kept(stage: Stage, before: TokenSpec, after: TokenSpec, group: str, name: str) -> None:
+    """Raises CompositionError (E-GATE) where gated tokens come to a stage that neither reads gates nor hands them on.
+
+    Args:
+        before: spec of what comes to the stage.
+        after: spec of what it makes of that.
+        group: of the stage.
+        name: of the stage, for the message.
+    """
+    if before.gated and not after.gated and "log_gate" not in stage.reads:
+        raise CompositionError(
+            "E-GATE",
+            f"the tokens before {group}={name} are gated, and it merges tokens without a look at their gates: closed "
+            "ones would come back",
+            groups=tuple(dict.fromkeys(("selector", group))),
+            fix="set resampler=none, or resampler=perceiver, which reads gates",
+        )

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from beni.components import BACKBONES, COMPONENTS, PART_GROUPS
 from beni.config.architecture import settle_architectures
+from beni.config.chain import chained, settle_stages, with_chain
 from beni.config.check import check, check_values
 from beni.config.environment import marked, secret_problems, without_values
 from beni.config.foreign import drop_foreign_values
@@ -96,6 +97,7 @@ def freeze(composed: DictConfig, hydra: DictConfig) -> dict[str, Any]:
     """
     from beni.config.explain import explained
 
+    composed, chain = with_chain(composed, hydra), chained(hydra)
     with explained():
         sections = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         plain = OmegaConf.to_container(sections, resolve=True, throw_on_missing=True)
@@ -105,6 +107,8 @@ def freeze(composed: DictConfig, hydra: DictConfig) -> dict[str, Any]:
     run["choices"] = {
         g: o for g, o in hydra.runtime.choices.items() if isinstance(o, str) and not g.startswith("hydra/")
     }
+    if chain:
+        run["choices"]["selector"] = "+".join(chain)
     for group in CHOSEN:
         if group not in run["choices"] and run.get(group):  # of a list Hydra names none, and merges them into one
             raise ConfigError(
@@ -124,6 +128,7 @@ def _judge(run: dict[str, Any], hydra: DictConfig) -> None:
     Raises:
         ConfigError: see ``beni.config.check``.
     """
+    settle_stages(run)
     drop_foreign_values(run, hydra)
     check_values(run)
     if problems := list(hydra_problems(hydra)):

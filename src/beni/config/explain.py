@@ -44,7 +44,8 @@ def explained() -> Iterator[None]:
 
 def _missing_option(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file or "").rpartition("/")
-    options = sorted(error.options or [])
+    # of a list of options Hydra does not say which there are
+    options = sorted(error.options or {path.stem for path in (conf_dir() / group).glob("*.yaml")})
     if not group:
         return str(error).splitlines()[0]
     if not options:

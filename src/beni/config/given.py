@@ -14,6 +14,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from beni.components import PART_GROUPS
 from beni.config.option_file import read_option_file
 
 PRESETS = "given_by_presets"
@@ -30,7 +31,7 @@ def note_given(content: dict[str, Any]) -> dict[str, Any]:
     chosen = {}
     for entry in content.get("defaults") or []:
         for group, option in entry.items() if isinstance(entry, Mapping) else ():
-            if isinstance(option, str):
+            if isinstance(option, str | list):
                 chosen[str(group).removeprefix("override ").strip().lstrip("/")] = option
     hydra = content.get("hydra") or {}
     runtime = hydra.get("runtime") or {}
@@ -52,8 +53,8 @@ def given_by_presets(hydra: DictConfig) -> dict[str, Any]:
     return _noted(hydra, PRESETS)
 
 
-def chosen_by_presets(hydra: DictConfig) -> dict[str, str]:
-    """Group -> the option that a preset chooses, whatever an override chose in its place."""
+def chosen_by_presets(hydra: DictConfig) -> dict[str, Any]:
+    """Group -> the option that a preset chooses, or a list of them, whatever an override chose in its place."""
     return _noted(hydra, PRESET_CHOICES)
 
 
@@ -71,10 +72,19 @@ def given_by_overrides(hydra: DictConfig) -> dict[str, Any]:
         value = override.value()
         if isinstance(value, str) and override.key_or_group in hydra.runtime.choices:
             continue  # an option
+        if isinstance(value, list) and override.key_or_group in PART_GROUPS:
+            continue  # several of them
         for name in reversed(override.key_or_group.split(".")):
             value = {name: value}
         tree = merged(tree, _plain(value))
     return tree
+
+
+def listed_by_overrides(hydra: DictConfig) -> dict[str, list[Any]]:
+    """Group -> the options that the last override with a list of them names."""
+    overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    values = {one.key_or_group: one.value() for one in overrides if one.key_or_group in PART_GROUPS}
+    return {group: _plain(value) for group, value in values.items() if isinstance(value, list)}
 
 
 def own(hydra: DictConfig, group: str) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from beni.model.viewer import Viewer, placeholders
 from beni.nn.recompute import recomputed
 from beni.nn.streams import torch_stream
 from beni.quantization.base import Quantization
-from beni.stage import PROMPTS, Reads, Stage, StageContext
+from beni.stage import PROMPTS, Reads, Stage, StageContext, require_gates_kept
 from beni.types import (
     Batch,
     ImageInputs,
@@ -371,14 +371,7 @@ class BeniForConditionalGeneration(Answering, PreTrainedModel, GenerationMixin):
             stage: Stage = build_stage(self.config.parts[group], tokens=tokens, dim_out=self.llm.hidden_size, **known)
             stage.init_weights()
         self.specs[group] = stage.spec(tokens)
-        if tokens.gated and not self.specs[group].gated and "log_gate" not in stage.reads:
-            raise CompositionError(
-                "E-GATE",
-                f"the tokens before {group}={type(stage).__name__} are gated, and it merges tokens without a look at "
-                "their gates: closed ones would come back",
-                groups=("selector", group),
-                fix="set resampler=none, or resampler=perceiver, which reads gates",
-            )
+        require_gates_kept(stage, tokens, self.specs[group], group, type(stage).__name__)
         return stage
 
     def _check_views(self) -> None:

@@ -71,7 +71,8 @@ def best(tokens: VisualTokens, ranking: Int[Tensor, "i m"], budget: Budget) -> B
     """True at the tokens of each row that its budget keeps."""
     counts = budget.each(tokens.mask.sum(1))
     wanted = torch.arange(ranking.shape[1], device=ranking.device) < counts[:, None]
-    return torch.zeros_like(tokens.mask).scatter(1, ranking, wanted) & tokens.mask
+    # a place may stand in the ranking again, behind those that are wanted
+    return (torch.zeros_like(tokens.mask).long().scatter_add(1, ranking, wanted.long()) > 0) & tokens.mask
 
 
 def kept(tokens: VisualTokens, which: Bool[Tensor, "i n"], budget: Budget | None, positions: Positions) -> VisualTokens:

@@ -4,9 +4,9 @@ A determinantal point process whose kernel is r_i cos(x_i, x_j) r_j, with r the 
 between 0 and 1 in each view. The set of a given size with the largest determinant is sought greedily (arXiv
 1709.05135). Where nothing is asked and nothing is learned for that case, r is 1, and the tokens only differ.
 
-Reference: ``encode_images`` of the released ``llava_arch.py``; the tests derive the same choice from determinants. There
-the relevance is the negative cosine of CLIP's projected patches with CLIP's text embedding; here it is a cosine in a
-learned space (``prompt_scores``), since any encoder and any llm may meet.
+Reference: ``encode_images`` of the released ``llava_arch.py``; the tests derive the same choice from determinants.
+There the relevance is the negative cosine of CLIP's projected patches with CLIP's text embedding; here it is a cosine
+in a learned space (``prompt_scores``), since any encoder and any llm may meet.
 """
 
 from __future__ import annotations

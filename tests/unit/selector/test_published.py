@@ -1,0 +1,233 @@
+"""Published selectors, each against its rule written out token by token in double precision."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from beni.selector.cdpruner import most_diverse
+from beni.selector.divprune import DivPrune
+from beni.selector.holov import HoloV
+from beni.selector.prumerge import PruMerge
+from beni.selector.tome import TokenMerging
+from beni.selector.visionzip import VisionZip
+from beni.selector.vispruner import VisPruner
+from beni.stage import StageContext
+from beni.types import TokenSpec, VisualTokens
+
+N, DIM, KEYS = 30, 12, 6
+SPEC = TokenSpec(n=N, dim=DIM, grid=(5, 6), attn=True, keys=KEYS)
+
+
+@pytest.fixture
+def tokens() -> VisualTokens:
+    generator = torch.Generator().manual_seed(0)
+    made = VisualTokens.dense(torch.randn(3, N, DIM, generator=generator, dtype=torch.float64), (5, 6))
+    return replace(
+        made,
+        attn=torch.rand(3, N, generator=generator, dtype=torch.float64).softmax(1),
+        keys=torch.randn(3, N, KEYS, generator=generator, dtype=torch.float64),
+    )
+
+
+def kept(out: VisualTokens, row: int) -> list[int]:
+    return out.mask[row].nonzero()[:, 0].tolist()
+
+
+def cosines(x: torch.Tensor) -> torch.Tensor:
+    return F.normalize(x, dim=-1) @ F.normalize(x, dim=-1).T
+
+
+def test_divprune_takes_the_token_farthest_from_its_nearest_chosen_one(tokens):
+    out = DivPrune(SPEC, keep=7, positions="preserve")(tokens, StageContext())
+    for row in range(3):
+        distance = 1 - cosines(tokens.x[row])
+        others = [min(float(distance[i, j]) for j in range(N) if j != i) for i in range(N)]
+        chosen = [int(np.argmax(others))]
+        while len(chosen) < 7:
+            rest = [i for i in range(N) if i not in chosen]
+            chosen.append(max(rest, key=lambda i: min(float(distance[i, j]) for j in chosen)))
+        assert kept(out, row) == sorted(chosen)
+        assert out.x[row][chosen].equal(tokens.x[row][chosen])
+
+
+def test_vispruner_removes_duplicates_of_what_is_not_attended_to(tokens):
+    out = VisPruner(SPEC, keep=10, positions="preserve", important=0.4)(tokens, StageContext())
+    for row in range(3):
+        order = sorted(range(N), key=lambda i: -float(tokens.attn[row, i]))
+        important, rest = order[:4], order[4:]
+        alike = cosines(tokens.x[row])
+        while (r := min(8, len(rest) - 6)) > 0:
+            a, b = rest[::2], rest[1::2]
+            nearest = {i: max(float(alike[i, j]) for j in b) for i in a}
+            left = sorted(a, key=lambda i: -nearest[i])[r:]
+            rest = left + b
+        assert kept(out, row) == sorted(important + rest)
+
+
+def test_holov_gives_each_crop_a_share_by_attention_and_variety(tokens):
+    crops, k, alpha = 4, 9, 0.09
+    out = HoloV(SPEC, keep=k, positions="preserve", crops=crops, diversity=alpha)(tokens, StageContext())
+    for row in range(3):
+        attn, x = tokens.attn[row].float(), tokens.x[row]
+        sizes = [N // crops + (c < N % crops) for c in range(crops)]
+        borders = np.cumsum([0, *sizes])
+        means, members = [], []
+        for a, b in pairwise(borders):
+            own = list(range(a, b))
+            alike = cosines(x[own]).float() * (1 - torch.eye(len(own)))
+            mean = alike.sum(1) / (len(own) - 1)
+            variance = ((alike - mean[:, None]) ** 2).sum(1) / (len(own) - 1)
+            scaled = attn[own] * 1e3
+            level = scaled.abs().mean() / (variance.abs().mean() + 1e-6)
+            means.append(float((scaled + alpha * variance * level).mean()))
+            members.append(own)
+        share = np.array(means) / (sum(means) + 1e-6)
+        granted = np.floor(share * k).astype(int)
+        for c in np.argsort(-share)[: k - granted.sum()]:
+            granted[c] += 1
+        assert all(g <= len(m) for g, m in zip(granted, members, strict=True))  # nothing to fill up in this case
+        expected = [
+            i for own, g in zip(members, granted, strict=True) for i in sorted(own, key=lambda i: -float(attn[i]))[:g]
+        ]
+        assert kept(out, row) == sorted(expected)
+
+
+def test_visionzip_adds_the_mean_of_the_rest_to_every_so_many_th_of_them(tokens):
+    out = VisionZip(SPEC, keep=8, positions="preserve", contextual=0.375)(tokens, StageContext())
+    for row in range(3):
+        order = sorted(range(N), key=lambda i: -float(tokens.attn[row, i]))
+        dominant, rest = order[:5], sorted(order[5:])
+        targets = rest[:: len(rest) // 3][:3]
+        alike = cosines(tokens.keys[row])
+        goes = {i: max(targets, key=lambda t: float(alike[i, t])) for i in rest if i not in targets}
+        assert kept(out, row) == sorted(dominant + targets)
+        for i in dominant:
+            assert out.x[row, i].equal(tokens.x[row, i])
+        for t in targets:
+            own = [i for i, target in goes.items() if target == t]
+            expected = tokens.x[row, t] + (tokens.x[row][own].mean(0) if own else 0)
+            torch.testing.assert_close(out.x[row, t], expected, rtol=1e-10, atol=1e-10)
+            assert float(out.size[row, t]) == 1 + len(own)
+        assert float((out.size * out.mask)[row].sum()) == N
+
+
+def outstanding(tokens: VisualTokens) -> VisualTokens:
+    """Some tokens, another number in each row, are attended to far more than others."""
+    attn = tokens.attn.clone()
+    for row in range(3):
+        attn[row, row :: 12 // (row + 1)] += 1 + 0.1 * row
+    return replace(tokens, attn=attn / attn.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("keep", [6, "adaptive"])
+def test_prumerge_adds_what_is_like_a_kept_token_and_one_token_for_the_rest(tokens, keep):
+    tokens = outstanding(tokens)
+    out = PruMerge(SPEC, keep=keep, positions="preserve", neighbours=4, plus=False)(tokens, StageContext())
+    counts = set()
+    for row in range(3):
+        attn = tokens.attn[row]
+        order = sorted(range(N), key=lambda i: -float(attn[i]))
+        if keep == "adaptive":
+            low, high = np.percentile(attn, [25, 75])
+            chosen = [i for i in order if float(attn[i]) > high + 1.5 * (high - low)]
+            assert 0 < len(chosen) < N
+        else:
+            chosen = order[: keep - 1]
+        rest = [i for i in range(N) if i not in chosen]
+        extra = max(rest, key=lambda i: float(attn[i]))
+        alike = cosines(tokens.keys[row])
+        assert kept(out, row) == sorted([*chosen, extra])
+        for i in chosen:
+            near = sorted((j for j in range(N) if j != i), key=lambda j: -float(alike[i, j]))[:4]
+            expected = tokens.x[row, i] + sum(attn[j] * tokens.x[row, j] for j in near)
+            torch.testing.assert_close(out.x[row, i], expected, rtol=1e-10, atol=1e-10)
+        expected = sum(attn[j] * tokens.x[row, j] for j in rest)
+        torch.testing.assert_close(out.x[row, extra], expected, rtol=1e-10, atol=1e-10)
+        assert float((out.size * out.mask)[row].sum()) == N
+        counts.add(len(chosen))
+    assert keep != "adaptive" or len(counts) > 1
+
+
+def test_prumerge_plus_keeps_tokens_at_even_distances_too(tokens):
+    tokens = outstanding(tokens)
+    few, more = (
+        PruMerge(SPEC, keep="adaptive", positions="preserve", neighbours=4, plus=plus)(tokens, StageContext())
+        for plus in (False, True)
+    )
+    for row in range(3):
+        outliers = len(kept(few, row)) - 1
+        step = max(1, N // outliers // 3)
+        assert set(range(0, N, step)) <= set(kept(more, row))
+
+
+def merge_by_hand(x: list, size: list, keys: list, k: int) -> tuple[list, list]:
+    """Bipartite soft matching, a list of tokens at a time; what is left stays in reading order."""
+    place = list(range(len(x)))
+    while len(x) > k:
+        a, b = range(0, len(x), 2), range(1, len(x), 2)
+        alike = cosines(torch.stack(keys))
+        best = {i: max(b, key=lambda j: float(alike[i, j])) for i in a}
+        r = min(len(x) - k, len(x) // 2)
+        gone = sorted(a, key=lambda i: -float(alike[i, best[i]]))[:r]
+        weighted = [v * s for v, s in zip(x, size, strict=True)]
+        weighted_keys = [v * s for v, s in zip(keys, size, strict=True)]
+        total = list(size)
+        for i in gone:
+            weighted[best[i]] = weighted[best[i]] + weighted[i]
+            weighted_keys[best[i]] = weighted_keys[best[i]] + weighted_keys[i]
+            total[best[i]] += total[i]
+        left = [i for i in range(len(x)) if i not in gone]
+        x, keys = [weighted[i] / total[i] for i in left], [weighted_keys[i] / total[i] for i in left]
+        size, place = [total[i] for i in left], [place[i] for i in left]
+    return x, place
+
+
+@pytest.mark.parametrize("keep", [16, 5, 1])
+def test_tome_merges_the_most_similar_pairs_round_by_round(tokens, keep):
+    out = TokenMerging(SPEC, keep=keep, positions="compact", metric="keys", proportional=False)(tokens, StageContext())
+    for row in range(3):
+        x, place = merge_by_hand(list(tokens.x[row]), [1.0] * N, list(tokens.keys[row]), keep)
+        torch.testing.assert_close(out.x[row], torch.stack(x), rtol=1e-10, atol=1e-10)
+        assert len(place) == keep
+    assert out.size.sum(1).tolist() == [N] * 3
+    torch.testing.assert_close((out.x * out.size[..., None]).sum(1), tokens.x.sum(1), rtol=1e-10, atol=1e-10)
+
+
+def test_proportional_attention_to_merged_tokens_is_that_to_the_tokens_they_were():
+    """Exactly, where those that are merged are alike."""
+    from beni.nn.attention import attend
+
+    generator = torch.Generator().manual_seed(0)
+    different = torch.randn(1, 6, DIM, generator=generator, dtype=torch.float64)
+    x = different.repeat_interleave(2, 1)  # neighbours are alike, and so one of each set
+    out = TokenMerging(TokenSpec(n=12, dim=DIM), keep=6, positions="compact", metric="features", proportional=True)(
+        VisualTokens.dense(x, (3, 4)), StageContext()
+    )
+    query = torch.randn(1, 2, 3, DIM, generator=generator, dtype=torch.float64)
+
+    def read(tokens: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+        keys = tokens[:, None].expand(-1, 2, -1, -1)
+        return attend(query, keys, keys, log_gate=gate)
+
+    torch.testing.assert_close(read(out.x, out.log_gate), read(x, None), rtol=1e-12, atol=1e-12)
+
+
+def test_cdpruner_makes_the_determinant_larger_by_as_much_as_one_token_can():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(8, 5, generator=generator, dtype=torch.float64)
+    relevance = torch.rand(8, generator=generator, dtype=torch.float64)
+    kernel = relevance[:, None] * cosines(x) * relevance
+    chosen: list[int] = []
+    while len(chosen) < 4:
+        rest = [i for i in range(8) if i not in chosen]
+        chosen.append(max(rest, key=lambda i: float(torch.linalg.det(kernel[[*chosen, i]][:, [*chosen, i]]))))
+    assert most_diverse(kernel[None], 4)[0].tolist() == chosen
+    greedy = float(torch.linalg.det(kernel[chosen][:, chosen]))
+    best = max(float(torch.linalg.det(kernel[list(s)][:, list(s)])) for s in combinations(range(8), 4))
+    assert 0.5 * best <= greedy <= best * (1 + 1e-9)
