@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -169,8 +169,8 @@ class Stage(nn.Module, ABC):
         nested: the stage can make several numbers of tokens, of which training draws.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset()
-    auxiliary: ClassVar[Mapping[str, Literal["rows", "tokens"]]] = {}
+    reads: frozenset[Reads] = frozenset()
+    auxiliary: Mapping[str, Literal["rows", "tokens"]] = {}
     nested: Nested | None = None
 
     @abstractmethod

@@ -91,7 +91,8 @@ class InlineFusion(Fusion):
         fused = self._looking_ahead(fused, visual)
         if visual.dropped is None:
             return fused
-        return fused.keep(torch.ones_like(is_image).masked_scatter(is_image, visual.mask[laid]))
+        kept = torch.ones_like(is_image).masked_scatter(is_image, visual.mask[laid])
+        return fused.keep(kept, visual.compact)
 
     def blank(self, sequence: Sequence, visual: VisualTokens) -> Sequence:
         nothing = self._scaled(visual, visual.laid).sum()

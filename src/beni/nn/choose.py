@@ -8,13 +8,16 @@ where nothing is trained.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from beni.errors import CompositionError
 from beni.nn.gates import is_open
 from beni.types import TokenSpec, VisualTokens
 
@@ -43,9 +46,11 @@ class Budget:
         return torch.minimum((self.keep * real.double() + 0.5).long().clamp(min=1), real)
 
 
-def chosen_spec(tokens: TokenSpec, budget: Budget, positions: Positions) -> TokenSpec:
-    """What is known of tokens of which a budget is kept; they form no grid."""
+def chosen_spec(tokens: TokenSpec, budget: Budget | None, positions: Positions) -> TokenSpec:
+    """What is known of tokens of which a budget is kept, or as many as the picture deserves; they form no grid."""
     left = replace(tokens, grid=None, sources=())
+    if budget is None:
+        return replace(left, fixed=False, mean=None)
     if positions == "preserve":
         return replace(left, fixed=False, mean=budget.of(tokens.mean or tokens.n))
     mean = None if tokens.mean is None else float(budget.of(tokens.mean))
@@ -69,13 +74,15 @@ def best(tokens: VisualTokens, ranking: Int[Tensor, "i m"], budget: Budget) -> B
     return torch.zeros_like(tokens.mask).scatter(1, ranking, wanted) & tokens.mask
 
 
-def kept(tokens: VisualTokens, which: Bool[Tensor, "i n"], budget: Budget, positions: Positions) -> VisualTokens:
-    """The tokens where ``which`` is True, of which no row has more than the budget.
+def kept(tokens: VisualTokens, which: Bool[Tensor, "i n"], budget: Budget | None, positions: Positions) -> VisualTokens:
+    """The tokens where ``which`` is True, of which no row has more than the budget, where there is one.
 
-    With compact positions rows that keep fewer than others are filled with tokens that are not real.
+    Without a budget the text is laid out for all; what is not kept is taken out by fusion, which closes the gaps
+    in the position ids where they are compact. With one, and compact positions, rows that keep fewer than others
+    are filled with tokens that are not real.
     """
-    if positions == "preserve":
-        return tokens.drop(which)
+    if positions == "preserve" or budget is None:
+        return replace(tokens.drop(which), compact=positions == "compact")
     return gathered(tokens, which, budget.of(tokens.mask.shape[1]))
 
 
@@ -101,3 +108,83 @@ def by_score(scores: Float[Tensor, "i n"], tokens: VisualTokens) -> Int[Tensor, 
 def legible(tokens: VisualTokens) -> Bool[Tensor, "i n"]:
     """True at real tokens whose gate, where they have one, is not closed."""
     return tokens.mask if tokens.log_gate is None else tokens.mask & is_open(tokens.log_gate)
+
+
+Work = Callable[[VisualTokens, int], tuple[VisualTokens, Bool[Tensor, "g n"]]]
+"""(rows of equal length without padding, how many to keep) -> the tokens, changed or not, and True at those to keep."""
+
+
+def in_full_rows(tokens: VisualTokens, budget: Budget | None, work: Work) -> tuple[VisualTokens, Bool[Tensor, "i n"]]:
+    """Lets ``work`` choose among the legible tokens of rows that have equally many, without padding between them.
+
+    Args:
+        budget: None where ``work`` decides how many; it is told all then.
+
+    Returns:
+        The tokens as ``work`` has changed them, and True at those to keep: where a row has fewer legible tokens than
+        its budget asks for, tokens behind closed gates too.
+    """
+    readable = legible(tokens)
+    order = torch.argsort((~readable).long(), dim=1, stable=True)
+    which, fields = torch.zeros_like(tokens.mask), tokens.per_token()
+    for rows, count, k in _alike(tokens, readable, budget):
+        places = order[rows, :count]
+        made, chosen_here = work(tokens.select(rows).gather(places), k)
+        at = (rows[:, None], places)
+        which = which.index_put(at, chosen_here)
+        for name, tensor in made.per_token().items():
+            if tensor.is_floating_point():
+                fields[name] = fields[name].to(tensor.dtype).index_put(at, tensor)
+    if budget is not None:
+        which = best(tokens, torch.argsort(2 - 2 * which.long() + (~tokens.mask).long(), dim=1, stable=True), budget)
+    return replace(tokens, **fields), which
+
+
+def _alike(
+    tokens: VisualTokens, readable: Bool[Tensor, "i n"], budget: Budget | None
+) -> Iterator[tuple[Int[Tensor, "g"], int, int]]:
+    """Rows that have as many legible tokens and keep as many of them: (rows, legible tokens, how many to keep)."""
+    images, n = readable.shape
+    if readable.is_meta:  # a dry run, where every token is real
+        yield torch.arange(images, device=readable.device), n, budget.of(n) if budget else n
+        return
+    legibles = readable.sum(1)
+    wanted = legibles if budget is None else torch.minimum(budget.each(tokens.mask.sum(1)), legibles)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, sizes in enumerate(zip(legibles.tolist(), wanted.tolist(), strict=True)):
+        groups.setdefault(sizes, []).append(row)
+    for (count, k), rows in groups.items():
+        if k:
+            yield torch.tensor(rows, device=readable.device), count, k
+
+
+def at_places(places: Int[Tensor, "g k"], n: int) -> Bool[Tensor, "g n"]:
+    """True at the places."""
+    return torch.zeros(len(places), n, dtype=torch.bool, device=places.device).scatter(1, places, True)
+
+
+def refuse_gates(tokens: TokenSpec, part: str) -> None:
+    """Raises CompositionError (E-GATE) for tokens with gates: a part that merges tokens would let closed ones in."""
+    if tokens.gated:
+        raise CompositionError(
+            "E-GATE",
+            f"{part} merges tokens without a look at their gates: closed ones would come back",
+            groups=("selector",),
+            fix=f"put the gate behind {part}",
+        )
+
+
+def unit(x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+    """Vectors of length one in single precision or better, for cosines; a zero vector stays one."""
+    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
+
+
+def taken_up(tokens: VisualTokens, weights: Float[Tensor, "i n n"], sizes: Float[Tensor, "i n n"]) -> VisualTokens:
+    """The tokens, each with a weighted sum of others added to its features, and shares of others to its size.
+
+    Args:
+        weights: of each token (last axis) in each.
+        sizes: the share of each token's patches (last axis) that each stands for from now on.
+    """
+    x = tokens.x + weights.to(tokens.x.dtype) @ tokens.x
+    return replace(tokens, x=x, size=tokens.size + (sizes * tokens.size[:, None]).sum(2))

@@ -8,7 +8,7 @@ drawn from N(0, 1/d). It takes as many of them as a table says for the number of
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -34,7 +34,7 @@ class Aria(Stage):
         CompositionError: E-HEADS when ``num_heads`` does not divide the width.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
+    reads: frozenset[Reads] = frozenset({"log_gate"})
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -46,7 +46,7 @@ class Mqt(Stage):
             E-HEADS when ``num_heads`` does not divide the width, E-DIM when 4 does not.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
+    reads: frozenset[Reads] = frozenset({"log_gate"})
 
     def __init__(
         self,

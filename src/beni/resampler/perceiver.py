@@ -8,7 +8,7 @@ are drawn from N(0, 1/d) and the residual branches start smaller by 1/sqrt(2 dep
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ class Perceiver(Stage):
             differs from the width of the incoming tokens.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
+    reads: frozenset[Reads] = frozenset({"log_gate"})
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ twice the height. Without positions of its own the result does not depend on the
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class PerceiverFlamingo(Stage):
         qk_norm: a LayerNorm on each head of queries and keys, as IDEFICS allows.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
+    reads: frozenset[Reads] = frozenset({"log_gate"})
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ Deviation: the initial weights are those of ``resampler=perceiver``.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from torch import nn
 
@@ -34,7 +34,7 @@ class PerceiverIdefics2(Stage):
         CompositionError: E-HEADS when ``num_kv_heads`` does not divide ``num_heads``.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
+    reads: frozenset[Reads] = frozenset({"log_gate"})
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ trains it on image-text pairs first, without an llm.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -40,7 +40,7 @@ class QFormer(Stage):
             ``cross_attention_every`` is below 1.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
+    reads: frozenset[Reads] = frozenset({"log_gate"})
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ the text in the last layer, whose result nothing reads, is left out.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -41,7 +41,7 @@ class QFormerInstruct(Stage):
             ``cross_attention_every`` is below 1.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"prompt", "log_gate"})
+    reads: frozenset[Reads] = frozenset({"prompt", "log_gate"})
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ class QFormerWindow(Stage):
             when ``num_heads`` does not divide the width.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
+    reads: frozenset[Reads] = frozenset({"log_gate"})
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ The norm and the matrix after the attention, which the release keeps in the visi
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
@@ -40,7 +40,7 @@ class QwenVL(Stage):
         CompositionError: E-HEADS when ``num_heads`` does not divide the llm's width, E-DIM when 4 does not.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
+    reads: frozenset[Reads] = frozenset({"log_gate"})
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ that a query reads; a cell that is closed altogether gives zeros.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -54,7 +54,7 @@ class Sva(Stage):
             ``num_heads`` does not divide ``hidden_size``, E-DEPTH when ``depth`` or ``groups`` is below 1.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
+    reads: frozenset[Reads] = frozenset({"log_gate"})
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ the llm, there 1024 and 4096. Gates weigh the tokens that a coarse one is made o
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,7 @@ class TokenPacker(Stage):
             no further layers come along, E-HEADS when ``num_heads`` does not divide ``hidden_size``.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
+    reads: frozenset[Reads] = frozenset({"log_gate"})
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ one (as FasterVLM, arXiv 2412.01818, does), else the mean over all tokens.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from beni.config.ranges import Above, AtLeast, AtMost
 from beni.nn.choose import Budget, Positions, by_score, chosen, chosen_spec
@@ -21,7 +21,7 @@ class AttendedTokens(Stage):
         positions: ``preserve`` the position ids that the kept tokens have among all, or ``compact`` them.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"attn"})
+    reads: frozenset[Reads] = frozenset({"attn"})
 
     def __init__(
         self,

@@ -143,12 +143,17 @@ class Sequence:
         packed = replace(self, **chosen, mask=None, cu_seqlens=borders, longest=None, left_padded=False)
         return packed, real.flatten().cumsum(0).view_as(real) - 1
 
-    def keep(self, kept: Bool[Tensor, "b t"]) -> Sequence:
+    def keep(self, kept: Bool[Tensor, "b t"], compact: bool = False) -> Sequence:
         """Without the positions where ``kept`` is False, in either layout; what is left keeps its ``position_ids``.
 
         Padding goes too where every row is long enough without it.
+
+        Args:
+            compact: what is left moves up by one position id for each position of its sample that went before it.
         """
         kept = kept & self.real
+        if compact:
+            return replace(self, position_ids=self.position_ids - self._gone_before(kept)).keep(kept)
         if self.cu_seqlens is not None:
             counted = F.pad(kept[0].cumsum(0), (1, 0))
             borders = counted[self.cu_seqlens.long()].to(self.cu_seqlens.dtype)
@@ -164,6 +169,16 @@ class Sequence:
             if name in chosen:
                 chosen[name] = chosen[name].masked_fill(~mask, nothing)
         return replace(self, **chosen, mask=mask.long())
+
+    def _gone_before(self, kept: Bool[Tensor, "b t"]) -> Int[Tensor, "b t"]:
+        """Real positions of the same sample before each one that are not kept."""
+        gone = (self.real & ~kept).long()
+        before = gone.cumsum(1) - gone
+        if self.cu_seqlens is None:
+            return before
+        borders = self.cu_seqlens.long()
+        starts = F.pad(gone[0].cumsum(0), (1, 0))[borders[:-1]]
+        return before - starts.repeat_interleave(borders.diff())[None]
 
     def _at(self, choose: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """Name -> tensor of every field with one entry a position, but the mask, chosen alike."""

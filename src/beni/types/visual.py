@@ -41,6 +41,7 @@ class VisualTokens:
         grids: that of each row, when every row is such a grid but not all of one shape; else empty.
         dropped: True where a stage that keeps as many tokens as the picture deserves has taken one out. It has a place
             in the text all the same, which fusion takes out too; padding has none.
+        compact: position ids close up where a token has been dropped; else the others keep theirs.
         log_gate: what is added to the logits of attention to a token: 0 leaves it open, -inf closes it.
         deep: features for deeper layers of the llm, side by side in the channels, each of the llm's width.
         attn: attention that the last layer of the encoder whose output is read pays to each token, the mean over its
@@ -58,6 +59,7 @@ class VisualTokens:
     sources: tuple[VisualTokens, ...] = ()
     grids: tuple[tuple[int, int], ...] = ()
     dropped: Bool[Tensor, "i n"] | None = field(default=None, metadata=PER_TOKEN)
+    compact: bool = False
     log_gate: Float[Tensor, "i n"] | None = field(default=None, metadata=PER_TOKEN)
     deep: Float[Tensor, "i n e"] | None = field(default=None, metadata=PER_TOKEN)
     attn: Float[Tensor, "i n"] | None = field(default=None, metadata=PER_TOKEN)
@@ -188,7 +190,8 @@ class VisualTokens:
     def cat(pieces: Sequence[VisualTokens]) -> VisualTokens:
         """``(i, n, d), (i, m, d), ... -> (i, n + m + ..., d)``: the tokens of each row end to end, on no grid."""
         joined = {name: torch.cat(tensors, 1) for name, tensors in _filled(pieces).items()}
-        return replace(_richest(pieces), **joined, grid=None, grids=(), sources=())
+        compact = any(piece.compact for piece in pieces)
+        return replace(_richest(pieces), **joined, grid=None, grids=(), sources=(), compact=compact)
 
     @staticmethod
     def stack(batches: Sequence[VisualTokens]) -> VisualTokens:
@@ -211,6 +214,7 @@ class VisualTokens:
             grid=grids[0] if same else None,
             grids=each if len(each) == len(grids) else (),
             sources=(),
+            compact=any(batch.compact for batch in batches),
         )
 
 
