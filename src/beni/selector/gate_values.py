@@ -102,8 +102,7 @@ def _targets(values: dict[str, Any]) -> Iterator[str]:
     if (target == "none") != (weight == 0):
         fix = "0.0" if target == "none" else "1.0, or selector.target=none selector.target_open=null"
         yield (
-            f"selector.target={target} with selector.target_weight={weight}\n"
-            f"  fix: set selector.target_weight={fix}"
+            f"selector.target={target} with selector.target_weight={weight}\n  fix: set selector.target_weight={fix}"
         )
 
 
@@ -112,10 +111,7 @@ def _priors(values: dict[str, Any]) -> Iterator[str]:
     expected = {"none": 0, "bernoulli": 1}.get(prior, 2)
     if len(given) != expected or (prior == "bernoulli" and given[0] >= 1):
         example = {"none": "[]", "bernoulli": "[0.25], a rate below 1"}.get(prior, "[0.33, 1.0]")
-        yield (
-            f"selector.prior={prior} with selector.prior_values={given}\n"
-            f"  fix: set selector.prior_values={example}"
-        )
+        yield (f"selector.prior={prior} with selector.prior_values={given}\n  fix: set selector.prior_values={example}")
     if (prior == "none") != (weight == 0):
         fix = "0.0" if prior == "none" else "0.1, or selector.prior=none 'selector.prior_values=[]'"
         yield f"selector.prior={prior} with selector.prior_weight={weight}\n  fix: set selector.prior_weight={fix}"
