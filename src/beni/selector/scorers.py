@@ -62,7 +62,9 @@ class CosineScorer(Scorer):
     def forward(self, tokens: VisualTokens, prompt: Prompt | None) -> Float[Tensor, "i n outputs"]:
         x = self.token_proj(self.norm(tokens.x))
         t = self.prompt_proj(mean_prompt(prompt, tokens, self.prompt_proj.in_features))
-        cosine = (F.normalize(x.float(), dim=-1) * F.normalize(t.float(), dim=-1)[:, None]).sum(-1, keepdim=True)
+        if x.dtype != torch.float64:  # norms of half precision would round the angle
+            x, t = x.float(), t.float()
+        cosine = (F.normalize(x, dim=-1) * F.normalize(t, dim=-1)[:, None]).sum(-1, keepdim=True)
         return F.softplus(self.steepness) * cosine.to(tokens.x.dtype)
 
     def init_weights(self) -> None:
