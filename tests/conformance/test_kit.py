@@ -6,9 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from beni.conformance.behaviour import reads_the_prompt_it_asks_for
+from beni.conformance.behaviour import (
+    keeps_the_images_of_a_batch_apart,
+    passes_gradients_to_every_parameter_and_token,
+    reads_the_prompt_it_asks_for,
+)
+from beni.conformance.noise import (
+    does_in_evaluation_what_no_step_changes,
+    draws_what_belongs_to_the_sample_and_the_step,
+)
 from beni.conformance.properties import PROPERTIES
-from beni.conformance.structure import carries_what_its_spec_says
+from beni.conformance.structure import carries_what_its_spec_says, leaves_the_auxiliary_losses_it_declares
 from beni.conformance.subject import find_subject
 from beni.conformance.verdict import Excused, NotMet
 from beni.types import VisualTokens
@@ -23,7 +31,7 @@ def subject_of(monkeypatch):
 
 
 @pytest.mark.parametrize("check", PROPERTIES, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", ["Attended", "Listener"])
+@pytest.mark.parametrize("name", ["Attended", "Listener", "Shaken"])
 def test_a_stage_that_reads_more_than_features_keeps_the_contract(subject_of, name, check):
     try:
         check(subject_of(name))
@@ -75,3 +83,53 @@ def test_a_stage_that_does_not_read_what_it_names_is_found(subject_of, monkeypat
     monkeypatch.setattr(stages.Listener, "forward", deaf)
     with pytest.raises(NotMet, match=r"its reads name prompt_hidden, but Prompt.hidden changes nothing"):
         reads_the_prompt_it_asks_for(subject_of("Listener"))
+
+
+def test_a_stage_that_draws_by_place_instead_of_by_sample_is_found(subject_of, monkeypatch):
+    told = draws_what_belongs_to_the_sample_and_the_step(subject_of("Shaken"))
+    assert told == "the same alone and in another order, another in another step"
+    monkeypatch.setattr(stages.Shaken, "draws", "places")
+    with pytest.raises(NotMet, match=r"row 1 alone differs by .*; draw with StageContext.noise"):
+        draws_what_belongs_to_the_sample_and_the_step(subject_of("Shaken"))
+
+
+def test_a_stage_without_noise_is_excused_from_it(subject_of):
+    with pytest.raises(Excused, match="it draws nothing"):
+        draws_what_belongs_to_the_sample_and_the_step(subject_of("Gated"))
+
+
+def test_a_stage_that_draws_in_evaluation_is_found(subject_of, monkeypatch):
+    assert does_in_evaluation_what_no_step_changes(subject_of("Shaken")) == "equal bits"
+    monkeypatch.setattr(stages.Shaken, "forgets", "mode")
+    with pytest.raises(NotMet, match="evaluation at step 1 differs by"):
+        does_in_evaluation_what_no_step_changes(subject_of("Shaken"))
+
+
+@pytest.mark.parametrize(
+    ("forgets", "told"),
+    [("loss", r"auxiliary says {'/size': 3}, forward\(\) leaves {}"), ("count", r"forward\(\) leaves {'/size': 15}")],
+)
+def test_a_stage_that_leaves_other_losses_than_it_declares_is_found(subject_of, monkeypatch, forgets, told):
+    assert leaves_the_auxiliary_losses_it_declares(subject_of("Shaken")) == "size"
+    monkeypatch.setattr(stages.Shaken, "forgets", forgets)
+    with pytest.raises(NotMet, match=told):
+        leaves_the_auxiliary_losses_it_declares(subject_of("Shaken"))
+
+
+def test_gates_are_seen_by_the_properties_that_speak_of_what_comes_out(subject_of, monkeypatch):
+    forward = stages.Gated.forward
+
+    def mixing(self, tokens, context):
+        made = forward(self, tokens, context)
+        return replace(made, log_gate=made.log_gate - tokens.x.mean().sigmoid())
+
+    def blind(self, tokens, context):
+        made = forward(self, tokens, context)
+        return replace(made, log_gate=made.log_gate.detach())
+
+    monkeypatch.setattr(stages.Gated, "forward", mixing)
+    with pytest.raises(NotMet, match="row 0 changes by"):
+        keeps_the_images_of_a_batch_apart(subject_of("Gated"))
+    monkeypatch.setattr(stages.Gated, "forward", blind)
+    with pytest.raises(NotMet, match="no gradient reaches direction"):
+        passes_gradients_to_every_parameter_and_token(subject_of("Gated"))

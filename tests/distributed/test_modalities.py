@@ -66,6 +66,29 @@ def test_gates_whose_tokens_another_rank_alone_has_are_learned_alike(tiny_values
     agree(*seen, 4)
 
 
+@pytest.mark.parametrize("turns", [[[True, False], [False, False]], [[True, True], [True, False]]])
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("selector=gate_gumbel",),
+        ("selector=gate_gumbel", "selector.phase=drop"),
+        ("selector=gate_hard_concrete",),
+        ("selector=gate_hardkuma",),
+        ("selector=dynamicvit", "selector.hidden=16"),
+    ],
+    ids=" ".join,
+)
+def test_gates_are_drawn_and_learned_alike_on_ranks_and_alone(tiny_values, tmp_path, values, turns):
+    """What is drawn, losses for how many gates are open, and a multiplier, which a rank without images has too."""
+    seen = []
+    for world, mode in ((1, "none"), (2, "full")):
+        fine = ("vision.architecture.patch_size=6", "llm.architecture.max_position_embeddings=512")
+        run = compose([*tiny_values, *fine, "data.text_share=0.5", f"fsdp={mode}", *values])
+        dealt = {"turns": turns, "alternate": True}
+        seen.append(gradients_of(run, tmp_path / f"seen-{world}", world, steps=4, **dealt))
+    agree(*seen, 4, within=1e-5)
+
+
 @pytest.mark.parametrize(
     ("how", "values"),
     [

@@ -169,3 +169,34 @@ class Attended(Stage):
 
     def init_weights(self) -> None:
         """Nothing to draw."""
+
+
+class Shaken(Stage):
+    """A selector that, while training, adds noise to its tokens: of ``StageContext`` or, as a stage must not, of
+    generators that know nothing of samples; and that leaves an auxiliary loss.
+    """
+
+    auxiliary: ClassVar[dict[str, str]] = {"size": "rows"}
+    draws: ClassVar[str] = "context"
+    forgets: ClassVar[str] = ""
+
+    def __init__(self, tokens: TokenSpec) -> None:
+        super().__init__()
+
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        return tokens
+
+    def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        rows = len(tokens.x)
+        if self.forgets != "loss":
+            context.loss("size", tokens.x.square().mean((1, 2)).sum(), rows * (5 if self.forgets == "count" else 1))
+        if not self.training and self.forgets != "mode":
+            return tokens
+        noise = context.noise("shake", tokens.mask)
+        if self.draws == "places":
+            generator = torch.Generator().manual_seed(context.step)
+            noise = torch.rand(tokens.mask.shape, generator=generator)
+        return tokens.with_features(tokens.x + noise[..., None])
+
+    def init_weights(self) -> None:
+        """Nothing to draw."""

@@ -162,7 +162,7 @@ def run(stage: Stage, tokens: VisualTokens, prompt: Prompt | None = None) -> Vis
 
 
 def seen(tokens: VisualTokens) -> Tensor:
-    """What is seen of tokens behind a stage, ``(i, n, d + 2)``: features, how far each is open, and whether it is real."""
+    """What is seen of tokens behind a stage, ``(i, n, d + 2)``: features, openness, and whether each is real."""
     opened = torch.ones_like(tokens.size) if tokens.log_gate is None else openness(tokens.log_gate)
     marks = torch.stack([opened, tokens.mask], -1).to(tokens.x.dtype)
     return torch.cat([tokens.x, marks], -1)

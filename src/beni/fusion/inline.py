@@ -85,7 +85,7 @@ class InlineFusion(Fusion):
         fused = replace(sequence, embeds=sequence.embeds.masked_scatter(is_image[..., None], flat))
         if flat.is_meta:
             return fused
-        if visual.log_gate is not None:
+        if visual.log_gate is not None and not (chooses and _all_open(visual)):
             gates = torch.zeros(is_image.shape, device=flat.device, dtype=visual.log_gate.dtype)
             fused = replace(fused, log_gate=gates.masked_scatter(is_image, visual.log_gate[laid]))
         fused = self._looking_ahead(fused, visual)
@@ -137,6 +137,13 @@ def image_numbers(sequence: Sequence, visual: VisualTokens | None) -> Int[Tensor
         counts = visual.laid.sum(1)
         numbers[sequence.is_image] = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
     return numbers
+
+
+def _all_open(visual: VisualTokens) -> bool:
+    """Whether the gates of real tokens say nothing, and need no gradient: the llm then computes what it does without,
+    bit by bit.
+    """
+    return visual.log_gate is not None and not (torch.is_grad_enabled() or bool(visual.log_gate[visual.mask].any()))
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -49,14 +49,19 @@ def require_weights_of(model: nn.Module, run: Mapping[str, Any]) -> None:
 
 
 def plan_notices(model: nn.Module, run: Mapping[str, Any]) -> Iterator[str]:
-    """What a person should know of a run's plan: modes that were named for components without weights, and an attention
-    that training does not use.
+    """What a person should know of a run's plan: modes that were named for components without weights, an attention
+    that training does not use, and gates that drop tokens before they have learned which.
     """
     attention = run["llm"].get("attn_implementation", "auto")
     if attention != "auto" and run["compute"]["layout"] == "packed":
         yield (
             f"llm.attn_implementation={attention} is for generation: packed samples are trained with an attention of "
             "their own wherever the model takes it (compute.layout=padded trains with the one named)"
+        )
+    if run["selector"].get("phase") == "drop" and run["train"]["init_from"] is None:
+        yield (
+            "selector.phase=drop with a gate that was not trained drops tokens nearly at random: train a run with "
+            "selector.phase=soft, and start from it with train.init_from"
         )
     for component, mode in run["train"]["plan"].items():
         if mode != "full" and component not in BACKBONES and not has_weights(model, component):

@@ -15,7 +15,6 @@ of its row. Distributions are those of ``beni.nn.gate_distributions``: Gumbel-si
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -23,20 +22,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from beni.config.ranges import Above, AtLeast, AtMost, Below, Example
+from beni.config.ranges import Above, AtLeast, AtMost, Below
 from beni.nn import gate_distributions
 from beni.nn.choose import Budget, Positions, best, by_score, chosen_spec, kept, legible
 from beni.nn.gate_distributions import GateDistribution
 from beni.selector.gate_values import Temperature, start_of, together
 from beni.selector.scorers import make_scorer
-from beni.stage import Reads, Stage, StageContext
+from beni.stage import Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 
-SPEED = 10.0
-"""A Lagrangian multiplier is ``target_weight * exp(SPEED * parameter)``: at a learning rate of 1e-3 it moves by 1 % a
-step at most, as that of arXiv 1905.08160 does."""
-SAFE = math.log(1e-3), math.log(1e6)
-"""Logarithms of a and b for which everything about a HardKuma gate is finite."""
+BOUND = 6.0
+"""What gives a gate its parameters is kept within this distance of 0 (a hyperbolic tangent), and P(open) so within
+0.0025 and 0.9975: a gate that is shut for good would have no gradient to open again."""
+SPEED = 2.0
+"""A multiplier is so many times its parameter, so it changes by twice the learning rate in a step of Adam."""
 LIGHT = 0.01
 """Of the multiplier's gradient, which an optimizer that norms gradients undoes: in the norm that is clipped the
 multiplier then weighs next to nothing."""
@@ -58,14 +57,14 @@ class Gate(Stage):
         temperature: of the relaxation, at the start; null for HardKuma, which has none.
         temperature_end: after half of the steps, and from then on.
         cooling: how it gets there: ``linear``, ``exponential``, or ``constant``.
-        keep: which gates are open in evaluation and in ``phase=drop``: those above one half (``threshold``, at least one
-            of a row), or so many tokens of a row (a whole number, or a share up to 1.0), the most open ones.
+        keep: which gates are open in evaluation and in ``phase=drop``: those above one half (``threshold``, at least
+            one of a row), or the most open of a row, so many (a whole number, or a share up to 1.0).
         positions: ``preserve`` the position ids that kept tokens have among all, or ``compact`` them.
         target: for the probability that a gate is open: ``rate`` (square of its mean over a row minus
-            ``target_open``), ``l1`` (its mean), ``lagrangian`` (at most ``target_open``, by a multiplier that is
-            learned), or ``none``.
+            ``target_open``), ``lagrangian`` (that, and a multiplier, which is learned, times the difference, so that
+            the mean over all rows gets there whatever the task wants), ``l1`` (its mean), or ``none``.
         target_open: the share that should be open.
-        target_weight: of that loss; for ``lagrangian`` the first value of the multiplier.
+        target_weight: of the square, or of the mean.
         prior: ``bernoulli`` [rate], ``beta_binomial`` [alpha, beta] of the rate of a row, ``beta`` [alpha, beta] and
             ``kumaraswamy`` [a, b] of a HardKuma gate, or ``none``.
         prior_values: its parameters.
@@ -84,7 +83,7 @@ class Gate(Stage):
         distribution: Literal["concrete", "straight_through", "hard_concrete", "hardkuma", "hardkuma_reflected"],
         scorer: Literal["cosine", "mlp", "dynamicvit"],
         hidden: Annotated[int, AtLeast(4)] | Literal["auto"],
-        start: Annotated[float, Above(0), Below(1), Example("0.9")],
+        start: Annotated[float, AtLeast(0.01), AtMost(0.99)],
         temperature: Annotated[float, Above(0)] | None,
         temperature_end: Annotated[float, Above(0)] | None,
         cooling: Literal["constant", "linear", "exponential"],
@@ -119,29 +118,18 @@ class Gate(Stage):
         self.positions: Positions = positions
         self.target, self.target_open, self.target_weight = target, target_open or 0.0, target_weight
         self.prior, self.prior_values, self.prior_weight = prior, prior_values, prior_weight
-        self.start = start_of(distribution, start, temperature or 1.0)
+        self.start = [unbounded(one) for one in start_of(distribution, start, temperature or 1.0)]
         width = tokens.dim if hidden == "auto" else hidden
         self.scorer = make_scorer(scorer, tokens.dim, dim_out, width, len(self.start))
         self.offset = nn.Parameter(torch.empty(len(self.start)))
         self.multiplier = nn.Parameter(torch.empty(1)) if target == "lagrangian" else None
-
-    @property
-    def reads(self) -> frozenset[Reads]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Forms of the prompt that the scorer reads."""
-        return self.scorer.reads
-
-    @property
-    def auxiliary(self) -> Mapping[str, Literal["rows", "tokens"]]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The losses that its values ask for."""
-        by_row = {"target": self.target == "rate", "prior": self.prior == "beta_binomial"}
-        asked = {"target": self.target != "none", "prior": self.prior != "none"}
-        return {name: "rows" if by_row[name] else "tokens" for name in asked if asked[name]}
+        self.reads = self.scorer.reads
+        by_row, asked = {"rate", "lagrangian", "beta_binomial"}, {"target": target, "prior": prior}
+        self.auxiliary = {name: "rows" if it in by_row else "tokens" for name, it in asked.items() if it != "none"}
 
     def spec(self, tokens: TokenSpec) -> TokenSpec:
         if self.phase == "soft":
             return replace(tokens, gated=True)
-        if self.budget is None:
-            return replace(tokens, gated=True, grid=None, sources=(), fixed=False, mean=None)
         return replace(chosen_spec(tokens, self.budget, self.positions), gated=True)
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
@@ -160,12 +148,13 @@ class Gate(Stage):
         gated = replace(tokens, log_gate=log_gate if tokens.log_gate is None else log_gate + tokens.log_gate)
         if self.phase == "soft":
             return gated
-        return kept(gated, opened, self.budget or Budget(tokens.mask.shape[1]), self.positions)
+        return kept(gated, opened, self.budget, self.positions)
 
     def gates(self, tokens: VisualTokens, context: StageContext) -> GateDistribution:
         """The distribution of each token's gate at this step."""
         said = self.scorer(tokens, context.prompt)
         said = (said if said.dtype == torch.float64 else said.float()) + self.offset
+        said = BOUND * torch.tanh(said / BOUND)
         at = self.temperature.at(context.step, context.steps)
         if self.distribution == "hard_concrete":
             return gate_distributions.HardConcrete(said[..., 0], at)
@@ -173,7 +162,7 @@ class Gate(Stage):
             return gate_distributions.BinaryConcrete(said[..., 0], at, self.distribution == "straight_through")
         reflected = self.distribution == "hardkuma_reflected"
         log_a, log_b = (sign * said[..., i] for i, sign in enumerate((-1, 1) if reflected else (1, -1)))
-        return gate_distributions.HardKuma(log_a.clamp(*SAFE), log_b.clamp(*SAFE), reflected)
+        return gate_distributions.HardKuma(log_a, log_b, reflected)
 
     @torch.no_grad()
     def opened(self, tokens: VisualTokens, gates: GateDistribution) -> Bool[Tensor, "i n"]:
@@ -189,13 +178,12 @@ class Gate(Stage):
         """Leaves the auxiliary losses, as sums over what ``auxiliary`` says."""
         real, p = tokens.mask, gates.open
         each, opened = real.sum(1).to(p.dtype), torch.where(real, p, 0).sum(1)
-        if self.target == "rate":
-            loss = (opened / each.clamp(min=1) - self.target_open).square().sum()
-            context.loss("target", self.target_weight * loss, len(real))
-        elif self.target == "l1":
+        if self.target == "l1":
             context.loss("target", self.target_weight * opened.sum(), real.numel())
-        elif self.multiplier is not None:
-            context.loss("target", self._lagrangian((opened - self.target_open * each).sum()), real.numel())
+        elif self.target != "none":
+            excess = opened / each.clamp(min=1) - self.target_open
+            loss = self.target_weight * excess.square().sum()
+            context.loss("target", loss + self._lagrangian(excess.sum()), len(real))
         if self.prior == "beta_binomial":
             alpha, beta = self.prior_values
             loss = gate_distributions.beta_binomial(opened, each, alpha, beta) / each.clamp(min=1)
@@ -212,31 +200,27 @@ class Gate(Stage):
         return gates.kl_to_beta(first, second) if self.prior == "beta" else gates.kl_to_kumaraswamy(first, second)
 
     def _lagrangian(self, excess: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Multiplier times excess. Gates go down its gradient, and the multiplier, whose gradient is turned round, goes
-        up: the sum of what micro-batches and ranks add is that of the step, so is the gradient, and the optimizer's
-        average of gradients is the moving average of the excess.
+        """Multiplier times excess, 0 where there is none. Gates go down its gradient; the multiplier, whose gradient is
+        turned round, goes up. What micro-batches and ranks add is a sum over rows, and so is the gradient: the
+        multiplier is the same on each, and the optimizer's average of gradients is a moving average of the excess.
         """
-        assert self.multiplier is not None
-        turned = self.multiplier.sum() - self.multiplier.detach().sum()
-        return self.weight() * excess - LIGHT * turned * excess.detach()
-
-    def weight(self) -> Float[Tensor, ""]:
-        """What the target counts now: the multiplier, where there is one."""
         if self.multiplier is None:
-            return torch.tensor(self.target_weight)
-        return self.target_weight * torch.exp(SPEED * self.multiplier.detach()).sum()
+            return torch.zeros_like(excess)
+        turned = self.multiplier.sum() - self.multiplier.detach().sum()
+        return SPEED * self.multiplier.detach().sum() * excess - LIGHT * turned * excess.detach()
 
     def _tell(
         self, tokens: VisualTokens, gates: GateDistribution, opened: Bool[Tensor, "i n"], context: StageContext
     ) -> None:
         """Leaves metrics and pictures: how open gates are, how many count as open, temperature and multiplier."""
         real, p = tokens.mask, gates.open.detach()
-        context.metric("open", torch.where(real, p, 0).sum(), int(real.numel()))
-        context.metric("open_hard", opened.sum().to(p.dtype), int(real.numel()))
+        each = real.sum(1).clamp(min=1)
+        context.metric("open", (torch.where(real, p, 0).sum(1) / each).sum(), len(real))
+        context.metric("open_hard", (opened.sum(1) / each).sum(), len(real))
         if self.distribution not in ("hardkuma", "hardkuma_reflected"):
             context.metric("temperature", p.new_tensor(self.temperature.at(context.step, context.steps)), 1)
         if self.multiplier is not None:
-            context.metric("multiplier", self.weight().to(p.dtype), 1)
+            context.metric("multiplier", SPEED * self.multiplier.sum(), 1)
         if context.sink is not None and context.sink.wants_pictures:
             for row, there in enumerate(real):
                 context.picture("open", row, p[row][there], tokens.yx[row][there])
@@ -247,3 +231,8 @@ class Gate(Stage):
             self.offset.copy_(torch.tensor(self.start))
         if self.multiplier is not None:
             nn.init.zeros_(self.multiplier)
+
+
+def unbounded(value: float) -> float:
+    """What ``BOUND`` makes this value of, or the nearest to it."""
+    return BOUND * math.atanh(max(-0.999, min(0.999, value / BOUND)))

@@ -84,11 +84,10 @@ def _temperatures(values: dict[str, Any]) -> Iterator[str]:
 
 
 def _choices(values: dict[str, Any]) -> Iterator[str]:
-    if values["positions"] == "compact" and (values["phase"] == "soft" or values["keep"] == "threshold"):
+    if values["positions"] == "compact" and values["phase"] == "soft":
         yield (
-            f"selector.positions=compact with selector.phase={values['phase']} and selector.keep={values['keep']}; "
-            "expected phase=drop and a number of tokens, since the text is laid out for it\n"
-            "  fix: set selector.positions=preserve, or selector.phase=drop selector.keep=0.25"
+            "selector.positions=compact with selector.phase=soft, where all tokens have places\n"
+            "  fix: set selector.positions=preserve, or selector.phase=drop"
         )
 
 

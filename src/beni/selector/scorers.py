@@ -1,13 +1,12 @@
 """Networks that give each visual token the parameters of its gate, with a look at the prompt or without one.
 
-What a network says is 0 on average at the start, so that a gate begins as open as its caller has it begin.
+What a network says is near 0 at the start, on average, so that a gate begins as open as its caller has it begin.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +29,7 @@ class Scorer(nn.Module, ABC):
         reads: forms of the prompt that it reads.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset()
+    reads: frozenset[Reads] = frozenset()
 
     @abstractmethod
     def forward(self, tokens: VisualTokens, prompt: Prompt | None) -> Float[Tensor, "i n outputs"]:
@@ -52,7 +51,7 @@ class CosineScorer(Scorer):
         hidden: width in which they are compared.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"prompt"})
+    reads: frozenset[Reads] = frozenset({"prompt"})
 
     def __init__(self, dim: int, dim_prompt: int, hidden: int, outputs: int) -> None:
         super().__init__()
@@ -63,7 +62,9 @@ class CosineScorer(Scorer):
     def forward(self, tokens: VisualTokens, prompt: Prompt | None) -> Float[Tensor, "i n outputs"]:
         x = self.token_proj(self.norm(tokens.x))
         t = self.prompt_proj(mean_prompt(prompt, tokens, self.prompt_proj.in_features))
-        cosine = (F.normalize(x.float(), dim=-1) * F.normalize(t.float(), dim=-1)[:, None]).sum(-1, keepdim=True)
+        if x.dtype != torch.float64:  # norms of half precision would round the angle
+            x, t = x.float(), t.float()
+        cosine = (F.normalize(x, dim=-1) * F.normalize(t, dim=-1)[:, None]).sum(-1, keepdim=True)
         return F.softplus(self.steepness) * cosine.to(tokens.x.dtype)
 
     def init_weights(self) -> None:
@@ -81,7 +82,7 @@ class MlpScorer(Scorer):
         hidden: width to which all of them are mapped, and of the hidden layer.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"prompt"})
+    reads: frozenset[Reads] = frozenset({"prompt"})
 
     def __init__(self, dim: int, dim_prompt: int, hidden: int, outputs: int) -> None:
         super().__init__()
@@ -101,9 +102,9 @@ class MlpScorer(Scorer):
 
 
 class DynamicVitScorer(Scorer):
-    """DynamicViT's predictor (arXiv 2106.02034; ``PredictorLG`` of https://github.com/raoyongming/DynamicViT): half of a
-    token's channels as they are, half as their mean over the tokens that are open, then an MLP to two log odds, of which
-    the difference counts. It reads no prompt.
+    """DynamicViT's predictor (arXiv 2106.02034; ``PredictorLG`` of https://github.com/raoyongming/DynamicViT), which
+    reads no prompt: half of a token's channels as they are, half as their mean over the tokens that are open, then an
+    MLP to two log odds, of which the difference counts.
 
     Args:
         dim: width of the tokens.

@@ -140,3 +140,10 @@ def test_an_attention_that_packed_training_does_not_use_is_told(tiny_run):
     )
     assert "attn_implementation=eager is for generation" in next(plan_notices(propagate(packed), packed))
     assert list(plan_notices(propagate(padded), padded)) == []
+
+
+def test_a_gate_that_drops_before_it_was_trained_is_told(tiny_run):
+    run = tiny_run("selector=gate_gumbel", "selector.phase=drop")
+    assert "drops tokens nearly at random" in next(plan_notices(propagate(run), run))
+    run["train"]["init_from"] = "runs/soft"
+    assert list(plan_notices(propagate(run), run)) == []
