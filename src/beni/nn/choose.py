@@ -46,6 +46,19 @@ class Budget:
         return torch.minimum((self.keep * real.double() + 0.5).long().clamp(min=1), real)
 
 
+def grid_within(grid: tuple[int, int], budget: Budget) -> tuple[int, int]:
+    """(rows, columns) of no more cells than a budget keeps of a grid: the largest of those shaped most like it."""
+    rows, columns = grid
+    most, shape = budget.of(rows * columns), columns / rows
+    fitting = [(r, min(columns, most // r)) for r in range(1, min(rows, most) + 1)]
+
+    def likeness(cells: tuple[int, int]) -> float:
+        stretched = cells[1] / cells[0] / shape
+        return -max(stretched, 1 / stretched)
+
+    return max(fitting, key=lambda cells: (likeness(cells), cells[0] * cells[1]))
+
+
 def chosen_spec(tokens: TokenSpec, budget: Budget | None, positions: Positions) -> TokenSpec:
     """What is known of tokens of which a budget is kept, or as many as the picture deserves; they form no grid."""
     left = replace(tokens, grid=None, sources=())

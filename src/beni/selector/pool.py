@@ -11,7 +11,7 @@ from typing import Annotated
 import torch.nn.functional as F
 
 from beni.config.ranges import Above, AtLeast, AtMost
-from beni.nn.choose import Budget
+from beni.nn.choose import Budget, grid_within
 from beni.nn.grid import from_map, grid_of, regrid, to_map
 from beni.stage import Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
@@ -46,9 +46,5 @@ class PooledTokens(Stage):
         """Nothing to draw."""
 
     def _grid(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of the result: as many cells as the budget holds, shaped like ``grid`` among those."""
-        rows, columns = grid
-        most = self.budget.of(rows * columns)
-        fitting = [(r, min(columns, most // r)) for r in range(1, min(rows, most) + 1)]
-        shape = columns / rows
-        return max(fitting, key=lambda rc: (-abs(max(rc[1] / rc[0] / shape, shape * rc[0] / rc[1]) - 1), rc[0] * rc[1]))
+        """Rows and columns of the result."""
+        return grid_within(grid, self.budget)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -93,16 +93,7 @@ class Scene:
 
     def render(self, size: int) -> Image.Image:
         """Draw the scene as an RGB picture of ``size`` by ``size`` pixels."""
-        side = size * _OVERSAMPLING
-        canvas = Image.new("RGB", (side, side), self.background)
-        draw = ImageDraw.Draw(canvas)
-        for item in self.items:
-            _draw(draw, item, side)
-        pixels = np.asarray(canvas.reduce(_OVERSAMPLING), dtype=np.int16)
-        raw = random.Random(self.noise_seed).randbytes(size * size)
-        noise = np.frombuffer(raw, dtype=np.uint8).reshape(size, size, 1) % (2 * _NOISE + 1)
-        noisy = pixels + (noise.astype(np.int16) - _NOISE)
-        return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+        return rendered(self.items, self.background, self.noise_seed, size)
 
     @classmethod
     def draw(cls, rng: random.Random) -> Scene:
@@ -116,12 +107,31 @@ class Scene:
         free = rng.sample(VALUES[other], total) if distinct else rng.choices(VALUES[other], k=total)
         shapes, colours = (counted, free) if attribute == "shape" else (free, counted)
         items = tuple(
-            Item(shape, colour, x, y, radius, rng.uniform(-_TILT, _TILT), _jitter(rng, COLOURS[colour]))
+            Item(shape, colour, x, y, radius, rng.uniform(-_TILT, _TILT), jittered(rng, COLOURS[colour]))
             for shape, colour, (x, y, radius) in zip(shapes, colours, _places(rng, total), strict=True)
         )
-        grey = rng.randint(205, 245)
-        red, green, blue = (min(255, grey + rng.randint(-8, 8)) for _ in range(3))
-        return cls(items, (attribute, value), (red, green, blue), rng.getrandbits(32))
+        return cls(items, (attribute, value), background_of(rng), rng.getrandbits(32))
+
+
+def rendered(items: Iterable[Item], background: RGB, noise_seed: int, size: int) -> Image.Image:
+    """Shapes on a slightly noisy background, as an RGB picture of ``size`` by ``size`` pixels."""
+    side = size * _OVERSAMPLING
+    canvas = Image.new("RGB", (side, side), background)
+    draw = ImageDraw.Draw(canvas)
+    for item in items:
+        _draw(draw, item, side)
+    pixels = np.asarray(canvas.reduce(_OVERSAMPLING), dtype=np.int16)
+    raw = random.Random(noise_seed).randbytes(size * size)
+    noise = np.frombuffer(raw, dtype=np.uint8).reshape(size, size, 1) % (2 * _NOISE + 1)
+    noisy = pixels + (noise.astype(np.int16) - _NOISE)
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def background_of(rng: random.Random) -> RGB:
+    """A light colour, nearly grey."""
+    grey = rng.randint(205, 245)
+    red, green, blue = (min(255, grey + rng.randint(-8, 8)) for _ in range(3))
+    return red, green, blue
 
 
 def _counted_labels(rng: random.Random, total: int, values: Sequence[str], value: str) -> list[str]:
@@ -150,7 +160,8 @@ def _places(rng: random.Random, total: int) -> list[tuple[float, float, float]]:
     return places
 
 
-def _jitter(rng: random.Random, rgb: RGB) -> RGB:
+def jittered(rng: random.Random, rgb: RGB) -> RGB:
+    """A colour near ``rgb``."""
     red, green, blue = (max(0, min(255, channel + rng.randint(-_COLOUR_JITTER, _COLOUR_JITTER))) for channel in rgb)
     return red, green, blue
 
