@@ -44,6 +44,7 @@ GATES = {
     "drop by threshold": {"phase": "drop"},
     "drop to a budget": {"phase": "drop", "keep": 0.25},
     "drop and compact": {"phase": "drop", "keep": 0.25, "positions": "compact"},
+    "cooling": {"distribution": "hard_concrete", "temperature": 2.0, "cooling": "linear"},
     "straight through": {"distribution": "straight_through", "scorer": "mlp"},
     "without a prompt": {
         "scorer": "dynamicvit",

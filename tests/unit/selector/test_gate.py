@@ -296,6 +296,15 @@ def test_temperatures_fall_over_half_of_the_steps():
     assert [float(one.sink.metrics["selector/temperature"][0]) for one in made] == pytest.approx([1.0, 0.5])
 
 
+def test_how_open_a_gate_is_in_evaluation_does_not_depend_on_the_step():
+    stage = gate("gate_hard_concrete", temperature=2.0, temperature_end=0.5, cooling="linear")
+    drawn = [stage.train().gates(tokens(), context(step=step)).open for step in (0, 99)]
+    asked = [stage.eval().gates(tokens(), context(step=step)).open for step in (0, 99)]
+    assert (drawn[0] - drawn[1]).abs().min() > 1e-3
+    assert asked[0].equal(asked[1])
+    assert asked[0].equal(drawn[1])
+
+
 def test_how_open_gates_are_is_told_and_drawn():
     stage, made = gate(start=0.5), context(pictures=True)
     given = replace(tokens(), mask=torch.arange(12) < torch.tensor([12, 7, 1])[:, None], grid=None)
