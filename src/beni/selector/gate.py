@@ -9,8 +9,8 @@ have the positions that they had.
 Training samples gates, evaluation does not: a gate is open where ``P(open) > 1/2``, or where it is among the most open
 of its row. Distributions are those of ``beni.nn.gate_distributions``: Gumbel-sigmoid (arXiv 1611.00712), hard concrete
 (L0, arXiv 1712.01312) and HardKuma (arXiv 1905.08160). GA-Net (arXiv 1912.00349) is ``straight_through`` with
-``target=l1``, DynamicViT (arXiv 2106.02034) with its scorer and ``target=rate``. Deviations: both papers count the gates
-that are drawn, here P(open) is counted; DynamicViT's losses of distillation are left out, and it has one stage.
+``target=l1``, DynamicViT (arXiv 2106.02034) with its scorer and ``target=rate``. Deviations: both papers count the
+gates that are drawn, here P(open) is counted; DynamicViT's losses of distillation are left out, and it has one stage.
 """
 
 from __future__ import annotations
