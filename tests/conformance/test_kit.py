@@ -21,6 +21,7 @@ from beni.conformance.subject import find_subject
 from beni.conformance.verdict import Excused, NotMet
 from beni.types import VisualTokens
 from support import stages
+from support.options import node
 
 
 @pytest.fixture
@@ -35,6 +36,31 @@ def subject_of(monkeypatch):
 def test_a_stage_that_reads_more_than_features_keeps_the_contract(subject_of, name, check):
     try:
         check(subject_of(name))
+    except Excused as reason:
+        pytest.skip(str(reason))
+
+
+GATES = {
+    "drop by threshold": {"phase": "drop"},
+    "drop to a budget": {"phase": "drop", "keep": 0.25},
+    "drop and compact": {"phase": "drop", "keep": 0.25, "positions": "compact"},
+    "cooling": {"distribution": "hard_concrete", "temperature": 2.0, "cooling": "linear"},
+    "straight through": {"distribution": "straight_through", "scorer": "mlp"},
+    "without a prompt": {
+        "scorer": "dynamicvit",
+        "prior": "beta_binomial",
+        "prior_values": [1.0, 3.0],
+        "prior_weight": 0.1,
+    },
+}
+"""Values of a gate that no option of beni has."""
+
+
+@pytest.mark.parametrize("check", PROPERTIES, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("values", GATES.values(), ids=GATES)
+def test_a_gate_with_other_values_keeps_the_contract(values, check):
+    try:
+        check(find_subject("selector", node("selector", "gate_gumbel") | {"hidden": 48} | values))
     except Excused as reason:
         pytest.skip(str(reason))
 

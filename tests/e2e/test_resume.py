@@ -21,6 +21,7 @@ OVERRIDES = (
     "checkpoint.every=5",
     "compute.workers=1",
     "connector.dropout=0.1",
+    "selector=gate_gumbel",
     "eval.examples=2",
     "data.heldout=2",
 )
@@ -38,12 +39,12 @@ def only(runs: Path) -> Path:
 
 
 def losses(runs: Path) -> list[tuple[int, str]]:
-    """(step, the digits of the loss as they stand in the file)."""
+    """(step, the digits of the loss and of the gates' multiplier as they stand in the file)."""
     rows = []
     for line in (only(runs) / "metrics.jsonl").read_text().splitlines():
         values = json.loads(line, parse_float=str)
         if "train/loss" in values:
-            rows.append((values["step"], values["train/loss"]))
+            rows.append((values["step"], f"{values['train/loss']} {values['train/selector/multiplier']}"))
     return rows
 
 

@@ -9,7 +9,8 @@ have the positions that they had.
 Training samples gates, evaluation does not: a gate is open where ``P(open) > 1/2``, or where it is among the most open
 of its row. Distributions are those of ``beni.nn.gate_distributions``: Gumbel-sigmoid (arXiv 1611.00712), hard concrete
 (L0, arXiv 1712.01312) and HardKuma (arXiv 1905.08160). GA-Net (arXiv 1912.00349) is ``straight_through`` with
-``target=l1``, DynamicViT (arXiv 2106.02034) with its scorer and ``target=rate``.
+``target=l1``, DynamicViT (arXiv 2106.02034) with its scorer and ``target=rate``. Deviations: both papers count the
+gates that are drawn, here P(open) is counted; DynamicViT's losses of distillation are left out, and it has one stage.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ class Gate(Stage):
         said = self.scorer(tokens, context.prompt)
         said = (said if said.dtype == torch.float64 else said.float()) + self.offset
         said = BOUND * torch.tanh(said / BOUND)
-        at = self.temperature.at(context.step, context.steps)
+        at = self._temperature(context)
         if self.distribution == "hard_concrete":
             return gate_distributions.HardConcrete(said[..., 0], at)
         if self.distribution in ("concrete", "straight_through"):
@@ -163,6 +164,13 @@ class Gate(Stage):
         reflected = self.distribution == "hardkuma_reflected"
         log_a, log_b = (sign * said[..., i] for i, sign in enumerate((-1, 1) if reflected else (1, -1)))
         return gate_distributions.HardKuma(log_a, log_b, reflected)
+
+    def _temperature(self, context: StageContext) -> float:
+        """The temperature of this step where gates are drawn, else the one that they end with: that of a hard concrete
+        gate has a part in P(open), which must not depend on when it is asked for.
+        """
+        drawn = self.training and self.phase == "soft"
+        return self.temperature.at(context.step, context.steps) if drawn else self.temperature.last
 
     @torch.no_grad()
     def opened(self, tokens: VisualTokens, gates: GateDistribution) -> Bool[Tensor, "i n"]:
@@ -218,7 +226,7 @@ class Gate(Stage):
         context.metric("open", (torch.where(real, p, 0).sum(1) / each).sum(), len(real))
         context.metric("open_hard", (opened.sum(1) / each).sum(), len(real))
         if self.distribution not in ("hardkuma", "hardkuma_reflected"):
-            context.metric("temperature", p.new_tensor(self.temperature.at(context.step, context.steps)), 1)
+            context.metric("temperature", p.new_tensor(self._temperature(context)), 1)
         if self.multiplier is not None:
             context.metric("multiplier", SPEED * self.multiplier.sum(), 1)
         if context.sink is not None and context.sink.wants_pictures:

@@ -296,6 +296,15 @@ def test_temperatures_fall_over_half_of_the_steps():
     assert [float(one.sink.metrics["selector/temperature"][0]) for one in made] == pytest.approx([1.0, 0.5])
 
 
+def test_how_open_a_gate_is_in_evaluation_does_not_depend_on_the_step():
+    stage = gate("gate_hard_concrete", temperature=2.0, temperature_end=0.5, cooling="linear")
+    drawn = [stage.train().gates(tokens(), context(step=step)).open for step in (0, 99)]
+    asked = [stage.eval().gates(tokens(), context(step=step)).open for step in (0, 99)]
+    assert (drawn[0] - drawn[1]).abs().min() > 1e-3
+    assert asked[0].equal(asked[1])
+    assert asked[0].equal(drawn[1])
+
+
 def test_how_open_gates_are_is_told_and_drawn():
     stage, made = gate(start=0.5), context(pictures=True)
     given = replace(tokens(), mask=torch.arange(12) < torch.tensor([12, 7, 1])[:, None], grid=None)
@@ -336,3 +345,41 @@ def test_values_that_do_not_go_together_are_refused_with_a_fix(option, values, t
     with pytest.raises(ConfigError, match=told) as caught:
         gate(option, **values)
     assert "  fix: set selector." in str(caught.value)
+
+
+def task(step, rows=32):
+    """Tokens of which a quarter is marked in its first channel; the answer is the mean of their second one."""
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(rows, 12, 16, generator=generator)
+    marked = torch.rand(rows, 12, generator=generator).argsort(1) < 3
+    x[..., 0] = torch.where(marked, 2.0, -2.0)
+    return replace(tokens(rows), x=x), marked, (x[..., 1] * marked).sum(1) / 3
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("gate_gumbel", {}),
+        ("gate_gumbel", {"distribution": "straight_through"}),
+        ("gate_hard_concrete", {"target": "lagrangian", "target_open": 0.25, "target_weight": 2.0}),
+        ("gate_hardkuma", {}),
+        ("dynamicvit", {"target_open": 0.25}),
+    ],
+    ids=["concrete", "straight_through", "hard_concrete", "hardkuma", "dynamicvit"],
+)
+def test_a_gate_learns_which_tokens_an_answer_needs(option, values):
+    """An attention that weighs all tokens alike is told apart from one that has the right ones by the gates alone."""
+    stage = gate(option, **values | {"keep": 3}).train()
+    optimizer = torch.optim.AdamW(stage.parameters(), lr=5e-3)
+    for step in range(250):
+        given, _, answer = task(step)
+        made = replace(context(32, step=step, steps=250), prompt=None)
+        log_gate = stage(given, made).log_gate.clamp(min=-30)
+        read = (log_gate.softmax(1) * given.x[..., 1]).sum(1)
+        losses = sum(total / count for total, count in made.sink.losses.values())
+        optimizer.zero_grad()
+        (4 * (read - answer).square().mean() + losses).backward()
+        optimizer.step()
+    given, marked, _ = task(10**6)
+    opened = stage.eval()(given, replace(context(32), prompt=None)).log_gate == 0
+    assert (opened & marked).sum() / marked.sum() > 0.95  # chance is 0.25
