@@ -17,6 +17,7 @@ WITHOUT = {
     "vision.levels": "counts from either end; E-LEVELS says which there are",
     "vision.mean": "any finite number",
     "resampler.cross_attention_every": "E-PLACE",
+    "selector.threshold": "any finite number",
 }
 GROUPS = [group for group in PART_GROUPS if group != "data"]
 

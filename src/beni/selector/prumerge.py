@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from beni.config.ranges import Above, AtLeast, AtMost
-from beni.errors import CompositionError
+from beni.errors import ConfigError
 from beni.nn.choose import Budget, Positions, chosen_spec, in_full_rows, kept, refuse_gates, taken_up, unit
 from beni.stage import Reads, Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
@@ -40,6 +40,7 @@ class PruMerge(Stage):
 
     Raises:
         CompositionError: E-GATE when the tokens are gated, as merging would open closed ones.
+        ConfigError: ``plus`` with a budget.
     """
 
     reads: frozenset[Reads] = frozenset({"attn", "keys"})
@@ -59,11 +60,9 @@ class PruMerge(Stage):
         self.neighbours, self.plus = neighbours, plus
         refuse_gates(tokens, "selector=prumerge")
         if plus and self.budget is not None:
-            raise CompositionError(
-                "E-BUDGET",
-                f"selector.plus=true keeps more tokens than selector.keep={keep} allows",
-                groups=("selector",),
-                fix="set selector.keep=adaptive, or selector.plus=false",
+            raise ConfigError(
+                f"selector.plus=true keeps more tokens than selector.keep={keep} allows\n"
+                "  fix: set selector.keep=adaptive, or selector.plus=false"
             )
 
     def spec(self, tokens: TokenSpec) -> TokenSpec:

@@ -30,7 +30,7 @@ class RandomTokens(Stage):
         *,
         keep: Annotated[int, AtLeast(1)] | Annotated[float, Above(0), AtMost(1)],
         positions: Literal["preserve", "compact"],
-        seed: int,
+        seed: Annotated[int, AtLeast(0)],
     ) -> None:
         super().__init__()
         self.budget = Budget(keep)

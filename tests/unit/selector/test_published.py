@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from beni.errors import CompositionError, ConfigError
 from beni.selector.cdpruner import most_diverse
 from beni.selector.divprune import DivPrune
 from beni.selector.holov import HoloV
@@ -231,3 +232,21 @@ def test_cdpruner_makes_the_determinant_larger_by_as_much_as_one_token_can():
     greedy = float(torch.linalg.det(kernel[chosen][:, chosen]))
     best = max(float(torch.linalg.det(kernel[list(s)][:, list(s)])) for s in combinations(range(8), 4))
     assert 0.5 * best <= greedy <= best * (1 + 1e-9)
+
+
+def test_prumerge_plus_and_a_budget_are_refused():
+    with pytest.raises(ConfigError, match=r"selector.plus=true .*\n  fix: set selector.keep=adaptive"):
+        PruMerge(SPEC, keep=6, positions="preserve", neighbours=4, plus=True)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda spec: TokenMerging(spec, keep=4, positions="preserve", metric="features", proportional=False),
+        lambda spec: VisionZip(spec, keep=4, positions="preserve", contextual=0.5),
+        lambda spec: PruMerge(spec, keep=4, positions="preserve", neighbours=4, plus=False),
+    ],
+)
+def test_who_merges_tokens_refuses_gates(make):
+    with pytest.raises(CompositionError, match=r"^E-GATE"):
+        make(replace(SPEC, gated=True))
