@@ -66,8 +66,10 @@ STAGE = {
     "max_queries": 9,
     "max_prompt": 256,
     "side": 3,
+    "vocabulary": 40,
+    "channels": [24, 20],
 }
-"""Values of a stage, where its YAML has a number for them."""
+"""Values of a stage, where its YAML has a number, or a list, for them."""
 
 VIEWS = {
     "idefics2": {"shortest": 8, "longest": 24},
@@ -95,4 +97,4 @@ def shrink_stage(group: str, option: str, values: dict[str, Any]) -> dict[str, A
     """A node of views, selector, resampler or connector, of a width and depth that cost nothing."""
     if group == "views":
         return values | VIEWS.get(option, {})
-    return values | {k: v for k, v in STAGE.items() if isinstance(values.get(k), int)}
+    return values | {k: v for k, v in STAGE.items() if isinstance(values.get(k), type(v))}
