@@ -11,7 +11,7 @@ SPEC = TokenSpec(n=32, dim=6, grid=(4, 8))
 
 
 def gemma3(spec=SPEC, r=2, init_std=0.02):
-    stage = Gemma3(spec, 10, r=r, init_std=init_std)
+    stage = Gemma3(spec, 10, r=r, norm_weight=True, init_std=init_std)
     stage.init_weights()
     return stage
 
