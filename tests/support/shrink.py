@@ -26,6 +26,14 @@ SIDE = {"swin": 32, "convnext": 96, "resnet": 160, "mobilenet_v2": 160, "efficie
 """Pixels a side at which these have a grid of 3x3 or more."""
 
 
+SMALLEST = {
+    "timm/vit_pe_lang_large_patch14_448.fb": ("vit_pe_core_tiny_patch16_384.fb", 64),
+    "timm/fastvit_mci3.apple_mclip2_dfndr2b": ("fastvit_mci0.apple_mclip", 256),
+    "timm/mobilenetv5_300m.gemma3n": ("mobilenetv5_300m.gemma3n", 256),
+}
+"""Models of timm -> the smallest of their kind, and pixels a side at which it has a grid of 3x3 or more."""
+
+
 def shrink(architecture: dict[str, Any], image_size: int) -> tuple[dict[str, Any], int]:
     """A declared architecture and the size it is used at -> both small; where positions are interpolated, still so."""
     kind = architecture["model_type"]
@@ -49,7 +57,7 @@ def shrink_vision(values: dict[str, Any]) -> dict[str, Any]:
     elif values.get("architecture"):
         small["architecture"], small["image_size"] = shrink(values["architecture"], values["image_size"])
     elif "image_size" in values:
-        small["image_size"] = 64
+        small["name"], small["image_size"] = SMALLEST.get(values["name"], (values["name"], 64))
     return small
 
 
