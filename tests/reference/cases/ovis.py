@@ -10,7 +10,6 @@ from transformers.models.ovis2.modeling_ovis2 import Ovis2VisionModel, Ovis2Visu
 
 from beni.resampler.ovis import Ovis
 from beni.types import TokenSpec
-from reference.convert import rename
 from reference.harness import ReferenceCase, grid_tokens
 
 # (side of the grid, width, llm's width, r, visual words); square grids that r divides only
@@ -38,13 +37,13 @@ class Tokenizer(nn.Module):
             num_visual_indicator_tokens=MARKS,
             tokenize_function=tokenize,
         )
-        self.vision = Ovis2VisionModel(config)
-        self.vision.transformer = Features()
-        self.table = Ovis2VisualEmbeddingTable(config.vocab_size, dim_out)
+        self.vision_tower = Ovis2VisionModel(config)
+        self.vision_tower.transformer = Features()
+        self.visual_embeddings_table = Ovis2VisualEmbeddingTable(config.vocab_size, dim_out)
 
     def forward(self, x):
-        shares = self.vision(x).pooler_output
-        return self.table(nn.functional.pad(shares, (0, MARKS)))
+        shares = self.vision_tower(x).pooler_output
+        return self.visual_embeddings_table(nn.functional.pad(shares, (0, MARKS)))
 
 
 def ours(shape, tokenize):
@@ -54,8 +53,13 @@ def ours(shape, tokenize):
 
 
 def convert(state):
-    names = rename(state, [("vision.head_linear", "head"), ("vision.head_norm", "norm"), ("table.weight", "words")])
-    return names | {"words": names["words"][:-MARKS]}
+    """The vectors of the marks around an image stand last."""
+    return {
+        "head.weight": state["vision_tower.head_linear.weight"],
+        "norm.weight": state["vision_tower.head_norm.weight"],
+        "norm.bias": state["vision_tower.head_norm.bias"],
+        "words": state["visual_embeddings_table.weight"][:-MARKS],
+    }
 
 
 CASES = [
