@@ -1,4 +1,4 @@
-"""What the resamplers that make one token of a block of r x r have in common: ernie, glm4v, minicpmv."""
+"""What the resamplers that make one token of a block of r x r have in common."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from support.counting import flops_of
 
 DIM, LLM = 8, 12
 SPEC = TokenSpec(n=24, dim=DIM, grid=(4, 6))
-KEYS = {"ernie": {}, "glm4v": {"hidden": 20}, "minicpmv": {"hidden": 20, "num_heads": 2}}
+KEYS = {"ernie": {}, "glm4v": {"hidden": 20}, "granite_docling": {"r": 2}, "minicpmv": {"hidden": 20, "num_heads": 2}}
 WEIGHTS = {
     # the temporal layer has the width of one frame
     "ernie": 4 * (32 * 32 + 32) + 4 * 32 + 32 * LLM + LLM + LLM,
     "glm4v": 32 * LLM + LLM + LLM * LLM + 2 * LLM + 3 * LLM * 20,
+    "granite_docling": 2 * DIM + 32 * LLM + 2 * LLM + LLM * LLM + 2 * LLM,
     "minicpmv": 2 * DIM + 4 * (DIM * DIM + DIM) + 2 * 32 + 32 * 20 + 20 + 20 * DIM + DIM,
 }
 MERGERS = pytest.mark.parametrize("option", KEYS)
@@ -36,6 +37,7 @@ def test_it_has_the_parameters_of_its_formula(merger, parameters, option) -> Non
 def test_they_have_the_flops_of_their_formulas(merger) -> None:
     assert flops_of(merger("ernie"), SPEC) == 2 * 6 * (4 * 32 * 32 + 32 * LLM)
     assert flops_of(merger("glm4v"), SPEC) == 2 * 6 * (32 * LLM + LLM * LLM + 3 * LLM * 20)
+    assert flops_of(merger("granite_docling"), SPEC) == 2 * 6 * (32 * LLM + LLM * LLM)
     attention = 24 * 4 * DIM * DIM + 2 * 24 * 4 * DIM
     assert flops_of(merger("minicpmv"), SPEC) == 2 * (attention + 6 * (32 * 20 + 20 * DIM))
 
@@ -69,6 +71,19 @@ def test_tokens_without_a_grid_are_refused(merger, option) -> None:
 def test_heads_that_do_not_divide_the_width_are_refused(merger) -> None:
     with pytest.raises(CompositionError, match=r"^E-HEADS .*num_heads=3 does not divide the width 8"):
         merger("minicpmv", num_heads=3)
+
+
+def test_an_llm_whose_width_four_does_not_divide_has_no_positions(resampler) -> None:
+    with pytest.raises(CompositionError, match=r"^E-DIM .*resampler=granite_docling .* which 14 does not allow"):
+        resampler("granite_docling", SPEC, 14, r=2)
+
+
+@torch.no_grad()
+def test_equal_blocks_differ_by_their_place_in_granite_docling(merger) -> None:
+    tokens = grid_tokens((4, 6), DIM, torch.Generator().manual_seed(0), torch.float32)
+    alike = tokens.with_features(tokens.x[:, :1].expand_as(tokens.x))
+    out = merger("granite_docling")(alike, StageContext()).x[0]
+    assert torch.pdist(out).min() > 1e-3
 
 
 @torch.no_grad()
