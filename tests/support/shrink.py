@@ -27,9 +27,9 @@ SIDE = {"swin": 32, "convnext": 96, "resnet": 160, "mobilenet_v2": 160, "efficie
 
 
 SMALLEST = {
-    "timm/vit_pe_lang_large_patch14_448.fb": ("vit_pe_core_tiny_patch16_384.fb", 64),
-    "timm/fastvit_mci3.apple_mclip2_dfndr2b": ("fastvit_mci0.apple_mclip", 256),
-    "timm/mobilenetv5_300m.gemma3n": ("mobilenetv5_300m.gemma3n", 256),
+    "timm/vit_pe_lang_large_patch14_448.fb": {"name": "vit_pe_core_tiny_patch16_384.fb", "image_size": 64},
+    "timm/fastvit_mci3.apple_mclip2_dfndr2b": {"name": "fastvit_mci0.apple_mclip", "image_size": 256},
+    "timm/mobilenetv5_300m.gemma3n": {"image_size": 256},
 }
 """Models of timm -> the smallest of their kind, and pixels a side at which it has a grid of 3x3 or more."""
 
@@ -42,8 +42,8 @@ def shrink(architecture: dict[str, Any], image_size: int) -> tuple[dict[str, Any
         return architecture | STAGES[kind] | sized, SIDE[kind]
     fields = architecture | {k: v for k, v in SMALL.items() if k in architecture}
     side = 3 * fields["patch_size"]
-    if "image_size" not in fields:  # native resolution: positions for so many patches
-        return fields | {"num_patches": 9}, side
+    if "image_size" not in fields:  # native resolution: positions for so many patches, or for any
+        return fields | ({"num_patches": 9} if "num_patches" in fields else {}), side
     return fields | {"image_size": side if fields["image_size"] == image_size else 4 * fields["patch_size"]}, side
 
 
@@ -57,7 +57,7 @@ def shrink_vision(values: dict[str, Any]) -> dict[str, Any]:
     elif values.get("architecture"):
         small["architecture"], small["image_size"] = shrink(values["architecture"], values["image_size"])
     elif "image_size" in values:
-        small["name"], small["image_size"] = SMALLEST.get(values["name"], (values["name"], 64))
+        small |= SMALLEST.get(values.get("name"), {"image_size": 64})
     return small
 
 
