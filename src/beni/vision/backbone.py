@@ -20,11 +20,13 @@ from transformers.vision_utils import (
 from beni.errors import ConfigError
 from beni.nn.architecture import buildable
 
+MOONVIT = "kimi_k25_vision"
+
 INSIDE = {
     "blip_2_vision_model": "transformers.models.blip_2.modeling_blip_2.Blip2VisionModel",
     "idefics2_vision": "transformers.models.idefics2.modeling_idefics2.Idefics2VisionTransformer",
     "instructblip_vision_model": "transformers.models.instructblip.modeling_instructblip.InstructBlipVisionModel",
-    "kimi_k25_vision": "transformers.models.kimi_k25.modeling_kimi_k25.Kimi_K25VisionModel",
+    MOONVIT: "transformers.models.kimi_k25.modeling_kimi_k25.Kimi_K25VisionModel",
 }
 """Encoders that transformers has inside a vision-language model only, and does not list as models of their own."""
 
@@ -58,8 +60,8 @@ def model_inputs(model: PreTrainedModel, pixels: Float[Tensor, "i 3 height width
             "pixel_attention_mask": None,
             "spatial_shapes": shapes,
         }
-    if "grid_thw" in asked:
-        return packed_inputs(model, patches_of(model, pixels))
+    if model.config.model_type == MOONVIT:
+        return moonvit_inputs(model, patches_of(model, pixels))
     interpolates = "interpolate_pos_encoding" in asked and (height, width) != own_size(model.config)
     return {"pixel_values": pixels} | ({"interpolate_pos_encoding": True} if interpolates else {})
 
@@ -74,8 +76,8 @@ def patches_of(
     return cut.unflatten(3, (columns, patch)).unflatten(2, (rows, patch)).permute(0, 2, 4, 1, 3, 5)
 
 
-def packed_inputs(model: PreTrainedModel, patches: Float[Tensor, "i rows columns 3 patch patch"]) -> dict[str, Any]:
-    """Patches of pictures end to end, with what MoonViT works out from the grids of these pictures by reading values.
+def moonvit_inputs(model: PreTrainedModel, patches: Float[Tensor, "i rows columns 3 patch patch"]) -> dict[str, Any]:
+    """Patches of pictures end to end, with what MoonViT works out from their grids by reading values.
 
     Worked out here it needs no values on the device, so it can be done in a dry run. The pooled features, which nobody
     reads, are those of one patch.
