@@ -26,6 +26,8 @@ from transformers import (
     InternVLForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    Ovis2Config,
+    Ovis2ForConditionalGeneration,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
 )
@@ -155,6 +157,29 @@ SYSTEMS = {
             HEAD,
         ),
         with_size,
+    ),
+    "ovis2": System(
+        Ovis2Config(
+            vision_config=VISION | {"hidden_stride": 2, "vocab_size": 30},
+            text_config={"model_type": "llama", **TEXT},
+            image_token_id=IMAGE,
+            visual_indicator_token_ids=[91, 92, 93, 94, 95],
+            vocab_size=97,
+            hidden_size=48,
+            tie_word_embeddings=False,
+        ),
+        Ovis2ForConditionalGeneration,
+        ("vision.image_size=32", "resampler.vocabulary=25"),
+        {"model_type": "aimv2_vision_model", "use_head": False, **VISION},
+        {"model_type": "llama", **TEXT},
+        (
+            ("model.vision_tower.transformer.embeddings.patch_embedding", "vision.model.embeddings.patch_embed"),
+            ("model.vision_tower.transformer.", "vision.model."),
+            TEXT_MODEL,
+            HEAD,
+        ),
+        plain,
+        ("resampler=ovis", "model.", "resampler."),
     ),
     "idefics2": System(
         Idefics2Config(

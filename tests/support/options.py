@@ -25,8 +25,8 @@ SMALL = {
 """What a declared architecture is shrunk to, in the fields it has."""
 
 
-OPTIONAL = {("vision", "timm"): ("timm", "torchvision")}
-"""Options that need packages which are no dependency of beni, not even of its tests."""
+OPTIONAL = {"beni.vision.timm.TimmVision": ("timm", "torchvision")}
+"""Classes that need packages which are no dependency of beni, not even of its tests."""
 
 STAGES = ("views", "selector", "resampler", "connector")
 
@@ -52,5 +52,6 @@ def node(group: str, option: str) -> dict[str, Any]:
 
 def needed(group: str, option: str) -> list[pytest.MarkDecorator]:
     """Skips an option whose package beni does not install."""
-    missing = [name for name in OPTIONAL.get((group, option), ()) if find_spec(name) is None]
+    target = yaml.safe_load((conf_dir() / group / f"{option}.yaml").read_text()).get("_target_")
+    missing = [name for name in OPTIONAL.get(target, ()) if find_spec(name) is None]
     return [pytest.mark.skip(reason=f"needs {', '.join(missing)}")] if missing else []

@@ -26,6 +26,14 @@ SIDE = {"swin": 32, "convnext": 96, "resnet": 160, "mobilenet_v2": 160, "efficie
 """Pixels a side at which these have a grid of 3x3 or more."""
 
 
+SMALLEST = {
+    "timm/vit_pe_lang_large_patch14_448.fb": {"name": "vit_pe_core_tiny_patch16_384.fb", "image_size": 64},
+    "timm/fastvit_mci3.apple_mclip2_dfndr2b": {"name": "fastvit_mci0.apple_mclip", "image_size": 256},
+    "timm/mobilenetv5_300m.gemma3n": {"image_size": 256},
+}
+"""Models of timm -> the smallest of their kind, and pixels a side at which it has a grid of 3x3 or more."""
+
+
 def shrink(architecture: dict[str, Any], image_size: int) -> tuple[dict[str, Any], int]:
     """A declared architecture and the size it is used at -> both small; where positions are interpolated, still so."""
     kind = architecture["model_type"]
@@ -34,8 +42,8 @@ def shrink(architecture: dict[str, Any], image_size: int) -> tuple[dict[str, Any
         return architecture | STAGES[kind] | sized, SIDE[kind]
     fields = architecture | {k: v for k, v in SMALL.items() if k in architecture}
     side = 3 * fields["patch_size"]
-    if "image_size" not in fields:  # native resolution: positions for so many patches
-        return fields | {"num_patches": 9}, side
+    if "image_size" not in fields:  # native resolution: positions for so many patches, or for any
+        return fields | ({"num_patches": 9} if "num_patches" in fields else {}), side
     return fields | {"image_size": side if fields["image_size"] == image_size else 4 * fields["patch_size"]}, side
 
 
@@ -49,7 +57,7 @@ def shrink_vision(values: dict[str, Any]) -> dict[str, Any]:
     elif values.get("architecture"):
         small["architecture"], small["image_size"] = shrink(values["architecture"], values["image_size"])
     elif "image_size" in values:
-        small["image_size"] = 64
+        small |= SMALLEST.get(values.get("name"), {"image_size": 64})
     return small
 
 
@@ -66,8 +74,10 @@ STAGE = {
     "max_queries": 9,
     "max_prompt": 256,
     "side": 3,
+    "vocabulary": 40,
+    "channels": [24, 20],
 }
-"""Values of a stage, where its YAML has a number for them."""
+"""Values of a stage, where its YAML has a number, or a list, for them."""
 
 VIEWS = {
     "idefics2": {"shortest": 8, "longest": 24},
@@ -95,4 +105,4 @@ def shrink_stage(group: str, option: str, values: dict[str, Any]) -> dict[str, A
     """A node of views, selector, resampler or connector, of a width and depth that cost nothing."""
     if group == "views":
         return values | VIEWS.get(option, {})
-    return values | {k: v for k, v in STAGE.items() if isinstance(values.get(k), int)}
+    return values | {k: v for k, v in STAGE.items() if isinstance(values.get(k), type(v))}

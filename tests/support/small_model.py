@@ -14,10 +14,11 @@ LEVELS = "with levels"
 GRIDS = (
     ("vision.image_size=24", "vision.architecture.patch_size=6"),
     ("vision.image_size=32", "vision.architecture.patch_size=4"),
+    ("vision.image_size=24", "vision.architecture.patch_size=4"),
     ("vision.image_size=24", "vision.architecture.patch_size=6", LEVELS),
     ("vision.image_size=24", "vision.architecture.patch_size=6", "llm.architecture.hidden_size=32"),
 )
-"""4x4 tokens, 8x8, 4x4 with three more layers; the last for what needs equal widths."""
+"""4x4 tokens, 8x8, 6x6, 4x4 with three more layers; the last for what needs equal widths."""
 
 LONG = ("llm.architecture.max_position_embeddings=2048", "template.max_length=2048")
 

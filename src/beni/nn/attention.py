@@ -39,14 +39,15 @@ def attend(
 
 
 class GroupedQueryAttention(nn.Module):
-    """Queries attend to a context: ``(b, q, d), (b, k, c) -> (b, q, d)``.
+    """Queries attend to a context: ``(b, q, d), (b, k, c) -> (b, q, e)``, e being d where nothing else is said.
 
     ``num_kv_heads = 1`` is multi-query, ``num_kv_heads = num_heads`` is ordinary multi-head attention. The inner
     width ``num_heads * head_dim`` need not equal ``dim``.
 
     Args:
-        dim: width of the queries and of the result.
+        dim: width of the queries.
         dim_context: width of the context; that of the queries when None.
+        dim_out: width of the result; that of the queries when None.
         bias: give the four projections biases.
         head_norm: width of a head -> the norm put on each head of queries and of keys.
     """
@@ -59,6 +60,7 @@ class GroupedQueryAttention(nn.Module):
         head_dim: int,
         *,
         dim_context: int | None = None,
+        dim_out: int | None = None,
         bias: bool = False,
         head_norm: Callable[[int], nn.Module] = nn.Identity,
     ) -> None:
@@ -68,7 +70,7 @@ class GroupedQueryAttention(nn.Module):
         self.q_proj = nn.Linear(dim, num_heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(dim_context, num_kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(dim_context, num_kv_heads * head_dim, bias=bias)
-        self.o_proj = nn.Linear(num_heads * head_dim, dim, bias=bias)
+        self.o_proj = nn.Linear(num_heads * head_dim, dim if dim_out is None else dim_out, bias=bias)
         self.q_norm, self.k_norm = head_norm(head_dim), head_norm(head_dim)
 
     def forward(
@@ -79,7 +81,7 @@ class GroupedQueryAttention(nn.Module):
         dropout: float = 0.0,
         values: Float[Tensor, "b k c"] | None = None,
         log_gate: Float[Tensor, "b k"] | None = None,
-    ) -> Float[Tensor, "b q d"]:
+    ) -> Float[Tensor, "b q e"]:
         """``mask`` is True where a context position may be attended to; ``values`` are read where they differ from the
         context that gives the keys; ``log_gate`` is as in ``attend``.
         """

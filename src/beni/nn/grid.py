@@ -36,6 +36,24 @@ def grid_of(tokens: TokenSpec, part: str) -> tuple[int, int]:
     return tokens.grid
 
 
+def merged_grid(tokens: TokenSpec, r: int, part: str) -> tuple[int, int]:
+    """(rows, columns) of the grid of ``part`` on which each token stands for ``r x r`` incoming ones.
+
+    Raises:
+        CompositionError: E-GRID when the tokens form no dense grid, E-DIV when ``r`` does not divide its sides.
+    """
+    rows, columns = grid_of(tokens, part)
+    if r < 1 or rows % r or columns % r:
+        legal = [str(k) for k in range(1, min(rows, columns) + 1) if rows % k == 0 and columns % k == 0]
+        raise CompositionError(
+            "E-DIV",
+            f"{part}: r={r} does not divide the {rows}x{columns} grid of visual tokens",
+            groups=("vision", "resampler"),
+            fix=f"set resampler.r to one of {', '.join(legal)}, or another vision.image_size",
+        )
+    return rows // r, columns // r
+
+
 def regrid(tokens: TokenSpec, grid: tuple[int, int], dim: int) -> TokenSpec:
     """The spec of tokens on another grid; what came along on the old grid (levels, sources) does not go on."""
     return TokenSpec(n=grid[0] * grid[1], dim=dim, grid=grid, space=tokens.space, scale=tokens.scale)
@@ -83,10 +101,10 @@ def space_to_depth(tokens: VisualTokens, block: tuple[int, int]) -> VisualTokens
     features = to_map(tokens)
     rows, columns = features.shape[2:]
     down, right = -rows % block[0], -columns % block[1]
-    blocks = _blocks(F.pad(features, (0, right, 0, down)), block)  # (i, m, r * c, d)
+    blocks = blocks_of(F.pad(features, (0, right, 0, down)), block)  # (i, m, r * c, d)
     facts = torch.cat([tokens.size[..., None], torch.ones_like(tokens.size)[..., None], tokens.yx], -1)
     facts = F.pad(facts.transpose(1, 2).unflatten(2, (rows, columns)), (0, right, 0, down))
-    size, real, yx = _blocks(facts, block).sum(2).split((1, 1, 2), -1)
+    size, real, yx = blocks_of(facts, block).sum(2).split((1, 1, 2), -1)
     grid = ((rows + down) // block[0], (columns + right) // block[1])
     return VisualTokens.fresh(
         x=blocks.flatten(2),
@@ -97,7 +115,8 @@ def space_to_depth(tokens: VisualTokens, block: tuple[int, int]) -> VisualTokens
     )
 
 
-def _blocks(features: Float[Tensor, "i d rows columns"], block: tuple[int, int]) -> Float[Tensor, "i m k d"]:
+def blocks_of(features: Float[Tensor, "i d rows columns"], block: tuple[int, int]) -> Float[Tensor, "i m k d"]:
+    """The places of each block of r rows and c columns, which divide the sides; blocks and places row-major."""
     x = features.unflatten(3, (-1, block[1])).unflatten(2, (-1, block[0]))  # (i, d, H/r, r, W/c, c)
     return x.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
 

@@ -1,14 +1,15 @@
-"""Sine and cosine positions in two dimensions (MAE, arXiv 2111.06377), laid out as a table or read between its cells.
+"""Positions: sines and cosines in two dimensions (MAE, arXiv 2111.06377), and rotations (RoPE, arXiv 2104.09864).
 
-The first half of the channels encodes the column, the second the row, as in MAE and in all that took the code from it
-(Qwen-VL, MQT): there the column is called ``h``. Each half is a block of sines, then one of cosines.
+The former are laid out as a table or read between its cells. Their first half of the channels encodes the column, the
+second the row, as in MAE and in all that took the code from it (Qwen-VL, MQT): there the column is called ``h``. Each
+half is a block of sines, then one of cosines.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from beni.types import VisualTokens
@@ -44,3 +45,16 @@ def positions_at(table: Float[Tensor, "d rows columns"], tokens: VisualTokens) -
         align_corners=False,
     )
     return read[:, :, 0].transpose(1, 2).to(tokens.x.dtype)
+
+
+def rotations(places: Int[Tensor, "b t"], dim: int, base: float) -> Float[Tensor, "b 1 t dim"]:
+    """The angle by which each channel of a head is turned at each place, in fp32; ``dim`` channels, an even number."""
+    rates = base ** -(torch.arange(0, dim, 2, device=places.device, dtype=torch.float32) / dim)
+    angles = places[..., None].float() * rates
+    return torch.cat([angles, angles], -1)[:, None]
+
+
+def rotated(x: Float[Tensor, "b h t dim"], angles: Float[Tensor, "b 1 t dim"]) -> Float[Tensor, "b h t dim"]:
+    """Channel c and channel c + dim/2 turned in their plane, as the Llama family pairs them."""
+    first, second = x.chunk(2, -1)
+    return x * angles.cos().to(x.dtype) + torch.cat([-second, first], -1) * angles.sin().to(x.dtype)

@@ -54,6 +54,19 @@ def head_dim_of(dim: int, num_heads: int, part: str) -> int:
     return dim // num_heads
 
 
+def check_kv_heads(num_heads: int, num_kv_heads: int) -> None:
+    """Raises:
+    CompositionError: E-HEADS when the key/value heads do not divide the query heads.
+    """
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise CompositionError(
+            "E-HEADS",
+            f"resampler.num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}",
+            groups=("resampler",),
+            fix=f"set resampler.num_kv_heads to 1 or {num_heads}",
+        )
+
+
 def draw_layers(module: nn.Module, weight: Callable[[Tensor], object]) -> None:
     """Draws every linear layer below ``module`` with ``weight``; biases start at zero, norms as the identity."""
     for part in module.modules():

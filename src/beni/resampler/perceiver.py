@@ -20,7 +20,7 @@ from beni.errors import CompositionError
 from beni.nn.attention import GroupedQueryAttention
 from beni.nn.mlp import SwiGLU
 from beni.nn.norms import RMSNorm
-from beni.nn.queries import draw_layers, queried, queried_spec
+from beni.nn.queries import check_kv_heads, draw_layers, queried, queried_spec
 from beni.stage import Reads, Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 
@@ -60,13 +60,7 @@ class Perceiver(Stage):
         attention_dropout: Annotated[float, AtLeast(0), Below(1), Example("0.1")],
     ) -> None:
         super().__init__()
-        if num_kv_heads < 1 or num_heads % num_kv_heads:
-            raise CompositionError(
-                "E-HEADS",
-                f"resampler.num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}",
-                groups=("resampler",),
-                fix=f"set resampler.num_kv_heads to 1 or {num_heads}",
-            )
+        check_kv_heads(num_heads, num_kv_heads)
         if hidden_size not in ("auto", tokens.dim):
             raise CompositionError(
                 "E-DIM",

@@ -11,14 +11,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.vision_utils import (
+    get_vision_cu_seqlens,
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+)
 
 from beni.errors import ConfigError
 from beni.nn.architecture import buildable
+
+MOONVIT = "kimi_k25_vision"
 
 INSIDE = {
     "blip_2_vision_model": "transformers.models.blip_2.modeling_blip_2.Blip2VisionModel",
     "idefics2_vision": "transformers.models.idefics2.modeling_idefics2.Idefics2VisionTransformer",
     "instructblip_vision_model": "transformers.models.instructblip.modeling_instructblip.InstructBlipVisionModel",
+    MOONVIT: "transformers.models.kimi_k25.modeling_kimi_k25.Kimi_K25VisionModel",
 }
 """Encoders that transformers has inside a vision-language model only, and does not list as models of their own."""
 
@@ -45,19 +53,52 @@ def model_inputs(model: PreTrainedModel, pixels: Float[Tensor, "i 3 height width
     """
     asked, (height, width) = inspect.signature(model.forward).parameters, pixels.shape[2:]
     if "spatial_shapes" in asked:
-        patch = model.config.to_dict()["patch_size"]
-        rows, columns = height // patch, width // patch
-        blocks = (
-            pixels[:, :, : rows * patch, : columns * patch].unflatten(3, (columns, patch)).unflatten(2, (rows, patch))
-        )
-        shapes = torch.tensor([[rows, columns]] * len(pixels), device="cpu")  # their values are read, also in a dry run
+        patches = patches_of(model, pixels)
+        shapes = torch.tensor([patches.shape[1:3]] * len(pixels), device="cpu")  # read, also in a dry run
         return {
-            "pixel_values": blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2),  # (i, n, patch * patch * 3)
+            "pixel_values": patches.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(1, 2),  # (i, n, patch * patch * 3)
             "pixel_attention_mask": None,
             "spatial_shapes": shapes,
         }
+    if model.config.model_type == MOONVIT:
+        return moonvit_inputs(model, patches_of(model, pixels))
     interpolates = "interpolate_pos_encoding" in asked and (height, width) != own_size(model.config)
     return {"pixel_values": pixels} | ({"interpolate_pos_encoding": True} if interpolates else {})
+
+
+def patches_of(
+    model: PreTrainedModel, pixels: Float[Tensor, "i 3 height width"]
+) -> Float[Tensor, "i rows columns 3 patch patch"]:
+    """The patches of pictures; what is left over below and on the right is cut off."""
+    patch = model.config.to_dict()["patch_size"]
+    rows, columns = (side // patch for side in pixels.shape[2:])
+    cut = pixels[:, :, : rows * patch, : columns * patch]
+    return cut.unflatten(3, (columns, patch)).unflatten(2, (rows, patch)).permute(0, 2, 4, 1, 3, 5)
+
+
+def moonvit_inputs(model: PreTrainedModel, patches: Float[Tensor, "i rows columns 3 patch patch"]) -> dict[str, Any]:
+    """Patches of pictures end to end, with what MoonViT works out from their grids by reading values.
+
+    Worked out here it needs no values on the device, so it can be done in a dry run. The pooled features, which nobody
+    reads, are those of one patch.
+    """
+    images, rows, columns = patches.shape[:3]
+    grids = torch.tensor([[1, rows, columns]] * images, device="cpu")
+    indices, weights = get_vision_interpolation_indices_and_weights(
+        grids, model.config.to_dict()["pos_emb_height"], mode="bicubic"
+    )
+    flash = "flash" in (model.config._attn_implementation or "")  # others split by values that they read
+    return {
+        "pixel_values": patches.flatten(0, 2),
+        "grid_thw": grids,
+        "interp_indices": indices.to(patches.device),
+        "interp_weights": weights.to(patches.device),
+        "frame_index": torch.zeros(len(indices), dtype=torch.long, device=patches.device),
+        "position_ids": get_vision_position_ids(grids, 1).to(patches.device),
+        "cu_seqlens": get_vision_cu_seqlens(grids).to(patches.device if flash else "cpu"),
+        "max_seqlen": rows * columns,
+        "temporal_merge_index": torch.zeros(1, 1, 1, dtype=torch.long, device=patches.device),
+    }
 
 
 def pooling(config: PreTrainedConfig) -> dict[str, bool]:

@@ -1,9 +1,10 @@
 """Where the patches are in what a vision model returns, read off one dry run instead of a list of known models.
 
 Models return ``(i, n, d)`` with prefix tokens (CLS, registers) or without, hierarchical ones also maps ``(i, d, h, w)``
-or ``(i, h, w, d)``, and those that pack pictures end to end (Pixtral) one row ``(1, i * n, d)``. A count of tokens
-alone never decides: 24x32 patches would pass for a square. What decides is, in this order, a map that the model
-returns, and its patch size (doubled for every stage of a hierarchical one) with the size of the input.
+or ``(i, h, w, d)``, and those that pack pictures end to end one row ``(1, i * n, d)`` (Pixtral) or ``(i * n, d)``
+(MoonViT). A count of tokens alone never decides: 24x32 patches would pass for a square. What decides is, in this order,
+a map that the model returns, and its patch size (doubled for every stage of a hierarchical one) with the size of the
+input.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from torch._subclasses import FakeTensorMode
 from beni.nn.batch_norm import flattened
 
 MAX_PREFIX = 2
-"""CLS and a distillation token; registers come on top, as many as the config says."""
+"""CLS and a distillation token."""
+
+MORE_PREFIX = ("num_register_tokens", "num_registers", "num_cls_tokens")
+"""Fields of configs that say how many tokens stand in front of the patches besides."""
 
 
 @contextmanager
@@ -93,8 +97,8 @@ def find_layout(out: Mapping[str, Any], fields: Mapping[str, Any], size: tuple[i
     last = out["last_hidden_state"]
     if last.ndim == 4:
         return Layout(*_map_grid(last, size), prefix=0)
-    count = last.shape[1] if len(last) == images else last.shape[1] // images
-    allowed = range(MAX_PREFIX + 1 + (fields.get("num_register_tokens") or 0))
+    count = last.shape[:-1].numel() // images
+    allowed = range(MAX_PREFIX + 1 + sum(fields.get(name) or 0 for name in MORE_PREFIX))
     for rows, columns in (*_returned_grids(out, size), *_strided_grids(fields.get("patch_size"), size)):
         if rows * columns and count - rows * columns in allowed:
             return Layout(rows, columns, count - rows * columns)

@@ -33,7 +33,7 @@ def theirs(shape):
 
 def ours(shape):
     side, dim, dim_out, r = shape
-    return Gemma3(TokenSpec(n=side**2, dim=dim, grid=(side, side)), dim_out, r=r, init_std=0.02)
+    return Gemma3(TokenSpec(n=side**2, dim=dim, grid=(side, side)), dim_out, r=r, norm_weight=True, init_std=0.02)
 
 
 CASES = [

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from beni.nn.positions import positions_at, sincos_table
+from beni.nn.positions import positions_at, rotated, rotations, sincos_table
 from beni.types import VisualTokens
 
 CPU = torch.device("cpu")
@@ -44,3 +44,21 @@ def test_positions_have_the_dtype_of_the_tokens():
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         for visual in (tokens((2, 4), dtype), replace(tokens((2, 4), dtype), grid=None)):
             assert positions_at(table, visual).dtype == dtype
+
+
+def test_products_of_what_is_turned_depend_on_the_distance_of_their_places():
+    q, k = torch.randn(2, 1, 3, 1, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def product(at, to):
+        angles = [rotations(torch.tensor([[place]]), 8, 100.0) for place in (at, to)]
+        return (rotated(q, angles[0]) * rotated(k, angles[1])).sum(-1)
+
+    torch.testing.assert_close(product(7, 4), product(3, 0), rtol=1e-5, atol=1e-6)
+    assert (product(7, 4) - product(7, 3)).abs().min() > 1e-3
+
+
+def test_a_pair_of_channels_is_turned_by_its_own_angle():
+    x = torch.tensor([1.0, 0.0, 0.0, 1.0]).view(1, 1, 1, 4)  # pairs (0, 2) and (1, 3)
+    turned = rotated(x, rotations(torch.tensor([[5]]), 4, 100.0)).flatten()
+    wanted = [math.cos(5), -math.sin(0.5), math.sin(5), math.cos(0.5)]
+    torch.testing.assert_close(turned, torch.tensor(wanted))

@@ -10,8 +10,8 @@ from support.counting import flops_of
 SPEC = TokenSpec(n=32, dim=6, grid=(4, 8))
 
 
-def gemma3(spec=SPEC, r=2, init_std=0.02):
-    stage = Gemma3(spec, 10, r=r, init_std=init_std)
+def gemma3(spec=SPEC, r=2, norm_weight=True, init_std=0.02):
+    stage = Gemma3(spec, 10, r=r, norm_weight=norm_weight, init_std=init_std)
     stage.init_weights()
     return stage
 
@@ -25,6 +25,7 @@ def test_it_has_the_parameters_and_flops_of_its_formulas() -> None:
     stage = gemma3()
     assert sum(p.numel() for p in stage.parameters()) == 6 + 60
     assert flops_of(stage, SPEC) == 2 * 8 * 60
+    assert sum(p.numel() for p in gemma3(norm_weight=False).parameters()) == 60
 
 
 def test_the_published_start_is_zero_and_the_default_is_not() -> None:
