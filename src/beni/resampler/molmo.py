@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ class Molmo(Stage):
             width.
     """
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"log_gate"})
+    reads: frozenset[Reads] = frozenset({"log_gate"})
 
     def __init__(
         self,
