@@ -28,6 +28,7 @@ from beni.errors import CompositionError, reason
 from beni.llm.base import Llm
 from beni.measure.flops import count_flops, count_training_flops, without_values
 from beni.model.modeling import BeniForConditionalGeneration
+from beni.model.viewer import placeholders
 from beni.stage import PROMPTS, Sink, Stage, StageContext
 from beni.types import ImageLayout, LayerCall, Prompt, Sequence, TokenSpec, VisualTokens
 from beni.vision.base import VisionEncoder
@@ -161,7 +162,7 @@ class DryRuns:
         """The fusion on the tokens of one image, of which all take part; without layers of its own."""
         key = ("fusion", row, wants)
         if key not in self._counts:
-            places = self.twin.fusion.placeholders(row.n)
+            places = placeholders(self.twin.fusion.markup((row.n,)))
             self._counts[key] = self._count("fusion", lambda: [self._fused(places + 1, row, wants).embeds])
         return self._counts[key]
 

@@ -1,0 +1,143 @@
+"""Gated cross-attention in front of some of the llm's layers: text attends to visual tokens, which take no position.
+
+Papers: Flamingo (arXiv 2204.14198), IDEFICS (arXiv 2306.16527), Llama 3.2 (arXiv 2407.21783). References: OpenFlamingo
+(arXiv 2308.01390); ``transformers`` ``IdeficsGatedCrossAttentionLayer``, ``MllamaCrossAttentionDecoderLayer``.
+
+An image takes one position of the text, whose embedding is learned and the same for all images; from there on it is
+seen. Text before the first image, and a sample without any, are read by the llm as though nothing had been added.
+Deviation: OpenFlamingo without ``latest`` lets what stands before any image see the mean of all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Literal, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from beni.config.ranges import Above, AtLeast, AtMost, Example
+from beni.errors import CompositionError, DataError
+from beni.fusion.base import Decoder, Fusion
+from beni.fusion.cross_attention import GatedCrossAttention, make_block
+from beni.fusion.media import Media
+from beni.types import LayerCall, LayerVisitor, Markup, Sequence, TokenSpec, VisualTokens
+
+
+class Flamingo(Fusion):
+    """The embeddings ``(b, t, d)`` as they are, and blocks in front of layers ``first``, ``first + every``, ...
+
+    Args:
+        tokens: spec of the visual tokens.
+        dim: width of the llm.
+        every: layers of the llm from one block to the next.
+        first: number of the layer, from 0 on, that the first block stands in front of.
+        num_heads: heads of queries.
+        num_kv_heads: heads of keys and values; must divide ``num_heads``.
+        head_dim: width of a head.
+        expansion: hidden width of the feed-forward half as a multiple of the llm's.
+        norm: in front of both halves.
+        head_norm: an RMSNorm on each head of queries and keys.
+        mlp: ``gelu`` has two matrices, ``swiglu`` three.
+        gate: ``scalar`` one number a half, ``channel`` one a channel.
+        sees: a position sees the ``latest`` image before it, or ``all`` before it.
+
+    Raises:
+        CompositionError: E-HEADS when ``num_kv_heads`` does not divide ``num_heads``; E-PLACE, by ``install``, when the
+            llm has no layer ``first``.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenSpec,
+        dim: int,
+        *,
+        every: Annotated[int, AtLeast(1)],
+        first: Annotated[int, AtLeast(0)],
+        num_heads: Annotated[int, AtLeast(1)],
+        num_kv_heads: Annotated[int, AtLeast(1)],
+        head_dim: Annotated[int, AtLeast(1)],
+        expansion: Annotated[float, Above(0), AtMost(1000), Example("4")],
+        norm: Literal["layernorm", "rmsnorm"],
+        head_norm: bool,
+        mlp: Literal["gelu", "swiglu"],
+        gate: Literal["scalar", "channel"],
+        sees: Literal["latest", "all"],
+    ) -> None:
+        super().__init__()
+        if num_heads % num_kv_heads:
+            raise CompositionError(
+                "E-HEADS",
+                f"fusion.num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}",
+                groups=("fusion",),
+                fix=f"set fusion.num_kv_heads to 1 or {num_heads}",
+            )
+        self.every, self.first, self.sees = every, first, sees
+        self.mark = nn.Parameter(torch.empty(dim))
+        self.blocks = nn.ModuleDict()
+        inner, gates = max(1, round(expansion * dim)), 1 if gate == "scalar" else dim
+        self._block = partial(make_block, dim, num_heads, num_kv_heads, head_dim, inner, norm, head_norm, mlp, gates)
+
+    @property
+    def looks_ahead(self) -> bool:
+        return False
+
+    @property
+    def reads_gates(self) -> bool:
+        return True
+
+    @property
+    def calibrates(self) -> bool:
+        return False
+
+    def markup(self, parts: Markup) -> Markup:
+        return (1,)
+
+    def install(self, llm: Decoder) -> None:
+        depth = len(llm.layers())
+        if self.first >= depth:
+            raise CompositionError(
+                "E-PLACE",
+                f"fusion.first={self.first}, but the llm has the layers 0 to {depth - 1}",
+                groups=("fusion", "llm"),
+                fix=f"set fusion.first to at most {depth - 1}",
+            )
+        for index in range(self.first, depth, self.every):
+            self.blocks[str(index)] = self._block()
+
+    def layers(self) -> list[nn.Module]:
+        return list(self.blocks.values())
+
+    def forward(
+        self, sequence: Sequence, visual: VisualTokens | None, owners: Int[Tensor, "k"] | None = None
+    ) -> Sequence:
+        if visual is None:
+            if bool(sequence.is_image.any()):
+                raise DataError(f"E-COUNT: {int(sequence.is_image.sum())} image placeholders but no image was given")
+            return sequence
+        media = Media.of(sequence, visual, self.sees == "latest")
+        marked = torch.where(sequence.is_image[..., None], self.mark.to(sequence.embeds.dtype), sequence.embeds)
+        return replace(sequence, embeds=marked, visitors=self._visitors(media))
+
+    def blank(self, sequence: Sequence, visual: VisualTokens) -> Sequence:
+        embeds = sequence.embeds + (self.mark.sum() * 0.0).to(sequence.embeds.dtype)
+        return replace(sequence, embeds=embeds, visitors=self._visitors(Media.unseen(sequence, visual)))
+
+    def _visitors(self, media: Media) -> dict[int, LayerVisitor]:
+        indices = (int(name) for name in self.blocks)
+        return {index: LayerVisitor(before=partial(self._attend, index, media)) for index in indices}
+
+    def _attend(
+        self, index: int, media: Media, hidden: Float[Tensor, "b t d"], call: LayerCall
+    ) -> Float[Tensor, "b t d"]:
+        return self.blocks[str(index)](hidden, media.visual.x, media.sight(call), media, index)
+
+    def calibrate(self, text: Float[Tensor, "k d"], visual: VisualTokens) -> None:
+        """Nothing is measured."""
+
+    def init_weights(self) -> None:
+        nn.init.normal_(self.mark, std=0.02)
+        for block in self.blocks.values():
+            cast(GatedCrossAttention, block).init_weights()
