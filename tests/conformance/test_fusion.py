@@ -7,66 +7,43 @@ from dataclasses import replace
 import pytest
 import torch
 
-from beni.config.build import build
 from beni.errors import DataError
-from beni.nn.streams import torch_stream
-from beni.types import Sequence, TokenSpec, VisualTokens
-from support.decoders import make as decoder
-from support.options import node
-from support.shrink import shrink_stage
+from beni.types import Sequence, VisualTokens
+from support.fusions import SPEC, family, fusion_of
 
 GROUPS = ("fusion",)
-SPEC = TokenSpec(n=4, dim=32, grid=(2, 2), space="llm")
 
 
 def text(embeds, is_image):
     return replace(Sequence.plain(embeds), images=is_image.long() - 1)
 
 
-class Fused:
-    """A fusion, all of it far from its initial state, and the llm that it belongs to."""
-
-    def __init__(self, option):
-        self.llm = decoder("llama").eval()
-        with torch_stream(0, *option):
-            self.fusion = build(shrink_stage(*option, node(*option)), SPEC, SPEC.dim)
-            self.fusion.install(self.llm)
-            self.fusion.init_weights()
-            with torch.no_grad():
-                for parameter in self.fusion.parameters():
-                    parameter.add_(0.3 * torch.randn_like(parameter))
-        self.fusion.eval()
-
-    def read(self, sequence):
-        """What the llm makes of a sequence, its own weights apart."""
-        return self.llm.hidden(sequence)
-
-
 @pytest.fixture
 def fused(option):
-    made = Fused(option)
+    llm = family("llama")
+    fusion = fusion_of(option[1], llm)
+    per_image = sum(part for part in fusion.markup((SPEC.n,)) if isinstance(part, int))
     torch.manual_seed(1)
-    per_image = sum(part for part in made.fusion.markup((SPEC.n,)) if isinstance(part, int))
     is_image = torch.zeros(2, 10, dtype=torch.bool)
     is_image[0, 1 : 1 + per_image] = True
     is_image[1, 3 : 3 + per_image] = True
     embeds = torch.randn(2, 10, 32, requires_grad=True)
     x = torch.randn(2, 4, 32, requires_grad=True)
-    return made, text(embeds, is_image), x
+    return fusion, llm, text(embeds, is_image), x
 
 
 def test_text_keeps_its_place_and_its_embeddings(fused, option):
-    made, sequence, x = fused
+    fusion, _, sequence, x = fused
     embeds, is_image = sequence.embeds, sequence.is_image
-    out = made.fusion(sequence, VisualTokens.dense(x, (2, 2)))
+    out = fusion(sequence, VisualTokens.dense(x, (2, 2)))
     assert out.embeds.shape == embeds.shape
     assert out.embeds[~is_image].equal(embeds[~is_image])
-    assert made.fusion(text(embeds, torch.zeros_like(is_image)), None).embeds.equal(embeds)
+    assert fusion(text(embeds, torch.zeros_like(is_image)), None).embeds.equal(embeds)
 
 
 def test_each_image_changes_its_own_row_only_and_gets_a_gradient(fused, option):
-    made, sequence, x = fused
-    out = made.read(made.fusion(sequence, VisualTokens.dense(x, (2, 2))))
+    fusion, llm, sequence, x = fused
+    out = llm.hidden(fusion(sequence, VisualTokens.dense(x, (2, 2))))
     out[0].square().sum().backward()
     assert x.grad[0].abs().min() > 0
     assert x.grad[1].abs().max() == 0
@@ -74,47 +51,47 @@ def test_each_image_changes_its_own_row_only_and_gets_a_gradient(fused, option):
 
 @torch.no_grad()
 def test_nothing_in_front_of_an_image_depends_on_it(fused, option):
-    made, sequence, x = fused
-    bare = made.read(sequence)
+    fusion, llm, sequence, x = fused
+    bare = llm.hidden(sequence)
     for image, first in ((0, 1), (1, 3)):
-        out = made.read(made.fusion(sequence, VisualTokens.dense(x, (2, 2))))[image]
+        out = llm.hidden(fusion(sequence, VisualTokens.dense(x, (2, 2))))[image]
         assert out[:first].equal(bare[image, :first])
         assert not out[first].equal(bare[image, first])
 
 
 def test_images_without_placeholders_are_an_error(fused, option):
-    made, sequence, x = fused
+    fusion, _, sequence, x = fused
     sequence.images[1] = -1
     with pytest.raises(DataError, match="E-COUNT"):
-        made.fusion(sequence, VisualTokens.dense(x, (2, 2)))
+        fusion(sequence, VisualTokens.dense(x, (2, 2)))
 
 
 def test_placeholders_without_an_image_are_an_error(fused, option):
-    made, sequence, _ = fused
+    fusion, _, sequence, _ = fused
     with pytest.raises(DataError, match=r"E-COUNT: .* but no image was given"):
-        made.fusion(sequence, None)
+        fusion(sequence, None)
 
 
 @torch.no_grad()
 def test_bf16_text_takes_fp32_images_and_the_other_way_round(fused, option):
-    made, sequence, x = fused
+    fusion, llm, sequence, x = fused
     for dtype in (torch.bfloat16, torch.float32):
         other = torch.float32 if dtype is torch.bfloat16 else torch.bfloat16
         words = text(sequence.embeds.to(dtype), sequence.is_image)
-        out = made.fusion(words, VisualTokens.dense(x.to(other), (2, 2)))
+        out = fusion(words, VisualTokens.dense(x.to(other), (2, 2)))
         assert out.embeds.dtype == dtype
-        made.llm.to(dtype)
-        assert made.read(out).dtype == dtype
+        llm.to(dtype)
+        assert llm.hidden(out).dtype == dtype
 
 
 def test_a_rank_without_images_reaches_what_others_do_and_changes_nothing(fused, option):
-    made, sequence, x = fused
+    fusion, llm, sequence, x = fused
     words = text(sequence.embeds.detach(), torch.zeros_like(sequence.is_image))
-    out = made.fusion.blank(made.fusion(words, None), VisualTokens.dense(x, (2, 2)))
+    out = fusion.blank(fusion(words, None), VisualTokens.dense(x, (2, 2)))
     assert out.embeds.equal(words.embeds)
-    read = made.read(out)
-    assert read.equal(made.read(words))
+    read = llm.hidden(out)
+    assert read.equal(llm.hidden(words))
     read.sum().backward()
     assert x.grad is not None
     assert not x.grad.any()
-    assert all(p.grad is not None and not p.grad.any() for p in made.fusion.parameters())
+    assert all(p.grad is not None and not p.grad.any() for p in fusion.parameters())
