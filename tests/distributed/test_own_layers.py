@@ -9,7 +9,9 @@ import pytest
 
 from beni.config.compose import compose
 from distributed.same_gradients import agree, gradients_of
+from support.options import node
 from support.processes import run_ranks
+from support.shrink import shrink_stage
 
 pytestmark = pytest.mark.slow
 
@@ -17,14 +19,16 @@ WORKER = Path(__file__).with_name("worker.py")
 SETTINGS = ("data.text_share=0.5", "llm.architecture.num_hidden_layers=3")
 
 
-@pytest.fixture
-def crossing(tiny_values, monkeypatch):
+@pytest.fixture(params=["cross_fusion", "flamingo", "idefics"])
+def crossing(request, tiny_values, monkeypatch):
     """crossing(*overrides) -> a run with the fusion."""
     monkeypatch.setenv("BENI_TRUSTED", "support.")
 
     def make(*overrides):
         run = compose([*tiny_values, *SETTINGS, *overrides])
         run["fusion"] = {"_target_": "support.cross_fusion.CrossFusion"}
+        if (option := request.param) != "cross_fusion":
+            run["fusion"] = shrink_stage("fusion", option, node("fusion", option))
         return run
 
     return make
