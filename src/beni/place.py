@@ -61,7 +61,8 @@ def layout_for(model: BeniForConditionalGeneration, wanted: Layout, tell: Tell) 
             "others of its micro-batch get, as it does in transformers"
         )
     gated = model.specs["llm"].gated and not model.fusion.reads_gates
-    layout = layout_of(model.llm, wanted, looks_ahead=model.fusion.looks_ahead, gated=gated)
+    ahead, along = model.fusion.looks_ahead, model.fusion.reads_along
+    layout = layout_of(model.llm, wanted, looks_ahead=ahead, gated=gated, reads_along=along)
     if layout != wanted:
         tell(
             f"{said.kind} does not pass beni's segment attention on, so packed samples would see each other: "

@@ -83,6 +83,10 @@ class CrossFusion(Fusion):
         return False
 
     @property
+    def reads_along(self) -> frozenset[int]:
+        return frozenset()
+
+    @property
     def calibrates(self) -> bool:
         return False
 

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from beni.types import Markup, Sequence, VisualTokens
+from beni.types import Heads, Markup, Sequence, VisualTokens
 
 
 @runtime_checkable
@@ -19,6 +19,10 @@ class Decoder(Protocol):
 
     def layers(self) -> list[nn.Module]:
         """The decoder layers, in order."""
+        ...
+
+    def heads(self) -> Heads:
+        """Sizes of its attention."""
         ...
 
 
@@ -74,6 +78,11 @@ class Fusion(nn.Module, ABC):
     @abstractmethod
     def reads_gates(self) -> bool:
         """Whether it attends to the tokens by itself, gates included; else the llm must add them to its attention."""
+
+    @property
+    @abstractmethod
+    def reads_along(self) -> frozenset[int]:
+        """Layers of the llm whose attention it reads along with (``LayerVisitor.within``)."""
 
     @property
     @abstractmethod

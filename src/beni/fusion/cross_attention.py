@@ -86,12 +86,7 @@ class GatedCrossAttention(nn.Module):
     ) -> Float[Tensor, "b t d"]:
         """Hidden states in front of layer ``index``, changed where they see an image."""
         dtype = self.attention_gate.dtype
-        if media.kept is None or index not in media.kept:
-            pairs = self.attention.pairs(visual.to(dtype))
-            if media.kept is not None:
-                media.kept[index] = pairs
-        else:
-            pairs = media.kept[index]
+        pairs = media.once(index, lambda: self.attention.pairs(visual.to(dtype)))
         read = self.attention(self.attention_norm(hidden.to(dtype)), pairs, sight)
         seeing = hidden + (self.attention_gate.tanh() * read).to(hidden.dtype)
         made = self.mlp(self.mlp_norm(seeing.to(dtype)))

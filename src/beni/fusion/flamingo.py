@@ -3,30 +3,28 @@
 Papers: Flamingo (arXiv 2204.14198), IDEFICS (arXiv 2306.16527), Llama 3.2 (arXiv 2407.21783). References: OpenFlamingo
 (arXiv 2308.01390); ``transformers`` ``IdeficsGatedCrossAttentionLayer``, ``MllamaCrossAttentionDecoderLayer``.
 
-An image takes one position of the text, whose embedding is learned and the same for all images; from there on it is
-seen. Text before the first image, and a sample without any, are read by the llm as though nothing had been added.
 Deviation: OpenFlamingo without ``latest`` lets what stands before any image see the mean of all.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Literal, cast
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from beni.config.ranges import Above, AtLeast, AtMost, Example
-from beni.errors import CompositionError, DataError
-from beni.fusion.base import Decoder, Fusion
+from beni.errors import CompositionError
+from beni.fusion.base import Decoder
 from beni.fusion.cross_attention import GatedCrossAttention, make_block
+from beni.fusion.marked import MarkedFusion
 from beni.fusion.media import Media
-from beni.types import LayerCall, LayerVisitor, Markup, Sequence, TokenSpec, VisualTokens
+from beni.types import LayerCall, LayerVisitor, TokenSpec
 
 
-class Flamingo(Fusion):
+class Flamingo(MarkedFusion):
     """The embeddings ``(b, t, d)`` as they are, and blocks in front of layers ``first``, ``first + every``, ...
 
     Args:
@@ -66,7 +64,6 @@ class Flamingo(Fusion):
         gate: Literal["scalar", "channel"],
         sees: Literal["latest", "all"],
     ) -> None:
-        super().__init__()
         if num_heads % num_kv_heads:
             raise CompositionError(
                 "E-HEADS",
@@ -74,58 +71,18 @@ class Flamingo(Fusion):
                 groups=("fusion",),
                 fix=f"set fusion.num_kv_heads to 1 or {num_heads}",
             )
-        self.every, self.first, self.sees = every, first, sees
-        self.mark = nn.Parameter(torch.empty(dim))
-        self.blocks = nn.ModuleDict()
+        super().__init__(dim, every, first, sees)
         inner, gates = max(1, round(expansion * dim)), 1 if gate == "scalar" else dim
-        self._block = partial(make_block, dim, num_heads, num_kv_heads, head_dim, inner, norm, head_norm, mlp, gates)
+        self._make = partial(make_block, dim, num_heads, num_kv_heads, head_dim, inner, norm, head_norm, mlp, gates)
 
     @property
-    def looks_ahead(self) -> bool:
-        return False
+    def reads_along(self) -> frozenset[int]:
+        return frozenset()
 
-    @property
-    def reads_gates(self) -> bool:
-        return True
+    def block(self, llm: Decoder) -> nn.Module:
+        return self._make()
 
-    @property
-    def calibrates(self) -> bool:
-        return False
-
-    def markup(self, parts: Markup) -> Markup:
-        return (1,)
-
-    def install(self, llm: Decoder) -> None:
-        depth = len(llm.layers())
-        if self.first >= depth:
-            raise CompositionError(
-                "E-PLACE",
-                f"fusion.first={self.first}, but the llm has the layers 0 to {depth - 1}",
-                groups=("fusion", "llm"),
-                fix=f"set fusion.first to at most {depth - 1}",
-            )
-        for index in range(self.first, depth, self.every):
-            self.blocks[str(index)] = self._block()
-
-    def layers(self) -> list[nn.Module]:
-        return list(self.blocks.values())
-
-    def forward(
-        self, sequence: Sequence, visual: VisualTokens | None, owners: Int[Tensor, "k"] | None = None
-    ) -> Sequence:
-        if visual is None:
-            if bool(sequence.is_image.any()):
-                raise DataError(f"E-COUNT: {int(sequence.is_image.sum())} image placeholders but no image was given")
-            return sequence
-        media = Media.of(sequence, visual, self.sees == "latest")
-        marked = torch.where(sequence.is_image[..., None], self.mark.to(sequence.embeds.dtype), sequence.embeds)
-        return replace(sequence, embeds=marked, visitors=self._visitors(media))
-
-    def blank(self, sequence: Sequence, visual: VisualTokens) -> Sequence:
-        embeds = sequence.embeds + (self.mark.sum() * 0.0).to(sequence.embeds.dtype)
-        return replace(sequence, embeds=embeds, visitors=self._visitors(Media.unseen(sequence, visual)))
-
-    def _visitors(self, media: Media) -> dict[int, LayerVisitor]:
+    def visitors(self, media: Media) -> Mapping[int, LayerVisitor]:
         indices = (int(name) for name in self.blocks)
         return {index: LayerVisitor(before=partial(self._attend, index, media)) for index in indices}
 
@@ -134,10 +91,6 @@ class Flamingo(Fusion):
     ) -> Float[Tensor, "b t d"]:
         return self.blocks[str(index)](hidden, media.visual.x, media.sight(call), media, index)
 
-    def calibrate(self, text: Float[Tensor, "k d"], visual: VisualTokens) -> None:
-        """Nothing is measured."""
-
-    def init_weights(self) -> None:
-        nn.init.normal_(self.mark, std=0.02)
+    def draw(self) -> None:
         for block in self.blocks.values():
             cast(GatedCrossAttention, block).init_weights()

@@ -62,6 +62,10 @@ class InlineFusion(Fusion):
     def reads_gates(self) -> bool:
         return False
 
+    @property
+    def reads_along(self) -> frozenset[int]:
+        return frozenset()
+
     def markup(self, parts: Markup) -> Markup:
         return parts
 

@@ -8,7 +8,9 @@ their own pairs cost, plus the padding of the rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +25,8 @@ SPAN = 1 << 32
 
 Pairs = tuple[Float[Tensor, "i kv n dh"], Float[Tensor, "i kv n dv"]]
 """Keys and values of the tokens of images."""
+
+Made = TypeVar("Made", bound=tuple[Tensor, ...])
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Media:
         columns: number of the position within its sample that each image takes.
         count: samples that there are.
         latest: a position sees the latest image before it only, instead of all.
-        kept: keys and values by layer, where one call of a layer follows another (generation); else None.
+        kept: what layers have made of the tokens, where one call of a layer follows another (generation); else None.
     """
 
     visual: VisualTokens
@@ -78,7 +82,7 @@ class Media:
     columns: Int[Tensor, "i"]
     count: int
     latest: bool
-    kept: dict[int, Pairs] | None = None
+    kept: dict[int, Any] | None = None
     _known: list[tuple[LayerCall, Sight]] = field(default_factory=list, compare=False, repr=False)
 
     @staticmethod
@@ -104,6 +108,19 @@ class Media:
         count = len(sequence.lengths())
         samples = torch.full((len(visual.x),), count, device=visual.x.device)
         return Media(visual, samples, torch.zeros_like(samples), count, True)
+
+    def once(self, index: int, make: Callable[[], Made]) -> Made:
+        """What layer ``index`` makes of the tokens, which generation asks for at every position."""
+        if self.kept is None:
+            return make()
+        if index not in self.kept:
+            self.kept[index] = make()
+        return self.kept[index]
+
+    def places(self, call: LayerCall) -> Int[Tensor, "i"]:
+        """The position of each image in the flattened pass; one that is not there is said to be at the first."""
+        stands = (call.samples.flatten() == self.samples[:, None]) & (call.columns.flatten() == self.columns[:, None])
+        return stands.byte().argmax(1)
 
     def sight(self, call: LayerCall) -> Sight:
         """What the positions of this pass see, found out by the first layer that asks."""
