@@ -126,6 +126,8 @@ def facts_in_a_model(tiny_values, images, steps_of):
 
     def facts(group: str, values: dict[str, Any]) -> list[Any]:
         run = {**base, group: values}
+        if "deepstack" in values["_target_"]:
+            run["vision"] = base["vision"] | {"levels": [0, 1]}
         if group == "vision":
             run["views"] = {"_target_": "beni.views.single.SingleView", "newline": False}
         model = build(run).train()

@@ -18,6 +18,11 @@ from support.shrink import shrink_stage
 SPEC = TokenSpec(n=4, dim=32, grid=(2, 2), space="llm")
 
 
+def spec_for(option):
+    """Visual tokens as an option wants them."""
+    return replace(SPEC, levels=3 * 12) if option == "deepstack" else SPEC
+
+
 def family(name, scale=0.1, **fields):
     """A small llm of a family, its weights so large that what it reads matters."""
     torch.manual_seed(0)
@@ -35,11 +40,11 @@ def family(name, scale=0.1, **fields):
     return llm
 
 
-def fusion_of(option, llm, opened=True, spec=SPEC, **values):
+def fusion_of(option, llm, opened=True, **values):
     """An option of the group, installed; ``opened`` moves all of it away from its initial state."""
     with torch_stream(0, "fusion", option), torch.no_grad():
         small = shrink_stage("fusion", option, node("fusion", option)) | values
-        fusion = build(small, replace(spec, dim=llm.hidden_size), llm.hidden_size)
+        fusion = build(small, replace(spec_for(option), dim=llm.hidden_size), llm.hidden_size)
         fusion.install(llm)
         fusion.init_weights()
         if opened:

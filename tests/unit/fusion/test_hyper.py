@@ -14,7 +14,7 @@ from beni.types import LayerVisitor, Sequence
 from support.families import LLMS
 from support.fusions import family, fusion_of, images_of, rows_of
 
-MUTE = ("falcon", "gptj", "bloom", "mamba")
+MUTE = ("stablelm", "falcon", "gptj", "bloom", "mamba")
 """Families whose attention nobody can read along with."""
 LENDING = [name for name in LLMS if name not in MUTE]
 ROWS = (".#..", "#..#..", "...", "##.")
