@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,8 +21,15 @@ from beni.types import Turn
 def turn_of(kind: type[nn.Module], arguments: Mapping[str, Any]) -> Turn | None:
     """How a layer of that class, which is handed these arguments, turns keys; None where it is handed no angles."""
     angles = arguments.get("position_embeddings")
-    rotate = getattr(sys.modules[kind.__module__], "rotate_half", None)
+    rotate = rotation(kind)
     return partial(turned, angles, rotate) if isinstance(angles, tuple) and rotate is not None else None
+
+
+@cache
+def rotation(kind: type[nn.Module]) -> Callable[[Tensor], Tensor] | None:
+    """``rotate_half`` of the module that a class, or one that it was made of (FSDP2 makes one of each), stands in."""
+    found = (getattr(sys.modules.get(base.__module__), "rotate_half", None) for base in kind.__mro__)
+    return next((rotate for rotate in found if rotate is not None), None)
 
 
 def turned(
