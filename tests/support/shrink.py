@@ -69,7 +69,7 @@ STAGE = {
 }
 """Values of a stage, where its YAML has a number for them."""
 
-FUSION = {"every": 1, "first": 0, "expansion": 2.0, "sets": 2}
+FUSION = {"every": 1, "first": 0, "expansion": 2.0, "sets": 1}
 """Layers of a fusion's own around those of the smallest llm."""
 
 VIEWS = {

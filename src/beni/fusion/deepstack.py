@@ -48,7 +48,7 @@ class DeepStack(Fusion):
 
     Raises:
         CompositionError: E-LEVELS when there are no levels, or ``sets`` does not divide them; E-PLACE, by ``install``,
-            when the llm has not so many layers.
+            when the llm has not so many layers, and one more that reads the last features.
     """
 
     def __init__(
@@ -100,10 +100,11 @@ class DeepStack(Fusion):
 
     def install(self, llm: Decoder) -> None:
         depth, last = len(llm.layers()), self.first + (len(self.mergers) - 1) * self.every
-        if last >= depth:
+        if last >= depth - 1:
             raise CompositionError(
                 "E-PLACE",
-                f"fusion=deepstack adds features after layer {last}, but the llm has the layers 0 to {depth - 1}",
+                f"fusion=deepstack adds features after layer {last}, but the llm has the layers 0 to {depth - 1}, and "
+                "what is added after the last one reaches no text",
                 groups=("fusion", "llm"),
                 fix="set fusion.every=1, a smaller fusion.first, or fewer fusion.sets and vision.levels",
             )
