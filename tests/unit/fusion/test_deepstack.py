@@ -83,7 +83,7 @@ def test_a_sample_reads_the_same_padded_packed_and_alone_with_tokens_left_out():
     torch.testing.assert_close(torch.cat(alone), left, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "opt"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
 @torch.no_grad()
 def test_cached_generation_says_what_whole_passes_say(name):
     llm, visual = family(name), images()
