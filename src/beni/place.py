@@ -60,7 +60,9 @@ def layout_for(model: BeniForConditionalGeneration, wanted: Layout, tell: Tell) 
             f"rope_type={said.rope_type}: a sample of more positions than this llm was first made for changes what the "
             "others of its micro-batch get, as it does in transformers"
         )
-    layout = layout_of(model.llm, wanted, looks_ahead=model.fusion.looks_ahead, gated=model.specs["llm"].gated)
+    gated = model.specs["llm"].gated and not model.fusion.reads_gates
+    ahead, along = model.fusion.looks_ahead, model.fusion.reads_along
+    layout = layout_of(model.llm, wanted, looks_ahead=ahead, gated=gated, reads_along=along)
     if layout != wanted:
         tell(
             f"{said.kind} does not pass beni's segment attention on, so packed samples would see each other: "

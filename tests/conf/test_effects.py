@@ -39,6 +39,7 @@ REASONS = {
     "tokenizer": "chooses how text is cut: tests/unit/llm/test_tokenizer.py",
     "attn_implementation": "the same numbers by other kernels",
     "vision.levels": "read by resampler=tokenpacker alone, and refused without it: tests/conf/test_errors.py",
+    "fusion.sees": "one image a sample is the latest and all of them: tests/unit/fusion/test_flamingo.py",
     "fusion.match_text_rms": "measured on the first batch of a run: tests/unit/fusion/test_inline.py",
 }
 """Keys whose value cannot change what a part does on this machine, and why."""
@@ -125,6 +126,8 @@ def facts_in_a_model(tiny_values, images, steps_of):
 
     def facts(group: str, values: dict[str, Any]) -> list[Any]:
         run = {**base, group: values}
+        if "deepstack" in values["_target_"]:
+            run["vision"] = base["vision"] | {"levels": [0, 1]}
         if group == "vision":
             run["views"] = {"_target_": "beni.views.single.SingleView", "newline": False}
         model = build(run).train()
@@ -145,7 +148,7 @@ def small(group: str, option: str) -> dict[str, Any]:
         return shrink_vision(values)
     if group == "llm":
         return shrink_llm(values)
-    return shrink_stage(group, option, values) if group in ("views", *STAGES) else values
+    return shrink_stage(group, option, values) if group in ("views", "fusion", *STAGES) else values
 
 
 def without_effect(values: dict[str, Any], key: str, facts_of: Callable[[dict[str, Any]], list[Any]]) -> list[Any]:

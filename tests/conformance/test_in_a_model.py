@@ -47,7 +47,7 @@ def scrambled(model):
     """Initial zeros of a part would hide it."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name in ("views", "selector", "resampler", "connector"):
+        for name in ("views", "selector", "resampler", "connector", "fusion"):
             for parameter in getattr(model, name).parameters():
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     return model

@@ -128,7 +128,7 @@ def test_every_code_of_the_source_is_provoked_here_and_explained_in_the_docs():
     )
 
 
-GROUPS = ("vision", "views", "selector", "resampler", "connector")
+GROUPS = ("vision", "views", "selector", "resampler", "connector", "fusion")
 GRIDS = (24, 32, 48)
 TEXT = {"hidden_size": 48, "intermediate_size": 64, "num_attention_heads": 4, "max_position_embeddings": 2048}
 LLMS = {
@@ -136,6 +136,12 @@ LLMS = {
     "qwen3": TEXT | {"hidden_size": 32, "num_key_value_heads": 4, "head_dim": 8},
     "gemma3_text": TEXT | {"num_key_value_heads": 1, "head_dim": 12},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_positions": 2048},
+}
+FUSION = {
+    "image_attention": ("causal", "causal", "image", "prefix"),
+    "out_norm": ("none", "rmsnorm"),
+    "sees": ("latest", "all"),
+    "sets": (1, 2),
 }
 PAIRINGS = 96
 
@@ -152,6 +158,8 @@ def drawn(tiny_run, seed):
         chosen["vision"] = "tiny_vit"
     if rng.random() < 0.6:
         chosen["connector"] = "auto"
+    if rng.random() < 0.4:
+        chosen["fusion"] = "inline"
     for group, option in chosen.items():
         values = node(group, option)
         run[group] = values if group == "vision" else shrink_stage(group, option, values)
@@ -167,8 +175,9 @@ def drawn(tiny_run, seed):
     llm = rng.choice(list(LLMS))
     run["llm"]["architecture"] = {"model_type": llm, **LLMS[llm], "num_hidden_layers": 2, "vocab_size": 512}
     run["llm"]["architecture"] |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    run["fusion"]["image_attention"] = rng.choice(("causal", "causal", "image", "prefix"))
-    run["fusion"]["out_norm"] = rng.choice(("none", "rmsnorm"))
+    for key, values in FUSION.items():
+        if key in run["fusion"]:
+            run["fusion"][key] = rng.choice(values)
     return run, chosen
 
 

@@ -72,7 +72,7 @@ def main(settings) -> None:
         model = build_model(run)
         loss.CHUNK_BYTES = 4 * model.llm.vocab_size * settings.get("piece", 1000)
         for name, parameter in model.named_parameters():
-            if "lora_B" in name:  # zero at first, which would hide the gradient of its partner
+            if "lora_B" in name or name.endswith("_gate"):  # zero at first, which would hide what it multiplies
                 torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
         prepare_blocks(model, run["compute"])
         shard(model, model.sharding_units(), environment, run["fsdp"], "fp32")

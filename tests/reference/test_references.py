@@ -29,6 +29,8 @@ def test_every_case_has_a_name_of_its_own() -> None:
 
 
 def test_every_mechanism_has_a_case_that_runs_without_further_packages() -> None:
-    options = {f"{g}={path.stem}" for g in ("connector", "resampler") for path in (conf_dir() / g).glob("*.yaml")}
-    nothing = {"connector=auto", "connector=identity", "resampler=none"}
+    groups = ("connector", "resampler", "fusion")
+    options = {f"{g}={path.stem}" for g in groups for path in (conf_dir() / g).glob("*.yaml")}
+    nothing = {"connector=auto", "connector=identity", "resampler=none", "fusion=inline"}
+    nothing.add("fusion=hyper")  # no release can be loaded: tests/unit/fusion/test_hyper.py derives it anew
     assert options - nothing == {case.option for case in CASES if case.needs is None}

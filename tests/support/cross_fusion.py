@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from beni.fusion.base import Decoder, Fusion
-from beni.types import LayerCall, LayerVisitor, Sequence, TokenSpec, VisualTokens
+from beni.types import LayerCall, LayerVisitor, Markup, Sequence, TokenSpec, VisualTokens
 
 NOBODY = -2
 """Owner of the tokens of a blank image: no position, padding (-1) included, belongs to it."""
@@ -43,8 +43,12 @@ class CrossFusion(Fusion):
         super().__init__()
         self.blocks = nn.ModuleDict()
 
-    def placeholders(self, visual_tokens: int) -> int:
-        return 0
+    def markup(self, parts: Markup) -> Markup:
+        return tuple(part for part in parts if isinstance(part, str))
+
+    @property
+    def reads_gates(self) -> bool:
+        return False
 
     def install(self, llm: Decoder) -> None:
         for index in range(0, len(llm.layers()), 2):
@@ -77,6 +81,10 @@ class CrossFusion(Fusion):
     @property
     def looks_ahead(self) -> bool:
         return False
+
+    @property
+    def reads_along(self) -> frozenset[int]:
+        return frozenset()
 
     @property
     def calibrates(self) -> bool:

@@ -79,6 +79,9 @@ STAGE = {
 }
 """Values of a stage, where its YAML has a number, or a list, for them."""
 
+FUSION = {"every": 1, "first": 0, "expansion": 2.0, "sets": 1}
+"""Layers of a fusion's own around those of the smallest llm."""
+
 VIEWS = {
     "idefics2": {"shortest": 8, "longest": 24},
     "native": {"max_patches": 24, "multiple": 2},
@@ -102,7 +105,8 @@ def shrink_llm(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def shrink_stage(group: str, option: str, values: dict[str, Any]) -> dict[str, Any]:
-    """A node of views, selector, resampler or connector, of a width and depth that cost nothing."""
+    """A node of views, selector, resampler, connector or fusion, of a width and depth that cost nothing."""
     if group == "views":
         return values | VIEWS.get(option, {})
-    return values | {k: v for k, v in STAGE.items() if isinstance(values.get(k), type(v))}
+    small = STAGE | FUSION if group == "fusion" else STAGE
+    return values | {k: v for k, v in small.items() if isinstance(values.get(k), type(v))}

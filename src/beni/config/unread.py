@@ -38,7 +38,7 @@ def _indexed(run: Run) -> bool:
     return _packs(run) or schedule["group"] == "length" or schedule["balance"]
 
 
-READS_LEVELS = ("beni.resampler.tokenpacker.TokenPacker",)
+READS_LEVELS = ("beni.resampler.tokenpacker.TokenPacker", "beni.fusion.deepstack.DeepStack")
 """Parts of beni's own that read the features of ``vision.levels``; parts of other packages may."""
 
 AT_HAND = (

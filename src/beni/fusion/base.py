@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from beni.types import Sequence, VisualTokens
+from beni.types import Heads, Markup, Sequence, VisualTokens
 
 
 @runtime_checkable
@@ -21,13 +21,19 @@ class Decoder(Protocol):
         """The decoder layers, in order."""
         ...
 
+    def heads(self) -> Heads:
+        """Sizes of its attention."""
+        ...
+
 
 class Fusion(nn.Module, ABC):
     """Joins text embeddings and visual tokens. Subclasses are final."""
 
     @abstractmethod
-    def placeholders(self, visual_tokens: int) -> int:
-        """Positions of the llm's sequence that so many visual tokens of one image take: all, one or none."""
+    def markup(self, parts: Markup) -> Markup:
+        """What stands in the text for an image whose views would put ``parts`` there: the placeholders of its tokens,
+        and text around them.
+        """
 
     @abstractmethod
     def install(self, llm: Decoder) -> None:
@@ -67,6 +73,16 @@ class Fusion(nn.Module, ABC):
     @abstractmethod
     def looks_ahead(self) -> bool:
         """Whether some positions attend to later ones (``Sequence.blocks``), which not every llm can be taught."""
+
+    @property
+    @abstractmethod
+    def reads_gates(self) -> bool:
+        """Whether it attends to the tokens by itself, gates included; else the llm must add them to its attention."""
+
+    @property
+    @abstractmethod
+    def reads_along(self) -> frozenset[int]:
+        """Layers of the llm whose attention it reads along with (``LayerVisitor.within``)."""
 
     @property
     @abstractmethod

@@ -22,7 +22,7 @@ from beni.errors import DataError
 from beni.fusion.base import Decoder, Fusion
 from beni.nn.gates import openness
 from beni.nn.norms import make_norm, reset_norms
-from beni.types import Sequence, TokenSpec, VisualTokens
+from beni.types import Markup, Sequence, TokenSpec, VisualTokens
 
 
 class InlineFusion(Fusion):
@@ -58,8 +58,16 @@ class InlineFusion(Fusion):
     def looks_ahead(self) -> bool:
         return self.image_attention != "causal"
 
-    def placeholders(self, visual_tokens: int) -> int:
-        return visual_tokens
+    @property
+    def reads_gates(self) -> bool:
+        return False
+
+    @property
+    def reads_along(self) -> frozenset[int]:
+        return frozenset()
+
+    def markup(self, parts: Markup) -> Markup:
+        return parts
 
     def install(self, llm: Decoder) -> None:
         """Nothing is put into the llm."""

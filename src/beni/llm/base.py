@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from beni.types import LayerVisitor, Sequence
+from beni.types import Heads, LayerVisitor, Sequence
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class Capabilities(ABC):
     @abstractmethod
     def gates(self) -> bool:
         """Every layer adds ``Sequence.log_gate`` to its attention, in either layout."""
+
+    @property
+    @abstractmethod
+    def lends_queries(self) -> frozenset[int]:
+        """Layers whose attention can be read along with (``LayerVisitor.within``), in either layout."""
 
     @property
     @abstractmethod
@@ -120,6 +125,14 @@ class Llm(nn.Module, ABC):
     @abstractmethod
     def layers(self) -> list[nn.Module]:
         """The decoder layers, in order: the units of sharding and of activation checkpointing."""
+
+    @abstractmethod
+    def heads(self) -> Heads:
+        """Sizes of its attention.
+
+        Raises:
+            CompositionError: E-ATTN when it has none.
+        """
 
     @abstractmethod
     def around_layers(self, visitors: Mapping[int, LayerVisitor]) -> AbstractContextManager[None]:

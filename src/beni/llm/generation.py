@@ -22,16 +22,12 @@ from beni.llm.row_attention import RowPlan
 from beni.types import Sequence
 
 
-def more_than_causal(sequence: Sequence) -> bool:
-    """Whether some positions look ahead or have gates, of which the masks of transformers know nothing."""
-    return sequence.blocks is not None or sequence.log_gate is not None
-
-
-def generate(model: PreTrainedModel, sequence: Sequence, **options: Any) -> Int[Tensor, "b new"]:
+def generate(model: PreTrainedModel, sequence: Sequence, plan: RowPlan | None, **options: Any) -> Int[Tensor, "b new"]:
     """New token ids after the samples of a left-padded sequence.
 
     Args:
-        model: set to ``beni_rows`` attention where the sequence is more than causal.
+        model: set to ``beni_rows`` attention where there is a plan.
+        plan: of the rows, where plain causal attention does not describe them.
         options: of transformers' ``generate``.
 
     Raises:
@@ -43,9 +39,9 @@ def generate(model: PreTrainedModel, sequence: Sequence, **options: Any) -> Int[
     prompt: dict[str, Any] = {"inputs_embeds": sequence.embeds, "attention_mask": sequence.real.long()}
     if "position_ids" in inspect.signature(model.forward).parameters:
         prompt["position_ids"] = sequence.position_ids
-    if not more_than_causal(sequence):
+    if plan is None:
         return model.generate(**prompt, **options)
-    with told_of(model, RowPlan.of(sequence)):
+    with told_of(model, plan):
         return model.generate(**prompt, **options)
 
 

@@ -29,15 +29,16 @@ from beni.errors import CompositionError, ConfigError, WeightsError, reason
 from beni.hub import package_file
 from beni.llm import row_attention, segment_attention
 from beni.llm.base import Description, Llm
-from beni.llm.generation import generate, more_than_causal
+from beni.llm.generation import generate
 from beni.llm.gguf import load_gguf
 from beni.llm.head import decoder_gives
 from beni.llm.probes import Probed
+from beni.llm.readings import readings_of
 from beni.llm.row_attention import RowPlan
 from beni.llm.segment_attention import SegmentPlan
 from beni.llm.visits import Places, placed_each_pass, require_layers, visited
 from beni.nn.architecture import buildable, choose_attention, read_architecture
-from beni.types import LayerVisitor, Sequence
+from beni.types import Heads, LayerVisitor, Sequence
 
 
 class HFLlm(Llm):
@@ -117,9 +118,10 @@ class HFLlm(Llm):
 
     @torch.no_grad()
     def generate(self, sequence: Sequence, **options: Any) -> Int[Tensor, "b new"]:
-        self._attend(row_attention.NAME if more_than_causal(sequence) else self.attn_implementation)
+        plan = self._rows(sequence)
+        self._attend(self.attn_implementation if plan is None else row_attention.NAME)
         with self._visited(sequence):
-            return generate(self.model, sequence, **options)
+            return generate(self.model, sequence, plan, **options)
 
     def layers(self) -> list[nn.Module]:
         depth = self.config.get_text_config().num_hidden_layers
@@ -141,6 +143,19 @@ class HFLlm(Llm):
             yield
         finally:
             self._around.pop()
+
+    def heads(self) -> Heads:
+        text = self.config.get_text_config()
+        queries = getattr(text, "num_attention_heads", None)
+        if not isinstance(queries, int):
+            raise CompositionError(
+                "E-ATTN",
+                f"{self.config.model_type} has no attention whose queries could be read along with",
+                groups=("fusion", "llm"),
+                fix="choose another llm, for instance llm=qwen3, or fusion=flamingo",
+            )
+        width = getattr(text, "head_dim", None) or self.hidden_size // queries
+        return Heads(queries, getattr(text, "num_key_value_heads", None) or queries, width)
 
     def tied_keys(self, prefix: str) -> dict[str, str]:
         tied = self.model.all_tied_weights_keys.items()
@@ -185,13 +200,22 @@ class HFLlm(Llm):
             self._attend(segment_attention.NAME)
             blocks, log_gate = (None if x is None else x[0] for x in (sequence.blocks, sequence.log_gate))
             length = sequence.embeds.shape[1]
-            plan = SegmentPlan.build(sequence.cu_seqlens, length, blocks, sequence.longest, log_gate)
+            readings = readings_of((*self._around, sequence.visitors))
+            plan = SegmentPlan.build(sequence.cu_seqlens, length, blocks, sequence.longest, log_gate, readings)
             return inputs | {"segments": plan}
-        if more_than_causal(sequence):
+        if (plan := self._rows(sequence)) is not None:
             self._attend(row_attention.NAME)
-            return inputs | {"rows": RowPlan.of(sequence)}
+            return inputs | {"rows": plan}
         self._attend(self.attn_implementation)
         return inputs
+
+    def _rows(self, sequence: Sequence) -> RowPlan | None:
+        """The plan of padded rows where some positions look ahead or have gates, of which the masks of transformers
+        know nothing, or where somebody reads along within attention.
+        """
+        readings = readings_of((*self._around, sequence.visitors))
+        plain = sequence.blocks is None and sequence.log_gate is None and not readings
+        return None if plain else RowPlan.of(sequence, readings)
 
     @contextmanager
     def _visited(self, sequence: Sequence) -> Iterator[None]:

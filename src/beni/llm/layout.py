@@ -10,16 +10,28 @@ from beni.llm.base import Llm
 Layout = Literal["packed", "padded"]
 
 
-def layout_of(llm: Llm, wanted: Layout, *, looks_ahead: bool, gated: bool) -> Layout:
+def layout_of(
+    llm: Llm, wanted: Layout, *, looks_ahead: bool, gated: bool, reads_along: frozenset[int] = frozenset()
+) -> Layout:
     """The layout in which the llm can be trained: ``padded`` where it cannot keep packed samples apart.
 
     Args:
         looks_ahead: some positions attend to later ones, as fusion says.
         gated: visual tokens come with gates.
+        reads_along: layers whose attention the fusion reads along with.
 
     Raises:
-        CompositionError: E-ATTN when it does not pass beni's attention on, and positions look ahead or have gates.
+        CompositionError: E-ATTN when it does not pass beni's attention on, and positions look ahead or have gates, or
+            the fusion reads along.
     """
+    if silent := sorted(reads_along - llm.capabilities.lends_queries) if reads_along else []:
+        raise CompositionError(
+            "E-ATTN",
+            f"{llm.describe().kind} does not hand the queries of layer {silent[0]} to beni's attention, and this "
+            "fusion reads with them",
+            groups=("fusion", "llm"),
+            fix="choose another llm, for instance llm=qwen3, or fusion=flamingo, which has queries of its own",
+        )
     more_than_causal = looks_ahead or gated
     apart = not (wanted == "packed" or more_than_causal) or llm.capabilities.packed
     if not more_than_causal or (apart and llm.capabilities.gates):

@@ -10,7 +10,8 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,9 @@ from transformers import PreTrainedModel
 
 from beni.errors import CompositionError
 from beni.llm.base import Capabilities, Llm
-from beni.types import Sequence
+from beni.types import LayerCall, LayerVisitor, Sequence
+
+T = TypeVar("T")
 
 VARYING_ROPE = ("longrope", "dynamic")
 """Kinds of rotary positions whose frequencies depend on the longest sample of a call."""
@@ -35,7 +38,7 @@ class Probed(Capabilities):
 
     llm: Llm
     model: PreTrainedModel
-    known: dict[str, bool] = field(default_factory=dict)
+    known: dict[str, Any] = field(default_factory=dict)
 
     @property
     def reads_embeddings(self) -> bool:
@@ -67,7 +70,11 @@ class Probed(Capabilities):
     def varying_positions(self) -> bool:
         return self.llm.describe().rope_type in VARYING_ROPE
 
-    def _once(self, name: str, probe: Callable[[], bool]) -> bool:
+    @property
+    def lends_queries(self) -> frozenset[int]:
+        return self._once("lends_queries", lambda: lending(self.llm))
+
+    def _once(self, name: str, probe: Callable[[], T]) -> T:
         if name not in self.known:
             self.known[name] = probe()
         return self.known[name]
@@ -207,3 +214,43 @@ def heeds_gates(llm: Llm) -> bool:
     except (TypeError, ValueError, KeyError):
         return False
     return True
+
+
+class _Reader:
+    """Reads nothing where attention has read something, and notes which layers ask it, and with what sizes."""
+
+    def __init__(self, llm: Llm) -> None:
+        self.heads, self.inside, self.honest = llm.heads(), -1, set[int]()
+
+    def visitors(self, depth: int) -> dict[int, LayerVisitor]:
+        return {i: LayerVisitor(before=partial(self._enter, i), within=partial(self._read, i)) for i in range(depth)}
+
+    def _enter(self, index: int, hidden: torch.Tensor, call: LayerCall) -> torch.Tensor:
+        self.inside = index
+        return hidden
+
+    def _read(self, index: int, query: torch.Tensor, read: torch.Tensor, scaling: float) -> torch.Tensor:
+        queries, width = self.heads.queries, self.heads.width
+        if index == self.inside and query.shape[1::2] == read.shape[2:] == (queries, width):
+            self.honest.add(index)
+        return torch.zeros_like(read)
+
+
+def lending(llm: Llm) -> frozenset[int]:
+    """Layers that hand queries of the declared sizes to a reader within attention, in either layout, as long as what it
+    reads matters. Some families (BLOOM) accept the name of an attention and ignore it; others (Falcon) know none.
+    """
+    plain = Sequence.plain(llm.embed(_ids(llm)))
+    found: list[set[int]] = []
+    try:
+        reader = _Reader(llm)
+        visitors = reader.visitors(len(llm.layers()))
+        with evaluating(llm):
+            for sequence in (plain, plain.end_to_end()[0]):
+                reader.honest = set()
+                if llm(replace(sequence, visitors=visitors)).equal(llm(sequence)):
+                    return frozenset()
+                found.append(reader.honest)
+    except (TypeError, ValueError, KeyError, CompositionError):
+        return frozenset()
+    return frozenset(set.intersection(*found))

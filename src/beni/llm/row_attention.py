@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from beni.llm.dense_attention import dense
+from beni.llm.readings import Readings, reread
 from beni.types import Sequence
 
 NAME = "beni_rows"
@@ -36,6 +37,7 @@ class RowPlan:
         blocks: as in ``Sequence``.
         log_gate: as in ``Sequence``.
         past: positions that a cache already holds.
+        readings: by layer, what changes what it reads (``LayerVisitor.within``).
         masks: by queries, keys and window, as they are asked for.
     """
 
@@ -43,12 +45,13 @@ class RowPlan:
     blocks: Int[Tensor, "b t"] | None = None
     log_gate: Float[Tensor, "b t"] | None = None
     past: int = 0
+    readings: Readings = field(default_factory=dict, compare=False, repr=False)
     masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
-    def of(sequence: Sequence) -> RowPlan:
+    def of(sequence: Sequence, readings: Readings | None = None) -> RowPlan:
         """The plan of a padded sequence that is read from its beginning."""
-        return RowPlan(sequence.real, sequence.blocks, sequence.log_gate)
+        return RowPlan(sequence.real, sequence.blocks, sequence.log_gate, readings=readings or {})
 
     def after(self, past: int) -> RowPlan:
         """The plan when a cache holds ``past`` positions.
@@ -61,7 +64,7 @@ class RowPlan:
                 f"a prompt whose positions look ahead is read at once, not after {past} of {self.real.shape[1]}\n"
                 "  fix: leave out past_key_values"
             )
-        return RowPlan(self.real, self.blocks, self.log_gate, past)
+        return RowPlan(self.real, self.blocks, self.log_gate, past, self.readings)
 
     def allowed(self, queries: int, keys: int, window: int | None) -> Bool[Tensor, "b 1 q k"]:
         """Which of the last ``keys`` positions each of the last ``queries`` may attend to: earlier real ones inside the
@@ -123,7 +126,7 @@ def row_attention(
         allowed = allowed.repeat_interleave(times, 0)
         gates = None if gates is None else gates.repeat_interleave(times, 0)
     read = dense(q, k, v, allowed, scaling, dropout, softcap, gates)
-    return read.transpose(1, 2).to(query.dtype), None
+    return reread(module, rows.readings, query, read.transpose(1, 2).to(query.dtype), scaling), None
 
 
 AttentionInterface.register(NAME, row_attention)

@@ -15,7 +15,7 @@ Gates on keys are put into queries and keys (``beni.nn.gates``), so the kernels 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -28,6 +28,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from beni.llm.dense_attention import dense, scale_of
+from beni.llm.readings import Readings, reread
 from beni.nn.gates import widened
 
 NAME = "beni_segments"
@@ -79,6 +80,7 @@ class SegmentPlan:
         length: of the row.
         longest: no segment is longer.
         log_gate: what is added to the logits of attention to each position; None for nothing.
+        readings: by layer, what changes what it reads (``LayerVisitor.within``).
     """
 
     cu_seqlens: Int[Tensor, "s_plus_1"]
@@ -86,6 +88,7 @@ class SegmentPlan:
     length: int
     longest: int
     log_gate: Float[Tensor, "t"] | None = None
+    readings: Readings = field(default_factory=dict)
 
     @staticmethod
     def build(
@@ -94,6 +97,7 @@ class SegmentPlan:
         blocks: Int[Tensor, "t"] | None = None,
         longest: int | None = None,
         log_gate: Float[Tensor, "t"] | None = None,
+        readings: Readings | None = None,
     ) -> SegmentPlan:
         """Borders of the segments of a row of ``length`` positions -> plan, on the device of ``cu_seqlens``.
 
@@ -102,7 +106,7 @@ class SegmentPlan:
         """
         # a power of two: few programs are compiled, and flash attention starts few blocks that find nothing to do
         bound = 1 << ((longest or length) - 1).bit_length()
-        return SegmentPlan(cu_seqlens.int(), blocks, length, bound, log_gate)
+        return SegmentPlan(cu_seqlens.int(), blocks, length, bound, log_gate, readings or {})
 
     @cached_property
     def rectangles(self) -> tuple[Rectangle, ...]:
@@ -186,7 +190,7 @@ def segment_attention(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (t, heads, dh)
     if q.is_cuda and torch.is_autocast_enabled("cuda"):  # as torch's own attention does
         q, k, v = (x.to(torch.get_autocast_dtype("cuda")) for x in (q, k, v))
-    width = v.shape[-1]
+    width, factor = v.shape[-1], scaling
     if segments.log_gate is not None and softcap is None:
         scaling = scale_of(q, scaling)
         q, k, v = widened(q, k, v, segments.log_gate[:, None], scaling)
@@ -194,7 +198,7 @@ def segment_attention(
         read = flash(q, k, v, segments, scaling, sliding_window).to(query.dtype)
     else:
         read = in_rectangles(q, k, v, segments, scaling, dropout, sliding_window, softcap)
-    return read[..., :width][None], None
+    return reread(module, segments.readings, query, read[..., :width][None], factor), None
 
 
 def suits_flash(

@@ -71,8 +71,7 @@ class Viewer:
 
     def markup(self, layout: ImageLayout) -> Markup:
         """What stands in the text for an image."""
-        parts = self._parts(layout)
-        return tuple(self.fusion.placeholders(part) if isinstance(part, int) else part for part in parts)
+        return self.fusion.markup(self._parts(layout))
 
     def _parts(self, layout: ImageLayout) -> Markup:
         return self.views.markup(layout, self.specs(layout)["connector"])

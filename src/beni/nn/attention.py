@@ -15,27 +15,29 @@ def attend(
     q: Float[Tensor, "b h q dh"],
     k: Float[Tensor, "b kv k dh"],
     v: Float[Tensor, "b kv k dv"],
-    mask: Bool[Tensor, "b k"] | None = None,
+    mask: Bool[Tensor, "b *q k"] | None = None,
     log_gate: Float[Tensor, "b k"] | None = None,
     dropout: float = 0.0,
+    scale: float | None = None,
 ) -> Float[Tensor, "b h q dv"]:
     """Queries attend to keys, none of which is before another.
 
     Args:
-        mask: True where a key may be attended to.
+        mask: True where a key may be attended to, by all queries alike or by each.
         log_gate: is added to the logits of each key. Where that closes all that a row may attend to, its queries read
             zeros: a closed token has no influence, also where nothing else is left.
         dropout: probability in [0, 1), on the attention weights.
+        scale: what products are multiplied by; one over the root of the heads' width when None.
     """
-    shown = None if mask is None else mask[:, None, None, :]
+    shown = None if mask is None else mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
     gqa = q.shape[1] != k.shape[1]
     if log_gate is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=shown, dropout_p=dropout, enable_gqa=gqa)
-    scale = q.shape[-1] ** -0.5
-    wide = widened(q, k, v, log_gate[:, None], scale)
-    read = F.scaled_dot_product_attention(*wide, attn_mask=shown, dropout_p=dropout, scale=scale, enable_gqa=gqa)
-    legible = is_open(log_gate) if mask is None else is_open(log_gate) & mask
-    return read[..., : v.shape[-1]].masked_fill(~legible.any(1)[:, None, None, None], 0.0)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=shown, dropout_p=dropout, scale=scale, enable_gqa=gqa)
+    factor = float(q.shape[-1] ** -0.5) if scale is None else scale
+    wide = widened(q, k, v, log_gate[:, None], factor)
+    read = F.scaled_dot_product_attention(*wide, attn_mask=shown, dropout_p=dropout, scale=factor, enable_gqa=gqa)
+    legible = is_open(log_gate)[:, None, None, :] if shown is None else is_open(log_gate)[:, None, None, :] & shown
+    return read[..., : v.shape[-1]].masked_fill(~legible.any(-1, keepdim=True), 0.0)
 
 
 class GroupedQueryAttention(nn.Module):

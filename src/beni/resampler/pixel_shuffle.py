@@ -13,10 +13,13 @@ Mistral 3's is a key of its llm. Idefics3 and Llama 4 take any token count for t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import gcd
 from typing import Annotated, Literal
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from beni.config.ranges import AtLeast
 from beni.errors import CompositionError
@@ -36,6 +39,8 @@ class PixelShuffle(Stage):
         norm: ``none``, ``layernorm`` or ``rmsnorm`` on each token, before merging.
         merge: width that a linear layer without bias brings the merged tokens to; ``same`` is the width of the
             incoming tokens, ``null`` leaves the layer out.
+
+    Levels that come along are merged likewise, each by itself, for what reads them further on (``fusion=deepstack``).
 
     Raises:
         CompositionError: E-GRID when the tokens form no dense grid, E-DIV when ``r`` does not divide its sides.
@@ -60,11 +65,19 @@ class PixelShuffle(Stage):
     def spec(self, tokens: TokenSpec) -> TokenSpec:
         rows, columns = grid_of(tokens, "resampler=pixel_shuffle")
         dim = self.r**2 * tokens.dim if self.merge is None else self.merge.out_features
-        return regrid(tokens, (-(-rows // self.r), -(-columns // self.r)), dim)
+        merged = regrid(tokens, (-(-rows // self.r), -(-columns // self.r)), dim)
+        return replace(merged, levels=self.r**2 * tokens.levels)
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
-        merged = space_to_depth(tokens.with_features(self.norm(tokens.x)), (self.r, self.r))
+        merged = self._blocks(tokens, self.norm(tokens.x))
+        if tokens.levels is not None:
+            width = tokens.x.shape[-1]  # that of one hidden state, where all are of one encoder
+            levels = tokens.levels.split(width if tokens.levels.shape[-1] % width == 0 else tokens.levels.shape[-1], -1)
+            merged = replace(merged, levels=torch.cat([self._blocks(tokens, level).x for level in levels], -1))
         return merged if self.merge is None else merged.with_features(self.merge(merged.x))
+
+    def _blocks(self, tokens: VisualTokens, features: Float[Tensor, "i n d"]) -> VisualTokens:
+        return space_to_depth(tokens.with_features(features), (self.r, self.r))
 
     def init_weights(self) -> None:
         reset_norms(self)

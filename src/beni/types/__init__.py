@@ -10,12 +10,13 @@ from beni.types.images import ImageLayout, Markup, Pixels, ViewedImage
 from beni.types.inputs import ImageInputs, SampleInputs
 from beni.types.sequence import IGNORE, Places, Sequence
 from beni.types.spec import Nested, TokenSpec
-from beni.types.visitor import LayerCall, LayerVisitor
+from beni.types.visitor import Heads, LayerCall, LayerVisitor, Reading, Turn
 from beni.types.visual import Prompt, VisualTokens
 
 __all__ = [
     "IGNORE",
     "Batch",
+    "Heads",
     "ImageInputs",
     "ImageLayout",
     "LayerCall",
@@ -25,9 +26,11 @@ __all__ = [
     "Pixels",
     "Places",
     "Prompt",
+    "Reading",
     "SampleInputs",
     "Sequence",
     "TokenSpec",
+    "Turn",
     "ViewedImage",
     "VisualTokens",
     "pinned",

@@ -13,6 +13,9 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+Turn = Callable[[Float[Tensor, "i h n dh"], Int[Tensor, "i"]], Float[Tensor, "i h n dh"]]
+"""Turns heads ``(i, h, n, dh)`` as rotary positions turn the keys of the positions ``(i,)`` of the flattened pass."""
+
 
 @dataclass(frozen=True)
 class LayerCall:
@@ -24,15 +27,38 @@ class LayerCall:
         columns: number of each real position within its sample, from 0 on; positions that generation adds count on.
         arguments: what else the model hands to the layer (rotary positions, mask or segments, cache), by the names that
             it has for them, which differ from family to family.
+        turn: gives keys of one's own the rotary positions of this pass; None for a layer without any.
     """
 
     samples: Int[Tensor, "b t"]
     columns: Int[Tensor, "b t"]
     arguments: Mapping[str, Any]
+    turn: Turn | None = None
 
 
 Change = Callable[[Float[Tensor, "b t d"], LayerCall], Float[Tensor, "b t d"]]
 """A map from hidden states to hidden states of the same shape."""
+
+
+Reading = Callable[[Float[Tensor, "b h t dk"], Float[Tensor, "b t h dv"], float], Float[Tensor, "b t h dv"]]
+"""From the queries of a layer's attention, what they have read, and the factor that products with keys are multiplied
+by, to what they are taken to have read.
+"""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Sizes of the attention of an llm's layers.
+
+    Attributes:
+        queries: heads of them.
+        keys: heads of keys and values.
+        width: of each.
+    """
+
+    queries: int
+    keys: int
+    width: int
 
 
 def unchanged(hidden: Float[Tensor, "b t d"], call: LayerCall) -> Float[Tensor, "b t d"]:
@@ -51,7 +77,10 @@ class LayerVisitor:
     Attributes:
         before: changes what the layer is given.
         after: changes what the layer gives.
+        within: changes what its attention reads, in the layer and with it computed again; None leaves attention alone.
+            Only llms that say so hand their queries over (``Capabilities.lends_queries``).
     """
 
     before: Change = unchanged
     after: Change = unchanged
+    within: Reading | None = None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import abc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -28,8 +28,9 @@ from beni.errors import CompositionError, reason
 from beni.llm.base import Llm
 from beni.measure.flops import count_flops, count_training_flops, without_values
 from beni.model.modeling import BeniForConditionalGeneration
+from beni.model.viewer import placeholders
 from beni.stage import PROMPTS, Sink, Stage, StageContext
-from beni.types import ImageLayout, LayerCall, Prompt, Sequence, TokenSpec, VisualTokens
+from beni.types import ImageLayout, LayerCall, LayerVisitor, Prompt, Reading, Sequence, TokenSpec, VisualTokens
 from beni.vision.base import VisionEncoder
 
 Recomputing = Callable[[abc.Sequence[nn.Module]], AbstractContextManager[None]]
@@ -161,7 +162,7 @@ class DryRuns:
         """The fusion on the tokens of one image, of which all take part; without layers of its own."""
         key = ("fusion", row, wants)
         if key not in self._counts:
-            places = self.twin.fusion.placeholders(row.n)
+            places = placeholders(self.twin.fusion.markup((row.n,)))
             self._counts[key] = self._count("fusion", lambda: [self._fused(places + 1, row, wants).embeds])
         return self._counts[key]
 
@@ -171,21 +172,29 @@ class DryRuns:
         with countable("fusion"), torch.no_grad(), without_values():
             return bool(self._fused(1, self.twin.specs["llm"], frozenset()).visitors)
 
-    def around(self, length: int, tokens: int, wants: Wants) -> Count:
-        """The fusion and its own layers on one sample of ``length`` positions, whose images have so many tokens."""
-        key = ("around", length, tokens, wants)
+    def around(self, length: int, tokens: int, wants: Wants, within: bool = True) -> Count:
+        """The fusion and its own layers on one sample of ``length`` positions, whose images have so many tokens.
+
+        Args:
+            within: what it does within attention too.
+        """
+        key = ("around", length, tokens, wants, within)
         if key not in self._counts:
-            row = replace(self.twin.specs["llm"], n=tokens, grid=None)
+            row, along = replace(self.twin.specs["llm"], n=tokens, grid=None), Along()
 
             def forward() -> Iterable[Tensor]:
                 fused = self._fused(length, row, wants)
-                hidden, call = fused.embeds, LayerCall(*fused.numbered(), {})
+                hidden, call, reads = fused.embeds, LayerCall(*fused.numbered(), {}), []
                 for index, visitor in sorted(fused.visitors.items()):
                     hidden = visitor.before(self._between(hidden, index > 0), call)
+                    if within and visitor.within is not None:
+                        query = self._query(length, self._between(hidden, True).requires_grad)
+                        reads.append(along(visitor.within, query))
+                        hidden = reached(hidden, reads[-1].requires_grad)
                     hidden = visitor.after(self._between(hidden, True), call)
-                return [hidden]
+                return [hidden, *reads]
 
-            self._counts[key] = self._count("fusion", forward, self.twin.fusion.layers())
+            self._counts[key] = self._count("fusion", forward, [*self.twin.fusion.layers(), along])
         return self._counts[key]
 
     def llm(self, length: int, label_rows: int, reached: bool) -> Count:
@@ -205,12 +214,12 @@ class DryRuns:
 
             def forward() -> Iterable[Tensor]:
                 fused = self._fused(length, row, wants)
-                with self.twin.llm.around_layers(fused.visitors):
+                with self.twin.llm.around_layers(self._reaching(fused.visitors, wants)):
                     return [self.twin.llm.dry_run(fused.embeds, label_rows)()]
 
             both = self._count("llm", forward, self.twin.llm.layers())
-            # of what is computed again only the llm's was
-            own = self.around(length, row.n, wants)._replace(again=0)
+            # of what is computed again only the llm's was; nobody reads along with the attention of its dry run
+            own = self.around(length, row.n, wants, within=False)._replace(again=0)
             self._counts[key] = both.plus(own, -1)
         return self._counts[key]
 
@@ -241,11 +250,27 @@ class DryRuns:
             images, owners = torch.zeros(1, length, dtype=torch.long), torch.zeros(1, dtype=torch.long)
             return self.twin.fusion(replace(text, images=images), tokens_of(row, wants), owners)
 
+    def _reaching(self, visitors: Mapping[int, LayerVisitor], wants: Wants) -> dict[int, LayerVisitor]:
+        """Visitors as the llm's dry run takes them: where they read within attention a gradient is wanted from there
+        on. The first such layer is billed that of its queries too, which in truth want none.
+        """
+        wanted_within = torch.is_grad_enabled() and (bool(wants) or self.trains("fusion"))
+
+        def entered(visitor: LayerVisitor) -> LayerVisitor:
+            if visitor.within is None:
+                return visitor
+            return replace(visitor, before=lambda hidden, call: reached(visitor.before(hidden, call), wanted_within))
+
+        return {index: entered(visitor) for index, visitor in visitors.items()}
+
+    def _query(self, length: int, reached: bool) -> Tensor:
+        """Queries of attention, of which a gradient is wanted or not."""
+        heads = self.twin.llm.heads()
+        return torch.empty(1, heads.queries, length, heads.width, device="meta", requires_grad=reached)
+
     def _between(self, hidden: Tensor, layers: bool) -> Tensor:
         """Hidden states after layers of the llm, whose parameters may want a gradient from there on."""
-        if not (layers and torch.is_grad_enabled() and self.trains("llm")):
-            return hidden
-        return hidden + torch.empty_like(hidden, requires_grad=True)
+        return reached(hidden, layers and torch.is_grad_enabled() and self.trains("llm"))
 
     def _shared(self, name: str, inputs: object, forward: Callable[[], Iterable[Tensor]]) -> Count:
         """A backbone on such inputs, counted once a process where nothing is computed again."""
@@ -279,6 +304,19 @@ class DryRuns:
                     again -= attention.flops
         self.twin.zero_grad(set_to_none=True)
         return Count(before, useful, again)
+
+
+class Along(nn.Module):
+    """What a visitor does within attention, computed again where layers are."""
+
+    def forward(self, within: Reading, query: Tensor) -> Tensor:
+        """On queries ``(1, h, t, dh)`` that have read as much."""
+        return within(query, query.transpose(1, 2), 1.0)
+
+
+def reached(hidden: Tensor, wanted: bool) -> Tensor:
+    """Hidden states of which a gradient is wanted from here on, or as they are."""
+    return hidden + torch.empty_like(hidden, requires_grad=True) if wanted else hidden
 
 
 class KeptAttention(TorchFunctionMode):
