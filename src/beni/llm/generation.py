@@ -27,11 +27,16 @@ def more_than_causal(sequence: Sequence) -> bool:
     return sequence.blocks is not None or sequence.log_gate is not None
 
 
+def needs_plan(sequence: Sequence) -> bool:
+    """Whether the attention of transformers does not do: some positions look ahead, have gates or leave on the way."""
+    return more_than_causal(sequence) or sequence.pruning is not None
+
+
 def generate(model: PreTrainedModel, sequence: Sequence, **options: Any) -> Int[Tensor, "b new"]:
     """New token ids after the samples of a left-padded sequence.
 
     Args:
-        model: set to ``beni_rows`` attention where the sequence is more than causal.
+        model: set to ``beni_rows`` attention where the sequence needs a plan.
         options: of transformers' ``generate``.
 
     Raises:
@@ -43,7 +48,7 @@ def generate(model: PreTrainedModel, sequence: Sequence, **options: Any) -> Int[
     prompt: dict[str, Any] = {"inputs_embeds": sequence.embeds, "attention_mask": sequence.real.long()}
     if "position_ids" in inspect.signature(model.forward).parameters:
         prompt["position_ids"] = sequence.position_ids
-    if not more_than_causal(sequence):
+    if not needs_plan(sequence):
         return model.generate(**prompt, **options)
     with told_of(model, RowPlan.of(sequence)):
         return model.generate(**prompt, **options)
@@ -59,13 +64,15 @@ def told_of(model: PreTrainedModel, plan: RowPlan) -> Iterator[None]:
         cache = kwargs.get("past_key_values")
         if isinstance(cache, StaticCache):
             raise ValueError(
-                "a prompt with gates or positions that look ahead cannot be kept in a static cache\n"
+                "a prompt with gates, positions that look ahead or tokens that leave cannot be kept in a static cache\n"
                 "  fix: leave out cache_implementation"
             )
         rows = plan.after(0 if cache is None else cache.get_seq_length())
         out = call(*args, rows=rows, **kwargs)
         if not rows.masks:
-            raise ValueError(f"{type(model).__name__} does not pass beni's attention on: gates and blocks are lost")
+            raise ValueError(
+                f"{type(model).__name__} does not pass beni's attention on: gates, blocks and what leaves are lost"
+            )
         return out
 
     with with_forward(model, forward):

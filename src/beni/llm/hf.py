@@ -29,12 +29,11 @@ from beni.errors import CompositionError, ConfigError, WeightsError, reason
 from beni.hub import package_file
 from beni.llm import row_attention, segment_attention
 from beni.llm.base import Description, Llm
-from beni.llm.generation import generate, more_than_causal
+from beni.llm.generation import generate, needs_plan
 from beni.llm.gguf import load_gguf
 from beni.llm.head import decoder_gives
 from beni.llm.probes import Probed
-from beni.llm.row_attention import RowPlan
-from beni.llm.segment_attention import SegmentPlan
+from beni.llm.pruning import Passing, plan_of, pruned
 from beni.llm.visits import Places, placed_each_pass, require_layers, visited
 from beni.nn.architecture import buildable, choose_attention, read_architecture
 from beni.types import LayerVisitor, Sequence
@@ -117,7 +116,7 @@ class HFLlm(Llm):
 
     @torch.no_grad()
     def generate(self, sequence: Sequence, **options: Any) -> Int[Tensor, "b new"]:
-        self._attend(row_attention.NAME if more_than_causal(sequence) else self.attn_implementation)
+        self._attend(row_attention.NAME if needs_plan(sequence) else self.attn_implementation)
         with self._visited(sequence):
             return generate(self.model, sequence, **options)
 
@@ -181,29 +180,31 @@ class HFLlm(Llm):
             "attention_mask": sequence.mask,
             "use_cache": False,
         }
-        if sequence.cu_seqlens is not None:
-            self._attend(segment_attention.NAME)
-            blocks, log_gate = (None if x is None else x[0] for x in (sequence.blocks, sequence.log_gate))
-            length = sequence.embeds.shape[1]
-            plan = SegmentPlan.build(sequence.cu_seqlens, length, blocks, sequence.longest, log_gate)
-            return inputs | {"segments": plan}
-        if more_than_causal(sequence):
-            self._attend(row_attention.NAME)
-            return inputs | {"rows": RowPlan.of(sequence)}
-        self._attend(self.attn_implementation)
-        return inputs
+        if not sequence.packed and not needs_plan(sequence):
+            self._attend(self.attn_implementation)
+            return inputs
+        self._attend(segment_attention.NAME if sequence.packed else row_attention.NAME)
+        name, plan = plan_of(sequence)
+        return inputs | {name: plan}
 
     @contextmanager
     def _visited(self, sequence: Sequence) -> Iterator[None]:
-        """Inside the block the layers have the visitors of this sequence around them, in generation in every pass."""
+        """Inside the block the layers have the visitors of this sequence around them, in generation in every pass, and
+        what is to leave the sequence leaves it between them.
+        """
         visitors = [mapping for mapping in (*self._around, sequence.visitors) if mapping]
-        if not visitors:
+        if not visitors and sequence.pruning is None:
             yield
             return
-        require_layers(sequence.visitors, len(self.layers()))
-        places = Places(*sequence.numbered())
-        with visited(self.layers(), visitors, places), placed_each_pass(self.model.get_decoder(), places):
-            yield
+        layers = self.layers()
+        require_layers(sequence.visitors, len(layers))
+        own, places = [layer.forward for layer in layers], Places(*sequence.numbered())
+        with visited(layers, visitors, places), placed_each_pass(self.model.get_decoder(), places):
+            if sequence.pruning is None:
+                yield
+                return
+            with pruned(layers, own, Passing(sequence, sequence.pruning, places)):
+                yield
 
     def _attend(self, implementation: str) -> None:
         if self.model.config._attn_implementation != implementation:

@@ -1,0 +1,132 @@
+"""What makes image tokens leave the llm between two of its layers, and what a rule for that is shown.
+
+The rules are parts (``beni.pruner``); the llm applies them, because it alone knows its layers and their attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@runtime_checkable
+class Attention(Protocol):
+    """The attention of one layer, as it was computed on the tokens that are there."""
+
+    def keys(self) -> Float[Tensor, "s kv l dk"]:
+        """The keys of every token, as queries meet them: normed and rotated."""
+        ...
+
+    def weights(self, columns: Int[Tensor, "s r"]) -> Float[Tensor, "s h r l"]:
+        """What the tokens at some columns of each sample attend to: every head's weights after the softmax."""
+        ...
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The tokens in front of the layer before which some leave: a row a sample, real ones first.
+
+    Attributes:
+        hidden: what the layer would be given.
+        embeds: what the first layer was given, of the same tokens.
+        real: False at padding.
+        image: True at those that may leave: image tokens before the sample's first answer.
+        asked: True before the sample's first answer.
+        keep: how many of each sample's image tokens are to stay.
+        attention: of the layer that the cut looks at.
+    """
+
+    hidden: Float[Tensor, "s l d"]
+    embeds: Float[Tensor, "s l d"]
+    real: Bool[Tensor, "s l"]
+    image: Bool[Tensor, "s l"]
+    asked: Bool[Tensor, "s l"]
+    keep: Int[Tensor, "s"]
+    attention: Attention
+
+    @property
+    def last(self) -> Int[Tensor, "s"]:
+        """The column at which a sample's first answer is predicted: the last one before it."""
+        return (self.asked.sum(1) - 1).clamp(min=0)
+
+
+Score = Callable[[Candidates], Float[Tensor, "s l"]]
+"""How much each token is worth; of a sample's image tokens those with the highest stay. Without a gradient."""
+
+Clusters = Callable[[Float[Tensor, "n d"], int], tuple[Int[Tensor, "c"], Int[Tensor, "n"]]]
+"""Tokens and a number of clusters -> the centre of each, and the cluster of each token."""
+
+
+@dataclass(frozen=True)
+class Recycling:
+    """Some of the tokens that would leave are averaged by clusters, and stay as the mean at each cluster's centre.
+
+    Attributes:
+        share: of the leaving tokens, those with the highest scores, that are averaged; one more than that.
+        size: tokens of a cluster; a number of clusters follows, and one more.
+        clusters: finds them.
+    """
+
+    share: float
+    size: int
+    clusters: Clusters
+
+    def counts(self, leaving: int) -> tuple[int, int]:
+        """How many of so many leaving tokens are averaged, and the clusters that are made of them."""
+        if not leaving:
+            return 0, 0
+        averaged = min(leaving, int(leaving * self.share) + 1)
+        return averaged, averaged // self.size + 1
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What happens before one decoder layer.
+
+    Attributes:
+        share: of a sample's image tokens, as many as there were at first, that stay.
+        score: which ones.
+        sees: whose attention ``score`` is shown: that of the layer ``before`` the cut, or what the ``next`` one would
+            compute on all tokens that arrive.
+        recycling: what becomes of those that leave; None for nothing.
+    """
+
+    share: float
+    score: Score
+    sees: Literal["before", "next"]
+    recycling: Recycling | None = None
+
+    def keep(self, first: int, now: int) -> int:
+        """How many of ``now`` image tokens stay as they are, of a sample that had ``first``: one at least."""
+        return min(now, max(1, int(first * self.share + 1e-6)))
+
+    def left(self, first: int, now: int) -> int:
+        """How many are there after the cut, those that stand for clusters included."""
+        kept = self.keep(first, now)
+        return kept if self.recycling is None else kept + self.recycling.counts(now - kept)[1]
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """How image tokens leave an llm while it reads a sequence.
+
+    Attributes:
+        cuts: by the number of the decoder layer before which they leave, from 1 on.
+        compact: those that stay move up to the first positions of their sample; else they keep their own.
+        counts: image tokens of every sample behind each cut, where it is not to be what the cuts say: for dry runs.
+    """
+
+    cuts: Mapping[int, Cut]
+    compact: bool = False
+    counts: Mapping[int, int] = field(default_factory=dict)
+
+    def left(self, images: int) -> dict[int, int]:
+        """By cut: the image tokens that are left of so many."""
+        found, now = {}, images
+        for layer, cut in sorted(self.cuts.items()):
+            found[layer] = now = cut.left(images, now)
+        return found
