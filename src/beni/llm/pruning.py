@@ -169,6 +169,26 @@ class Passing:
         grid = Grid.of(self.whole)
         return (grid.rows(self.whole.is_image & self.whole.asked) & grid.real).sum(1).tolist()
 
+    @cached_property
+    def _raters(self) -> Bool[Tensor, "b t"]:
+        """The text that was chosen to judge, on the device of masks."""
+        raters = torch.zeros_like(self.whole.real)
+        if self.pruning.raters is None:
+            return raters
+        whole, grid = self.whole, Grid.of(self.whole)
+        image, asked = (grid.rows(x) & grid.real for x in (whole.is_image & whole.asked, whole.asked))
+        after = image.cumsum(1) > 0
+        pictures, words = parted(image, grid.real), parted(~image, grid.real)
+        parts: list[Tensor] = []
+        for columns, true in ((pictures, image), (words, asked & ~image & after)):
+            parts += [whole.embeds.flatten(0, 1)[grid.index.gather(1, columns).to(whole.embeds.device)].float()]
+            parts += [true.gather(1, columns).to(whole.embeds.device)]
+        with torch.no_grad(), precise(whole.embeds):
+            chosen = self.pruning.raters(parts[0], parts[1], parts[2], parts[3])
+        if chosen.is_meta:
+            return raters
+        return grid.back(torch.zeros_like(image).scatter(1, words, chosen), raters)
+
     def _keep(self, layer: int, cut: Cut, now: Int[Tensor, "s"]) -> Int[Tensor, "s"]:
         """How many image tokens of each sample stay as they are."""
         if layer in self.pruning.counts:
@@ -186,7 +206,9 @@ class Passing:
         keep: Int[Tensor, "s"],
         given: Given,
     ) -> Candidates:
-        device = hidden.device
+        device, raters = hidden.device, self._raters
+        if before is not None:
+            raters = raters.gather(1, before.index)
         stood = None if before is None else before.plan.columns
         stood = sequence.numbered()[1] if stood is None else stood.view_as(sequence.images)
         columns, blocks, gates = (
@@ -196,10 +218,11 @@ class Passing:
         there = grid.to(device)
         return Candidates(
             hidden=grid.rows(hidden.detach()),
-            embeds=grid.rows(sequence.embeds),
             real=there.real,
             image=image.to(device),
             asked=(grid.rows(sequence.asked) & grid.real).to(device),
+            raters=(grid.rows(raters) & grid.real).to(device),
+            words=parted(~image, grid.real).to(device),
             keep=keep.to(device),
             attention=Looks(given, there, columns, blocks, gates),
         )
@@ -349,6 +372,12 @@ def ranked(scores: Float[Tensor, "s l"], image: Bool[Tensor, "s l"]) -> Int[Tens
     order = scores.masked_fill(~image, float("-inf")).argsort(dim=1, descending=True, stable=True)
     where = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, where)
+
+
+def parted(chosen: Bool[Tensor, "s l"], real: Bool[Tensor, "s l"]) -> Int[Tensor, "s m"]:
+    """The columns where ``chosen`` is True of real ones, in order, as many as any sample has; then others."""
+    chosen = chosen & real
+    return (~chosen).long().argsort(dim=1, stable=True)[:, : int(chosen.sum(1).max())]
 
 
 def recycled(

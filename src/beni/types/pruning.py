@@ -32,19 +32,21 @@ class Candidates:
 
     Attributes:
         hidden: what the layer would be given.
-        embeds: what the first layer was given, of the same tokens.
         real: False at padding.
         image: True at those that may leave: image tokens before the sample's first answer.
         asked: True before the sample's first answer.
+        raters: True at text that was chosen to judge (``Pruning.raters``); nowhere where none is.
+        words: the columns of all that may not leave; others where a sample has fewer of them.
         keep: how many of each sample's image tokens are to stay.
         attention: of the layer that the cut looks at.
     """
 
     hidden: Float[Tensor, "s l d"]
-    embeds: Float[Tensor, "s l d"]
     real: Bool[Tensor, "s l"]
     image: Bool[Tensor, "s l"]
     asked: Bool[Tensor, "s l"]
+    raters: Bool[Tensor, "s l"]
+    words: Int[Tensor, "s r"]
     keep: Int[Tensor, "s"]
     attention: Attention
 
@@ -56,6 +58,13 @@ class Candidates:
 
 Score = Callable[[Candidates], Float[Tensor, "s l"]]
 """How much each token is worth; of a sample's image tokens those with the highest stay. Without a gradient."""
+
+Raters = Callable[
+    [Float[Tensor, "s m d"], Bool[Tensor, "s m"], Float[Tensor, "s r d"], Bool[Tensor, "s r"]], Bool[Tensor, "s r"]
+]
+"""Embeddings of a sample's image tokens (False at padding), and of its other tokens (True at text between its first
+image and its first answer) -> True at the text that is to judge.
+"""
 
 Clusters = Callable[[Float[Tensor, "n d"], int], tuple[Int[Tensor, "c"], Int[Tensor, "n"]]]
 """Tokens and a number of clusters -> the centre of each, and the cluster of each token."""
@@ -116,11 +125,13 @@ class Pruning:
 
     Attributes:
         cuts: by the number of the decoder layer before which they leave, from 1 on.
+        raters: chooses, before the first layer, the text that judges; None where ``score`` asks for none.
         compact: those that stay move up to the first positions of their sample; else they keep their own.
         counts: image tokens of every sample behind each cut, where it is not to be what the cuts say: for dry runs.
     """
 
     cuts: Mapping[int, Cut]
+    raters: Raters | None = None
     compact: bool = False
     counts: Mapping[int, int] = field(default_factory=dict)
 
