@@ -51,7 +51,7 @@ def layout_for(model: BeniForConditionalGeneration, wanted: Layout, tell: Tell) 
     """``padded`` where the llm cannot keep packed samples apart; asked where the weights are.
 
     Raises:
-        CompositionError: when the llm takes no embeddings, or cannot do what fusion or gates ask of it.
+        CompositionError: when the llm takes no embeddings, or cannot do what fusion, gates or the pruner ask of it.
     """
     require_embeddings(model.llm)
     said = model.llm.describe()
@@ -60,7 +60,8 @@ def layout_for(model: BeniForConditionalGeneration, wanted: Layout, tell: Tell) 
             f"rope_type={said.rope_type}: a sample of more positions than this llm was first made for changes what the "
             "others of its micro-batch get, as it does in transformers"
         )
-    layout = layout_of(model.llm, wanted, looks_ahead=model.fusion.looks_ahead, gated=model.specs["llm"].gated)
+    gated, pruning = model.specs["llm"].gated, model.pruner.pruning
+    layout = layout_of(model.llm, wanted, looks_ahead=model.fusion.looks_ahead, gated=gated, pruning=pruning)
     if layout != wanted:
         tell(
             f"{said.kind} does not pass beni's segment attention on, so packed samples would see each other: "

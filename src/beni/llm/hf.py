@@ -33,10 +33,10 @@ from beni.llm.generation import generate, needs_plan
 from beni.llm.gguf import load_gguf
 from beni.llm.head import decoder_gives
 from beni.llm.probes import Probed
-from beni.llm.pruning import Passing, plan_of, pruned
+from beni.llm.pruning import Passing, plan_of, pruned, valued
 from beni.llm.visits import Places, placed_each_pass, require_layers, visited
 from beni.nn.architecture import buildable, choose_attention, read_architecture
-from beni.types import LayerVisitor, Sequence
+from beni.types import LayerVisitor, Pruning, Sequence
 
 
 class HFLlm(Llm):
@@ -145,10 +145,15 @@ class HFLlm(Llm):
         tied = self.model.all_tied_weights_keys.items()
         return {f"{prefix}model.{key}": f"{prefix}model.{source}" for key, source in tied}
 
-    def dry_run(self, embeds: Float[Tensor, "1 t d"], label_rows: int) -> Callable[[], Float[Tensor, "1 k v"]]:
+    def dry_run(
+        self, embeds: Float[Tensor, "1 t d"], label_rows: int, images: int = 0, pruning: Pruning | None = None
+    ) -> Callable[[], Float[Tensor, "1 k v"]]:
         if self._masked is None:
             self._masked = prepare_dry_run(self.model, self.hidden_size)
-        return partial(self._dry_run, embeds, label_rows, self._masked)
+        sequence = Sequence.plain(embeds)
+        if pruning is not None:
+            sequence = valued(sequence, images, pruning)
+        return partial(self._dry_run, sequence, label_rows, self._masked)
 
     def load_pretrained(self) -> None:
         if self.name is None:
@@ -165,9 +170,13 @@ class HFLlm(Llm):
         self.config = self.model.config  # what was loaded decides, should llm.architecture differ in a detail
         self.capabilities = Probed(self, self.model)  # of what was loaded: nothing is known of it yet
 
-    def _dry_run(self, embeds: Float[Tensor, "1 t d"], label_rows: int, masked: bool) -> Float[Tensor, "1 k v"]:
-        with self._visited(Sequence.plain(embeds)):
-            return dry_run(self.model, embeds, label_rows, masked)
+    def _dry_run(self, sequence: Sequence, label_rows: int, masked: bool) -> Float[Tensor, "1 k v"]:
+        plan: dict[str, Any] = {}
+        if sequence.pruning is not None:
+            self._attend(row_attention.NAME)
+            plan = dict([plan_of(sequence)])
+        with self._visited(sequence):
+            return dry_run(self.model, sequence.embeds, label_rows, masked, **plan)
 
     def resolved(self) -> dict[str, Any]:
         return {"architecture": self.config.to_diff_dict() | {"model_type": self.config.model_type}}
@@ -279,12 +288,12 @@ def prepare_dry_run(model: PreTrainedModel, width: int) -> bool:
 
 
 def dry_run(
-    model: PreTrainedModel, embeds: Float[Tensor, "1 t d"], label_rows: int, masked: bool
+    model: PreTrainedModel, embeds: Float[Tensor, "1 t d"], label_rows: int, masked: bool, **plan: Any
 ) -> Float[Tensor, "1 k v"]:
     """Logits of one sequence on the meta device, at its first positions where they can be chosen."""
     length = embeds.shape[1]
     with torch.device("meta"):
-        inputs: dict[str, Any] = {"use_cache": False}
+        inputs: dict[str, Any] = {"use_cache": False, **plan}
         if chooses_positions(type(model)):
             inputs["logits_to_keep"] = torch.arange(label_rows)
         if masked:  # a 4-D mask is used as it is; building one would read values

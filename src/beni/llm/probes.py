@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from beni.errors import CompositionError
 from beni.llm.base import Capabilities, Llm
-from beni.types import Sequence
+from beni.llm.pruning import closed_from
+from beni.types import Candidates, Cut, Pruning, Sequence
 
 VARYING_ROPE = ("longrope", "dynamic")
 """Kinds of rotary positions whose frequencies depend on the longest sample of a call."""
@@ -48,6 +49,14 @@ class Probed(Capabilities):
     @property
     def gates(self) -> bool:
         return self._once("gates", lambda: heeds_gates(self.llm))
+
+    @property
+    def prunes(self) -> bool:
+        return self._once("prunes", lambda: leave_like_closed(self.llm))
+
+    @property
+    def moves_positions(self) -> bool:
+        return self._once("moves_positions", lambda: moves_up(self.llm))
 
     @property
     def splits_head(self) -> bool:
@@ -207,3 +216,55 @@ def heeds_gates(llm: Llm) -> bool:
     except (TypeError, ValueError, KeyError):
         return False
     return True
+
+
+def leave_like_closed(llm: Llm) -> bool:
+    """Whether a token that leaves before the second layer is to the others as one that is closed to attention from there
+    on, in either layout and whichever attention is looked at (difference at most 1e-3 of the logits' range).
+    """
+    plain = _with_image(llm)
+    stay = plain.images[0] != LEAVING
+    gates = torch.zeros_like(plain.embeds[..., 0])
+    try:
+        with evaluating(llm):
+            for sequence in (plain, plain.end_to_end()[0]):
+                open_ = replace(sequence, log_gate=gates)
+                with closed_from(llm.layers(), 1, gates.masked_fill(~stay, -torch.inf)):
+                    closed = llm(open_)[:, stay]
+                for sees in ("before", "next"):
+                    left = llm(replace(sequence, pruning=Pruning({1: Cut(0.5, _first, sees)})))[:, stay]
+                    if not (left - closed).abs().max() <= 1e-3 * closed.abs().max().clamp(min=1e-6):
+                        return False
+    except (TypeError, ValueError, KeyError):
+        return False
+    return True
+
+
+def moves_up(llm: Llm) -> bool:
+    """Whether it makes a difference that tokens move up when others leave: not with learned positions, for instance,
+    which are a part of the embeddings.
+    """
+    with evaluating(llm):
+        kept, moved = (
+            llm(replace(_with_image(llm), pruning=Pruning({1: Cut(0.5, _first, "before")}, compact=compact)))[:, -1]
+            for compact in (False, True)
+        )
+    return not kept.equal(moved)
+
+
+LEAVING = 1
+"""The number of the image token that leaves in probes; 0 stays."""
+
+
+def _with_image(llm: Llm) -> Sequence:
+    """A row of eight with two image tokens."""
+    plain = Sequence.plain(llm.embed(_ids(llm)))
+    images = torch.full_like(plain.images, -1)
+    images[:, CLOSED_AT], images[:, CLOSED_AT + 1] = 0, LEAVING
+    return replace(plain, images=images)
+
+
+def _first(candidates: Candidates) -> torch.Tensor:
+    """The earlier a token the higher; attention is looked at all the same."""
+    weights = candidates.attention.weights(candidates.last[:, None])
+    return -torch.arange(weights.shape[-1], device=weights.device).float().expand(len(weights), -1)

@@ -350,6 +350,42 @@ def pruned(layers: abc.Sequence[nn.Module], own: abc.Sequence[Callable[..., Any]
         yield
 
 
+class _Closed:
+    """A layer's ``forward`` with gates on attention to the positions."""
+
+    def __init__(self, layer: nn.Module, gates: Float[Tensor, "b t"]) -> None:
+        self.forward: Callable[..., Any] = layer.forward
+        self.gates = gates
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        plan = plan_in(named)
+        if isinstance(plan, RowPlan):
+            return self.forward(*arguments, **named | {"rows": replace(plan, log_gate=self.gates, masks={})})
+        return self.forward(*arguments, **named | {"segments": replace(plan, log_gate=self.gates[0])})
+
+
+@contextmanager
+def closed_from(layers: abc.Sequence[nn.Module], first: int, gates: Float[Tensor, "b t"]) -> Iterator[None]:
+    """Inside the block the layers from ``first`` on attend to positions as gates let them, instead of those that the
+    sequence has: what leaving tokens are compared with.
+    """
+    with ExitStack() as replaced:
+        for layer in layers[first:]:
+            replaced.enter_context(with_forward(layer, _Closed(layer, gates)))
+        yield
+
+
+def valued(sequence: Sequence, images: int, pruning: Pruning) -> Sequence:
+    """A sequence of embeddings without values, with values of everything else: what leaves follows from those.
+
+    Args:
+        images: its first positions that are of images.
+    """
+    plain = Sequence.plain(torch.empty(*sequence.images.shape, 0, device="cpu"))
+    plain.images[:, :images] = 0
+    return replace(plain, embeds=sequence.embeds, pruning=pruning)
+
+
 def plan_in(given: abc.Mapping[str, Any]) -> Plan:
     """The plan of beni's attention that a layer is handed; ValueError where it is handed none."""
     plan = next((given[name] for name in PLANS if name in given), None)
@@ -368,7 +404,7 @@ def ranked(scores: Float[Tensor, "s l"], image: Bool[Tensor, "s l"]) -> Int[Tens
     """The rank of each image token among those of its sample, the highest score first, the earlier of equal ones first;
     others behind them. Without values all are equal.
     """
-    scores = torch.zeros(image.shape) if scores.is_meta else scores
+    scores = torch.zeros(image.shape, device=image.device) if scores.is_meta else scores
     order = scores.masked_fill(~image, float("-inf")).argsort(dim=1, descending=True, stable=True)
     where = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, where)

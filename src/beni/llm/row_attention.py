@@ -136,7 +136,7 @@ def row_attention(
     q, k, v = query, key, value
     if q.is_cuda and torch.is_autocast_enabled("cuda"):  # as torch's own attention does
         q, k, v = (x.to(torch.get_autocast_dtype("cuda")) for x in (q, k, v))
-    allowed, gates = allowed_once(rows, queries, keys, sliding_window), rows.gates(queries, keys)
+    allowed, gates = allowed_once(rows, queries, keys, sliding_window).to(q.device), rows.gates(queries, keys)
     if times > 1:
         allowed = allowed.repeat_interleave(times, 0)
         gates = None if gates is None else gates.repeat_interleave(times, 0)

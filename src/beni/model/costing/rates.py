@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations_with_replacement, product
+
+import numpy as np
 
 SHORT = 8
 """Positions of the shortest dry run of an llm."""
@@ -33,6 +36,10 @@ class Rate:
             + self.pair * sum(length**2 for length in lengths)
             + self.row * rows
         )
+
+    def pairs(self, lengths: Sequence[int]) -> float:
+        """What of that goes with pairs of positions."""
+        return self.pair * sum(length**2 for length in lengths)
 
     @staticmethod
     def fit(count: Callable[[int, int], int]) -> Rate:
@@ -68,6 +75,67 @@ class Around:
         return Around(few, many, (tokens, 2 * tokens))
 
 
+Sizes = tuple[int, ...]
+"""A sample whose image tokens leave on the way: its other positions, its image tokens, and those behind each cut."""
+
+
+@dataclass(frozen=True)
+class Falling:
+    """What an llm costs whose image tokens leave between its layers: a polynomial of degree 2 in ``Sizes``.
+
+    Attributes:
+        factors: of the products of two sizes each, 1 among them, in the order of ``products``.
+        row: of each row of the head.
+    """
+
+    factors: tuple[float, ...]
+    row: float
+
+    def of(self, samples: Sequence[Sizes], rows: int) -> int:
+        """A call on such samples, which see nothing of each other."""
+        return round(self.factors[0] + self._sum(samples, self.factors[1:], 1) + self.row * rows)
+
+    def pairs(self, samples: Sequence[Sizes]) -> float:
+        """What of that goes with pairs of positions."""
+        linear = 1 + (len(samples[0]) if samples else 0)
+        return self._sum(samples, self.factors[linear:], linear)
+
+    def without_pairs(self) -> Falling:
+        """The same where pairs of positions cost nothing."""
+        sizes = next(n for n in range(len(self.factors)) if len(products((1,) * n)) == len(self.factors))
+        return Falling((*self.factors[: sizes + 1], *(0.0,) * (len(self.factors) - sizes - 1)), self.row)
+
+    def _sum(self, samples: Sequence[Sizes], factors: Sequence[float], first: int) -> float:
+        return sum(a * b for sizes in samples for a, b in zip(factors, products(sizes)[first:], strict=True))
+
+    @staticmethod
+    def fit(count: Callable[[Sizes, int], int], cuts: int) -> Falling:
+        """From ``count(sizes, rows)`` of short samples, which is of this form where every cut takes something.
+
+        Args:
+            cuts: how many there are.
+        """
+        samples = [_short(steps) for steps in product(range(3), repeat=cuts + 2) if sum(steps) <= 2]
+        table = np.array([products(sizes) for sizes in samples], dtype=np.float64)
+        scale = np.array(products((SHORT,) * (cuts + 2)), dtype=np.float64)
+        row = (count(samples[0], 3) - count(samples[0], 1)) / 2
+        costs = np.array([count(sizes, 1) - row for sizes in samples], dtype=np.float64)
+        return Falling(tuple((np.linalg.solve(table / scale, costs) / scale).tolist()), row)
+
+
+def products(sizes: Sizes) -> list[int]:
+    """1, the sizes, and the products of two of them each."""
+    return [1, *sizes, *(a * b for a, b in combinations_with_replacement(sizes, 2))]
+
+
+def _short(steps: Sequence[int]) -> Sizes:
+    """Short sizes, so many steps above the shortest: at each cut some tokens leave."""
+    left = [SHORT * (1 + steps[-1])]
+    for step in steps[-2:0:-1]:
+        left.append(left[-1] + SHORT * step + SHORT // 2)
+    return (SHORT * (1 + steps[0]), *left[::-1])
+
+
 class Staircase:
     """What an llm costs that works through a sequence in chunks (Mamba 2, xLSTM, Qwen3-Next).
 
@@ -81,11 +149,15 @@ class Staircase:
     """
 
     def __init__(self, count: Callable[[int], int], short: Rate) -> None:
-        self._count, self._short, self.pair = cache(count), short, short.pair
+        self._count, self._short = cache(count), short
 
     def of(self, lengths: Sequence[int], rows: int) -> int:
         """FLOPs of sequences of these lengths with so many label rows."""
         return round(sum(map(self._sequence, lengths)) + self._short.row * rows)
+
+    def pairs(self, lengths: Sequence[int]) -> float:
+        """What of that goes with pairs of positions."""
+        return self._short.pairs(lengths)
 
     def _sequence(self, length: int) -> int:
         counted = length if length % BLOCK == 0 else max(SHORT, length // BLOCK * BLOCK + 1)
