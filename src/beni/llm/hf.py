@@ -29,11 +29,12 @@ from beni.errors import CompositionError, ConfigError, WeightsError, reason
 from beni.hub import package_file
 from beni.llm import row_attention, segment_attention
 from beni.llm.base import Description, Llm
+from beni.llm.columns import plan_of, valued
 from beni.llm.generation import generate, needs_plan
 from beni.llm.gguf import load_gguf
 from beni.llm.head import decoder_gives
 from beni.llm.probes import Probed
-from beni.llm.pruning import Passing, plan_of, pruned, valued
+from beni.llm.pruning import Passing, pruned
 from beni.llm.visits import Places, placed_each_pass, require_layers, visited
 from beni.nn.architecture import buildable, choose_attention, read_architecture
 from beni.types import LayerVisitor, Pruning, Sequence

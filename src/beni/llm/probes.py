@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from beni.errors import CompositionError
 from beni.llm.base import Capabilities, Llm
-from beni.llm.pruning import closed_from
+from beni.llm.columns import plan_in
+from beni.llm.forward import with_forward
+from beni.llm.row_attention import RowPlan
 from beni.types import Candidates, Cut, Pruning, Sequence
 
 VARYING_ROPE = ("longrope", "dynamic")
@@ -219,7 +222,7 @@ def heeds_gates(llm: Llm) -> bool:
 
 
 def leave_like_closed(llm: Llm) -> bool:
-    """Whether a token that leaves before the second layer is to the others as one that is closed to attention from there
+    """Whether a token that leaves before the second layer is to others as one that is closed to attention from there
     on, in either layout and whichever attention is looked at (difference at most 1e-3 of the logits' range).
     """
     plain = _with_image(llm)
@@ -250,6 +253,31 @@ def moves_up(llm: Llm) -> bool:
             for compact in (False, True)
         )
     return not kept.equal(moved)
+
+
+class _Closed:
+    """A layer's ``forward`` with gates on attention to the positions."""
+
+    def __init__(self, layer: nn.Module, gates: Float[Tensor, "b t"]) -> None:
+        self.forward: Callable[..., Any] = layer.forward
+        self.gates = gates
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        plan = plan_in(named)
+        if isinstance(plan, RowPlan):
+            return self.forward(*arguments, **named | {"rows": replace(plan, log_gate=self.gates, masks={})})
+        return self.forward(*arguments, **named | {"segments": replace(plan, log_gate=self.gates[0])})
+
+
+@contextmanager
+def closed_from(layers: list[nn.Module], first: int, gates: Float[Tensor, "b t"]) -> Iterator[None]:
+    """Inside the block the layers from ``first`` on attend to positions as gates let them, instead of those that the
+    sequence has: what leaving tokens are compared with.
+    """
+    with ExitStack() as replaced:
+        for layer in layers[first:]:
+            replaced.enter_context(with_forward(layer, _Closed(layer, gates)))
+        yield
 
 
 LEAVING = 1

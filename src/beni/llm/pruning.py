@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections import abc
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -24,49 +24,26 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from beni.llm.choice import parted, precise, ranked, recycled
+from beni.llm.columns import (
+    PLANS,
+    Left,
+    Plan,
+    columns_of,
+    entries,
+    has_entries,
+    joined_columns,
+    mapped,
+    plan_in,
+    plan_of,
+    put_back,
+    repeated,
+)
 from beni.llm.forward import with_forward
 from beni.llm.row_attention import RowPlan
-from beni.llm.segment_attention import SegmentPlan
 from beni.llm.visits import Places, parameter_names
 from beni.llm.watch import Given, Grid, Looks, Watch, found, looked_at
-from beni.types import Candidates, Cut, Pruning, Recycling, Sequence
-
-Plan = RowPlan | SegmentPlan
-
-PLANS = ("segments", "rows")
-"""Keyword arguments by which beni's attention is handed its plan."""
-
-
-def plan_of(sequence: Sequence, columns: Int[Tensor, "b t"] | None = None) -> tuple[str, Plan]:
-    """What beni's attention must know of a sequence in either layout, and the keyword argument for it.
-
-    Args:
-        columns: where each position stood before others left.
-    """
-    if sequence.cu_seqlens is None:
-        return "rows", replace(RowPlan.of(sequence), columns=columns)
-    blocks, gates, stood = (None if x is None else x[0] for x in (sequence.blocks, sequence.log_gate, columns))
-    length = sequence.embeds.shape[1]
-    return "segments", SegmentPlan.build(sequence.cu_seqlens, length, blocks, sequence.longest, gates, stood)
-
-
-@dataclass(frozen=True)
-class Left:
-    """What is left behind a cut.
-
-    Attributes:
-        sequence: the positions, with their embeddings.
-        real: False at padding.
-        index: the column that each had in the whole sequence.
-        moved: the column there whose rotary position each has.
-        plan: for attention.
-    """
-
-    sequence: Sequence
-    real: Bool[Tensor, "b k"]
-    index: Int[Tensor, "b k"]
-    moved: Int[Tensor, "b k"]
-    plan: Plan
+from beni.types import Candidates, Cut, Pruning, Sequence
 
 
 class Passing:
@@ -109,7 +86,7 @@ class Passing:
             raise ValueError(
                 f"a prompt whose image tokens leave between layers is read at once, and once; {hidden.shape[1]} "
                 f"positions of {self.width} were read after {past}\n"
-                "  fix: leave out past_key_values and prefill_chunk_size"
+                "  fix: leave out past_key_values"
             )
 
     def cut(self, layer: int, hidden: Float[Tensor, "b t d"], look: Callable[[], Given]) -> Float[Tensor, "b k d"]:
@@ -348,141 +325,3 @@ def pruned(layers: abc.Sequence[nn.Module], own: abc.Sequence[Callable[..., Any]
             replaced.enter_context(with_forward(layers[index], forward))
             before = forward
         yield
-
-
-class _Closed:
-    """A layer's ``forward`` with gates on attention to the positions."""
-
-    def __init__(self, layer: nn.Module, gates: Float[Tensor, "b t"]) -> None:
-        self.forward: Callable[..., Any] = layer.forward
-        self.gates = gates
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        plan = plan_in(named)
-        if isinstance(plan, RowPlan):
-            return self.forward(*arguments, **named | {"rows": replace(plan, log_gate=self.gates, masks={})})
-        return self.forward(*arguments, **named | {"segments": replace(plan, log_gate=self.gates[0])})
-
-
-@contextmanager
-def closed_from(layers: abc.Sequence[nn.Module], first: int, gates: Float[Tensor, "b t"]) -> Iterator[None]:
-    """Inside the block the layers from ``first`` on attend to positions as gates let them, instead of those that the
-    sequence has: what leaving tokens are compared with.
-    """
-    with ExitStack() as replaced:
-        for layer in layers[first:]:
-            replaced.enter_context(with_forward(layer, _Closed(layer, gates)))
-        yield
-
-
-def valued(sequence: Sequence, images: int, pruning: Pruning) -> Sequence:
-    """A sequence of embeddings without values, with values of everything else: what leaves follows from those.
-
-    Args:
-        images: its first positions that are of images.
-    """
-    plain = Sequence.plain(torch.empty(*sequence.images.shape, 0, device="cpu"))
-    plain.images[:, :images] = 0
-    return replace(plain, embeds=sequence.embeds, pruning=pruning)
-
-
-def plan_in(given: abc.Mapping[str, Any]) -> Plan:
-    """The plan of beni's attention that a layer is handed; ValueError where it is handed none."""
-    plan = next((given[name] for name in PLANS if name in given), None)
-    if plan is None:
-        raise ValueError("the llm does not pass beni's attention on, so no image token can leave between its layers")
-    return plan
-
-
-def precise(like: Tensor) -> AbstractContextManager[Any]:
-    """Around scores: products in the precision that they are written in."""
-    kind = like.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
-
-
-def ranked(scores: Float[Tensor, "s l"], image: Bool[Tensor, "s l"]) -> Int[Tensor, "s l"]:
-    """The rank of each image token among those of its sample, the highest score first, the earlier of equal ones first;
-    others behind them. Without values all are equal.
-    """
-    scores = torch.zeros(image.shape, device=image.device) if scores.is_meta else scores
-    order = scores.masked_fill(~image, float("-inf")).argsort(dim=1, descending=True, stable=True)
-    where = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, where)
-
-
-def parted(chosen: Bool[Tensor, "s l"], real: Bool[Tensor, "s l"]) -> Int[Tensor, "s m"]:
-    """The columns where ``chosen`` is True of real ones, in order, as many as any sample has; then others."""
-    chosen = chosen & real
-    return (~chosen).long().argsort(dim=1, stable=True)[:, : int(chosen.sum(1).max())]
-
-
-def recycled(
-    recycling: Recycling,
-    hidden: Float[Tensor, "b t d"],
-    grid: Grid,
-    ranks: Int[Tensor, "s l"],
-    kept: Bool[Tensor, "s l"],
-) -> tuple[Float[Tensor, "b t d"], Bool[Tensor, "s l"]]:
-    """Hidden states with the mean of each cluster of leaving tokens at its centre, and what is kept with those."""
-    flat, kept = hidden.flatten(0, 1), kept.clone()
-    leaving = (~kept & grid.real).sum(1).tolist()
-    for sample, (number, order) in enumerate(zip(leaving, ranks.argsort(1), strict=True)):
-        averaged, clusters = recycling.counts(number)
-        if not averaged:
-            continue
-        columns = order[~kept[sample][order] & grid.real[sample][order]][:averaged]
-        index = grid.index[sample][columns]
-        tokens = flat[index]
-        centres, cluster = recycling.clusters(tokens.detach().float(), clusters)
-        sums = tokens.new_zeros(clusters, tokens.shape[1]).index_add(0, cluster, tokens)
-        means = sums / cluster.bincount(minlength=clusters)[:, None]
-        flat = flat.index_copy(0, index[centres], means.to(flat.dtype))
-        kept[sample, columns[centres]] = True
-    return flat.view_as(hidden), kept
-
-
-def put_back(whole: Float[Tensor, "b t d"], left: Left, hidden: Float[Tensor, "b k d"]) -> Float[Tensor, "b t d"]:
-    """All hidden states, with those that are left in their columns."""
-    real, index = left.real.to(hidden.device), left.index.to(hidden.device)
-    new = torch.where(real[..., None], hidden.to(whole.dtype), columns_of(whole, index))  # padding stands for some
-    return whole.scatter(1, index[..., None].expand_as(new), new)
-
-
-def columns_of(values: Tensor, order: Int[Tensor, "b k"]) -> Tensor:
-    """``(b, t, ...) -> (b, k, ...)``; one row of values may be that of all."""
-    order = order.to(values.device)
-    values = values.expand(len(order), *values.shape[1:])
-    order = order.view(*order.shape, *(1,) * (values.ndim - 2))
-    return values.gather(1, order.expand(*order.shape[:2], *values.shape[2:]))
-
-
-def joined_columns(*parts: Tensor, order: Int[Tensor, "b k"]) -> Tensor:
-    """Columns of several tensors that stand side by side."""
-    return columns_of(torch.cat(parts, 1), order)
-
-
-def mapped(change: Callable[..., Tensor], *values: Any) -> Any:
-    """Tensors, or tuples of them, changed together."""
-    if isinstance(values[0], Tensor):
-        return change(*values)
-    return tuple(mapped(change, *parts) for parts in zip(*values, strict=True))
-
-
-def has_entries(value: Any, rows: int, width: int) -> bool:
-    """Whether a layer's argument has an entry for each position: ``(rows or 1, width, ...)``, or a tuple of such."""
-    if isinstance(value, tuple | list) and value:
-        return all(has_entries(part, rows, width) for part in value)
-    return isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] in (1, rows) and value.shape[1] == width
-
-
-def entries(value: Any) -> int:
-    """Positions of such an argument."""
-    return value.shape[1] if isinstance(value, Tensor) else entries(value[0])
-
-
-def repeated(sequence: Sequence, times: int) -> Sequence:
-    """Each row of a padded sequence so many times."""
-    names = ("embeds", "position_ids", "images", "labels", "blocks", "log_gate", "mask")
-    tensors = {name: getattr(sequence, name) for name in names}
-    more = {name: tensor.repeat_interleave(times, 0) for name, tensor in tensors.items() if tensor is not None}
-    return replace(sequence, **more)

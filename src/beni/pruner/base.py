@@ -6,16 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Listed
 from dataclasses import replace
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from beni.errors import CompositionError
 from beni.types import Candidates, Cut, Pruning, Sequence
-
-Positions = Literal["preserve", "compact"]
-"""What becomes of the rotary positions of those that stay: each keeps its own, or they move up."""
 
 
 class Pruner(ABC):

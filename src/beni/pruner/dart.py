@@ -10,7 +10,7 @@ pivots come before text pivots, in the order of their norms.
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from beni.config.ranges import Above, AtLeast, AtMost
-from beni.pruner.base import Positions, Pruner, cuts_before
+from beni.pruner.base import Pruner, cuts_before
 from beni.types import Candidates, Cut, Pruning
 
 
@@ -40,7 +40,7 @@ class Dart(Pruner):
         keep: Annotated[float, Above(0), AtMost(1)],
         image_pivots: Annotated[int, AtLeast(1)],
         text_pivots: Annotated[int, AtLeast(0)],
-        positions: Positions,
+        positions: Literal["preserve", "compact"],
     ) -> None:
         self.layer, self.keep, self.positions = layer, keep, positions
         self.image_pivots, self.text_pivots = image_pivots, text_pivots

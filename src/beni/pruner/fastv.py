@@ -7,10 +7,10 @@ wherever they stand; the score is that of the last position before the first ans
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 from beni.config.ranges import Above, AtLeast, AtMost
-from beni.pruner.base import Positions, Pruner, cuts_before, last_attention
+from beni.pruner.base import Pruner, cuts_before, last_attention
 from beni.types import Cut, Pruning
 
 
@@ -28,7 +28,7 @@ class FastV(Pruner):
         *,
         layer: Annotated[int, AtLeast(1)],
         keep: Annotated[float, Above(0), AtMost(1)],
-        positions: Positions,
+        positions: Literal["preserve", "compact"],
     ) -> None:
         self.layer, self.keep, self.positions = layer, keep, positions
 

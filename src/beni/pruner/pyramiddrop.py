@@ -12,7 +12,7 @@ from functools import partial
 from typing import Annotated, Literal
 
 from beni.config.ranges import Above, AtLeast, AtMost
-from beni.pruner.base import Positions, Pruner, cuts_before, last_attention
+from beni.pruner.base import Pruner, cuts_before, last_attention
 from beni.types import Cut, Pruning
 
 
@@ -31,7 +31,7 @@ class PyramidDrop(Pruner):
         *,
         layers: list[Annotated[int, AtLeast(1)]] | Literal["auto"],
         keep: list[Annotated[float, Above(0), AtMost(1)]],
-        positions: Positions,
+        positions: Literal["preserve", "compact"],
     ) -> None:
         self.layers, self.keep, self.positions = layers, keep, positions
 

@@ -14,14 +14,14 @@ ones are told apart by their order; any number of samples and images. The releas
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from beni.config.ranges import Above, AtLeast, AtMost
-from beni.pruner.base import Positions, Pruner, cuts_before
+from beni.pruner.base import Pruner, cuts_before
 from beni.types import Candidates, Cut, Pruning, Recycling
 
 RATERS = 64
@@ -46,7 +46,7 @@ class SparseVlm(Pruner):
         keep: list[Annotated[float, Above(0), AtMost(1)]],
         recycle: Annotated[float, AtLeast(0), AtMost(1)],
         cluster: Annotated[int, AtLeast(1)],
-        positions: Positions,
+        positions: Literal["preserve", "compact"],
     ) -> None:
         self.layers, self.keep, self.positions = layers, keep, positions
         self.recycling = Recycling(recycle, cluster, density_peaks) if recycle else None

@@ -75,8 +75,8 @@ class Recycling:
     """Some of the tokens that would leave are averaged by clusters, and stay as the mean at each cluster's centre.
 
     Attributes:
-        share: of the leaving tokens, those with the highest scores, that are averaged; one more than that.
-        size: tokens of a cluster; a number of clusters follows, and one more.
+        share: of the leaving tokens, those with the highest scores, that is averaged; one more than that.
+        size: tokens for which there is one cluster; one more than that.
         clusters: finds them.
     """
 
@@ -89,7 +89,7 @@ class Recycling:
         if not leaving:
             return 0, 0
         averaged = min(leaving, int(leaving * self.share) + 1)
-        return averaged, averaged // self.size + 1
+        return averaged, min(averaged, averaged // self.size + 1)
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ class Costs:
             extra = llm.useful.of(laid_out, len(lengths) * columns) - llm.useful.of(sizes, labels)
             extra += self._own_of(images, [width] * len(lengths), batch).useful - own.useful
         alone = self._read_alone(batch)
-        asked = self._unpruned(images).forward.of(alone, 0) if alone else 0
+        asked = self._alone(images, alone) if alone else 0
         return FlopCount(
             components={name: count.useful for name, count in counts.items()}
             | {"llm": llm.useful.of(sizes, labels) + asked},
@@ -200,6 +200,12 @@ class Costs:
         if images and self._runs.fusion_visits:
             return self._llm(False, images[0].wants)
         return self._llm(self._reached(images), None)
+
+    def _alone(self, images: abc.Sequence[Visual], lengths: abc.Sequence[int]) -> int:
+        """The llm on prompts of so many positions, without an image and without a gradient."""
+        forward = self._unpruned(images).forward
+        assert not isinstance(forward, Falling)
+        return forward.of(lengths, 0)
 
     def _reached(self, images: abc.Sequence[Visual]) -> bool:
         """Whether embeddings want a gradient."""
