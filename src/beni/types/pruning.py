@@ -57,7 +57,9 @@ class Candidates:
 
 
 Score = Callable[[Candidates], Float[Tensor, "s l"]]
-"""How much each token is worth; of a sample's image tokens those with the highest stay. Without a gradient."""
+"""How much each token is worth; of a sample's image tokens those with the highest stay. Without a gradient. Its matrix
+products are billed as proportional to the tokens that are there or, where words judge, to those times the words.
+"""
 
 Raters = Callable[
     [Float[Tensor, "s m d"], Bool[Tensor, "s m"], Float[Tensor, "s r d"], Bool[Tensor, "s r"]], Bool[Tensor, "s r"]

@@ -218,11 +218,13 @@ class Costs:
 
         def fitted(name: str) -> Falling:
             return Falling.fit(
-                lambda sizes, rows: getattr(self._runs.pruned_llm(sizes, rows, reached), name), len(pruning.cuts)
+                lambda sizes, rows: getattr(self._runs.pruned_llm(sizes, rows, reached), name),
+                len(pruning.cuts),
+                words=pruning.raters is not None,
             )
 
         forward, useful, again = map(fitted, Count._fields)
-        return Rates(forward, useful, again.without_pairs() if self._attention_kept else again)
+        return Rates(forward, useful, again.without_pairs(len(pruning.cuts)) if self._attention_kept else again)
 
     def _sizes(self, llm: Rates, lengths: abc.Sequence[int], images: abc.Sequence[int]) -> abc.Sequence[Any]:
         """Samples of so many positions as the rates of an llm take them.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from itertools import combinations_with_replacement, product
 
 import numpy as np
 
@@ -81,59 +80,82 @@ Sizes = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Falling:
-    """What an llm costs whose image tokens leave between its layers: a polynomial of degree 2 in ``Sizes``.
+    """What an llm costs whose image tokens leave between its layers: a polynomial of degree 2 in the positions that
+    each part of it reads, and in the words among them where words judge.
 
     Attributes:
-        factors: of the products of two sizes each, 1 among them, in the order of ``products``.
-        row: of each row of the head.
+        factors: of ``terms``.
+        row: FLOPs of each row of the head.
+        words: whether words judge.
     """
 
     factors: tuple[float, ...]
     row: float
+    words: bool
 
     def of(self, samples: Sequence[Sizes], rows: int) -> int:
         """A call on such samples, which see nothing of each other."""
-        return round(self.factors[0] + self._sum(samples, self.factors[1:], 1) + self.row * rows)
+        return round(self.factors[0] + self._sum(samples, 1) + self.row * rows)
 
     def pairs(self, samples: Sequence[Sizes]) -> float:
         """What of that goes with pairs of positions."""
-        linear = 1 + (len(samples[0]) if samples else 0)
-        return self._sum(samples, self.factors[linear:], linear)
+        return self._sum(samples, linear(samples[0], self.words)) if samples else 0.0
 
-    def without_pairs(self) -> Falling:
+    def without_pairs(self, cuts: int) -> Falling:
         """The same where pairs of positions cost nothing."""
-        sizes = next(n for n in range(len(self.factors)) if len(products((1,) * n)) == len(self.factors))
-        return Falling((*self.factors[: sizes + 1], *(0.0,) * (len(self.factors) - sizes - 1)), self.row)
+        kept = linear((1,) * (cuts + 2), self.words)
+        return replace(self, factors=(*self.factors[:kept], *(0.0,) * (len(self.factors) - kept)))
 
-    def _sum(self, samples: Sequence[Sizes], factors: Sequence[float], first: int) -> float:
-        return sum(a * b for sizes in samples for a, b in zip(factors, products(sizes)[first:], strict=True))
+    def _sum(self, samples: Sequence[Sizes], first: int) -> float:
+        pairs = ((a, b) for sizes in samples for a, b in zip(self.factors, terms(sizes, self.words), strict=True))
+        each = len(self.factors)
+        return sum(a * b for number, (a, b) in enumerate(pairs) if number % each >= first)
 
     @staticmethod
-    def fit(count: Callable[[Sizes, int], int], cuts: int) -> Falling:
+    def fit(count: Callable[[Sizes, int], int], cuts: int, words: bool) -> Falling:
         """From ``count(sizes, rows)`` of short samples, which is of this form where every cut takes something.
 
         Args:
             cuts: how many there are.
+            words: whether words judge.
         """
-        samples = [_short(steps) for steps in product(range(3), repeat=cuts + 2) if sum(steps) <= 2]
-        table = np.array([products(sizes) for sizes in samples], dtype=np.float64)
-        scale = np.array(products((SHORT,) * (cuts + 2)), dtype=np.float64)
+        samples = list(_short(cuts, words))
+        table = np.array([terms(sizes, words) for sizes in samples], dtype=np.float64)
+        scale = np.abs(table).max(0)
         row = (count(samples[0], 3) - count(samples[0], 1)) / 2
         costs = np.array([count(sizes, 1) - row for sizes in samples], dtype=np.float64)
-        return Falling(tuple((np.linalg.solve(table / scale, costs) / scale).tolist()), row)
+        return Falling(tuple((np.linalg.solve(table / scale, costs) / scale).tolist()), row, words)
 
 
-def products(sizes: Sizes) -> list[int]:
-    """1, the sizes, and the products of two of them each."""
-    return [1, *sizes, *(a * b for a, b in combinations_with_replacement(sizes, 2))]
+def terms(sizes: Sizes, words: bool) -> list[int]:
+    """1, the positions of each part of the llm, and the words; then products of two of them."""
+    own, *images = sizes
+    lengths = [own + image for image in images]
+    judging = [own**2, *(own * length for length in lengths)] if words else []
+    return [1, *lengths, *([own] if words else []), *(length**2 for length in lengths), *judging]
 
 
-def _short(steps: Sequence[int]) -> Sizes:
-    """Short sizes, so many steps above the shortest: at each cut some tokens leave."""
-    left = [SHORT * (1 + steps[-1])]
-    for step in steps[-2:0:-1]:
-        left.append(left[-1] + SHORT * step + SHORT // 2)
-    return (SHORT * (1 + steps[0]), *left[::-1])
+def linear(sizes: Sizes, words: bool) -> int:
+    """How many of the terms are no products."""
+    return len(sizes) + words
+
+
+def _short(cuts: int, words: bool) -> Iterator[Sizes]:
+    """As many short samples as there are terms; at each cut some tokens leave."""
+
+    def sample(own: int, part: int, more: int) -> Sizes:
+        lengths = [SHORT * (3 + 3 * (cuts - number)) + more * (number == part) for number in range(cuts + 1)]
+        return (own, *(length - own for length in lengths))
+
+    yield sample(SHORT, 0, 0)
+    for part in range(cuts + 1):
+        for more in (SHORT // 2, SHORT):
+            yield sample(SHORT, part, more)
+    if words:
+        yield sample(SHORT * 3 // 2, 0, 0)
+        yield sample(SHORT * 2, 0, 0)
+        for part in range(cuts + 1):
+            yield sample(SHORT * 3 // 2, part, SHORT // 2)
 
 
 class Staircase:
