@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from beni.llm.dense_attention import dense
-from beni.llm.watch import Watch
+from beni.llm.watch import Watch, noted
 from beni.types import Sequence
 
 NAME = "beni_rows"
@@ -127,7 +127,7 @@ def row_attention(
 ) -> tuple[Float[Tensor, "b q h dv"], None]:
     """Attention of queries to the keys so far; several rows in turn may share one of the plan (beams)."""
     if watch is not None:
-        watch.note(query, key, scaling, sliding_window, softcap)
+        noted(watch, query, key, scaling, sliding_window, softcap)
     if rows is None or query.shape[0] % len(rows.real):
         raise ValueError(f"{NAME} attention needs the plan of its rows; the model did not pass it on")
     queries, keys, times = query.shape[2], key.shape[2], query.shape[0] // len(rows.real)

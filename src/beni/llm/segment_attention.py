@@ -28,7 +28,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from beni.llm.dense_attention import dense, scale_of
-from beni.llm.watch import Watch
+from beni.llm.watch import Watch, noted
 from beni.nn.gates import widened
 
 NAME = "beni_segments"
@@ -188,7 +188,7 @@ def segment_attention(
 ) -> tuple[Tensor, None]:
     """``(1, h, t, dh)`` queries and ``(1, kv heads, t, dh)`` keys and values -> ``(1, t, h, dh)``."""
     if watch is not None:
-        watch.note(query, key, scaling, sliding_window, softcap)
+        noted(watch, query, key, scaling, sliding_window, softcap)
     if segments is None or query.shape[0] != 1:
         raise ValueError(f"{NAME} attention needs one packed row and its segments; the model did not pass them on")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (t, heads, dh)

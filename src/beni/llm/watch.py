@@ -58,6 +58,14 @@ class Watch:
             raise Noted
 
 
+@torch.compiler.disable  # what is noted lies outside of any program
+def noted(
+    watch: Watch, query: Tensor, key: Tensor, scaling: float | None, window: int | None, softcap: float | None
+) -> None:
+    """``Watch.note``, from within a layer that may be compiled."""
+    watch.note(query, key, scaling, window, softcap)
+
+
 def looked_at(forward: Callable[..., Any], hidden: str, given: dict[str, Any]) -> Given:
     """What the attention of a layer would be given, were the layer called with ``given``.
 

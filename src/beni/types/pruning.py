@@ -138,7 +138,7 @@ class Pruning:
     counts: Mapping[int, int] = field(default_factory=dict)
 
     def left(self, images: int) -> dict[int, int]:
-        """By cut: the image tokens that are left of so many."""
+        """How many of so many image tokens are left behind each cut, by its layer."""
         found, now = {}, images
         for layer, cut in sorted(self.cuts.items()):
             found[layer] = now = cut.left(images, now)

@@ -168,7 +168,7 @@ class Sequence:
         return order, kept.gather(1, order)
 
     def at(self, order: Int[Tensor, "b k"], real: Bool[Tensor, "b k"], kept: Bool[Tensor, "b t"]) -> Sequence:
-        """With the columns that ``order(kept)`` gave."""
+        """The sequence of the columns that ``order(kept)`` gave."""
         rows = torch.arange(len(order), device=order.device)[:, None]
         chosen = self._at(lambda tensor: tensor[rows.to(tensor.device), order.to(tensor.device)])
         if self.cu_seqlens is not None:

@@ -102,7 +102,7 @@ class Falling:
         return self._sum(samples, linear(samples[0], self.words)) if samples else 0.0
 
     def without_pairs(self, cuts: int) -> Falling:
-        """The same where pairs of positions cost nothing."""
+        """What it would cost if pairs of positions cost nothing."""
         kept = linear((1,) * (cuts + 2), self.words)
         return replace(self, factors=(*self.factors[:kept], *(0.0,) * (len(self.factors) - kept)))
 
@@ -141,7 +141,7 @@ def linear(sizes: Sizes, words: bool) -> int:
 
 
 def _short(cuts: int, words: bool) -> Iterator[Sizes]:
-    """As many short samples as there are terms; at each cut some tokens leave."""
+    """Yields short samples, one for each of the terms; at each cut of them some tokens leave."""
 
     def sample(own: int, part: int, more: int) -> Sizes:
         lengths = [SHORT * (3 + 3 * (cuts - number)) + more * (number == part) for number in range(cuts + 1)]
