@@ -13,5 +13,5 @@ BACKBONES: tuple[Backbone, ...] = get_args(Backbone)
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 """Part groups that are modules of the model, in the order of the forward pass."""
 
-PART_GROUPS: tuple[str, ...] = (*COMPONENTS, "adapter", "quantization", "data", "tracker")
+PART_GROUPS: tuple[str, ...] = (*COMPONENTS, "pruner", "adapter", "quantization", "data", "tracker")
 """Groups whose options carry a ``_target_``, in the order of the data's way."""

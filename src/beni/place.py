@@ -51,7 +51,7 @@ def layout_for(model: BeniForConditionalGeneration, wanted: Layout, tell: Tell) 
     """``padded`` where the llm cannot keep packed samples apart; asked where the weights are.
 
     Raises:
-        CompositionError: when the llm takes no embeddings, or cannot do what fusion or gates ask of it.
+        CompositionError: when the llm takes no embeddings, or cannot do what fusion, gates or the pruner ask of it.
     """
     require_embeddings(model.llm)
     said = model.llm.describe()
@@ -61,8 +61,14 @@ def layout_for(model: BeniForConditionalGeneration, wanted: Layout, tell: Tell) 
             "others of its micro-batch get, as it does in transformers"
         )
     gated = model.specs["llm"].gated and not model.fusion.reads_gates
-    ahead, along = model.fusion.looks_ahead, model.fusion.reads_along
-    layout = layout_of(model.llm, wanted, looks_ahead=ahead, gated=gated, reads_along=along)
+    layout = layout_of(
+        model.llm,
+        wanted,
+        looks_ahead=model.fusion.looks_ahead,
+        gated=gated,
+        reads_along=model.fusion.reads_along,
+        pruning=model.pruner.pruning,
+    )
     if layout != wanted:
         tell(
             f"{said.kind} does not pass beni's segment attention on, so packed samples would see each other: "

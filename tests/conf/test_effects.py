@@ -26,10 +26,10 @@ from beni.errors import BeniError
 from beni.model.build import build
 from beni.nn.streams import torch_stream
 from support.options import DIM, node, options
-from support.shrink import shrink_llm, shrink_stage, shrink_vision
+from support.shrink import shrink_llm, shrink_pruner, shrink_stage, shrink_vision
 
 STAGES = ("selector", "resampler", "connector")
-IN_A_MODEL = ("views", "fusion", "adapter", "vision", "llm")
+IN_A_MODEL = ("views", "fusion", "pruner", "adapter", "vision", "llm")
 
 REASONS = {
     "architecture": "its fields are transformers'",
@@ -130,6 +130,9 @@ def facts_in_a_model(tiny_values, images, steps_of):
             run["vision"] = base["vision"] | {"levels": [0, 1]}
         if group == "vision":
             run["views"] = {"_target_": "beni.views.single.SingleView", "newline": False}
+        if group == "pruner":
+            run["llm"] = {**run["llm"], "architecture": run["llm"]["architecture"] | {"num_hidden_layers": 4}}
+            run["vision"] = {**run["vision"], "architecture": run["vision"]["architecture"] | {"patch_size": 4}}
         model = build(run).train()
         trained = sorted(name for name, parameter in model.named_parameters() if parameter.requires_grad)
         batch = steps_of(run, model)[0][0]
@@ -148,6 +151,8 @@ def small(group: str, option: str) -> dict[str, Any]:
         return shrink_vision(values)
     if group == "llm":
         return shrink_llm(values)
+    if group == "pruner":
+        return shrink_pruner(values)
     return shrink_stage(group, option, values) if group in ("views", "fusion", *STAGES) else values
 
 

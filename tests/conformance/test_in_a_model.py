@@ -17,7 +17,7 @@ from beni.training.trainable import TrainabilityCheck
 from support.options import node
 from support.small_model import small_run
 
-GROUPS = ("vision", "views", "selector", "resampler", "connector", "fusion", "llm")
+GROUPS = ("vision", "views", "selector", "resampler", "connector", "fusion", "pruner", "llm")
 
 
 RUNS = {}

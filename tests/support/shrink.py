@@ -93,6 +93,10 @@ VIEWS = {
 """Views of a picture of a few patches a side."""
 
 
+PRUNER = {"layer": 2, "layers": [1, 2, 3], "keep": 0.5}
+"""Layers of an llm of four, and a share of few tokens."""
+
+
 LLM = {"hidden_size": 48, "num_key_value_heads": 2, "vocab_size": 640, "max_position_embeddings": 2048}
 """In a model: wider than the encoder, with room for the embedded tokenizer and a few pictures."""
 
@@ -102,6 +106,11 @@ def shrink_llm(values: dict[str, Any]) -> dict[str, Any]:
     fields = values["architecture"]
     small = {k: v for k, v in {**SMALL, **LLM}.items() if k in fields}
     return values | {"architecture": fields | small, "weights": "random", "tokenizer": "embedded"}
+
+
+def shrink_pruner(values: dict[str, Any]) -> dict[str, Any]:
+    """A node of the group for an llm of four layers."""
+    return values | {k: v for k, v in PRUNER.items() if type(values.get(k)) is type(v)}
 
 
 def shrink_stage(group: str, option: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from beni.errors import CompositionError
 from beni.model.costing.table import propagate
 from support.options import node
-from support.shrink import shrink_llm, shrink_stage
+from support.shrink import shrink_llm, shrink_pruner, shrink_stage
 
 LEVELS = "with levels"
 GRIDS = (
@@ -27,7 +27,9 @@ def small_run(tiny_run: Callable[..., dict[str, Any]], group: str, option: str) 
     """A run with the option, on the first of the grids that it accepts; the llm is wider than the encoder."""
     refusals = []
     for grid in GRIDS:
-        run = tiny_run(*LONG, "llm.architecture.hidden_size=48", *(word for word in grid if word != LEVELS))
+        deep = ("llm.architecture.num_hidden_layers=4",) if group == "pruner" else ()
+        words = (word for word in grid if word != LEVELS)
+        run = tiny_run(*LONG, "llm.architecture.hidden_size=48", *deep, *words)
         run["vision"]["levels"] = [0, 1, 2] if LEVELS in grid else []
         run[group] = smaller(group, option)
         run["choices"][group] = option
@@ -45,4 +47,6 @@ def smaller(group: str, option: str) -> dict[str, Any]:
     values = node(group, option)
     if group == "vision":
         return values
+    if group == "pruner":
+        return shrink_pruner(values)
     return shrink_llm(values) if group == "llm" else shrink_stage(group, option, values)

@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from beni.types import Heads, LayerVisitor, Sequence
+from beni.types import Heads, LayerVisitor, Pruning, Sequence
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,16 @@ class Capabilities(ABC):
     @abstractmethod
     def lends_queries(self) -> frozenset[int]:
         """Layers whose attention can be read along with (``LayerVisitor.within``), in either layout."""
+
+    @property
+    @abstractmethod
+    def prunes(self) -> bool:
+        """Tokens can leave between its layers (``Sequence.pruning``), in either layout."""
+
+    @property
+    @abstractmethod
+    def moves_positions(self) -> bool:
+        """Tokens behind those that leave can move up: layers, not embeddings, are told of positions."""
 
     @property
     @abstractmethod
@@ -148,8 +158,15 @@ class Llm(nn.Module, ABC):
         """State-dict keys that share their tensor with another: ``{key: key it is tied to}``, behind ``prefix``."""
 
     @abstractmethod
-    def dry_run(self, embeds: Float[Tensor, "1 t d"], label_rows: int) -> Callable[[], Float[Tensor, "1 k v"]]:
-        """A forward pass on the meta device, to be counted: one sequence, the head on its first ``label_rows``."""
+    def dry_run(
+        self, embeds: Float[Tensor, "1 t d"], label_rows: int, images: int = 0, pruning: Pruning | None = None
+    ) -> Callable[[], Float[Tensor, "1 k v"]]:
+        """A forward pass on the meta device, to be counted: one sequence, the head on its first ``label_rows``.
+
+        Args:
+            images: its first positions that are of images.
+            pruning: what leaves of those between layers.
+        """
 
     @abstractmethod
     def load_pretrained(self) -> None:

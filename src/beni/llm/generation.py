@@ -55,13 +55,15 @@ def told_of(model: PreTrainedModel, plan: RowPlan) -> Iterator[None]:
         cache = kwargs.get("past_key_values")
         if isinstance(cache, StaticCache):
             raise ValueError(
-                "a prompt with gates or positions that look ahead cannot be kept in a static cache\n"
+                "a prompt with gates, positions that look ahead or tokens that leave cannot be kept in a static cache\n"
                 "  fix: leave out cache_implementation"
             )
         rows = plan.after(0 if cache is None else cache.get_seq_length())
         out = call(*args, rows=rows, **kwargs)
         if not rows.masks:
-            raise ValueError(f"{type(model).__name__} does not pass beni's attention on: gates and blocks are lost")
+            raise ValueError(
+                f"{type(model).__name__} does not pass beni's attention on: gates, blocks and what leaves are lost"
+            )
         return out
 
     with with_forward(model, forward):

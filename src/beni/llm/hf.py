@@ -29,16 +29,17 @@ from beni.errors import CompositionError, ConfigError, WeightsError, reason
 from beni.hub import package_file
 from beni.llm import row_attention, segment_attention
 from beni.llm.base import Description, Llm
+from beni.llm.columns import needs_plan, plan_of, valued
 from beni.llm.generation import generate
 from beni.llm.gguf import load_gguf
 from beni.llm.head import decoder_gives
 from beni.llm.probes import Probed
-from beni.llm.readings import readings_of
+from beni.llm.pruning import Passing, pruned
+from beni.llm.readings import Readings, readings_of
 from beni.llm.row_attention import RowPlan
-from beni.llm.segment_attention import SegmentPlan
 from beni.llm.visits import Places, placed_each_pass, require_layers, visited
 from beni.nn.architecture import buildable, choose_attention, read_architecture
-from beni.types import Heads, LayerVisitor, Sequence
+from beni.types import Heads, LayerVisitor, Pruning, Sequence
 
 
 class HFLlm(Llm):
@@ -161,10 +162,15 @@ class HFLlm(Llm):
         tied = self.model.all_tied_weights_keys.items()
         return {f"{prefix}model.{key}": f"{prefix}model.{source}" for key, source in tied}
 
-    def dry_run(self, embeds: Float[Tensor, "1 t d"], label_rows: int) -> Callable[[], Float[Tensor, "1 k v"]]:
+    def dry_run(
+        self, embeds: Float[Tensor, "1 t d"], label_rows: int, images: int = 0, pruning: Pruning | None = None
+    ) -> Callable[[], Float[Tensor, "1 k v"]]:
         if self._masked is None:
             self._masked = prepare_dry_run(self.model, self.hidden_size)
-        return partial(self._dry_run, embeds, label_rows, self._masked)
+        sequence = Sequence.plain(embeds)
+        if pruning is not None:
+            sequence = valued(sequence, images, pruning)
+        return partial(self._dry_run, sequence, label_rows, self._masked)
 
     def load_pretrained(self) -> None:
         if self.name is None:
@@ -181,9 +187,13 @@ class HFLlm(Llm):
         self.config = self.model.config  # what was loaded decides, should llm.architecture differ in a detail
         self.capabilities = Probed(self, self.model)  # of what was loaded: nothing is known of it yet
 
-    def _dry_run(self, embeds: Float[Tensor, "1 t d"], label_rows: int, masked: bool) -> Float[Tensor, "1 k v"]:
-        with self._visited(Sequence.plain(embeds)):
-            return dry_run(self.model, embeds, label_rows, masked)
+    def _dry_run(self, sequence: Sequence, label_rows: int, masked: bool) -> Float[Tensor, "1 k v"]:
+        plan: dict[str, Any] = {}
+        if sequence.pruning is not None:
+            self._attend(row_attention.NAME)
+            plan = dict([plan_of(sequence)])
+        with self._visited(sequence):
+            return dry_run(self.model, sequence.embeds, label_rows, masked, **plan)
 
     def resolved(self) -> dict[str, Any]:
         return {"architecture": self.config.to_diff_dict() | {"model_type": self.config.model_type}}
@@ -196,38 +206,40 @@ class HFLlm(Llm):
             "attention_mask": sequence.mask,
             "use_cache": False,
         }
-        if sequence.cu_seqlens is not None:
-            self._attend(segment_attention.NAME)
-            blocks, log_gate = (None if x is None else x[0] for x in (sequence.blocks, sequence.log_gate))
-            length = sequence.embeds.shape[1]
-            readings = readings_of((*self._around, sequence.visitors))
-            plan = SegmentPlan.build(sequence.cu_seqlens, length, blocks, sequence.longest, log_gate, readings)
-            return inputs | {"segments": plan}
-        if (plan := self._rows(sequence)) is not None:
-            self._attend(row_attention.NAME)
-            return inputs | {"rows": plan}
-        self._attend(self.attn_implementation)
-        return inputs
+        readings = self._readings(sequence)
+        if not sequence.packed and not needs_plan(sequence, readings):
+            self._attend(self.attn_implementation)
+            return inputs
+        self._attend(segment_attention.NAME if sequence.packed else row_attention.NAME)
+        name, plan = plan_of(sequence, readings=readings)
+        return inputs | {name: plan}
+
+    def _readings(self, sequence: Sequence) -> Readings:
+        return readings_of((*self._around, sequence.visitors))
 
     def _rows(self, sequence: Sequence) -> RowPlan | None:
-        """The plan of padded rows where some positions look ahead or have gates, of which the masks of transformers
-        know nothing, or where somebody reads along within attention.
-        """
-        readings = readings_of((*self._around, sequence.visitors))
-        plain = sequence.blocks is None and sequence.log_gate is None and not readings
-        return None if plain else RowPlan.of(sequence, readings)
+        """The plan of padded rows where they need one."""
+        readings = self._readings(sequence)
+        return RowPlan.of(sequence, readings) if needs_plan(sequence, readings) else None
 
     @contextmanager
     def _visited(self, sequence: Sequence) -> Iterator[None]:
-        """Inside the block the layers have the visitors of this sequence around them, in generation in every pass."""
+        """Inside the block the layers have the visitors of this sequence around them, in generation in every pass, and
+        what is to leave the sequence leaves it between them.
+        """
         visitors = [mapping for mapping in (*self._around, sequence.visitors) if mapping]
-        if not visitors:
+        if not visitors and sequence.pruning is None:
             yield
             return
-        require_layers(sequence.visitors, len(self.layers()))
-        places = Places(*sequence.numbered())
-        with visited(self.layers(), visitors, places), placed_each_pass(self.model.get_decoder(), places):
-            yield
+        layers = self.layers()
+        require_layers(sequence.visitors, len(layers))
+        own, places = [layer.forward for layer in layers], Places(*sequence.numbered())
+        with visited(layers, visitors, places), placed_each_pass(self.model.get_decoder(), places):
+            if sequence.pruning is None:
+                yield
+                return
+            with pruned(layers, own, Passing(sequence, sequence.pruning, places)):
+                yield
 
     def _attend(self, implementation: str) -> None:
         if self.model.config._attn_implementation != implementation:
@@ -302,12 +314,12 @@ def prepare_dry_run(model: PreTrainedModel, width: int) -> bool:
 
 
 def dry_run(
-    model: PreTrainedModel, embeds: Float[Tensor, "1 t d"], label_rows: int, masked: bool
+    model: PreTrainedModel, embeds: Float[Tensor, "1 t d"], label_rows: int, masked: bool, **plan: Any
 ) -> Float[Tensor, "1 k v"]:
     """Logits of one sequence on the meta device, at its first positions where they can be chosen."""
     length = embeds.shape[1]
     with torch.device("meta"):
-        inputs: dict[str, Any] = {"use_cache": False}
+        inputs: dict[str, Any] = {"use_cache": False, **plan}
         if chooses_positions(type(model)):
             inputs["logits_to_keep"] = torch.arange(label_rows)
         if masked:  # a 4-D mask is used as it is; building one would read values

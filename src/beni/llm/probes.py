@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from beni.errors import CompositionError
 from beni.llm.base import Capabilities, Llm
-from beni.types import LayerCall, LayerVisitor, Sequence
+from beni.llm.columns import plan_in
+from beni.llm.forward import with_forward
+from beni.llm.row_attention import RowPlan
+from beni.types import Candidates, Cut, LayerCall, LayerVisitor, Pruning, Sequence
 
 T = TypeVar("T")
 
@@ -51,6 +55,14 @@ class Probed(Capabilities):
     @property
     def gates(self) -> bool:
         return self._once("gates", lambda: heeds_gates(self.llm))
+
+    @property
+    def prunes(self) -> bool:
+        return self._once("prunes", lambda: leave_like_closed(self.llm))
+
+    @property
+    def moves_positions(self) -> bool:
+        return self._once("moves_positions", lambda: moves_up(self.llm))
 
     @property
     def splits_head(self) -> bool:
@@ -254,3 +266,80 @@ def lending(llm: Llm) -> frozenset[int]:
     except (TypeError, ValueError, KeyError, CompositionError):
         return frozenset()
     return frozenset(set.intersection(*found))
+
+
+def leave_like_closed(llm: Llm) -> bool:
+    """Whether a token that leaves before the second layer is to others as one that is closed to attention from there
+    on, in either layout and whichever attention is looked at (difference at most 1e-3 of the logits' range).
+    """
+    plain = _with_image(llm)
+    stay = plain.images[0] != LEAVING
+    gates = torch.zeros_like(plain.embeds[..., 0])
+    try:
+        with evaluating(llm):
+            for sequence in (plain, plain.end_to_end()[0]):
+                open_ = replace(sequence, log_gate=gates)
+                with closed_from(llm.layers(), 1, gates.masked_fill(~stay, -torch.inf)):
+                    closed = llm(open_)[:, stay]
+                for sees in ("before", "next"):
+                    left = llm(replace(sequence, pruning=Pruning({1: Cut(0.5, _first, sees)})))[:, stay]
+                    if not (left - closed).abs().max() <= 1e-3 * closed.abs().max().clamp(min=1e-6):
+                        return False
+    except (TypeError, ValueError, KeyError):
+        return False
+    return True
+
+
+def moves_up(llm: Llm) -> bool:
+    """Whether it makes a difference that tokens move up when others leave: not with learned positions, for instance,
+    which are a part of the embeddings.
+    """
+    with evaluating(llm):
+        kept, moved = (
+            llm(replace(_with_image(llm), pruning=Pruning({1: Cut(0.5, _first, "before")}, compact=compact)))[:, -1]
+            for compact in (False, True)
+        )
+    return not kept.equal(moved)
+
+
+class _Closed:
+    """A layer's ``forward`` with gates on attention to the positions."""
+
+    def __init__(self, layer: nn.Module, gates: Float[Tensor, "b t"]) -> None:
+        self.forward: Callable[..., Any] = layer.forward
+        self.gates = gates
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        plan = plan_in(named)
+        if isinstance(plan, RowPlan):
+            return self.forward(*arguments, **named | {"rows": replace(plan, log_gate=self.gates, masks={})})
+        return self.forward(*arguments, **named | {"segments": replace(plan, log_gate=self.gates[0])})
+
+
+@contextmanager
+def closed_from(layers: list[nn.Module], first: int, gates: Float[Tensor, "b t"]) -> Iterator[None]:
+    """Inside the block the layers from ``first`` on attend to positions as gates let them, instead of those that the
+    sequence has: what leaving tokens are compared with.
+    """
+    with ExitStack() as replaced:
+        for layer in layers[first:]:
+            replaced.enter_context(with_forward(layer, _Closed(layer, gates)))
+        yield
+
+
+LEAVING = 1
+"""The number of the image token that leaves in probes; 0 stays."""
+
+
+def _with_image(llm: Llm) -> Sequence:
+    """A row of eight with two image tokens."""
+    plain = Sequence.plain(llm.embed(_ids(llm)))
+    images = torch.full_like(plain.images, -1)
+    images[:, CLOSED_AT], images[:, CLOSED_AT + 1] = 0, LEAVING
+    return replace(plain, images=images)
+
+
+def _first(candidates: Candidates) -> torch.Tensor:
+    """The earlier a token the higher; attention is looked at all the same."""
+    weights = candidates.attention.weights(candidates.last[:, None])
+    return -torch.arange(weights.shape[-1], device=weights.device).float().expand(len(weights), -1)

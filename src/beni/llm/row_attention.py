@@ -12,7 +12,7 @@ and with them. What was said of the prompt holds for its keys in every later ste
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from transformers import AttentionInterface
 
 from beni.llm.dense_attention import dense
 from beni.llm.readings import Readings, reread
+from beni.llm.watch import Watch, noted
 from beni.types import Sequence
 
 NAME = "beni_rows"
@@ -38,6 +39,7 @@ class RowPlan:
         log_gate: as in ``Sequence``.
         past: positions that a cache already holds.
         readings: by layer, what changes what it reads (``LayerVisitor.within``).
+        columns: where each position stood before others left, by which a window is measured; None for where it is.
         masks: by queries, keys and window, as they are asked for.
     """
 
@@ -46,6 +48,7 @@ class RowPlan:
     log_gate: Float[Tensor, "b t"] | None = None
     past: int = 0
     readings: Readings = field(default_factory=dict, compare=False, repr=False)
+    columns: Int[Tensor, "b t"] | None = None
     masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
@@ -64,7 +67,7 @@ class RowPlan:
                 f"a prompt whose positions look ahead is read at once, not after {past} of {self.real.shape[1]}\n"
                 "  fix: leave out past_key_values"
             )
-        return RowPlan(self.real, self.blocks, self.log_gate, past, self.readings)
+        return replace(self, past=past, masks={})
 
     def allowed(self, queries: int, keys: int, window: int | None) -> Bool[Tensor, "b 1 q k"]:
         """Which of the last ``keys`` positions each of the last ``queries`` may attend to: earlier real ones inside the
@@ -72,7 +75,12 @@ class RowPlan:
         """
         where = torch.arange(keys, device=self.real.device)
         distance = where[keys - queries :, None] - where
-        mask = (distance >= 0) & (distance < (window or keys))
+        mask = distance >= 0
+        if self.columns is None or window is None:
+            mask = mask & (distance < (window or keys))
+        else:
+            stood = self._columns(queries, keys)
+            mask = mask & (stood[:, keys - queries :, None] - stood[:, None] < window)
         if self.blocks is not None:
             own = self._last(self.blocks, queries, keys, -1)
             same = own[:, keys - queries :, None] == own[:, None]
@@ -83,6 +91,13 @@ class RowPlan:
     def gates(self, queries: int, keys: int) -> Float[Tensor, "b k"] | None:
         """The log-gates of the last ``keys`` positions."""
         return None if self.log_gate is None else self._last(self.log_gate, queries, keys, 0.0)
+
+    def _columns(self, queries: int, keys: int) -> Int[Tensor, "b k"]:
+        """Where the last ``keys`` positions stood; those after the prompt count on from its last."""
+        assert self.columns is not None
+        total = self.past + queries
+        ahead = torch.arange(1, max(0, total - self.columns.shape[1]) + 1, device=self.columns.device)
+        return torch.cat([self.columns, self.columns[:, -1:] + ahead], 1)[:, total - keys : total]
 
     def _last(self, values: Tensor, queries: int, keys: int, new: float) -> Tensor:
         """Values at the last ``keys`` positions; ``new`` at those after the prompt."""
@@ -110,9 +125,12 @@ def row_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     rows: RowPlan | None = None,
+    watch: Watch | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "b q h dv"], None]:
     """Attention of queries to the keys so far; several rows in turn may share one of the plan (beams)."""
+    if watch is not None:
+        noted(watch, query, key, scaling, sliding_window, softcap)
     if rows is None or query.shape[0] % len(rows.real):
         raise ValueError(f"{NAME} attention needs the plan of its rows; the model did not pass it on")
     queries, keys, times = query.shape[2], key.shape[2], query.shape[0] // len(rows.real)
@@ -121,7 +139,7 @@ def row_attention(
     q, k, v = query, key, value
     if q.is_cuda and torch.is_autocast_enabled("cuda"):  # as torch's own attention does
         q, k, v = (x.to(torch.get_autocast_dtype("cuda")) for x in (q, k, v))
-    allowed, gates = allowed_once(rows, queries, keys, sliding_window), rows.gates(queries, keys)
+    allowed, gates = allowed_once(rows, queries, keys, sliding_window).to(q.device), rows.gates(queries, keys)
     if times > 1:
         allowed = allowed.repeat_interleave(times, 0)
         gates = None if gates is None else gates.repeat_interleave(times, 0)

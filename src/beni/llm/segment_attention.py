@@ -29,6 +29,7 @@ from transformers import AttentionInterface
 
 from beni.llm.dense_attention import dense, scale_of
 from beni.llm.readings import Readings, reread
+from beni.llm.watch import Watch, noted
 from beni.nn.gates import widened
 
 NAME = "beni_segments"
@@ -81,6 +82,8 @@ class SegmentPlan:
         longest: no segment is longer.
         log_gate: what is added to the logits of attention to each position; None for nothing.
         readings: by layer, what changes what it reads (``LayerVisitor.within``).
+        columns: where each position stood in its segment before others left, by which a window is measured; None for
+            where it is.
     """
 
     cu_seqlens: Int[Tensor, "s_plus_1"]
@@ -89,6 +92,7 @@ class SegmentPlan:
     longest: int
     log_gate: Float[Tensor, "t"] | None = None
     readings: Readings = field(default_factory=dict)
+    columns: Int[Tensor, "t"] | None = None
 
     @staticmethod
     def build(
@@ -98,6 +102,7 @@ class SegmentPlan:
         longest: int | None = None,
         log_gate: Float[Tensor, "t"] | None = None,
         readings: Readings | None = None,
+        columns: Int[Tensor, "t"] | None = None,
     ) -> SegmentPlan:
         """Borders of the segments of a row of ``length`` positions -> plan, on the device of ``cu_seqlens``.
 
@@ -106,7 +111,7 @@ class SegmentPlan:
         """
         # a power of two: few programs are compiled, and flash attention starts few blocks that find nothing to do
         bound = 1 << ((longest or length) - 1).bit_length()
-        return SegmentPlan(cu_seqlens.int(), blocks, length, bound, log_gate, readings or {})
+        return SegmentPlan(cu_seqlens.int(), blocks, length, bound, log_gate, readings or {}, columns)
 
     @cached_property
     def rectangles(self) -> tuple[Rectangle, ...]:
@@ -182,9 +187,12 @@ def segment_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     segments: SegmentPlan | None = None,
+    watch: Watch | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """``(1, h, t, dh)`` queries and ``(1, kv heads, t, dh)`` keys and values -> ``(1, t, h, dh)``."""
+    if watch is not None:
+        noted(watch, query, key, scaling, sliding_window, softcap)
     if segments is None or query.shape[0] != 1:
         raise ValueError(f"{NAME} attention needs one packed row and its segments; the model did not pass them on")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (t, heads, dh)
@@ -194,7 +202,7 @@ def segment_attention(
     if segments.log_gate is not None and softcap is None:
         scaling = scale_of(q, scaling)
         q, k, v = widened(q, k, v, segments.log_gate[:, None], scaling)
-    if q.is_cuda and suits_flash(q, k, v, segments, dropout, softcap):
+    if q.is_cuda and suits_flash(q, k, v, segments, dropout, softcap, sliding_window):
         read = flash(q, k, v, segments, scaling, sliding_window).to(query.dtype)
     else:
         read = in_rectangles(q, k, v, segments, scaling, dropout, sliding_window, softcap)
@@ -208,9 +216,10 @@ def suits_flash(
     segments: SegmentPlan,
     dropout: float,
     softcap: float | None,
+    window: int | None = None,
 ) -> bool:
     """Whether flash attention computes this on a GPU; the rectangles compute all of it."""
-    plain = segments.blocks is None and softcap is None and dropout == 0
+    plain = segments.blocks is None and softcap is None and dropout == 0 and (segments.columns is None or not window)
     return plain and q.dtype in HALF and flash_takes(q.shape[-1], k.shape[-1], v.shape[-1])
 
 
@@ -266,7 +275,8 @@ def in_rectangles(
         shape, end = rectangle.index.shape, start + rectangle.index.numel()
         rows = (x[start:end].unflatten(0, shape).transpose(1, 2) for x in (q, k, v))  # (s, heads, length, dh)
         gates = None if log_gate is None else log_gate[start:end].view(shape)
-        out = causal(*rows, scaling, dropout, window, softcap, rectangle.sees, gates)
+        stood = None if segments.columns is None or not window else segments.columns[rectangle.index]
+        out = causal(*rows, scaling, dropout, window, softcap, rectangle.sees, gates, stood)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
         start = end
     together = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
@@ -283,18 +293,23 @@ def causal(
     softcap: float | None,
     sees: Bool[Tensor, "s length length"] | None = None,
     log_gate: Float[Tensor, "s length"] | None = None,
+    columns: Int[Tensor, "s length"] | None = None,
 ) -> Tensor:
     """Plain causal attention of a rectangle, with the two variations that decoders in the wild have, and with positions
-    that see each other both ways, also beyond a sliding window, as in Gemma 3.
+    that see each other both ways, also beyond a sliding window, as in Gemma 3. The window is measured by ``columns``
+    where there are some.
     """
     length = q.shape[2]
-    if sees is None and softcap is None and log_gate is None and (window is None or window >= length):
+    within = columns is None and (window is None or window >= length)
+    if sees is None and softcap is None and log_gate is None and within:
         gqa = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=gqa)
     distance = torch.arange(length, device=q.device)[:, None] - torch.arange(length, device=q.device)
     allowed = (distance >= 0) & (distance < (window or length))
+    if columns is not None and window:
+        allowed = ((distance >= 0) & (columns[:, :, None] - columns[:, None] < window))[:, None]
     if sees is not None:
-        allowed = (allowed | sees)[:, None]
+        allowed = (allowed | sees[:, None]) if allowed.ndim == 4 else (allowed | sees)[:, None]
     return dense(q, k, v, allowed, scaling, dropout, softcap, log_gate)
 
 

@@ -21,6 +21,7 @@ from beni.fusion.base import Fusion
 from beni.model.context import Reader, context_of, embedded, evaluating
 from beni.model.inputs import StepInputs, on_device
 from beni.model.processing import BeniProcessor, Picture
+from beni.pruner.base import Pruner
 from beni.stage import StageContext
 from beni.types import ImageInputs, Pixels, SampleInputs, VisualTokens, to_device
 
@@ -31,6 +32,7 @@ class Answerer(Reader, Protocol):
 
     generation_config: GenerationConfig
     fusion: Fusion
+    pruner: Pruner
 
     def encode_images(self, pixels: Pixels, context: StageContext, keys: Sequence[str]) -> VisualTokens:
         """Pixels of all views to visual tokens of the llm's width."""
@@ -64,7 +66,7 @@ class Answering:
         pixels = to_device(pixels, input_ids.device)
         context = context_of(self, text, pixels, images, samples, StepInputs())
         visual = images.visual if pixels is None else self.encode_images(pixels, context, images.keys)
-        sequence = self.fusion(text, visual, images.owners)
+        sequence = self.pruner(self.fusion(text, visual, images.owners))
         return self.llm.generate(sequence, **_options(self, options, sequence.embeds.shape[1]))
 
     def answer(

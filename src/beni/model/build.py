@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from beni.components import COMPONENTS
 from beni.data.render.tokens import resolve_tokens
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.configuration import BeniConfig
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan
 
-PARTS = ("vision", "views", "selector", "resampler", "connector", "fusion", "llm", "adapter", "quantization")
+PARTS = (*COMPONENTS, "pruner", "adapter", "quantization")
 
 
 def build_model(run: Mapping[str, Any], image_token_id: int, pretrained: bool = True) -> BeniForConditionalGeneration:
@@ -27,7 +28,7 @@ def build_model(run: Mapping[str, Any], image_token_id: int, pretrained: bool = 
         WeightsError: when pretrained weights cannot be had.
     """
     config = BeniConfig(
-        parts={group: dict(run[group]) for group in PARTS},
+        parts={group: dict(run[group]) for group in PARTS if group in run},
         plan=dict(run["train"]["plan"]),
         image_token_id=image_token_id,
         seed=run["train"]["seed"],

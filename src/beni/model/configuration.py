@@ -14,7 +14,7 @@ class BeniConfig(PreTrainedConfig):
 
     Args:
         parts: config group -> resolved node (``_target_`` and values) for vision, views, selector, resampler,
-            connector, fusion, llm, adapter and quantization.
+            connector, fusion, llm, pruner, adapter and quantization.
         plan: component -> ``frozen``, ``full`` or ``lora``; decides where adapters are.
         image_token_id: placeholder that visual tokens replace.
         seed: of the named streams that draw initial weights.

@@ -37,9 +37,10 @@ from beni.model.inputs import BeniOutput, CallCounts, StepInputs, on_device
 from beni.model.loss import token_loss
 from beni.model.mixed_sizes import on_each_grid, on_each_size
 from beni.model.predict import predict
-from beni.model.viewer import Viewer, placeholders
+from beni.model.viewer import Viewer, placeholders, require_room
 from beni.nn.recompute import recomputed
 from beni.nn.streams import torch_stream
+from beni.pruner.base import Pruner
 from beni.quantization.base import Quantization
 from beni.stage import PROMPTS, Reads, Stage, StageContext, require_gates_kept
 from beni.types import (
@@ -62,7 +63,8 @@ KNOWN_LAYOUTS = 4096
 """Layouts of images of which a model remembers what its stages make of them."""
 
 UNPACKED = {"_target_": "beni.quantization.none.NoQuantization"}
-"""What models saved before there was quantization have."""
+UNPRUNED = {"_target_": "beni.pruner.none.NoPruner"}
+"""What models saved before there was quantization, or a pruner, have."""
 
 
 class BeniForConditionalGeneration(Answering, PreTrainedModel, GenerationMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -119,7 +121,9 @@ class BeniForConditionalGeneration(Answering, PreTrainedModel, GenerationMixin):
             self.fusion: Fusion = build(parts["fusion"], self.specs["llm"], self.llm.hidden_size)
             self.fusion.install(self.llm)
             self.fusion.init_weights()
-        self._check_views()
+        self.pruner: Pruner = build(parts.get("pruner", UNPRUNED))
+        self.pruner.install(lambda: len(self.llm.layers()), placeholders(self.fusion.markup((64,))) == 64)
+        require_room(self.viewer, self.llm.max_positions)
 
         if pretrained:
             for name in BACKBONES:
@@ -168,7 +172,7 @@ class BeniForConditionalGeneration(Answering, PreTrainedModel, GenerationMixin):
         text = embedded(self, input_ids, labels, attention_mask, position_ids, samples)
         context = context_of(self, text, pixels, images, samples, how)
         visual = images.visual if pixels is None else self.encode_images(pixels, context, images.keys, how.calls)
-        sequence = self.fusion(text, visual, images.owners)
+        sequence = self.pruner(self.fusion(text, visual, images.owners))
         if visual is None and how.calls is not None and how.calls.stages:
             sequence = self.fusion.blank(sequence, self._blank_image(text.embeds.device, how.calls))
         if labels is None:
@@ -373,20 +377,6 @@ class BeniForConditionalGeneration(Answering, PreTrainedModel, GenerationMixin):
         self.specs[group] = stage.spec(tokens)
         require_gates_kept(stage, tokens, self.specs[group], group, type(stage).__name__)
         return stage
-
-    def _check_views(self) -> None:
-        """Every kind of image must pass all stages, and leave the llm a position for text."""
-        viewer, limit = self.viewer, self.llm.max_positions
-        scales = range(1 + (self.nested.drawn if self.nested else 0))
-        layouts = [replace(layout, scale=scale) for layout in self.views.extremes() for scale in scales]
-        taken = max(placeholders(viewer.markup(layout)) for layout in layouts)
-        if limit is not None and taken >= limit:
-            raise CompositionError(
-                "E-TOKENS",
-                f"one image takes up to {taken} positions, the llm has {limit}",
-                groups=("resampler", "llm"),
-                fix="use resampler=perceiver, a smaller vision.image_size or fewer views",
-            )
 
 
 AutoModel.register(BeniConfig, BeniForConditionalGeneration)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL.Image import Image as Picture
 
 from beni.data.images import Image, decode
+from beni.errors import CompositionError
 from beni.fusion.base import Fusion
 from beni.nn.pixels import PictureTransform
 from beni.types import ImageLayout, Markup, Nested, TokenSpec, ViewedImage
@@ -75,6 +76,27 @@ class Viewer:
 
     def _parts(self, layout: ImageLayout) -> Markup:
         return self.views.markup(layout, self.specs(layout)["connector"])
+
+
+def require_room(viewer: Viewer, limit: int | None) -> None:
+    """Every kind of image must pass all stages, and leave the llm a position for text.
+
+    Args:
+        limit: positions of the llm; None where there is no limit.
+
+    Raises:
+        CompositionError: E-TOKENS when one takes them all, and whatever the stages raise.
+    """
+    scales = range(1 + (viewer.nested.drawn if viewer.nested else 0))
+    layouts = [replace(layout, scale=scale) for layout in viewer.views.extremes() for scale in scales]
+    taken = max(placeholders(viewer.markup(layout)) for layout in layouts)
+    if limit is not None and taken >= limit:
+        raise CompositionError(
+            "E-TOKENS",
+            f"one image takes up to {taken} positions, the llm has {limit}",
+            groups=("resampler", "llm"),
+            fix="use resampler=perceiver, a smaller vision.image_size or fewer views",
+        )
 
 
 def placeholders(markup: Markup) -> int:

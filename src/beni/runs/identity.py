@@ -57,6 +57,9 @@ FILES = ("path", "heldout_path", "images", "root")
 _FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 """Flags of Hydra's with a value, that say where options come from."""
 
+UNPRUNED = "beni.pruner.none.NoPruner"
+"""The pruner that takes nothing out."""
+
 IN_NAME = tuple(group for group in PART_GROUPS if group not in ("tracker", "views", "fusion"))
 
 
@@ -71,6 +74,8 @@ def relevant(run: dict[str, Any]) -> dict[str, Any]:
     limits = () if run["template"]["overlong"] == "truncate" else ("template.max_length",)  # cuts nothing, only ends
     kept = _without(run, [*IRRELEVANT, *limits])
     kept["data"] = _spelt(kept["data"])
+    if kept.get("pruner", {}).get("_target_") == UNPRUNED:  # as before there were any: runs keep their names
+        del kept["pruner"]
     if kept["train"]["init_from"] is not None:
         kept["train"] = {**kept["train"], "init_from": _plain_path(kept["train"]["init_from"])}
     return kept

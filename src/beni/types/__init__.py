@@ -8,6 +8,7 @@ patches or visual tokens going in, ``m`` visual tokens coming out, ``d`` width, 
 from beni.types.batch import Batch, pinned, to_device
 from beni.types.images import ImageLayout, Markup, Pixels, ViewedImage
 from beni.types.inputs import ImageInputs, SampleInputs
+from beni.types.pruning import Attention, Candidates, Cut, Pruning, Recycling
 from beni.types.sequence import IGNORE, Places, Sequence
 from beni.types.spec import Nested, TokenSpec
 from beni.types.visitor import Heads, LayerCall, LayerVisitor, Reading, Turn
@@ -15,7 +16,10 @@ from beni.types.visual import Prompt, VisualTokens
 
 __all__ = [
     "IGNORE",
+    "Attention",
     "Batch",
+    "Candidates",
+    "Cut",
     "Heads",
     "ImageInputs",
     "ImageLayout",
@@ -26,7 +30,9 @@ __all__ = [
     "Pixels",
     "Places",
     "Prompt",
+    "Pruning",
     "Reading",
+    "Recycling",
     "SampleInputs",
     "Sequence",
     "TokenSpec",

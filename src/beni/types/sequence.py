@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from beni.types.pruning import Pruning
 from beni.types.visitor import LayerVisitor
 
 IGNORE = -100
@@ -44,6 +45,7 @@ class Sequence:
         left_padded: the padding of the padded layout stands before the samples, as generation wants it.
         visitors: what stands around layers of the llm while it reads this sequence, by the number of the layer. They
             are told where each position has gone (``LayerCall``), so changes of the layout leave them as they are.
+        pruning: how image tokens leave between layers of the llm; None where all stay.
     """
 
     embeds: Float[Tensor, "b t d"]
@@ -57,6 +59,7 @@ class Sequence:
     log_gate: Float[Tensor, "b t"] | None = None
     left_padded: bool = False
     visitors: Mapping[int, LayerVisitor] = field(default_factory=dict)
+    pruning: Pruning | None = None
 
     @staticmethod
     def plain(embeds: Float[Tensor, "b t d"]) -> Sequence:
@@ -154,21 +157,33 @@ class Sequence:
         kept = kept & self.real
         if compact:
             return replace(self, position_ids=self.position_ids - self._gone_before(kept)).keep(kept)
+        return self.at(*self.order(kept), kept)
+
+    def order(self, kept: Bool[Tensor, "b t"]) -> tuple[Int[Tensor, "b k"], Bool[Tensor, "b k"]]:
+        """Which columns each row has when it is without the positions where ``kept``, of real ones, is False; and False
+        where that is padding.
+        """
         if self.cu_seqlens is not None:
-            counted = F.pad(kept[0].cumsum(0), (1, 0))
-            borders = counted[self.cu_seqlens.long()].to(self.cu_seqlens.dtype)
-            return replace(self, **self._at(lambda tensor: tensor[kept][None]), cu_seqlens=borders)
+            order = kept[0].nonzero()[:, 0][None]
+            return order, torch.ones_like(order, dtype=torch.bool)
         width = int(kept.sum(1).max())
         # stable: what is kept stays in order, at the end of a row where its padding stands before it
         order = torch.argsort(kept.long() if self.left_padded else (~kept).long(), dim=1, stable=True)
         order = order[:, order.shape[1] - width :] if self.left_padded else order[:, :width]
-        rows = torch.arange(len(kept), device=kept.device)[:, None]
-        mask = kept[rows, order]
-        chosen = self._at(lambda tensor: tensor[rows, order])
+        return order, kept.gather(1, order)
+
+    def at(self, order: Int[Tensor, "b k"], real: Bool[Tensor, "b k"], kept: Bool[Tensor, "b t"]) -> Sequence:
+        """The sequence of the columns that ``order(kept)`` gave."""
+        rows = torch.arange(len(order), device=order.device)[:, None]
+        chosen = self._at(lambda tensor: tensor[rows.to(tensor.device), order.to(tensor.device)])
+        if self.cu_seqlens is not None:
+            counted = F.pad(kept[0].cumsum(0), (1, 0))
+            borders = counted[self.cu_seqlens.long()].to(self.cu_seqlens.dtype)
+            return replace(self, **chosen, cu_seqlens=borders)
         for name, nothing in (("images", -1), ("labels", IGNORE)):  # what was dropped may stand in the padding
             if name in chosen:
-                chosen[name] = chosen[name].masked_fill(~mask, nothing)
-        return replace(self, **chosen, mask=mask.long())
+                chosen[name] = chosen[name].masked_fill(~real, nothing)
+        return replace(self, **chosen, mask=real.long())
 
     def _gone_before(self, kept: Bool[Tensor, "b t"]) -> Int[Tensor, "b t"]:
         """Real positions of the same sample before each one that are not kept."""

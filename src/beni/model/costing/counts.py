@@ -18,15 +18,16 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from beni.components import COMPONENTS
 from beni.model.context import owners_of
 from beni.model.costing.dry_runs import Count, DryRuns, Recomputing, Wants
 from beni.model.costing.flop_count import FlopCount
-from beni.model.costing.rates import LONG, Around, Rate, Staircase
+from beni.model.costing.rates import LONG, Around, Falling, Rate, Staircase
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.types import IGNORE, Batch, ImageLayout
 
@@ -37,9 +38,9 @@ IMAGES = 4096
 class Rates(NamedTuple):
     """A ``Count`` of the llm, at any length."""
 
-    forward: Rate | Staircase
-    useful: Rate | Staircase
-    again: Rate | Staircase
+    forward: Rate | Staircase | Falling
+    useful: Rate | Staircase | Falling
+    again: Rate | Staircase | Falling
 
 
 class Own(NamedTuple):
@@ -88,14 +89,14 @@ class Costs:
         self.twin, self._image_token = twin.eval(), image_token_id
         self._runs, self._attention_kept = DryRuns(self.twin, recomputing, attention_kept), attention_kept
         self._image = lru_cache(IMAGES)(self._count_image)
-        self._llm, self._own = cache(self._rate_llm), cache(self._rate_own)
+        self._llm, self._pruned, self._own = cache(self._rate_llm), cache(self._rate_pruned), cache(self._rate_own)
 
     def recount(self, trained: Collection[str]) -> None:
         """Counts anew: the parameters of these names train from now on, and no others."""
         for name, parameter in self.twin.named_parameters():
             parameter.requires_grad_(name in trained)
         self._runs.forget()
-        for known in (self._image, self._llm, self._own):
+        for known in (self._image, self._llm, self._pruned, self._own):
             known.cache_clear()
 
     def prefill(self, layout: ImageLayout, length: int, label_rows: int) -> dict[str, int]:
@@ -121,19 +122,21 @@ class Costs:
         lengths, labels = list(kept or batch.lengths), batch.num_labels
         own = self._own_of(images, lengths, batch)
         counts["fusion"] = counts["fusion"].plus(own)
-        laid_out, extra = lengths, 0
+        sizes = self._sizes(llm, lengths, self._before_answers(batch, lengths))
+        laid_out, extra = sizes, 0
         if batch.attention_mask is not None and not self.twin.fusion.looks_ahead:
             # padding is computed like the rest; fusions that look ahead lay rows end to end first
-            laid_out = [max(kept) if kept else batch.input_ids.shape[1]] * len(lengths)
+            width = max(kept) if kept else batch.input_ids.shape[1]
+            laid_out = padded(sizes, width)
             columns = int((batch.labels != IGNORE).any(0).sum())  # the head is on the same columns of all rows
-            extra = llm.useful.of(laid_out, len(lengths) * columns) - llm.useful.of(lengths, labels)
-            extra += self._own_of(images, laid_out, batch).useful - own.useful
+            extra = llm.useful.of(laid_out, len(lengths) * columns) - llm.useful.of(sizes, labels)
+            extra += self._own_of(images, [width] * len(lengths), batch).useful - own.useful
         alone = self._read_alone(batch)
-        asked = llm.forward.of(alone, 0) if alone else 0
+        asked = self._alone(images, alone) if alone else 0
         return FlopCount(
             components={name: count.useful for name, count in counts.items()}
-            | {"llm": llm.useful.of(lengths, labels) + asked},
-            causal=round(llm.useful.pair * sum(n**2 for n in lengths) / 2),
+            | {"llm": llm.useful.of(sizes, labels) + asked},
+            causal=round(llm.useful.pairs(sizes) / 2),
             recomputed=sum(count.again for count in counts.values()) + llm.again.of(laid_out, 0),
             padding=extra,
         )
@@ -145,7 +148,8 @@ class Costs:
         if self._runs.fusion_visits:
             counts["fusion"] = counts["fusion"].plus(self._around(image.wants, [(length, image.tokens)]))
         rows = (label_rows, label_rows, 0)
-        llm = (rate.of([length], own) for rate, own in zip(rates, rows, strict=True))
+        sizes = self._sizes(rates, [length], [image.tokens])
+        llm = (rate.of(sizes, own) for rate, own in zip(rates, rows, strict=True))
         return counts | {"llm": Count(*llm)}
 
     def _count_image(self, layout: ImageLayout, asked: int) -> Visual:
@@ -187,9 +191,66 @@ class Costs:
 
     def _rates_of(self, images: abc.Sequence[Visual]) -> Rates:
         """The llm in a micro-batch with such images, or without any."""
+        if images and self.twin.pruner.pruning is not None:
+            return self._pruned(self._reached(images))
+        return self._unpruned(images)
+
+    def _unpruned(self, images: abc.Sequence[Visual]) -> Rates:
+        """The llm where all positions stay."""
         if images and self._runs.fusion_visits:
             return self._llm(False, images[0].wants)
-        return self._llm(self._runs.embeddings_train() or (bool(images) and self._runs.trains(*COMPONENTS[:-1])), None)
+        return self._llm(self._reached(images), None)
+
+    def _alone(self, images: abc.Sequence[Visual], lengths: abc.Sequence[int]) -> int:
+        """The llm on prompts of so many positions, without an image and without a gradient."""
+        forward = self._unpruned(images).forward
+        assert not isinstance(forward, Falling)
+        return forward.of(lengths, 0)
+
+    def _reached(self, images: abc.Sequence[Visual]) -> bool:
+        """Whether embeddings want a gradient."""
+        return self._runs.embeddings_train() or (bool(images) and self._runs.trains(*COMPONENTS[:-1]))
+
+    def _rate_pruned(self, reached: bool) -> Rates:
+        """The llm whose image tokens leave on the way, with embeddings that want a gradient or do not."""
+        pruning = self.twin.pruner.pruning
+        assert pruning is not None
+
+        def fitted(name: str) -> Falling:
+            return Falling.fit(
+                lambda sizes, rows: getattr(self._runs.pruned_llm(sizes, rows, reached), name),
+                len(pruning.cuts),
+                words=pruning.raters is not None,
+            )
+
+        forward, useful, again = map(fitted, Count._fields)
+        return Rates(forward, useful, again.without_pairs(len(pruning.cuts)) if self._attention_kept else again)
+
+    def _sizes(self, llm: Rates, lengths: abc.Sequence[int], images: abc.Sequence[int]) -> abc.Sequence[Any]:
+        """Samples of so many positions as the rates of an llm take them.
+
+        Args:
+            images: how many of the positions may leave.
+        """
+        pruning = self.twin.pruner.pruning
+        if pruning is None or not isinstance(llm.forward, Falling):
+            return lengths
+        pairs = zip(lengths, images, strict=True)
+        return [(length - image, image, *pruning.left(image).values()) for length, image in pairs]
+
+    def _before_answers(self, batch: Batch, lengths: abc.Sequence[int]) -> list[int]:
+        """Image positions before the first label of each sample, without those that fusion has dropped.
+
+        Args:
+            lengths: positions of each sample that the llm was given.
+        """
+        image, label = (batch.input_ids == self._image_token).flatten(), (batch.labels != IGNORE).flatten()
+        samples = self._samples(batch)
+        asked = [image[cells][label[cells].cumsum(0) == 0] for cells in samples]
+        return [
+            max(0, int(one.sum()) - len(cells) + length)
+            for one, cells, length in zip(asked, samples, lengths, strict=True)
+        ]
 
     def _rate_llm(self, reached: bool, visited: Wants | None) -> Rates:
         """The llm, with embeddings that want a gradient or do not.
@@ -229,10 +290,26 @@ class Costs:
     def _prompts(self, batch: Batch) -> list[int]:
         """Positions of the prompt of each sample."""
         asked = ((batch.labels == IGNORE) & (batch.input_ids != self._image_token)).flatten()
-        if batch.cu_seqlens is None:
-            mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
-            return (asked.view_as(mask) & mask.bool()).sum(1).tolist()
-        return [int(asked[a:b].sum()) for a, b in pairwise(batch.cu_seqlens.tolist())]
+        return [int(asked[cells].sum()) for cells in self._samples(batch)]
+
+    def _samples(self, batch: Batch) -> list[Tensor]:
+        """Where the real positions of each sample are, rows one after another."""
+        cells = torch.arange(batch.input_ids.numel())
+        if batch.cu_seqlens is not None:
+            return [cells[a:b] for a, b in pairwise(batch.cu_seqlens.tolist())]
+        cells = cells.view_as(batch.input_ids)
+        if batch.attention_mask is None:
+            return list(cells)
+        return [row[mask.bool()] for row, mask in zip(cells, batch.attention_mask, strict=True)]
+
+
+def padded(sizes: abc.Sequence[Any], width: int) -> abc.Sequence[Any]:
+    """Samples in rows of one width, which shrink together where tokens leave."""
+    if all(isinstance(size, int) for size in sizes):
+        return [width] * len(sizes)
+    words = max(size[0] for size in sizes)
+    behind = [max(size[0] + size[cut] for size in sizes) for cut in range(2, len(sizes[0]))]
+    return [(words, *(columns - words for columns in (width, *behind)))] * len(sizes)
 
 
 def total_of(images: abc.Sequence[Visual]) -> dict[str, Count]:

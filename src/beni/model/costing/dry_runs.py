@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from beni.errors import CompositionError, reason
 from beni.llm.base import Llm
 from beni.measure.flops import count_flops, count_training_flops, without_values
+from beni.model.costing.rates import Sizes
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.viewer import placeholders
 from beni.stage import PROMPTS, Sink, Stage, StageContext
@@ -221,6 +222,24 @@ class DryRuns:
             # of what is computed again only the llm's was; nobody reads along with the attention of its dry run
             own = self.around(length, row.n, wants, within=False)._replace(again=0)
             self._counts[key] = both.plus(own, -1)
+        return self._counts[key]
+
+    def pruned_llm(self, sizes: Sizes, label_rows: int, reached: bool) -> Count:
+        """The llm on one sequence whose image tokens leave between its layers, as ``sizes`` says.
+
+        Args:
+            reached: embeddings want a gradient.
+        """
+        key = ("pruned", sizes, label_rows, reached)
+        if key not in self._counts:
+            pruning, llm = self.twin.pruner.pruning, self.twin.llm
+            assert pruning is not None
+            words, images, *left = sizes
+            fixed = replace(pruning, counts=dict(zip(sorted(pruning.cuts), left, strict=True)))
+            self._reading(1, 1, reached=False)  # what an llm finds out at its first dry run is not to be counted
+            embeds = torch.empty(1, words + images, llm.hidden_size, device="meta", requires_grad=reached)
+            run = llm.dry_run(embeds, label_rows, images, fixed)
+            self._counts[key] = self._count("llm", lambda: [run()], llm.layers())
         return self._counts[key]
 
     def passes(self, length: int) -> int:
