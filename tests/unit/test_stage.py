@@ -225,4 +225,4 @@ def test_views_that_are_encoded_for_other_ranks_count_for_nothing():
 
 
 def test_a_row_says_whose_it_is():
-    assert [row for row in context(("a", "b"), [0, 1]).rows][2] == Row(image=1, sample=1, key="b/0/0/0")
+    assert [row for row in context(("a", "b"), [0, 1]).rows][2] == Row(image=1, sample=1, key="b/0/0/0", view=0)

@@ -65,6 +65,7 @@ def page(run: Run) -> dict[str, Any]:
         "kinds": _kinds(run),
         "pictures": pictures[:GALLERY_PICTURES],
         "pictures_total": len(pictures),
+        "drawn": {one["name"] for card in pictures for question in card["questions"] for one in question["drawings"]},
         "answers": [bool(row.get("correct")) for row in run.gallery],
         "cost": {key: number(run.status.get(key)) for key in ("seconds", "peak_memory_gib")}
         | {"samples_per_s": run.samples_per_s()},
@@ -191,9 +192,25 @@ def _gallery(run: Run) -> list[dict[str, Any]]:
         if images not in cards:
             wanted = len(cards) < GALLERY_PICTURES  # the rest is counted, not embedded
             cards[images] = {"images": [_embed(run.folder, name) for name in images] if wanted else [], "questions": []}
+        card = cards[images]
         keys = ("id", "kind", "question", "expected", "prediction", "prediction_blank", "choice", "correct")
-        cards[images]["questions"].append({key: row.get(key) for key in keys})
+        told = {key: row.get(key) for key in keys} | {"attention": number(row.get("attention"))}
+        drawn = _drawings(run.folder, row) if card["images"] else []
+        before = [one for question in card["questions"] for one in question["drawings"]]
+        card["questions"].append(told | {"drawings": [one for one in drawn if one not in before]})
     return list(cards.values())
+
+
+def _drawings(folder: Path, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is to be laid over the pictures of a question, each by the number of its picture."""
+    drawn = []
+    for line in row.get("drawings") or ():
+        embedded = _embed(folder, str(line.get("file")))
+        if embedded["uri"] is not None:
+            name, *rest = (plain(line.get(key) or "") for key in ("name", "part", "note"))
+            title = ", ".join(word for word in (name, *rest) if word)
+            drawn.append({"image": int(line.get("image", 0)), "name": name, "title": title, "uri": embedded["uri"]})
+    return drawn
 
 
 def _embed(folder: Path, name: str) -> dict[str, Any]:
