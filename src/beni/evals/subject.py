@@ -108,11 +108,12 @@ class Subject:
             said: the answer.
             layers: the last layers whose attention is read; 0 reads none.
         """
-        prompt, answer = self._prompt(asked), np.asarray(said, dtype=np.int64)
+        prompt, tokens, answer = self._prompt(asked), self.renderer.tokens, np.asarray(said, dtype=np.int64)
+        answer = np.where(answer == tokens.image, tokens.pad, answer)  # said, it is a token like any other
         ids = np.concatenate([prompt.encoded.ids, answer])
         labels = np.concatenate([np.full(len(prompt.encoded.ids), IGNORE), answer])
         item = replace(prompt, encoded=Encoded(ids, labels))
-        batch = collate([item], "padded", self.renderer.tokens.pad).to(self.device)
+        batch = collate([item], "padded", tokens.pad).to(self.device)
         self.between()
         with autocast(self.device, self.precision):
             return self.model.look(**batch.model_inputs(), layers=layers)
