@@ -17,6 +17,7 @@ import jinja2
 from beni.analysis import cost, formats
 from beni.analysis.plots import Curve, plot, smooth
 from beni.analysis.stats import example_values, metric_value
+from beni.components import COMPONENTS
 from beni.runs.files import CONFIG, REPORT
 from beni.runs.read import Run, collect_run, number, plain
 
@@ -56,6 +57,7 @@ def page(run: Run) -> dict[str, Any]:
         "headline": _headline(run),
         "loss_plot": _loss_plot(run),
         "score_plot": _score_plot(run),
+        "stage_plots": _stage_plots(run),
         "evaluations": _evaluations(run),
         "choices": {k: v for k, v in (run.config.get("choices") or {}).items() if v is not None},
         "settings": _settings(run),
@@ -105,6 +107,16 @@ def _score_plot(run: Run) -> str:
         Curve("with the image", run.series("eval/accuracy"), "c1", "dots"),
     ]
     return plot(curves, label="Held-out accuracy over training steps", y_range=(0.0, 1.0))
+
+
+def _stage_plots(run: Run) -> dict[str, str]:
+    """What parts have left while training, metrics and auxiliary losses: ``<stage>/<name>`` -> its curve."""
+    keys = {key.removeprefix("train/").removeprefix("aux/"): key for line in run.metrics for key in line}
+    found = {}
+    for name, key in sorted(keys.items()):
+        if key.startswith("train/") and name.partition("/")[0] in COMPONENTS and (points := run.series(key)):
+            found[name] = plot([Curve(name, points, "c1", "line")], label=f"{name} over training steps")
+    return found
 
 
 def _evaluations(run: Run) -> list[dict[str, float | None]]:
