@@ -14,10 +14,12 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL.Image import Image as Picture
 
+from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.pictures import ATTENTION, KEPT
 from beni.stage import Picture as Values
 from beni.types import ImageLayout, TokenSpec
 from beni.views.base import WHOLE, Box, Views
+from beni.views.tiled import TiledViews
 
 SMALLEST = 192
 """Pixels that the longer side of a drawing has at least: patches of small pictures need some each."""
@@ -91,7 +93,19 @@ class Artist:
             sizes.setdefault(_extent(box), []).append(region)
         for extent in sorted(sizes, reverse=True):
             part = "" if len({_extent(box) for box in places}) == 1 else _part(extent)
-            yield _kept(name, part, sizes[extent], size) if name == KEPT else _left(name, part, sizes[extent], size)
+            yield _drawn(name, part, sizes[extent], size)
+
+    def of_view(self, name: str, layout: ImageLayout, values: Values) -> tuple[int, Drawing]:
+        """What a stage has left of one row: the number of the view that it is drawn over, and the drawing. A row of
+        several views is drawn over one that shows the whole picture.
+        """
+        view, patches = values.view, self.patches(layout)[values.view]
+        if isinstance(self.views, TiledViews) and self.views.join:
+            view = list(self.views.boxes(layout)).index(WHOLE)
+        rows, columns = values.grid or patches
+        region = Region(WHOLE, values, (1 / rows, 1 / columns), self.specs(layout)["views"][values.view].n)
+        height, width = layout.views[view]
+        return view, _drawn(name, "", [region], (width, height))
 
     def attention(self, layout: ImageLayout, values: Values, size: tuple[int, int]) -> Drawing | None:
         """What an answer attends to; None where the tokens have no places of their own, as those of a perceiver.
@@ -115,6 +129,16 @@ class Artist:
         if len(self.views.places(layout)) == len(grids):
             return grids
         return [(grids[0][0] * layout.tiles[0], grids[0][1] * layout.tiles[1])]  # joined: those of the smallest views
+
+
+def artist_of(model: BeniForConditionalGeneration) -> Artist:
+    """Who draws what a model leaves."""
+    (tall, wide), (rows, columns) = model.vision.transform.tile, model.vision.patches
+    return Artist(model.views, model.row_specs, (tall / rows, wide / columns))
+
+
+def _drawn(name: str, part: str, regions: Sequence[Region], size: tuple[int, int]) -> Drawing:
+    return (_kept if name == KEPT else _left)(name, part, regions, size)
 
 
 def _kept(name: str, part: str, regions: Sequence[Region], size: tuple[int, int]) -> Drawing:

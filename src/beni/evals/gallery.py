@@ -18,7 +18,7 @@ from PIL.Image import Image as Picture
 from beni.data.images import BadImage, decode
 from beni.data.sample import Sample
 from beni.evals.ablations import ABLATIONS, TRUE
-from beni.evals.drawings import Artist, Drawing
+from beni.evals.drawings import Artist, Drawing, artist_of
 from beni.evals.subject import Asked, Subject
 from beni.model.pictures import Looked
 from beni.runs.files import GALLERY, PICTURES
@@ -58,7 +58,7 @@ def draw_gallery(
         tell: is told why no attention is drawn, where it was to be.
     """
     scores = {row["id"]: row for row in rows if row["variant"] == TRUE.name}
-    artist, unread, shown = artist_of(subject), "", []
+    artist, unread, shown = artist_of(subject.model), "", []
     for first in range(0, len(samples), subject.batch_size):  # so many are decoded at a time
         readable = [(sample, _pictures(sample)) for sample in samples[first : first + subject.batch_size]]
         decoded = [(sample, pictures) for sample, pictures in readable if pictures]
@@ -80,13 +80,6 @@ def draw_gallery(
     if unread:
         tell(unread)
     return shown
-
-
-def artist_of(subject: Subject) -> Artist:
-    """Who draws what the subject's model leaves."""
-    model = subject.model
-    (tall, wide), (rows, columns) = model.vision.transform.tile, model.vision.patches
-    return Artist(model.views, model.row_specs, (tall / rows, wide / columns))
 
 
 def write_gallery(folder: Path, gallery: Sequence[GalleryItem]) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
-from beni.evals.drawings import DARK
-from beni.evals.gallery import artist_of, draw_gallery, write_gallery
+from beni.evals.drawings import DARK, artist_of
+from beni.evals.gallery import draw_gallery, write_gallery
 from beni.evals.subject import Asked
 from beni.stage import Stage
 from beni.types import VisualTokens
@@ -179,4 +179,4 @@ def test_what_is_drawn_is_left_by_one_call_for_each_answer(subject_of, make_samp
     looked = subject.look(Asked(sample, [PILImage.new("RGB", (24, 24))]), [1], 0)
     assert len(given) == 1
     assert (looked.attention.images, looked.attention.shares, looked.attention.unread) == ({}, {}, "")
-    assert artist_of(subject).patch == (12, 12)
+    assert artist_of(subject.model).patch == (12, 12)
