@@ -165,7 +165,7 @@ def _heat(field: np.ndarray, seen: np.ndarray | None = None) -> Picture:
 
 
 def _colour(level: int) -> tuple[int, int, int, int]:
-    """Of 1 for the lowest value to 255 for the highest; 0 is where there is none."""
+    """The colour and opacity of a level: 1 for the lowest value to 255 for the highest, 0 where there is none."""
     at = max(0, level - 1) / 254 * (len(HEAT) - 1)
     i = min(int(at), len(HEAT) - 2)
     red, green, blue = (round(a + (b - a) * (at - i)) for a, b in zip(HEAT[i], HEAT[i + 1], strict=True))

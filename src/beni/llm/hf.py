@@ -116,7 +116,7 @@ class HFLlm(Llm):
         reads = Reads(places, last)
         inputs = self._inputs(sequence) | {"rows": RowPlan.of(sequence), "reads": reads}
         self._attend(attention_reads.NAME)
-        # compiled layers would be compiled once more for a few passes
+        # compiled layers would be compiled once more
         with self._visited(sequence), torch.compiler.set_stance("force_eager"):
             hidden = self.model.get_decoder()(**inputs).last_hidden_state
         return Attended(hidden, reads.mean())

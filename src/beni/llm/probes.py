@@ -142,7 +142,8 @@ def shows_attention(llm: Llm) -> bool:
     sequence = Sequence.plain(llm.embed(_ids(llm)))
     last = torch.tensor([sequence.embeds.shape[1] - 1], device=sequence.embeds.device)
     try:
-        with evaluating(llm), narrow_windows(llm):
+        # asked after training: layers that are compiled for it would be compiled once more
+        with evaluating(llm), narrow_windows(llm), torch.compiler.set_stance("force_eager"):
             own, read = llm.hidden(sequence), llm.attended(sequence, (torch.zeros_like(last), last), 1)
     except (TypeError, ValueError, KeyError):
         return False

@@ -145,3 +145,17 @@ def test_afterwards_the_llm_attends_as_before():
     before = llm(sequence)
     llm.attended(sequence, PLACES, 1)
     assert llm(sequence).equal(before)
+
+
+def test_layers_that_are_compiled_are_not_compiled_once_more():
+    llm = make("llama").eval()
+    sequence = padded(llm)
+    expected = llm.attended(sequence, PLACES, 2).weights
+
+    def never(graph, inputs):
+        raise AssertionError("compiled")
+
+    for layer in llm.layers():
+        layer.compile(backend=never)
+    assert llm.capabilities.shows_attention
+    assert llm.attended(sequence, PLACES, 2).weights.equal(expected)
