@@ -71,7 +71,9 @@ def best(tokens: VisualTokens, ranking: Int[Tensor, "i m"], budget: Budget) -> B
     """True at the tokens of each row that its budget keeps."""
     counts = budget.each(tokens.mask.sum(1))
     wanted = torch.arange(ranking.shape[1], device=ranking.device) < counts[:, None]
-    return torch.zeros_like(tokens.mask).scatter(1, ranking, wanted) & tokens.mask
+    # a ranking may repeat a place behind those that are wanted, which must not take that place back
+    named = torch.zeros_like(tokens.mask, dtype=torch.long).scatter_reduce(1, ranking, wanted.long(), "amax")
+    return named.bool() & tokens.mask
 
 
 def kept(tokens: VisualTokens, which: Bool[Tensor, "i n"], budget: Budget | None, positions: Positions) -> VisualTokens:
