@@ -2,6 +2,7 @@
 
 Writes a page with the first steps of the run: views in token order, the text with its loss mask, the boundaries of
 samples in packs, positions, lengths, the shares of a mixture, and bad images with their replacements.
+With ``--run FOLDER`` the weights of a run draw which patches are kept.
 """
 
 from __future__ import annotations
@@ -15,13 +16,19 @@ from beni.console import printing_command
 from beni.errors import BeniError
 
 if TYPE_CHECKING:
+    from beni.data.batch.preview import Draws, Overlay
     from beni.data.order.schedule import Schedule
+    from beni.model.modeling import BeniForConditionalGeneration
+    from beni.types import Batch
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(prog="python -m beni.look", description=(__doc__ or "").split("\n\n")[1])
     command.add_argument("overrides", nargs="*", help="as for beni.train: data=stamps template=chatml ...")
+    command.add_argument(
+        "--run", type=Path, help="folder of a run: its data, and what its weights keep of the pictures"
+    )
     command.add_argument("--config-dir", help="an additional folder of options")
     command.add_argument("--steps", type=int, default=1, help="optimizer steps shown (%(default)s)")
     command.add_argument("--first", type=int, default=1, help="the first step shown (%(default)s)")
@@ -40,19 +47,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from beni.analysis.look import terminal, write_page
     from beni.config.command import report
-    from beni.config.compose import compose
     from beni.config.explain import explained
     from beni.errors import ConfigError, ResourceError
 
     try:
         with explained():
-            run = compose(arguments.overrides, arguments.config_dir)
+            run = _asked(arguments)
             if min(arguments.steps, arguments.first, arguments.world) < 1:
                 raise ConfigError("--steps, --first and --world, expected numbers of at least 1")
             if not 0 <= arguments.rank < arguments.world:
                 raise ConfigError(f"--rank={arguments.rank}, expected 0 to {arguments.world - 1} (--world)")
             steps = range(arguments.first - 1, arguments.first - 1 + arguments.steps)
-            seen = look(run, steps, arguments.rank, arguments.world)
+            seen = look(run, steps, arguments.rank, arguments.world, arguments.run)
     except BeniError as error:
         report(error)
         return 2
@@ -75,8 +81,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def look(run: Mapping[str, Any], numbers: Sequence[int], rank: int, world: int) -> dict[str, Any]:
+def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The run to be shown: composed, or as it was frozen.
+
+    Raises:
+        BeniError: when it cannot be had, or both are asked for.
+    """
+    from beni.config.compose import compose
+    from beni.errors import ConfigError
+    from beni.runs.frozen import load_frozen
+
+    if arguments.run is None:
+        return compose(arguments.overrides, arguments.config_dir)
+    if arguments.overrides or arguments.config_dir:
+        raise ConfigError(
+            f"--run={arguments.run} shows a run with the configuration that it was begun with\n"
+            "  fix: leave out --run, or the overrides and --config-dir"
+        )
+    return load_frozen(arguments.run)
+
+
+def look(
+    run: Mapping[str, Any], numbers: Sequence[int], rank: int, world: int, folder: Path | None = None
+) -> dict[str, Any]:
     """What rank ``rank`` of ``world`` sees in some steps of a frozen run.
+
+    Args:
+        folder: of the run, whose newest weights draw what they keep; None draws nothing.
 
     Raises:
         BeniError: as a run with the same configuration would.
@@ -84,10 +115,15 @@ def look(run: Mapping[str, Any], numbers: Sequence[int], rank: int, world: int) 
     from contextlib import closing
 
     from beni.assemble import assemble
-    from beni.data.batch.preview import histogram, preview
+    from beni.data.batch.preview import histogram, preview, without_weights
     from beni.model.costing.table import propagate
 
-    viewer = propagate(run).viewer
+    viewer, draws, weights = propagate(run).viewer, without_weights, {}
+    if folder is not None:
+        from beni.training.checkpoint.restore import restore
+
+        model, step = restore(folder, run, "newest", average=run["train"]["ema"] > 0)
+        draws, weights = _draws(model, run), {"weights": f"of {folder} after step {step}"}
     data = assemble(run, viewer, progress=True)
     schedule, source = data.schedule, data.source
     with closing(data.fetcher):
@@ -96,13 +132,14 @@ def look(run: Mapping[str, Any], numbers: Sequence[int], rank: int, world: int) 
             numbers,
             viewer.transform.shown,
             lambda layout: {stage: sum(spec.n for spec in specs) for stage, specs in viewer.specs(layout).items()},
+            draws,
         )
     lengths = seen.pop("lengths")
     if schedule.lengths is not None:
         lengths = schedule.loads(0).tokens
     return seen | {
         "title": ", ".join(f"{group}={run['choices'].get(group, 'custom')}" for group in ("data", "llm", "template")),
-        "facts": _facts(run, schedule, data.renderer.tokens, source.fingerprint(), len(source)),
+        "facts": _facts(run, schedule, data.renderer.tokens, source.fingerprint(), len(source)) | weights,
         "notices": list(source.notices),
         "shares": source.shares(),
         "histogram": histogram(lengths),
@@ -112,6 +149,29 @@ def look(run: Mapping[str, Any], numbers: Sequence[int], rank: int, world: int) 
             else f"of the {len(lengths)} samples shown; all lengths are read with schedule=packs and the like"
         ),
     }
+
+
+def _draws(model: BeniForConditionalGeneration, run: Mapping[str, Any]) -> Draws:
+    """What the stages of a model leave to be drawn, in evaluation."""
+    import torch
+
+    from beni.data.batch.preview import Overlay
+    from beni.evals.drawings import artist_of
+    from beni.nn.precision import autocast
+
+    artist = artist_of(model.eval())
+
+    def draw(batch: Batch) -> list[list[Overlay]]:
+        with autocast(torch.device("cpu"), run["compute"]["precision"]):
+            looked = model.look(**batch.model_inputs())
+        drawn: list[list[Overlay]] = [[] for _ in batch.layouts]
+        for name, pictures in looked.pictures.items():
+            for image, values in pictures:
+                view, drawing = artist.of_view(name, batch.layouts[image], values)
+                drawn[image].append(Overlay(view, f"{name}, {drawing.note}", drawing.overlay))
+        return drawn
+
+    return draw
 
 
 def _facts(run: Mapping[str, Any], schedule: Schedule, tokens: Any, fingerprint: str, size: int) -> dict[str, Any]:

@@ -238,8 +238,16 @@ def _subject(
 def _evaluation(
     run: Mapping[str, Any], subject: Subject, data: DataPipeline, places: Sequence[int], report: Reporter
 ) -> Evaluation:
-    ahead, shown = run["images"]["ahead"] or 1, run["eval"]["gallery"]
-    return Evaluation(subject, data.source, data.fetcher, report, places=places, shown=shown, ahead=ahead)
+    return Evaluation(
+        subject,
+        data.source,
+        data.fetcher,
+        report,
+        places=places,
+        shown=run["eval"]["gallery"],
+        attention=run["eval"]["attention"],
+        ahead=run["images"]["ahead"] or 1,
+    )
 
 
 def _trainer(run: Mapping[str, Any], loss: Loss) -> Trainer:

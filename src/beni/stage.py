@@ -38,11 +38,13 @@ class Row:
         image: number of its image in the micro-batch, in reading order.
         sample: number of its sample in the micro-batch.
         key: names the row within the data: the id of its sample, which image of it, which view, which nested length.
+        view: number of the row within its image.
     """
 
     image: int
     sample: int
     key: str
+    view: int = 0
 
 
 class Sink:
@@ -70,11 +72,13 @@ class Picture:
         values: in [0, 1].
         yx: centre of each token in its view.
         view: number of the view within its image.
+        grid: (rows, columns) of the cells that the tokens fill, where these are no patches of the encoder.
     """
 
     values: Float[Tensor, "n"]
     yx: Float[Tensor, "n 2"]
     view: int = 0
+    grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,13 +134,21 @@ class StageContext:
         if self.sink is not None:
             _add(self.sink.metrics, f"{self.stage}/{name}", total.detach(), count)
 
-    def picture(self, name: str, row: int, values: Float[Tensor, "n"], yx: Float[Tensor, "n 2"]) -> None:
-        """Leaves values in [0, 1] of the tokens of a row to be drawn over its image, where somebody will look."""
+    def picture(
+        self,
+        name: str,
+        row: int,
+        values: Float[Tensor, "n"],
+        yx: Float[Tensor, "n 2"],
+        grid: tuple[int, int] | None = None,
+    ) -> None:
+        """Leaves values in [0, 1] of the tokens of a row to be drawn over its image, where somebody will look; ``grid``
+        where they fill its cells instead of patches of the encoder.
+        """
         if self.sink is not None and self.sink.wants_pictures:
-            image = self.rows[row].image if self.rows else row
-            view = sum(other.image == image for other in self.rows[:row])
-            drawn = Picture(values.detach().float().cpu(), yx.detach().float().cpu(), view)
-            self.sink.pictures.setdefault(f"{self.stage}/{name}", []).append((image, drawn))
+            of = self.rows[row] if self.rows else Row(row, row, str(row))
+            drawn = Picture(values.detach().float().cpu(), yx.detach().float().cpu(), of.view, grid)
+            self.sink.pictures.setdefault(f"{self.stage}/{name}", []).append((of.image, drawn))
 
     def drawn(self, name: str, values: Float[Tensor, "i n"], tokens: VisualTokens) -> None:
         """Leaves values in [0, 1] of all real tokens to be drawn over their images, where somebody will look."""

@@ -58,7 +58,7 @@ def test_every_process_trains_on_the_weights_that_the_first_has_read(folders, ti
     tied = [value for value in CASES[case] if "tie_word" in value]
     values = [value for value in CASES[case] if value not in tied]
     read = folders(*tied)
-    seen = {}
+    seen, looked = {}, {}
     for world in (1, 2):
         mode = "none" if world == 1 else "full"
         mine = [f"fsdp={mode}", *(v for v in values if world == 2 or not v.startswith("fsdp"))]
@@ -73,12 +73,14 @@ def test_every_process_trains_on_the_weights_that_the_first_has_read(folders, ti
         assert all((folder / image).is_file() for line in shown for image in line["images"])
         losses = [line["train/loss"] for line in lines if "train/loss" in line]
         seen[world] = losses, load_file(file), [(line["id"], line["prediction"]) for line in shown]
+        looked[world] = [line["attention"] for line in shown]
     bf16 = "compute.precision=bf16" in values
     assert len(seen[1][0]) == 3
     assert seen[2][0] == pytest.approx(seen[1][0], rel=1e-2 if bf16 else 1e-5)
     assert [name for name, _ in seen[2][2]] == [name for name, _ in seen[1][2]]
     assert len(seen[1][2]) == 2
     assert bf16 or seen[2][2] == seen[1][2]
+    assert looked[2] == pytest.approx(looked[1], rel=5e-2 if bf16 else 1e-3)
     assert seen[2][1].keys() == seen[1][1].keys()
     for name, tensor in seen[1][1].items():
         apart = (seen[2][1][name].float() - tensor.float()).norm()

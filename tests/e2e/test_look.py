@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import shutil
 import subprocess
@@ -10,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from beni.config.compose import compose
 from beni.look import main
+from beni.run import train
 
 TRAINED, PICTURE = (0x2E, 0x9E, 0x5B), (0x8B, 0x5C, 0xF6)
 
@@ -88,3 +92,45 @@ def test_a_browser_shows_the_page_without_complaint(page, absent, tmp_path):
     pixels = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3)
     for colour in (TRAINED, PICTURE):
         assert (np.abs(pixels.astype(int) - colour).max(1) <= 2).sum() > 200
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_values, tmp_path_factory):
+    """The folder of a run that keeps 5 of 16 patches of its pictures."""
+    root = tmp_path_factory.mktemp("trained")
+    kept = ("vision.architecture.patch_size=6", "selector=random", "selector.keep=5", f"paths.runs={root}")
+    train(compose([*tiny_values, *kept]))
+    (file,) = root.glob("*/*/config.yaml")
+    return file.parent
+
+
+def test_with_the_folder_of_a_run_its_page_shows_what_its_weights_keep(trained, tmp_path, capsys):
+    path = tmp_path / "look.html"
+    assert main(["--run", str(trained), "--out", str(path)]) == 0
+    text = path.read_text()
+    assert f"of {trained} after step 2" in text
+    figures = re.findall(
+        r'<figure><img src="data:image/png;base64,([^"]*)" style="background-image: url\(data:image/png;base64,[^)]*\)"'
+        r' alt="selector/kept, 5 of 16 tokens">',
+        text,
+    )
+    assert len(figures) == 8  # a picture a sample of the first step
+    for figure in figures:
+        with Image.open(io.BytesIO(base64.b64decode(figure))) as drawing:
+            alpha = np.asarray(drawing.convert("RGBA"))[..., 3]
+        dark = alpha.reshape(4, 48, 4, 48)
+        assert (dark == dark[:, :1, :, :1]).all()
+        assert (dark[:, 0, :, 0] > 0).sum() == 11
+    assert main(["--run", str(trained), "--terminal"]) == 0
+    assert capsys.readouterr().out.count("view 1: selector/kept, 5 of 16 tokens") == 8
+
+
+def test_without_weights_nothing_is_drawn(page):
+    assert "background-image" not in page.read_text()
+
+
+def test_the_folder_of_a_run_and_overrides_are_not_mixed(trained, tmp_path, capsys):
+    assert main(["--run", str(trained), "selector=none"]) == 2
+    assert "leave out --run, or the overrides" in capsys.readouterr().err
+    assert main(["--run", str(tmp_path)]) == 2
+    assert "has no config.yaml" in capsys.readouterr().err

@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from beni.model.context import rows_of
 from beni.model.mixed_sizes import on_each_grid, on_each_size
-from beni.stage import Row, Sink, StageContext
+from beni.model.pictures import kept
+from beni.stage import PassThrough, Row, Sink, StageContext
 from beni.types import ImageLayout, Prompt, VisualTokens
 
 LAYOUT = ImageLayout((8, 8), ((8, 8), (8, 8)))
@@ -225,4 +226,47 @@ def test_views_that_are_encoded_for_other_ranks_count_for_nothing():
 
 
 def test_a_row_says_whose_it_is():
-    assert [row for row in context(("a", "b"), [0, 1]).rows][2] == Row(image=1, sample=1, key="b/0/0/0")
+    assert [row for row in context(("a", "b"), [0, 1]).rows][2] == Row(image=1, sample=1, key="b/0/0/0", view=0)
+
+
+def test_a_picture_knows_its_view_where_views_of_one_image_have_grids_of_several_shapes():
+    tokens, _, made = ragged()
+    sink = Sink(wants_pictures=True)
+    on_each_grid(rated, tokens, replace(made, sink=sink))
+    assert sorted((image, one.view) for image, one in sink.pictures["selector/score"]) == [
+        (image, view) for image in range(3) for view in range(2)
+    ]
+    assert all(len(one.values) == len(one.yx) for _, one in sink.pictures["selector/score"])
+
+
+class Every(PassThrough):
+    """A selector that takes every second token, or none away."""
+
+    def __init__(self, nothing):
+        super().__init__()
+        self.nothing = nothing
+
+    def forward(self, tokens, context):
+        return tokens if self.nothing else tokens.drop((torch.arange(6) % 2 == 0).expand_as(tokens.mask))
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("nothing", [True, False])
+def test_the_model_leaves_a_picture_of_what_a_selector_keeps_where_somebody_looks(wanted, nothing):
+    made, sink = context(("a",), [0]), Sink(wants_pictures=wanted)
+    tokens = VisualTokens.dense(torch.rand(2, 6, 3), (2, 3))
+    left = kept(Every(nothing), tokens, replace(made, sink=sink))
+    assert left is tokens or not nothing
+    assert bool(sink.pictures) == (wanted and not nothing)
+    for view, (image, one) in enumerate(sink.pictures.get("selector/kept", ())):
+        assert (image, one.view, one.grid) == (0, view, (2, 3))
+        assert one.values.tolist() == [1.0] * 3
+        assert one.yx.equal(tokens.yx[view, ::2])
+
+
+def test_pictures_without_rows_are_of_images_of_one_view():
+    sink = Sink(wants_pictures=True)
+    made = StageContext(stage="selector", sink=sink)
+    made.picture("score", 3, torch.ones(1), torch.zeros(1, 2), (1, 1))
+    ((image, one),) = sink.pictures["selector/score"]
+    assert (image, one.view, one.grid) == (3, 0, (1, 1))

@@ -76,6 +76,8 @@ def _sample(sample: Mapping[str, Any]) -> Text:
         views = ", ".join(f"{height}x{width}" for height, width in (view["size"] for view in image["views"]))
         tokens = " → ".join(f"{stage} {count}" for stage, count in image["stages"].items())
         line.append(Text(f"\n  image {image['size'][0]}x{image['size'][1]}: views {views}; tokens {tokens}", "magenta"))
+        for drawing in image["drawings"]:
+            line.append(Text(f"\n    view {drawing['view'] + 1}: {drawing['title']}", "magenta"))
     return line
 
 

@@ -17,6 +17,7 @@ import jinja2
 from beni.analysis import cost, formats
 from beni.analysis.plots import Curve, plot, smooth
 from beni.analysis.stats import example_values, metric_value
+from beni.components import COMPONENTS
 from beni.runs.files import CONFIG, REPORT
 from beni.runs.read import Run, collect_run, number, plain
 
@@ -56,6 +57,7 @@ def page(run: Run) -> dict[str, Any]:
         "headline": _headline(run),
         "loss_plot": _loss_plot(run),
         "score_plot": _score_plot(run),
+        "stage_plots": _stage_plots(run),
         "evaluations": _evaluations(run),
         "choices": {k: v for k, v in (run.config.get("choices") or {}).items() if v is not None},
         "settings": _settings(run),
@@ -65,6 +67,7 @@ def page(run: Run) -> dict[str, Any]:
         "kinds": _kinds(run),
         "pictures": pictures[:GALLERY_PICTURES],
         "pictures_total": len(pictures),
+        "drawn": {one["name"] for card in pictures for question in card["questions"] for one in question["drawings"]},
         "answers": [bool(row.get("correct")) for row in run.gallery],
         "cost": {key: number(run.status.get(key)) for key in ("seconds", "peak_memory_gib")}
         | {"samples_per_s": run.samples_per_s()},
@@ -104,6 +107,16 @@ def _score_plot(run: Run) -> str:
         Curve("with the image", run.series("eval/accuracy"), "c1", "dots"),
     ]
     return plot(curves, label="Held-out accuracy over training steps", y_range=(0.0, 1.0))
+
+
+def _stage_plots(run: Run) -> dict[str, str]:
+    """What parts have left while training, metrics and auxiliary losses: ``<stage>/<name>`` -> its curve."""
+    keys = {key.removeprefix("train/").removeprefix("aux/"): key for line in run.metrics for key in line}
+    found = {}
+    for name, key in sorted(keys.items()):
+        if key.startswith("train/") and name.partition("/")[0] in COMPONENTS and (points := run.series(key)):
+            found[name] = plot([Curve(name, points, "c1", "line")], label=f"{name} over training steps")
+    return found
 
 
 def _evaluations(run: Run) -> list[dict[str, float | None]]:
@@ -191,9 +204,25 @@ def _gallery(run: Run) -> list[dict[str, Any]]:
         if images not in cards:
             wanted = len(cards) < GALLERY_PICTURES  # the rest is counted, not embedded
             cards[images] = {"images": [_embed(run.folder, name) for name in images] if wanted else [], "questions": []}
+        card = cards[images]
         keys = ("id", "kind", "question", "expected", "prediction", "prediction_blank", "choice", "correct")
-        cards[images]["questions"].append({key: row.get(key) for key in keys})
+        told = {key: row.get(key) for key in keys} | {"attention": number(row.get("attention"))}
+        drawn = _drawings(run.folder, row) if card["images"] else []
+        before = [one for question in card["questions"] for one in question["drawings"]]
+        card["questions"].append(told | {"drawings": [one for one in drawn if one not in before]})
     return list(cards.values())
+
+
+def _drawings(folder: Path, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is to be laid over the pictures of a question, each by the number of its picture."""
+    drawn = []
+    for line in row.get("drawings") or ():
+        embedded = _embed(folder, str(line.get("file")))
+        if embedded["uri"] is not None:
+            name, *rest = (plain(line.get(key) or "") for key in ("name", "part", "note"))
+            title = ", ".join(word for word in (name, *rest) if word)
+            drawn.append({"image": int(line.get("image", 0)), "name": name, "title": title, "uri": embedded["uri"]})
+    return drawn
 
 
 def _embed(folder: Path, name: str) -> dict[str, Any]:

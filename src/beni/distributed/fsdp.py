@@ -33,7 +33,7 @@ from beni.errors import ConfigError
 
 MET: WeakSet[nn.Module] = WeakSet()
 """Units that ``gather_all_units`` has gathered."""
-ENTRY_POINTS = ("encode_images", "generate")
+ENTRY_POINTS = ("encode_images", "generate", "look")
 """Methods of the model beside ``forward`` that read its weights."""
 
 

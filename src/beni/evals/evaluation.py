@@ -52,6 +52,7 @@ class Evaluation:
         listener: told of scores, and of what is left out.
         places: which of the held-out samples are scored.
         shown: samples of the gallery.
+        attention: last layers of the llm whose attention the gallery draws; 0 draws none.
         ahead: samples whose pictures are asked for while those of others are waited for.
     """
 
@@ -64,10 +65,11 @@ class Evaluation:
         *,
         places: Sequence[int],
         shown: int,
+        attention: int,
         ahead: int,
     ) -> None:
         self.subject, self.source, self.fetcher, self.listener = subject, source, fetcher, listener
-        self.places, self.shown, self.ahead = places, shown, ahead
+        self.places, self.shown, self.attention, self.ahead = places, shown, attention, ahead
         self._samples: Sequence[Sample] = ()
         self._scores = Scores()
 
@@ -99,7 +101,7 @@ class Evaluation:
         if samples and not self.subject.model.llm.capabilities.generates:
             self.listener.notice("no gallery: transformers cannot generate from embeddings with this llm")
             return []
-        return draw_gallery(self.subject, samples, self._scores.rows)
+        return draw_gallery(self.subject, samples, self._scores.rows, self.attention, self.listener.notice)
 
     def _heldout(self) -> Sequence[Sample]:
         samples, between, tell = self.source.heldout(), self.subject.between, self.listener.notice

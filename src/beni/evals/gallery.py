@@ -1,11 +1,15 @@
-"""A gallery for the report: held-out pictures with what the model answers, and what it answers under each ablation."""
+"""A gallery for the report: held-out pictures with what the model answers, and what it answers under each ablation.
+
+Beside each answer stand drawings to be laid over its pictures: what the selector keeps, what other stages have left,
+and what the answer looks at.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,11 @@ from PIL.Image import Image as Picture
 from beni.data.images import BadImage, decode
 from beni.data.sample import Sample
 from beni.evals.ablations import ABLATIONS, TRUE
+from beni.evals.drawings import Artist, Drawing, artist_of
 from beni.evals.subject import Asked, Subject
+from beni.model.pictures import Looked
 from beni.runs.files import GALLERY, PICTURES
+from beni.types import ImageLayout
 
 THUMBNAIL = 384
 """Pixels of a picture's longer side."""
@@ -28,35 +35,50 @@ class GalleryItem:
     Attributes:
         pictures: thumbnails by the names of their files.
         line: of gallery.jsonl.
+        overlays: drawings to be laid over them, by the names of their files.
     """
 
     pictures: dict[str, Picture]
     line: dict[str, Any]
+    overlays: dict[str, Picture] = field(default_factory=dict)
 
 
-def draw_gallery(subject: Subject, samples: Sequence[Sample], rows: Sequence[dict[str, Any]]) -> list[GalleryItem]:
+def draw_gallery(
+    subject: Subject,
+    samples: Sequence[Sample],
+    rows: Sequence[dict[str, Any]],
+    attention: int = 0,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[GalleryItem]:
     """Lets the model answer; greedily, not teacher-forced. Called by all ranks.
 
     Args:
         rows: rows of scores.jsonl of these samples; where there is a score it decides right or wrong.
+        attention: last layers of the llm whose attention is drawn; 0 draws none.
+        tell: is told why no attention is drawn, where it was to be.
     """
     scores = {row["id"]: row for row in rows if row["variant"] == TRUE.name}
-    shown = []
+    artist, unread, shown = artist_of(subject.model), "", []
     for first in range(0, len(samples), subject.batch_size):  # so many are decoded at a time
         readable = [(sample, _pictures(sample)) for sample in samples[first : first + subject.batch_size]]
         decoded = [(sample, pictures) for sample, pictures in readable if pictures]
-        said = {
-            f"prediction{ablation.suffix}": subject.answer(
-                [
-                    Asked(sample, [ablation.change(picture) for picture in pictures[: len(sample.asked_images)]])
-                    for sample, pictures in decoded
-                ]
-            )
+        asked = {
+            ablation: [
+                Asked(sample, [ablation.change(picture) for picture in pictures[: len(sample.asked_images)]])
+                for sample, pictures in decoded
+            ]
             for ablation in ABLATIONS
         }
+        said = {ablation: subject.say(some) for ablation, some in asked.items()}
         for i, (sample, pictures) in enumerate(decoded):
-            answers = {name: texts[i] for name, texts in said.items()}
-            shown.append(_shown(sample, pictures, answers, scores.get(sample.id, {})))
+            answers = {f"prediction{a.suffix}": subject.renderer.decode(ids[i]) for a, ids in said.items()}
+            looked = subject.look(asked[TRUE][i], said[TRUE][i], attention)
+            unread = looked.attention.unread or unread
+            layouts = [artist.views.plan((picture.height, picture.width)) for picture in asked[TRUE][i].pictures]
+            one = _shown(sample, pictures, answers, scores.get(sample.id, {}))
+            shown.append(_drawn(one, artist, layouts, looked))
+    if unread:
+        tell(unread)
     return shown
 
 
@@ -64,7 +86,7 @@ def write_gallery(folder: Path, gallery: Sequence[GalleryItem]) -> None:
     """Writes gallery.jsonl and gallery/*.png."""
     (folder / PICTURES).mkdir(exist_ok=True)
     for one in gallery:
-        for name, picture in one.pictures.items():
+        for name, picture in (one.pictures | one.overlays).items():
             picture.save(folder / name)
     lines = "".join(json.dumps(one.line, ensure_ascii=False) + "\n" for one in gallery)
     (folder / GALLERY).write_text(lines)
@@ -96,3 +118,31 @@ def _shown(sample: Sample, pictures: list[Picture], answers: Mapping[str, str], 
         "correct": bool(row["score"]) if scored else said in sample.right_answers,
     }
     return GalleryItem(files, line)
+
+
+def _drawn(item: GalleryItem, artist: Artist, layouts: Sequence[ImageLayout], looked: Looked) -> GalleryItem:
+    """The item with drawings over its pictures.
+
+    Args:
+        layouts: how each picture became views; those behind the answer are not among them.
+    """
+    overlays, lines = {}, []
+    for image, (layout, (name, picture)) in enumerate(zip(layouts, item.pictures.items(), strict=False)):
+        for i, drawing in enumerate(_drawings(artist, looked, image, layout, picture.size)):
+            file = f"{name.removesuffix('.png')}-{i}.png"
+            overlays[file] = drawing.overlay
+            told = {"image": image, "name": drawing.name, "part": drawing.part, "note": drawing.note}
+            lines.append(told | {"file": file})
+    line = item.line | {"attention": looked.attention.shares.get(0), "drawings": lines}
+    return replace(item, line=line, overlays=overlays)
+
+
+def _drawings(
+    artist: Artist, looked: Looked, image: int, layout: ImageLayout, size: tuple[int, int]
+) -> Iterator[Drawing]:
+    for name, pictures in looked.pictures.items():
+        yield from artist.of_stage(name, layout, [values for of, values in pictures if of == image], size)
+    if (values := looked.attention.images.get(image)) is not None:
+        drawing = artist.attention(layout, values, size)
+        if drawing is not None:
+            yield drawing

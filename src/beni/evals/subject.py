@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from PIL.Image import Image as Picture
@@ -13,12 +14,13 @@ from torch import Tensor
 from beni.data.batch.collate import Item, collate, stack_views
 from beni.data.batch.loader import Viewer
 from beni.data.metric import Reading
-from beni.data.render.template import Renderer
+from beni.data.render.template import Encoded, Renderer
 from beni.data.sample import Sample
 from beni.model.modeling import BeniForConditionalGeneration
+from beni.model.pictures import Looked
 from beni.nn.precision import autocast
 from beni.stage import StageContext
-from beni.types import ImageInputs, Pixels, SampleInputs, ViewedImage, VisualTokens, to_device
+from beni.types import IGNORE, ImageInputs, Pixels, SampleInputs, ViewedImage, VisualTokens, to_device
 
 LONGEST_ANSWER = 32
 """New tokens of a generated answer."""
@@ -82,7 +84,11 @@ class Subject:
         return readings
 
     def answer(self, asked: Sequence[Asked]) -> list[str]:
-        """What the model says, greedily; in batches, and yet what it says to each question alone.
+        """What the model says, as text."""
+        return [self.renderer.decode(ids) for ids in self.say(asked)]
+
+    def say(self, asked: Sequence[Asked]) -> list[list[int]]:
+        """What the model says, greedily, up to its first end token; in batches, and yet to each question alone.
 
         An llm that takes the padding of a batch for text is asked one by one.
         """
@@ -94,6 +100,24 @@ class Subject:
             said += self._generate(prompts[first : first + size])
         return said
 
+    @torch.no_grad()
+    def look(self, asked: Asked, said: Sequence[int], layers: int) -> Looked:
+        """What the model keeps of the pictures in front of an answer, and what that answer looks at.
+
+        Args:
+            said: the answer.
+            layers: the last layers whose attention is read; 0 reads none.
+        """
+        prompt, tokens, answer = self._prompt(asked), self.renderer.tokens, np.asarray(said, dtype=np.int64)
+        answer = np.where(answer == tokens.image, tokens.pad, answer)  # said, it is a token like any other
+        ids = np.concatenate([prompt.encoded.ids, answer])
+        labels = np.concatenate([np.full(len(prompt.encoded.ids), IGNORE), answer])
+        item = replace(prompt, encoded=Encoded(ids, labels))
+        batch = collate([item], "padded", tokens.pad).to(self.device)
+        self.between()
+        with autocast(self.device, self.precision):
+            return self.model.look(**batch.model_inputs(), layers=layers)
+
     def _prompt(self, asked: Asked) -> Item:
         """The sample up to where the answer begins."""
         sample, images = asked.sample, [self.viewer(picture) for picture in asked.pictures]
@@ -101,7 +125,7 @@ class Subject:
         return Item(sample.id, encoded, images, sample.source, sample.asked)
 
     @torch.no_grad()
-    def _generate(self, prompts: Sequence[Item]) -> list[str]:
+    def _generate(self, prompts: Sequence[Item]) -> list[list[int]]:
         """One batch of left-padded prompts."""
         tokens = self.renderer.tokens
         images = [image for prompt in prompts for image in prompt.images]
@@ -125,7 +149,7 @@ class Subject:
                 eos_token_id=list(tokens.eos),
                 synced_gpus=self.together,  # ranks whose arithmetic differs may end at different tokens
             )
-        return [self.renderer.decode(row.tolist()) for row in said]
+        return [_to_end(row.tolist(), tokens.eos) for row in said]
 
     @torch.no_grad()
     def _reads_padding(self) -> bool:
@@ -159,6 +183,12 @@ class Subject:
 
     def _pixels(self, images: Sequence[ViewedImage]) -> Pixels:
         return to_device(stack_views([view for image in images for view in image.pixels]), self.device)
+
+
+def _to_end(ids: Sequence[int], eos: Sequence[int]) -> list[int]:
+    """The ids up to the first end token, which is among them."""
+    end = next((i + 1 for i, token in enumerate(ids) if token in eos), len(ids))
+    return list(ids[:end])
 
 
 def left_padded(rows: Sequence[Int[Tensor, "_"]], pad: int) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:

@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from beni.types import Heads, LayerVisitor, Pruning, Sequence
+from beni.types import Heads, LayerVisitor, Places, Pruning, Sequence
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,20 @@ class Description:
     kind: str
     intermediate_size: int
     rope_type: str | None
+
+
+@dataclass(frozen=True)
+class Attended:
+    """A pass in which attention was read.
+
+    Attributes:
+        hidden: what the head is given at every position.
+        weights: what each place attends to, over the positions of its row: the mean over heads and layers, in single
+            precision or better; None where no layer was met that could be read.
+    """
+
+    hidden: Float[Tensor, "b t d"]
+    weights: Float[Tensor, "k t"] | None
 
 
 class Capabilities(ABC):
@@ -63,6 +77,11 @@ class Capabilities(ABC):
     @abstractmethod
     def moves_positions(self) -> bool:
         """Tokens behind those that leave can move up: layers, not embeddings, are told of positions."""
+
+    @property
+    @abstractmethod
+    def shows_attention(self) -> bool:
+        """What positions attend to can be read (``Llm.attended``)."""
 
     @property
     @abstractmethod
@@ -117,6 +136,15 @@ class Llm(nn.Module, ABC):
     @abstractmethod
     def hidden(self, sequence: Sequence) -> Float[Tensor, "b t d"]:
         """What the head is given at every position."""
+
+    @abstractmethod
+    def attended(self, sequence: Sequence, places: Places, last: int) -> Attended:
+        """``hidden`` of a padded sequence, without a gradient, and what the places attend to in the last layers that
+        attend; the places of a row are together.
+
+        Raises:
+            ValueError: when the sequence is packed.
+        """
 
     @abstractmethod
     def head(self, hidden: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:

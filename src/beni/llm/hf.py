@@ -27,8 +27,9 @@ from transformers import (
 
 from beni.errors import CompositionError, ConfigError, WeightsError, reason
 from beni.hub import package_file
-from beni.llm import row_attention, segment_attention
-from beni.llm.base import Description, Llm
+from beni.llm import attention_reads, row_attention, segment_attention
+from beni.llm.attention_reads import Reads
+from beni.llm.base import Attended, Description, Llm
 from beni.llm.columns import needs_plan, plan_of, valued
 from beni.llm.generation import generate
 from beni.llm.gguf import load_gguf
@@ -109,6 +110,18 @@ class HFLlm(Llm):
     def hidden(self, sequence: Sequence) -> Float[Tensor, "b t d"]:
         with self._visited(sequence):
             return self.model.get_decoder()(**self._inputs(sequence)).last_hidden_state
+
+    @torch.no_grad()
+    def attended(self, sequence: Sequence, places: tuple[Int[Tensor, "k"], Int[Tensor, "k"]], last: int) -> Attended:
+        if sequence.packed:
+            raise ValueError("attention is read of padded rows, and these samples are packed")
+        reads = Reads(places, last)
+        inputs = self._inputs(sequence) | {"rows": RowPlan.of(sequence, self._readings(sequence)), "reads": reads}
+        self._attend(attention_reads.NAME)
+        # compiled layers would be compiled once more
+        with self._visited(sequence), torch.compiler.set_stance("force_eager"):
+            hidden = self.model.get_decoder()(**inputs).last_hidden_state
+        return Attended(hidden, reads.mean())
 
     def head(self, hidden: Float[Tensor, "k d"]) -> Float[Tensor, "k v"]:
         with decoder_gives(self.model.get_decoder(), hidden[None]):

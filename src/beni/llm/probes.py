@@ -65,6 +65,10 @@ class Probed(Capabilities):
         return self._once("moves_positions", lambda: moves_up(self.llm))
 
     @property
+    def shows_attention(self) -> bool:
+        return self._once("shows_attention", lambda: shows_attention(self.llm))
+
+    @property
     def splits_head(self) -> bool:
         return self._once("splits_head", lambda: splits_head(self.llm))
 
@@ -148,6 +152,21 @@ def is_linear(llm: Llm) -> bool:
     rows = llm.embed(_ids(llm))[0]
     plain, own = F.linear(rows, head.weight, head.bias), llm.head(rows)
     return bool((plain - own).abs().max() <= 1e-5 * plain.abs().max().clamp(min=1e-6))
+
+
+def shows_attention(llm: Llm) -> bool:
+    """Whether its attention can be read: it passes beni's on, and that makes of a row what its own makes of it
+    (difference at most 1e-3 of the range), windows and chunks included.
+    """
+    sequence = Sequence.plain(llm.embed(_ids(llm)))
+    last = torch.tensor([sequence.embeds.shape[1] - 1], device=sequence.embeds.device)
+    try:
+        # asked after training: layers that are compiled for it would be compiled once more
+        with evaluating(llm), narrow_windows(llm), torch.compiler.set_stance("force_eager"):
+            own, read = llm.hidden(sequence), llm.attended(sequence, (torch.zeros_like(last), last), 1)
+    except (TypeError, ValueError, KeyError):
+        return False
+    return read.weights is not None and bool((read.hidden - own).abs().max() <= 1e-3 * own.abs().max().clamp(min=1e-6))
 
 
 def _ids(llm: Llm) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a model says: token ids after prompts, and the answer to a question.
+"""What a model says: token ids after prompts, and the answer to a question; and what it looks at meanwhile.
 
 ``transformers``' ``generate`` runs inside, on the llm. What it does by default stands in the model's generation_config,
 which a run saves with its own end tokens (``model/saving.py``).
@@ -18,11 +18,12 @@ from transformers import GenerationConfig
 
 from beni.errors import ConfigError
 from beni.fusion.base import Fusion
-from beni.model.context import Reader, context_of, embedded, evaluating
+from beni.model.context import Reader, context_of, embedded, evaluating, owners_of
 from beni.model.inputs import StepInputs, on_device
+from beni.model.pictures import Looked, attention_on
 from beni.model.processing import BeniProcessor, Picture
 from beni.pruner.base import Pruner
-from beni.stage import StageContext
+from beni.stage import Sink, StageContext
 from beni.types import ImageInputs, Pixels, SampleInputs, VisualTokens, to_device
 
 
@@ -68,6 +69,38 @@ class Answering:
         visual = images.visual if pixels is None else self.encode_images(pixels, context, images.keys)
         sequence = self.pruner(self.fusion(text, visual, images.owners))
         return self.llm.generate(sequence, **_options(self, options, sequence.embeds.shape[1]))
+
+    @torch.no_grad()
+    def look(
+        self: Answerer,
+        input_ids: Int[Tensor, "b t"],
+        pixels: Pixels | None = None,
+        labels: Int[Tensor, "b t"] | None = None,
+        attention_mask: Int[Tensor, "b t"] | None = None,
+        position_ids: Int[Tensor, "b t"] | None = None,
+        images: ImageInputs = ImageInputs(),
+        samples: SampleInputs = SampleInputs(),
+        layers: int = 0,
+    ) -> Looked:
+        """What the stages leave of the images to be drawn, and what the supervised tokens look at.
+
+        The arguments are those of ``forward``.
+
+        Args:
+            layers: the last layers of the llm whose attention is read, of a padded micro-batch; 0 reads none.
+        """
+        images, samples = on_device(images, samples, input_ids.device)
+        text = embedded(self, input_ids, labels, attention_mask, position_ids, samples)
+        sink = Sink(wants_pictures=True)
+        context = replace(context_of(self, text, pixels, images, samples, StepInputs()), sink=sink)
+        if pixels is None:
+            return Looked({})
+        visual = self.encode_images(pixels, context, images.keys)
+        if not layers:
+            return Looked(sink.pictures)
+        owners = owners_of(images.owners, len(visual.mask), len(text.lengths()))
+        sequence = self.fusion(text, visual, images.owners)
+        return Looked(sink.pictures, attention_on(self.llm, sequence, visual, owners, layers))
 
     def answer(
         self: Any,

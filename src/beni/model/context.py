@@ -119,7 +119,7 @@ def rows_of(
         scale = layouts[image].scale if layouts else 0
         which = before[sample, scale] = before.get((sample, scale), -1) + 1
         name = f"{ids[sample] if ids else sample}/{scale}/{which}"
-        rows += [Row(image, sample, f"{name}/{i}") for i in range(count(layouts[image]) if layouts else 1)]
+        rows += [Row(image, sample, f"{name}/{i}", i) for i in range(count(layouts[image]) if layouts else 1)]
     return tuple(rows)
 
 

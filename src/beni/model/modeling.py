@@ -29,7 +29,7 @@ from beni.data.batch.collate import pixel_key, stack_views
 from beni.errors import CompositionError, ConfigError
 from beni.fusion.base import Fusion
 from beni.llm.base import Llm
-from beni.model import adapters, auxiliary, channels, quantized
+from beni.model import adapters, auxiliary, channels, pictures, quantized
 from beni.model.answering import Answering
 from beni.model.configuration import BeniConfig
 from beni.model.context import context_of, embedded
@@ -359,7 +359,7 @@ class BeniForConditionalGeneration(Answering, PreTrainedModel, GenerationMixin):
 
     def _to_llm(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         """Select, resample, connect."""
-        tokens = self.selector(tokens, context.at("selector"))
+        tokens = pictures.kept(self.selector, tokens, context.at("selector"))
         tokens = self.resampler(tokens, context.at("resampler"))
         return self.connector(tokens, context.at("connector"))
 

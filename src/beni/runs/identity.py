@@ -43,6 +43,7 @@ IRRELEVANT = (
     "train.guard.most",
     "eval.every",
     "eval.gallery",
+    "eval.attention",
     "eval.batch_size",
     "compute.feature_bank",
     "compute.workers",

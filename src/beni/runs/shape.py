@@ -81,7 +81,7 @@ OF_SCORES_ROW = {
     "loss": NUMBER_OR_NULL,
     "chance": NUMBER_OR_NULL,
 }
-OF_GALLERY_ROW = {"images": [str], "question": str, "expected": str}
+OF_GALLERY_ROW = {"images": [str], "question": str, "expected": str, "drawings": [{"image": int, "file": str}]}
 OF_BEST = {"step": Must(int), "metric": Must(str), "value": Must(NUMBER)}
 OF_MARKER = {"files": Must({...: int})}
 

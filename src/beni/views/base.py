@@ -23,6 +23,11 @@ from beni.nn.pixels import PictureTransform
 from beni.stage import Stage, StageContext
 from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
 
+Box = tuple[float, float, float, float]
+"""(top, left, bottom, right) of a view in its picture, each in [0, 1] where nothing was added around it."""
+
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+
 
 class Views(Stage):
     """A stage with a half that runs in the data loader. Subclasses are final."""
@@ -46,6 +51,10 @@ class Views(Stage):
         """
 
     @abstractmethod
+    def places(self, layout: ImageLayout) -> Sequence[Box]:
+        """Where each of those rows lies in its picture."""
+
+    @abstractmethod
     def markup(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
         """What stands in the text for an image whose rows have these specs after the connector.
 
@@ -55,4 +64,6 @@ class Views(Stage):
 
     @abstractmethod
     def finish(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
-        """Rows after the connector -> one row an image, with as many real tokens as ``markup`` says, in its order."""
+        """Rows after the connector -> one row an image, with as many real tokens as ``markup`` says, in its order, and
+        with places in the whole picture.
+        """

@@ -105,6 +105,8 @@ class DragonflyV2(TiledViews):
 
         patches = replace(part(slice(extra, None)), grid=self.patches)
         pooled = from_map(F.avg_pool2d(to_map(patches), self.pool), patches)
+        places = F.avg_pool2d(patches.yx.transpose(1, 2).unflatten(2, self.patches), self.pool)
+        pooled = replace(pooled, yx=places.flatten(2).transpose(1, 2))
         return VisualTokens.cat([real_tokens(whole), real_tokens(VisualTokens.cat([part(slice(extra)), pooled]))])
 
     def _middle(self, layout: ImageLayout) -> tuple[int, int]:

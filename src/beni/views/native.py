@@ -22,7 +22,7 @@ from beni.errors import ConfigError
 from beni.nn.pixels import PictureTransform
 from beni.stage import StageContext
 from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
-from beni.views.base import Views
+from beni.views.base import WHOLE, Box, Views
 from beni.views.lines import draw, lines_of, new_line, with_newlines
 from beni.views.tiled import squashed
 
@@ -84,6 +84,9 @@ class NativeView(Views):
 
     def rows(self, layout: ImageLayout, views: Sequence[TokenSpec]) -> list[TokenSpec]:
         return list(views)
+
+    def places(self, layout: ImageLayout) -> Sequence[Box]:
+        return [WHOLE]
 
     def markup(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
         return (lines_of(rows[0], self.newline, "views=native"),)

@@ -23,7 +23,7 @@ from beni.nn.grid import grid_of, regrid, to_map
 from beni.nn.pixels import PictureTransform
 from beni.stage import StageContext
 from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
-from beni.views.base import Views
+from beni.views.base import WHOLE, Box, Views
 from beni.views.tiled import cut, squashed, transformed
 
 
@@ -90,6 +90,9 @@ class S2Views(Views):
             wide = whole if whole.dtype == torch.float64 else whole.float()
             made.append(F.interpolate(wide, (rows, columns), mode="area").to(whole.dtype))
         return VisualTokens.dense(torch.cat(made, 1).flatten(2).transpose(1, 2), tokens.grid)
+
+    def places(self, layout: ImageLayout) -> Sequence[Box]:
+        return [WHOLE]
 
     def markup(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
         return (rows[0].n,)

@@ -10,7 +10,7 @@ from torch import Tensor
 from beni.nn.pixels import PictureTransform
 from beni.stage import StageContext
 from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
-from beni.views.base import Views
+from beni.views.base import WHOLE, Box, Views
 from beni.views.lines import draw, lines_of, new_line, with_newlines
 
 
@@ -39,6 +39,9 @@ class SingleView(Views):
 
     def rows(self, layout: ImageLayout, views: Sequence[TokenSpec]) -> list[TokenSpec]:
         return list(views)
+
+    def places(self, layout: ImageLayout) -> Sequence[Box]:
+        return [WHOLE]
 
     def markup(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
         return (lines_of(rows[0], self.newline, "views=single"),)

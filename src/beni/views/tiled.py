@@ -21,13 +21,8 @@ from beni.nn.pixels import PictureTransform
 from beni.nn.rows import images_of, real_tokens
 from beni.stage import StageContext
 from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
-from beni.views.base import Views
+from beni.views.base import WHOLE, Box, Views
 from beni.views.lines import draw
-
-Box = tuple[float, float, float, float]
-"""(top, left, bottom, right) of a view in its picture, each in [0, 1] where nothing was added around it."""
-
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 class TiledViews(Views):
@@ -82,6 +77,9 @@ class TiledViews(Views):
     def rows(self, layout: ImageLayout, views: Sequence[TokenSpec]) -> list[TokenSpec]:
         return [self._joined(views)] if self.join else list(views)
 
+    def places(self, layout: ImageLayout) -> Sequence[Box]:
+        return [WHOLE] if self.join else self.boxes(layout)
+
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         if not self.join:
             return tokens
@@ -98,7 +96,11 @@ class TiledViews(Views):
         if self.join:
             return tokens
         layouts = context.layouts
-        return images_of(tokens, [len(one.views) for one in layouts], lambda i, rows: self.arrange(layouts[i], rows))
+
+        def arranged(i: int, rows: VisualTokens) -> VisualTokens:
+            return self.arrange(layouts[i], self._placed(layouts[i], rows))
+
+        return images_of(tokens, [len(one.views) for one in layouts], arranged)
 
     def init_weights(self) -> None:
         if self.view is not None:
@@ -111,10 +113,14 @@ class TiledViews(Views):
     def _one(self, layout: ImageLayout, rows: VisualTokens) -> VisualTokens:
         if self.view is None:
             raise ValueError("views that stay apart were joined")
+        x = rows.x + self.view[: len(rows.x), None].to(rows.x.dtype)
+        return real_tokens(replace(self._placed(layout, rows), x=x))
+
+    def _placed(self, layout: ImageLayout, rows: VisualTokens) -> VisualTokens:
+        """The rows of an image's views with places in the whole picture."""
         top, left, bottom, right = rows.yx.new_tensor(self.boxes(layout)).T[:, :, None, None].unbind()
         yx = torch.cat([top + rows.yx[..., :1] * (bottom - top), left + rows.yx[..., 1:] * (right - left)], -1)
-        x = rows.x + self.view[: len(rows.x), None].to(rows.x.dtype)
-        return real_tokens(replace(rows, x=x, yx=yx.clamp(0, 1)))
+        return replace(rows, yx=yx.clamp(0, 1))
 
 
 def tile_boxes(tiles: tuple[int, int]) -> list[Box]:

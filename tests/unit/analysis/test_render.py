@@ -1,7 +1,9 @@
+import base64
 import json
 import re
 
 import pytest
+from PIL import Image
 
 from beni.analysis.render import render_report
 
@@ -149,3 +151,69 @@ def test_one_evaluation_at_the_end_makes_no_accuracy_curve(make_run):
     assert "Held-out accuracy over training steps" not in html
     assert "Evaluations as a table" not in html
     assert "Loss over training steps" in html
+
+
+def test_what_stages_leave_while_training_is_drawn_as_curves(make_run):
+    plain = render_report(make_run()).read_text()
+    assert "<h2>Stages" not in plain
+    folder = make_run(seed=1)
+    left = {"train/selector/open": 0.5, "train/aux/selector/kl": 0.1, "train/flops/vision": 3.0}
+    left |= {"train/resampler/norm": 2.0}
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step in (610, 620, 630):
+            file.write(json.dumps({"step": step} | {name: value * step for name, value in left.items()}) + "\n")
+    html = render_report(folder).read_text()
+    stages = html.partition("<h2>Stages")[2].partition("</section>")[0]
+    names = re.findall(r'aria-label="(\S+) over training steps"', stages)
+    assert names == ["resampler/norm", "selector/kl", "selector/open"]
+    assert stages.count('<path class="c1 line"') == 6  # each and its legend
+
+
+@pytest.fixture
+def drawn(make_run):
+    """A run with drawings over the picture of its first two questions."""
+    folder = make_run()
+    rows = [json.loads(line) for line in (folder / "gallery.jsonl").read_text().splitlines()]
+    for name, level in (("kept", 90), ("heat", 200), ("other", 30)):
+        Image.new("L", (64, 64), level).save(folder / f"gallery/{name}.png")
+    kept = {"image": 0, "name": "selector/kept", "part": "", "note": "5 of 16 tokens", "file": "gallery/kept.png"}
+    heat = {"image": 0, "name": "attention", "part": "", "note": HOSTILE, "file": "gallery/heat.png"}
+    rows[0] |= {"attention": 0.4567, "drawings": [kept, heat]}
+    rows[1] |= {"attention": 0.125, "drawings": [kept, heat | {"file": "gallery/other.png"}]}
+    (folder / "gallery.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_drawings_lie_over_their_picture_and_the_same_one_is_shown_once(drawn):
+    html = render_report(drawn).read_text()
+    card = html.partition('<div class="gallery">')[2].partition("</article>")[0]
+    (thumbnail,) = re.findall(r'<article style="--picture-0: url\((data:image/png;base64,[^)]*)\); ">', card)
+    assert f'<img src="{thumbnail}" alt="held-out image"' in card
+    over = re.findall(r'<figure><img src="([^"]*)" style="background-image: var\(--picture-0\)"', card)
+    files = [drawn / "gallery" / f"{name}.png" for name in ("kept", "heat", "other")]
+    assert over == [f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}" for file in files]
+    assert "attention on the image: 45.7 %" in card
+    assert "attention on the image: 12.5 %" in card
+    assert "selector/kept, 5 of 16 tokens" in card
+    assert HOSTILE not in html
+    assert set(re.findall(r"url\((.....)", html)) == {"data:"}
+
+
+def test_a_legend_says_what_the_drawings_are_and_only_those(drawn, make_run):
+    html = render_report(drawn).read_text()
+    assert "<b>selector/kept</b>: patches that the selector does not leave are dark" in html
+    assert "<b>attention</b>: how much the tokens of the answer attend" in html
+    rows = [json.loads(line) for line in (drawn / "gallery.jsonl").read_text().splitlines()]
+    rows[0]["drawings"][0]["name"] = rows[1]["drawings"][0]["name"] = "selector/score"
+    (drawn / "gallery.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html = render_report(drawn).read_text()
+    assert "<b>selector/score</b>: from 0" in html
+    assert "<b>selector/kept</b>" not in html
+    assert "<b>attention</b>" not in render_report(make_run(seed=2)).read_text()
+
+
+def test_a_drawing_that_is_not_there_is_left_out(drawn):
+    (drawn / "gallery/kept.png").unlink()
+    html = render_report(drawn).read_text()
+    assert "selector/kept, 5 of 16 tokens" not in html
+    assert "attention on the image: 45.7 %" in html

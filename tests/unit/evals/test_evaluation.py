@@ -47,7 +47,7 @@ class Heard:
 @pytest.fixture
 def evaluation_of(subject_of, fetcher):
     def make(samples, heard, **fields):
-        settings = {"places": range(len(samples)), "shown": 3, "ahead": 2}
+        settings = {"places": range(len(samples)), "shown": 3, "attention": 0, "ahead": 2}
         return Evaluation(subject_of(), Held(samples), fetcher, heard, **settings | fields)
 
     return make

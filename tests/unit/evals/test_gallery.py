@@ -13,6 +13,7 @@ from beni.evals.gallery import THUMBNAIL, draw_gallery, write_gallery
 from beni.evals.subject import Subject
 
 FIELDS = ["id", "kind", "question", "expected", "prediction", "prediction_blank", "choice", "images", "correct"]
+FIELDS += ["attention", "drawings"]
 
 
 def rows(samples, **fields):
@@ -37,11 +38,12 @@ def says(monkeypatch):
     asked = []
 
     def make(text):
-        def answer(self, some):
+        def say(self, some):
             asked.append([replace(one, pictures=[picture.copy() for picture in one.pictures]) for one in some])
-            return [text] * len(some)
+            ids = self.renderer.tokenizer.encode(text, add_special_tokens=False)
+            return [[*ids, self.renderer.tokens.eos[0]]] * len(some)
 
-        monkeypatch.setattr(Subject, "answer", answer)
+        monkeypatch.setattr(Subject, "say", say)
         return asked
 
     return make
@@ -53,7 +55,7 @@ def test_a_line_tells_of_the_sample_and_of_what_is_said(subject_of, make_sample,
     (shown,) = draw_gallery(subject_of(), [one], [])
     assert list(shown.line) == FIELDS
     assert shown.line | {"images": 2} == dict(
-        zip(FIELDS, ["s0", "colour", one.question, "red", "red", "red", None, 2, True], strict=True)
+        zip(FIELDS, ["s0", "colour", one.question, "red", "red", "red", None, 2, True, None, []], strict=True)
     )
     assert list(shown.pictures) == shown.line["images"]
     assert [max(picture.size) for picture in shown.pictures.values()] == [THUMBNAIL, 24]

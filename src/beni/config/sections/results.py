@@ -40,12 +40,15 @@ class Eval:
         examples: held-out examples scored; 0 takes all, ``auto`` all but no more than the run trains on.
         batch_size: examples of one forward pass.
         gallery: held-out pictures shown in the report with the model's answers.
+        attention: last layers of the llm, of those that attend, of which the gallery shows what the answers look at; 0
+            shows none.
     """
 
     every: Annotated[int, AtLeast(0)]
     examples: Annotated[int, AtLeast(0)] | Literal["auto"]
     batch_size: Annotated[int, AtLeast(1)]
     gallery: Annotated[int, AtLeast(0)]
+    attention: Annotated[int, AtLeast(0)]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from beni.data.batch.ledger import Counts
 from beni.data.batch.loader import Steps
 from beni.data.batch.usable import train_if_good
 from beni.data.render.template import Renderer
-from beni.types import IGNORE, ImageLayout
+from beni.types import IGNORE, Batch, ImageLayout
 
 THUMBNAIL = 192
 """Longest side of a shown crop in pixels."""
@@ -35,16 +35,46 @@ class Stages(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Overlay:
+    """What a trained model makes of a view, to be laid over it.
+
+    Attributes:
+        view: number of the view within its image.
+        title: what it is.
+        picture: transparent where nothing is told.
+    """
+
+    view: int
+    title: str
+    picture: Picture
+
+
+class Draws(Protocol):
+    """What a model makes of the images of a micro-batch; handed over by the command."""
+
+    def __call__(self, batch: Batch) -> Sequence[Sequence[Overlay]]:
+        """A micro-batch -> the overlays of each of its images."""
+        ...
+
+
+def without_weights(batch: Batch) -> Sequence[Sequence[Overlay]]:
+    """Nothing can be drawn before there is a trained model."""
+    return [()] * len(batch.layouts)
+
+
 def preview(
     steps: Steps,
     numbers: Sequence[int],
     shown: Callable[[Float[Tensor, "3 height width"]], Picture],
     stages: Stages,
+    draws: Draws = without_weights,
 ) -> dict[str, Any]:
     """The micro-batches of some optimizer steps, of the rank that ``steps`` is for.
 
     Args:
         shown: pixels -> the picture that an encoder sees.
+        draws: what is laid over those pictures.
 
     Returns:
         ``steps``: a list of steps, each with its ``parts`` (micro-batches) of samples; ``counts``: the ledger of what
@@ -68,13 +98,14 @@ def preview(
             lengths += [len(item.encoded.ids) for item in items]
             row = batch.input_ids.shape[1]
             starts = np.cumsum([0, *(len(item.encoded.ids) for item in items)])
+            drawn = iter(draws(batch))
             parts.append(
                 {
                     "positions": row * batch.input_ids.shape[0],
                     "labels": batch.num_labels,
                     "images": len(batch.layouts),
                     "samples": [
-                        _sample(item, steps, place, 0 if steps.layout == "padded" else int(start), shown, stages)
+                        _sample(item, steps, place, 0 if steps.layout == "padded" else int(start), shown, stages, drawn)
                         for item, place, start in zip(items, places, starts, strict=False)
                     ],
                 }
@@ -106,6 +137,7 @@ def _sample(
     start: int,
     shown: Callable[[Float[Tensor, "3 height width"]], Picture],
     stages: Stages,
+    drawn: Iterator[Sequence[Overlay]],
 ) -> dict[str, Any]:
     encoded = item.encoded
     labels = encoded.labels.copy()
@@ -135,6 +167,7 @@ def _sample(
                     {"size": [int(view.shape[1]), int(view.shape[2])], "uri": _uri(shown(view))}
                     for view in image.pixels
                 ],
+                "drawings": [{"view": one.view, "title": one.title, "uri": _uri(one.picture)} for one in next(drawn)],
             }
             for image in item.images
         ],
