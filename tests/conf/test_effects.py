@@ -34,6 +34,7 @@ IN_A_MODEL = ("views", "fusion", "pruner", "adapter", "vision", "llm")
 REASONS = {
     "architecture": "its fields are transformers'",
     "encoders": "each is an option of vision itself",
+    "stages": "each is an option of selector itself",
     "weights": "pretrained weights are not on this machine; build.py reads it (tests/unit/model/test_pretrained)",
     "name": "the place of pretrained weights, as above",
     "tokenizer": "chooses how text is cut: tests/unit/llm/test_tokenizer.py",

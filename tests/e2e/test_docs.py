@@ -47,7 +47,8 @@ def test_every_training_command_of_the_pages_composes(page: str, command: str):
     for word in words:  # the values of a sweep one by one
         key, _, values = word.partition("=")
         for value in values.split(",") if sweeps else [values]:
-            compose([f"{key}={value}", *(other for other in words if other != word and not (sweeps and "," in other))])
+            others = (other.split(",")[0] if sweeps else other for other in words if other != word)
+            compose([f"{key}={value}", *others])
 
 
 @pytest.mark.parametrize(("page", "command"), _commands("beni.look"))

@@ -74,6 +74,7 @@ STAGE = {
     "max_queries": 9,
     "max_prompt": 256,
     "side": 3,
+    "crops": 3,
     "vocabulary": 40,
     "channels": [24, 20],
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from beni.data.batch.loader import Viewer
 from beni.data.metric import Reading
 from beni.data.render.template import Encoded, Renderer
 from beni.data.sample import Sample
+from beni.model.context import rows_of
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.pictures import Looked
 from beni.nn.precision import autocast
@@ -66,7 +68,8 @@ class Subject:
     @torch.no_grad()
     def read(self, items: Sequence[Item]) -> list[Reading]:
         """One batch: what the model gives for the labels of every item."""
-        batch = collate(items, self.layout, self.renderer.tokens.pad).to(self.device)
+        named = [replace(item, id=content(item.images)) if item.images else item for item in items]
+        batch = collate(named, self.layout, self.renderer.tokens.pad).to(self.device)
         with autocast(self.device, self.precision):
             inputs = batch.model_inputs()
             if not self.model.uses_prompt:  # then what an image becomes does not depend on what is asked about it
@@ -122,7 +125,7 @@ class Subject:
         """The sample up to where the answer begins."""
         sample, images = asked.sample, [self.viewer(picture) for picture in asked.pictures]
         encoded = self.renderer.prompt(sample, [image.markup for image in images])
-        return Item(sample.id, encoded, images, sample.source, sample.asked)
+        return Item(content(images) if images else sample.id, encoded, images, sample.source, sample.asked)
 
     @torch.no_grad()
     def _generate(self, prompts: Sequence[Item]) -> list[list[int]]:
@@ -169,20 +172,33 @@ class Subject:
         """Every picture encoded once, however many questions and choices share it, and all blank ones once."""
         if not images:
             return None
-        different: dict[bytes, int] = {}
+        different: dict[str, int] = {}
         different_images: list[ViewedImage] = []
         place = []
         for image in images:
-            key = repr(image.layout).encode() + b"".join(view.numpy().tobytes() for view in image.pixels)
+            key = content([image])
             if key not in different:
                 different_images.append(image)
             place.append(different.setdefault(key, len(different)))
-        context = StageContext(layouts=tuple(image.layout for image in different_images))
+        layouts = tuple(image.layout for image in different_images)
+        numbers, count = list(range(len(layouts))), lambda layout: len(self.model.row_specs(layout)["views"])
+        rows = rows_of(layouts, numbers, tuple(different), count)
+        context = StageContext(layouts=layouts, rows=rows, seed=self.model.config.seed)
         visual = self.model.encode_images(self._pixels(different_images), context)
         return visual.select(torch.tensor(place, device=self.device))
 
     def _pixels(self, images: Sequence[ViewedImage]) -> Pixels:
         return to_device(stack_views([view for image in images for view in image.pixels]), self.device)
+
+
+def content(images: Sequence[ViewedImage]) -> str:
+    """A name for pictures by what an encoder sees of them: what is drawn for a picture in evaluation depends on it."""
+    digest = hashlib.blake2b(digest_size=12)
+    for image in images:
+        digest.update(repr(image.layout).encode())
+        for view in image.pixels:
+            digest.update(view.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _to_end(ids: Sequence[int], eos: Sequence[int]) -> list[int]:

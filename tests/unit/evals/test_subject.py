@@ -12,7 +12,7 @@ from beni.data.batch.collate import Item, collate
 from beni.data.batch.loader import item
 from beni.data.images import decode
 from beni.data.render.template import Encoded
-from beni.evals.subject import Asked, Subject, left_padded
+from beni.evals.subject import Asked, Subject, content, left_padded
 from beni.types import IGNORE
 
 ANYRES = ("views=anyres", "views.canvases=[[1,2],[2,1],[2,2]]", "template.max_length=2048")
@@ -43,6 +43,25 @@ MODELS = {
 
 def asked(samples):
     return [Asked(sample, [decode(image) for image in sample.images]) for sample in samples]
+
+
+RANDOM = ("selector=random", "selector.keep=0.5", "vision.architecture.patch_size=4")
+
+
+def test_what_is_drawn_for_a_picture_in_evaluation_depends_on_the_picture_alone(subject_of, mixed):
+    subject = subject_of(*RANDOM)
+    pictured = [sample for sample in mixed if len(sample.images) == 1]
+    items = [item(s, subject.renderer, [subject.viewer(decode(image)) for image in s.images]) for s in pictured]
+    together, alone = subject.read(items), [subject.read([one])[0] for one in items]
+    assert [one.loglik for one in together] == pytest.approx([one.loglik for one in alone], rel=1e-4)
+    said = [subject.answer([one])[0] for one in asked(pictured)]
+    assert replace(subject, batch_size=3).answer(asked(pictured)) == said
+    for one, ids in zip(asked(pictured), subject.say(asked(pictured)), strict=True):
+        prompt = subject.renderer.prompt(one.sample, [subject.viewer(p).markup for p in one.pictures]).ids
+        labels = np.array([*np.full(len(prompt), IGNORE), *ids])
+        images = [subject.viewer(picture) for picture in one.pictures]
+        (reading,) = subject.read([Item("other", Encoded(np.array([*prompt, *ids]), labels), images)])
+        assert reading.exact  # scoring sees the tokens that the answer was given to
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -77,7 +96,9 @@ def test_stages_are_told_which_sample_each_row_is_and_what_is_asked(subject_of, 
 
     monkeypatch.setattr(subject.model, "generate", heard)
     subject.answer(asked(mixed[:4]))
-    assert told == [([0, 2, 2, 3], ("s0", "s1", "s2", "s3"), tuple(sample.question for sample in mixed[:4]))]
+    seen = [[subject.viewer(picture) for picture in one.pictures] for one in asked(mixed[:4])]
+    names = tuple(content(images) if images else sample.id for images, sample in zip(seen, mixed, strict=False))
+    assert told == [([0, 2, 2, 3], names, tuple(sample.question for sample in mixed[:4]))]
 
 
 def test_no_question_gets_no_answer(subject_of):
