@@ -129,6 +129,7 @@ def facts_in_a_model(tiny_values, images, steps_of):
         run = {**base, group: values}
         if "deepstack" in values["_target_"]:
             run["vision"] = base["vision"] | {"levels": [0, 1]}
+            run["llm"] = {**run["llm"], "architecture": run["llm"]["architecture"] | {"num_hidden_layers": 4}}
         if group == "vision":
             run["views"] = {"_target_": "beni.views.single.SingleView", "newline": False}
         if group == "pruner":
@@ -154,6 +155,8 @@ def small(group: str, option: str) -> dict[str, Any]:
         return shrink_llm(values)
     if group == "pruner":
         return shrink_pruner(values)
+    if option == "deepstack":
+        return shrink_stage(group, option, values) | {"sets": 2}
     return shrink_stage(group, option, values) if group in ("views", "fusion", *STAGES) else values
 
 

@@ -15,7 +15,7 @@ from support.traced import follow, marks, traced
 GROUPS = ("selector", "resampler", "connector")
 ANEW = ("resampler", "selector=pool")
 """Groups and options that make tokens of tokens."""
-MERGING = ("selector=prumerge", "selector=tome", "selector=visionzip")
+MERGING = ("selector=chain", "selector=prumerge", "selector=tome", "selector=visionzip")
 """Those whose tokens stay, with others in them."""
 
 

@@ -24,4 +24,11 @@ def tokens_of(spec: TokenSpec, dtype: torch.dtype) -> VisualTokens:
     """One row of such tokens."""
     dense = VisualTokens.dense(torch.randn(1, spec.n, spec.dim, dtype=dtype), spec.grid or (1, spec.n))
     levels = torch.randn(1, spec.n, spec.levels, dtype=dtype) if spec.levels else None
-    return replace(dense, grid=spec.grid, levels=levels, sources=tuple(tokens_of(s, dtype) for s in spec.sources))
+    return replace(
+        dense,
+        grid=spec.grid,
+        levels=levels,
+        sources=tuple(tokens_of(s, dtype) for s in spec.sources),
+        attn=torch.rand(1, spec.n, dtype=dtype) if spec.attn else None,
+        keys=torch.randn(1, spec.n, spec.keys, dtype=dtype) if spec.keys else None,
+    )

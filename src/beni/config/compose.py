@@ -97,8 +97,8 @@ def freeze(composed: DictConfig, hydra: DictConfig) -> dict[str, Any]:
     """
     from beni.config.explain import explained
 
-    composed, chain = with_chain(composed, hydra), chained(hydra)
     with explained():
+        composed, chain = with_chain(composed, hydra), chained(hydra)
         sections = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         plain = OmegaConf.to_container(sections, resolve=True, throw_on_missing=True)
     plain = marked(plain, OmegaConf.to_container(sections, resolve=False))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from beni.components import PART_GROUPS
@@ -66,7 +67,7 @@ def _noted(hydra: DictConfig, entry: str) -> dict[str, Any]:
 def given_by_overrides(hydra: DictConfig) -> dict[str, Any]:
     """What overrides set, as one tree."""
     tree: dict[str, Any] = {}
-    for override in OverridesParser.create().parse_overrides(list(hydra.overrides.task)):
+    for override in _overrides(hydra):
         if override.is_delete() or override.package is not None or override.is_sweep_override():
             continue
         value = override.value()
@@ -82,9 +83,14 @@ def given_by_overrides(hydra: DictConfig) -> dict[str, Any]:
 
 def listed_by_overrides(hydra: DictConfig) -> dict[str, list[Any]]:
     """Group -> the options that the last override with a list of them names."""
-    overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
-    values = {one.key_or_group: one.value() for one in overrides if one.key_or_group in PART_GROUPS}
+    values = {one.key_or_group: one.value() for one in _overrides(hydra) if one.key_or_group in PART_GROUPS}
     return {group: _plain(value) for group, value in values.items() if isinstance(value, list)}
+
+
+def _overrides(hydra: DictConfig) -> list[Override]:
+    """The overrides as they were given, their interpolations too."""
+    said = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    return OverridesParser.create().parse_overrides([str(line) for line in said] if isinstance(said, list) else [])
 
 
 def own(hydra: DictConfig, group: str) -> dict[str, Any]:

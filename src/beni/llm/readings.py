@@ -22,7 +22,7 @@ Readings = Mapping[int, tuple[Reading, ...]]
 
 
 def readings_of(visitors: Iterable[Mapping[int, LayerVisitor]]) -> Readings:
-    """Those of several mappings of visitors; the last of them first, as it stands innermost."""
+    """The readings of several mappings of visitors, for each layer that of the last mapping first, the innermost."""
     found: dict[int, tuple[Reading, ...]] = {}
     for mapping in visitors:
         for index, visitor in mapping.items():

@@ -1,12 +1,15 @@
 """HoloV: a budget for each part of the picture, by how much is attended to and how varied it is (arXiv 2510.02912).
 
-The tokens of a row in reading order are cut into crops of equal length. A token's score is the encoder's attention to
-it, and ``diversity`` times the variance of its cosines with the others of its crop, scaled to the size of the
-attention. Each crop gets a share of the budget by its mean score, and keeps the tokens with the largest attention.
+The tokens of a row in reading order are cut into crops of equal length. Each crop gets a share of the budget by the
+mean attention of the encoder to its tokens, and keeps those with the highest scores: a token's score is the attention
+to it, and ``diversity`` times the variance of its cosines with the others of its crop, scaled to the size of the
+attention.
 
 Reference: ``HoloV`` of the released ``utils.py``, whose variance counts a token's likeness to itself as 0, as here.
-Deviation: where a crop has fewer tokens than its share, the reference fills up with zeros; here the tokens with the
-largest attention of other crops fill up.
+Deviations: there crops are weighed by the mean score, from which the variance cancels, since it is scaled to the mean
+attention of its own crop; and tokens are ranked by attention alone, so that ``diversity`` changes nothing. Here tokens
+are ranked by their score; ``diversity=0`` is the reference. Where a crop has fewer tokens than its share, the reference
+fills up with zeros; here the tokens with the largest attention of other crops fill up.
 """
 
 from __future__ import annotations
@@ -65,37 +68,33 @@ class HoloV(Stage):
             raise ValueError("selector=holov was given no attention of the encoder")
         attn = rows.attn.float()
         crop = crop_numbers(attn.shape[1], self.crops, attn.device)
-        members = crop == torch.arange(int(min(self.crops, attn.shape[1])), device=attn.device)[:, None]  # (c, n)
+        members = crop == torch.arange(min(self.crops, attn.shape[1]), device=attn.device)[:, None]  # (c, n)
         own = members.to(attn.dtype)
-        scores = self._scores(unit(rows.x.detach()).float(), attn, own)
-        means = scores @ own.T / own.sum(1)
+        means = attn @ own.T / own.sum(1)
         share = means / (means.sum(1, keepdim=True) + EPSILON)
         granted = (share * k).floor()
         best = torch.argsort(torch.argsort(share, dim=1, descending=True, stable=True), dim=1)  # rank of each crop
         granted = granted + (best < k - granted.sum(1, keepdim=True))
-        within = (attn[:, None] > attn[..., None]) | ((attn[:, None] == attn[..., None]) & _earlier(attn))
-        rank = (within & (crop[:, None] == crop)).sum(2)  # tokens of its crop with more attention
+        scores = self._scores(unit(rows.x.detach()).float(), attn, own)
+        higher = (scores[:, None] > scores[..., None]) | ((scores[:, None] == scores[..., None]) & _earlier(scores))
+        rank = (higher & (crop[:, None] == crop)).sum(2)  # tokens of its crop with a higher score
         first = rank < granted[:, crop]
-        ranking = torch.argsort(
-            torch.where(first, attn + 2 * attn.amax() + 1, attn), dim=1, descending=True, stable=True
-        )
+        lifted = torch.where(first, attn + attn.amax() + 1, attn)  # attention is at least 0
+        ranking = torch.argsort(lifted, dim=1, descending=True, stable=True)
         return rows, at_places(ranking[:, :k], attn.shape[1])
 
     def _scores(
         self, directions: Float[Tensor, "g n d"], attn: Float[Tensor, "g n"], own: Float[Tensor, "c n"]
     ) -> Float[Tensor, "g n"]:
-        """The scores of tokens; a crop of one token has its attention."""
+        """Attention to each token and its variety within its crop, of which a token alone has none."""
         in_crop = own.T @ own  # 1 for two tokens of one crop
         others = (in_crop.sum(1) - 1).clamp(min=1)
         alike = directions @ directions.transpose(1, 2) * (in_crop - torch.eye(len(in_crop), device=attn.device))
         mean = alike.sum(2) / others
         variance = ((alike - mean[..., None]).square() * in_crop).sum(2) / others
-        scaled = attn * 1e3
         sizes = own.sum(1)
-        level = (scaled.abs() @ own.T / sizes) / (variance.abs() @ own.T / sizes + EPSILON)  # (g, c)
-        varied = self.diversity * variance * (level @ own)
-        alone = (in_crop.sum(1) == 1).to(attn.dtype)
-        return (scaled + varied) * (1 - alone) + attn * alone
+        level = (attn @ own.T / sizes) / (variance @ own.T / sizes + EPSILON)  # (g, c)
+        return attn + self.diversity * variance * (level @ own)
 
 
 EPSILON = 1e-6

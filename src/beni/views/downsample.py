@@ -19,7 +19,7 @@ from beni.nn.choose import Budget, grid_within
 from beni.nn.pixels import PictureTransform
 from beni.stage import StageContext
 from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
-from beni.views.base import Views
+from beni.views.base import WHOLE, Box, Views
 
 
 class DownsampledView(Views):
@@ -55,6 +55,9 @@ class DownsampledView(Views):
 
     def rows(self, layout: ImageLayout, views: Sequence[TokenSpec]) -> list[TokenSpec]:
         return list(views)
+
+    def places(self, layout: ImageLayout) -> Sequence[Box]:
+        return [WHOLE]
 
     def markup(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
         return (rows[0].n,)

@@ -104,7 +104,7 @@ class Written(nn.Module):
     def sample(self, said, u):
         logistic = u.log() - (1 - u).log()
         if self.option == "gate_gumbel":
-            return torch.sigmoid((said[..., 0] + logistic) / 1.0)
+            return torch.sigmoid((said[..., 0] + logistic) / 0.5)  # the temperature that it ends with
         if self.option == "gate_hard_concrete":
             s = torch.sigmoid((said[..., 0] + logistic) / 0.6667)
         else:

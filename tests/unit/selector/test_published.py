@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -12,12 +12,10 @@ import torch.nn.functional as F
 
 from beni.errors import CompositionError, ConfigError
 from beni.selector.cdpruner import most_diverse
-from beni.selector.divprune import DivPrune
 from beni.selector.holov import HoloV
 from beni.selector.prumerge import PruMerge
 from beni.selector.tome import TokenMerging
 from beni.selector.visionzip import VisionZip
-from beni.selector.vispruner import VisPruner
 from beni.stage import StageContext
 from beni.types import TokenSpec, VisualTokens
 
@@ -42,61 +40,6 @@ def kept(out: VisualTokens, row: int) -> list[int]:
 
 def cosines(x: torch.Tensor) -> torch.Tensor:
     return F.normalize(x, dim=-1) @ F.normalize(x, dim=-1).T
-
-
-def test_divprune_takes_the_token_farthest_from_its_nearest_chosen_one(tokens):
-    out = DivPrune(SPEC, keep=7, positions="preserve")(tokens, StageContext())
-    for row in range(3):
-        distance = 1 - cosines(tokens.x[row])
-        others = [min(float(distance[i, j]) for j in range(N) if j != i) for i in range(N)]
-        chosen = [int(np.argmax(others))]
-        while len(chosen) < 7:
-            rest = [i for i in range(N) if i not in chosen]
-            chosen.append(max(rest, key=lambda i: min(float(distance[i, j]) for j in chosen)))
-        assert kept(out, row) == sorted(chosen)
-        assert out.x[row][chosen].equal(tokens.x[row][chosen])
-
-
-def test_vispruner_removes_duplicates_of_what_is_not_attended_to(tokens):
-    out = VisPruner(SPEC, keep=10, positions="preserve", important=0.4)(tokens, StageContext())
-    for row in range(3):
-        order = sorted(range(N), key=lambda i: -float(tokens.attn[row, i]))
-        important, rest = order[:4], order[4:]
-        alike = cosines(tokens.x[row])
-        while (r := min(8, len(rest) - 6)) > 0:
-            a, b = rest[::2], rest[1::2]
-            nearest = {i: max(float(alike[i, j]) for j in b) for i in a}
-            left = sorted(a, key=lambda i: -nearest[i])[r:]
-            rest = left + b
-        assert kept(out, row) == sorted(important + rest)
-
-
-def test_holov_gives_each_crop_a_share_by_attention_and_variety(tokens):
-    crops, k, alpha = 4, 9, 0.09
-    out = HoloV(SPEC, keep=k, positions="preserve", crops=crops, diversity=alpha)(tokens, StageContext())
-    for row in range(3):
-        attn, x = tokens.attn[row].float(), tokens.x[row]
-        sizes = [N // crops + (c < N % crops) for c in range(crops)]
-        borders = np.cumsum([0, *sizes])
-        means, members = [], []
-        for a, b in pairwise(borders):
-            own = list(range(a, b))
-            alike = cosines(x[own]).float() * (1 - torch.eye(len(own)))
-            mean = alike.sum(1) / (len(own) - 1)
-            variance = ((alike - mean[:, None]) ** 2).sum(1) / (len(own) - 1)
-            scaled = attn[own] * 1e3
-            level = scaled.abs().mean() / (variance.abs().mean() + 1e-6)
-            means.append(float((scaled + alpha * variance * level).mean()))
-            members.append(own)
-        share = np.array(means) / (sum(means) + 1e-6)
-        granted = np.floor(share * k).astype(int)
-        for c in np.argsort(-share)[: k - granted.sum()]:
-            granted[c] += 1
-        assert all(g <= len(m) for g, m in zip(granted, members, strict=True))  # nothing to fill up in this case
-        expected = [
-            i for own, g in zip(members, granted, strict=True) for i in sorted(own, key=lambda i: -float(attn[i]))[:g]
-        ]
-        assert kept(out, row) == sorted(expected)
 
 
 def test_visionzip_adds_the_mean_of_the_rest_to_every_so_many_th_of_them(tokens):
@@ -198,6 +141,29 @@ def test_tome_merges_the_most_similar_pairs_round_by_round(tokens, keep):
         assert len(place) == keep
     assert out.size.sum(1).tolist() == [N] * 3
     torch.testing.assert_close((out.x * out.size[..., None]).sum(1), tokens.x.sum(1), rtol=1e-10, atol=1e-10)
+
+
+def test_the_variety_of_holov_s_release_cancels_from_what_it_weighs_crops_by(tokens):
+    """Scaled to the mean attention of its own crop, its mean is that attention."""
+    from beni.nn.choose import unit
+    from beni.selector.holov import crop_numbers
+
+    own = (crop_numbers(N, 4, torch.device("cpu")) == torch.arange(4)[:, None]).double()
+    attn = tokens.attn
+    means = [
+        HoloV(SPEC, keep=8, positions="preserve", crops=4, diversity=diversity)._scores(unit(tokens.x), attn, own)
+        @ own.T
+        / own.sum(1)
+        for diversity in (0.0, 0.09, 5.0)
+    ]
+    for mean in means[1:]:
+        shares = [m / m.sum(1, keepdim=True) for m in (means[0], mean)]
+        torch.testing.assert_close(shares[0], shares[1], rtol=1e-4, atol=1e-4)
+    kept_by = {
+        diversity: HoloV(SPEC, keep=8, positions="preserve", crops=4, diversity=diversity)(tokens, StageContext()).mask
+        for diversity in (0.0, 5.0)
+    }
+    assert not kept_by[0.0].equal(kept_by[5.0])  # here it says which tokens of a crop stay
 
 
 def test_proportional_attention_to_merged_tokens_is_that_to_the_tokens_they_were():
