@@ -38,11 +38,16 @@ def _indexed(run: Run) -> bool:
     return _packs(run) or schedule["group"] == "length" or schedule["balance"]
 
 
-READS_LEVELS = ("beni.resampler.tokenpacker.TokenPacker", "beni.fusion.deepstack.DeepStack")
+READS_LEVELS = (
+    "beni.resampler.tokenpacker.TokenPacker",
+    "beni.resampler.molmo.Molmo",
+    "beni.fusion.deepstack.DeepStack",
+)
 """Parts of beni's own that read the features of ``vision.levels``; parts of other packages may."""
 
 AT_HAND = (
     "beni.data.shapes.source.Shapes",
+    "beni.data.shapes.cluttered.ClutteredShapes",
     "beni.data.stamps.Stamps",
     "beni.data.formats.text.Text",
     "beni.data.formats.text_rows.TextRows",

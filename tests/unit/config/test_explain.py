@@ -25,7 +25,7 @@ def test_a_missing_option_lists_the_others() -> None:
 
 
 def test_a_group_without_options_says_so() -> None:
-    assert "has none yet" in said(MissingConfigException("gone", "recipe/llava", []))
+    assert "has none yet" in said(MissingConfigException("gone", "planet/mars", []))
 
 
 def test_a_message_that_is_not_known_is_kept() -> None:

@@ -23,7 +23,8 @@ def source_of(target):
 
 
 def test_the_parts_that_read_levels_are_those_whose_code_does():
-    assert {t for t in targets(*BEHIND) if "tokens.levels)" in source_of(t)} == set(READS_LEVELS)
+    carry = {"beni.resampler.pixel_shuffle.PixelShuffle", "beni.views.s2.S2Views"}
+    assert {t for t in targets(*BEHIND) if "tokens.levels" in source_of(t)} - carry == set(READS_LEVELS)
 
 
 def test_sources_at_hand_open_no_pictures_of_records():
