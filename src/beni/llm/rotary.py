@@ -17,16 +17,18 @@ from torch import Tensor, nn
 
 from beni.types import Turn
 
+Rotation = Callable[[Tensor], Tensor]
+"""A quarter turn of each pair of channels."""
 
-def turn_of(kind: type[nn.Module], arguments: Mapping[str, Any]) -> Turn | None:
-    """How a layer of that class, which is handed these arguments, turns keys; None where it is handed no angles."""
+
+def turn_of(rotate: Rotation | None, arguments: Mapping[str, Any]) -> Turn | None:
+    """How a layer that is handed these arguments, and turns keys so, does it; None where it is handed no angles."""
     angles = arguments.get("position_embeddings")
-    rotate = rotation(kind)
     return partial(turned, angles, rotate) if isinstance(angles, tuple) and rotate is not None else None
 
 
 @cache
-def rotation(kind: type[nn.Module]) -> Callable[[Tensor], Tensor] | None:
+def rotation(kind: type[nn.Module]) -> Rotation | None:
     """``rotate_half`` of the module that a class, or one that it was made of (FSDP2 makes one of each), stands in."""
     found = (getattr(sys.modules.get(base.__module__), "rotate_half", None) for base in kind.__mro__)
     return next((rotate for rotate in found if rotate is not None), None)
@@ -34,7 +36,7 @@ def rotation(kind: type[nn.Module]) -> Callable[[Tensor], Tensor] | None:
 
 def turned(
     angles: tuple[Float[Tensor, "b t r"], Float[Tensor, "b t r"]],
-    rotate: Callable[[Tensor], Tensor],
+    rotate: Rotation,
     keys: Float[Tensor, "i h n dh"],
     places: Int[Tensor, "i"],
 ) -> Float[Tensor, "i h n dh"]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from beni.llm.forward import with_forward
-from beni.llm.rotary import turn_of
+from beni.llm.rotary import rotation, turn_of
 from beni.types import LayerCall, LayerVisitor
 
 
@@ -61,14 +61,14 @@ class VisitedForward:
 
     def __init__(self, layer: nn.Module, visitors: tuple[LayerVisitor, ...], places: Places) -> None:
         self.forward: Callable[..., Any] = layer.forward
-        self.kind, self.visitors, self.places = type(layer), visitors, places
-        self.names = parameter_names(self.kind)
+        self.visitors, self.places = visitors, places
+        self.names, self.rotate = parameter_names(type(layer)), rotation(type(layer))
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         given = dict(zip(self.names, arguments, strict=False)) | named
         hidden = given.pop(self.names[0])
         samples, columns = self.places.at(hidden.shape[0])
-        call = LayerCall(samples, columns, given, turn_of(self.kind, given))
+        call = LayerCall(samples, columns, given, turn_of(self.rotate, given))
         for visitor in self.visitors:
             hidden = _changed(visitor.before, hidden, call)
         if arguments:
