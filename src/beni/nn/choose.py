@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from beni.errors import CompositionError
-from beni.nn.gates import is_open
+from beni.nn.gates import is_open, openness
 from beni.types import TokenSpec, VisualTokens
 
 Positions = Literal["preserve", "compact"]
@@ -194,24 +193,14 @@ def at_places(places: Int[Tensor, "g k"], n: int) -> Bool[Tensor, "g n"]:
     return torch.zeros(len(places), n, dtype=torch.bool, device=places.device).scatter(1, places, True)
 
 
-def refuse_gates(tokens: TokenSpec, part: str) -> None:
-    """Raises CompositionError (E-GATE) for tokens with gates: a part that merges tokens would let closed ones in."""
-    if tokens.gated:
-        raise CompositionError(
-            "E-GATE",
-            f"{part} merges tokens without a look at their gates: closed ones would come back",
-            groups=("selector",),
-            fix=f"put the gate behind {part}",
-        )
-
-
 def unit(x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
     """Vectors of length one in single precision or better, for cosines; a zero vector stays one."""
     return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
 
 
 def taken_up(tokens: VisualTokens, weights: Float[Tensor, "i n n"], sizes: Float[Tensor, "i n n"]) -> VisualTokens:
-    """The tokens, each with a weighted sum of others added to its features, and shares of others to its size.
+    """The tokens, each with a weighted sum of others added to its features, and shares of others to its size. A token
+    keeps its own gate.
 
     Args:
         weights: of each token (last axis) in each.
@@ -219,3 +208,8 @@ def taken_up(tokens: VisualTokens, weights: Float[Tensor, "i n n"], sizes: Float
     """
     x = tokens.x + weights.to(tokens.x.dtype) @ tokens.x
     return replace(tokens, x=x, size=tokens.size + (sizes * tokens.size[:, None]).sum(2))
+
+
+def openness_of(tokens: VisualTokens) -> Float[Tensor, "i n"]:
+    """How far the gate of each token is open; 1 where there are none."""
+    return torch.ones_like(tokens.size) if tokens.log_gate is None else openness(tokens.log_gate)

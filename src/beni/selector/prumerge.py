@@ -22,7 +22,7 @@ from torch import Tensor
 
 from beni.config.ranges import Above, AtLeast, AtMost
 from beni.errors import ConfigError
-from beni.nn.choose import Budget, Positions, chosen_spec, in_full_rows, kept, refuse_gates, taken_up, unit
+from beni.nn.choose import Budget, Positions, chosen_spec, in_full_rows, kept, openness_of, taken_up, unit
 from beni.stage import Reads, Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 
@@ -39,7 +39,6 @@ class PruMerge(Stage):
         plus: keep tokens at even distances too; only with ``keep: adaptive``.
 
     Raises:
-        CompositionError: E-GATE when the tokens are gated, as merging would open closed ones.
         ConfigError: ``plus`` with a budget.
     """
 
@@ -58,7 +57,6 @@ class PruMerge(Stage):
         self.budget = None if keep == "adaptive" else Budget(keep)
         self.positions: Positions = positions
         self.neighbours, self.plus = neighbours, plus
-        refuse_gates(tokens, "selector=prumerge")
         if plus and self.budget is not None:
             raise ConfigError(
                 f"selector.plus=true keeps more tokens than selector.keep={keep} allows\n"
@@ -91,7 +89,7 @@ class PruMerge(Stage):
         others = self._summed(which, k)
         last = others & (rank == rank.masked_fill(~others, n).amin(1, keepdim=True))
         summed = (last[..., None] & others[:, None]).to(attn.dtype)
-        weights = (taken + summed) * attn[:, None] - itself * last[..., None]
+        weights = (taken + summed) * (attn * openness_of(rows))[:, None] - itself * last[..., None]
         return taken_up(rows, weights, summed * (1 - itself)), which | last
 
     def _outstanding(self, attn: Float[Tensor, "g n"], rank: Int[Tensor, "g n"]) -> Bool[Tensor, "g n"]:

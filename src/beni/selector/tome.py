@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from beni.config.ranges import Above, AtLeast, AtMost
-from beni.nn.choose import Budget, Positions, chosen_spec, in_full_rows, kept, refuse_gates, unit
+from beni.nn.choose import Budget, Positions, chosen_spec, in_full_rows, kept, openness_of, unit, with_gates
 from beni.stage import Reads, Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 
@@ -35,9 +35,6 @@ class TokenMerging(Stage):
         positions: ``preserve`` the position ids that the tokens have among all, or ``compact`` them.
         metric: what is compared: the encoder's ``keys``, as in the paper, or ``features``.
         proportional: a token weighs as much as the patches it stands for (``log_gate``).
-
-    Raises:
-        CompositionError: E-GATE when the tokens are gated, as merging would open closed ones.
     """
 
     def __init__(
@@ -54,7 +51,6 @@ class TokenMerging(Stage):
         self.positions: Positions = positions
         self.proportional = proportional
         self.reads = frozenset[Reads]({"keys"} if metric == "keys" else ())
-        refuse_gates(tokens, "selector=tome")
 
     def spec(self, tokens: TokenSpec) -> TokenSpec:
         left = chosen_spec(tokens, self.budget, self.positions)
@@ -64,7 +60,7 @@ class TokenMerging(Stage):
         made, which = in_full_rows(tokens, self.budget, self._merge)
         left = kept(made, which, self.budget, self.positions)
         # padding may stand for no patch
-        return replace(left, log_gate=left.size.clamp(min=1).log()) if self.proportional else left
+        return with_gates(left, left.size.clamp(min=1).log()) if self.proportional else left
 
     def init_weights(self) -> None:
         """Nothing to draw."""
@@ -98,17 +94,22 @@ def pairs(
 
 
 def merged(rows: VisualTokens, source: Int[Tensor, "g m"], target: Int[Tensor, "g m"]) -> VisualTokens:
-    """The rows with every field at the targets averaged with those of their sources, weighted by sizes."""
+    """The rows with every field at the targets averaged with those of their sources, weighted by the patches that they
+    stand for and by how far their gates are open. The gate of a target is then as open as they are on average.
+    """
     size = rows.size.scatter_add(1, target, rows.size.gather(1, source))
 
-    def averaged(field: Tensor) -> Tensor:
-        if not field.is_floating_point():
-            return field
+    def averaged(field: Tensor, weight: Float[Tensor, "g n"]) -> Tensor:
         wide = field if field.ndim == 3 else field[..., None]
-        weighted = wide * rows.size.to(wide.dtype)[..., None]
+        factor = weight.to(wide.dtype)[..., None]
         at = target[..., None].expand(-1, -1, wide.shape[2])
-        moved = weighted.gather(1, source[..., None].expand_as(at))
-        sums = weighted.scatter_add(1, at, moved) / size.to(wide.dtype).clamp(min=1e-12)[..., None]
+        moved = (wide * factor).gather(1, source[..., None].expand_as(at))
+        total = factor.scatter_add(1, target[..., None], factor.gather(1, source[..., None]))
+        sums = (wide * factor).scatter_add(1, at, moved) / total.clamp(min=torch.finfo(wide.dtype).tiny)
         return sums.view_as(field)
 
-    return replace(rows.map(averaged), size=size)
+    open_ = openness_of(rows)
+    weight = rows.size * open_
+    made = rows.map(lambda field: averaged(field, weight) if field.is_floating_point() else field)
+    gates = None if rows.log_gate is None else averaged(open_, rows.size).log()
+    return replace(made, size=size, log_gate=gates)

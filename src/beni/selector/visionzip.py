@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from beni.config.ranges import Above, AtLeast, AtMost
-from beni.nn.choose import Budget, Positions, at_places, chosen_spec, in_full_rows, kept, refuse_gates, taken_up, unit
+from beni.nn.choose import Budget, Positions, at_places, chosen_spec, in_full_rows, kept, openness_of, taken_up, unit
 from beni.stage import Reads, Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 
@@ -29,9 +29,6 @@ class VisionZip(Stage):
         keep: tokens of a row that are left: a whole number, or a share (a float, at most 1.0).
         positions: ``preserve`` the position ids that the tokens have among all, or ``compact`` them.
         contextual: share of the budget, at most 1.0, for tokens that others are merged into.
-
-    Raises:
-        CompositionError: E-GATE when the tokens are gated, as merging would open closed ones.
     """
 
     reads: frozenset[Reads] = frozenset({"attn", "keys"})
@@ -48,7 +45,6 @@ class VisionZip(Stage):
         self.budget = Budget(keep)
         self.positions: Positions = positions
         self.contextual = contextual
-        refuse_gates(tokens, "selector=visionzip")
 
     def spec(self, tokens: TokenSpec) -> TokenSpec:
         return chosen_spec(tokens, self.budget, self.positions)
@@ -76,5 +72,7 @@ class VisionZip(Stage):
         likeness = (keys @ keys.transpose(1, 2)).masked_fill(~targets[:, None], -torch.inf)  # (g, n, a target)
         goes = torch.zeros_like(likeness).scatter(2, likeness.argmax(2, keepdim=True), 1.0) * merged[..., None]
         into = goes.transpose(1, 2)
-        made = taken_up(rows, into / into.sum(2, keepdim=True).clamp(min=1), into)
+        counted = into * openness_of(rows)[:, None]  # a token counts as far as its gate is open
+        weights = counted / counted.sum(2, keepdim=True).clamp(min=torch.finfo(counted.dtype).tiny)
+        made = taken_up(rows, weights, into)
         return made, at_places(order[:, : k - count], n) | targets

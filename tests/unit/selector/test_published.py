@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from beni.errors import CompositionError, ConfigError
+from beni.errors import ConfigError
 from beni.selector.cdpruner import most_diverse
 from beni.selector.holov import HoloV
 from beni.selector.prumerge import PruMerge
@@ -205,14 +205,19 @@ def test_prumerge_plus_and_a_budget_are_refused():
         PruMerge(SPEC, keep=6, positions="preserve", neighbours=4, plus=True)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda spec: TokenMerging(spec, keep=4, positions="preserve", metric="features", proportional=False),
-        lambda spec: VisionZip(spec, keep=4, positions="preserve", contextual=0.5),
-        lambda spec: PruMerge(spec, keep=4, positions="preserve", neighbours=4, plus=False),
-    ],
-)
-def test_who_merges_tokens_refuses_gates(make):
-    with pytest.raises(CompositionError, match=r"^E-GATE"):
-        make(replace(SPEC, gated=True))
+@pytest.mark.parametrize("metric", ["keys", "features"])
+def test_tome_merges_gates_as_it_merges_tokens(tokens, metric):
+    """A closed token takes part in nothing; a merged one is as open as its tokens are on average."""
+    gates = torch.rand(3, N, generator=torch.Generator().manual_seed(3), dtype=torch.float64).log()
+    gates[:, ::5] = -torch.inf
+    gated = replace(tokens, log_gate=gates)
+    spec = replace(SPEC, gated=True)
+    stage = TokenMerging(spec, keep=8, positions="compact", metric=metric, proportional=False)
+    out = stage(gated, StageContext())
+    assert stage.spec(spec).gated
+    opened = (gates.exp() * tokens.size).sum(1)
+    torch.testing.assert_close((out.log_gate.exp() * out.size).sum(1), opened, rtol=1e-9, atol=1e-9)
+    weighed = (gates.exp()[..., None] * tokens.x).sum(1)
+    torch.testing.assert_close(
+        ((out.log_gate.exp() * out.size)[..., None] * out.x).sum(1), weighed, rtol=1e-9, atol=1e-9
+    )
