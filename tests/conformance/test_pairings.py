@@ -19,7 +19,7 @@ from beni.model.costing.table import propagate
 from beni.model.plan import apply_plan
 from beni.training.step import forward_backward
 from support.options import needed, node, options
-from support.shrink import shrink_stage
+from support.shrink import shrink_pruner, shrink_stage
 from support.small_model import LONG
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +128,7 @@ def test_every_code_of_the_source_is_provoked_here_and_explained_in_the_docs():
     )
 
 
-GROUPS = ("vision", "views", "selector", "resampler", "connector", "fusion")
+GROUPS = ("vision", "views", "selector", "resampler", "connector", "fusion", "pruner")
 GRIDS = (24, 32, 48)
 TEXT = {"hidden_size": 48, "intermediate_size": 64, "num_attention_heads": 4, "max_position_embeddings": 2048}
 LLMS = {
@@ -158,11 +158,13 @@ def drawn(tiny_run, seed):
         chosen["vision"] = "tiny_vit"
     if rng.random() < 0.6:
         chosen["connector"] = "auto"
-    if rng.random() < 0.4:
-        chosen["fusion"] = "inline"
+    for group, plain in (("selector", "none"), ("fusion", "inline"), ("pruner", "none")):
+        if rng.random() < 0.5:
+            chosen[group] = plain
     for group, option in chosen.items():
         values = node(group, option)
-        run[group] = values if group == "vision" else shrink_stage(group, option, values)
+        small = values if group == "vision" else shrink_stage(group, option, values)
+        run[group] = shrink_pruner(values) if group == "pruner" else small
         run["choices"][group] = option
     if chosen["vision"] == "tiny_vit":
         run["vision"]["image_size"] = rng.choice(GRIDS)
@@ -173,7 +175,7 @@ def drawn(tiny_run, seed):
         if isinstance(run["views"].get(key), bool):
             run["views"][key] = rng.random() < 0.5
     llm = rng.choice(list(LLMS))
-    run["llm"]["architecture"] = {"model_type": llm, **LLMS[llm], "num_hidden_layers": 2, "vocab_size": 512}
+    run["llm"]["architecture"] = {"model_type": llm, **LLMS[llm], "num_hidden_layers": 4, "vocab_size": 512}
     run["llm"]["architecture"] |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     for key, values in FUSION.items():
         if key in run["fusion"]:
