@@ -92,7 +92,7 @@ def test_a_failed_run_leaves_its_traceback_in_its_status(tiny_overrides, tmp_pat
     failing = ("data.text_share=1.0", "data.pictures_share=0", "train.plan.vision=frozen")
     done = run_module("beni.train", *arguments(tiny_overrides, tmp_path / "runs"), *failing)
     assert done.returncode == 2
-    assert "no gradient reached connector" in done.stderr
+    assert "no gradient reached selector" in done.stderr
     assert "Traceback" not in done.stderr
     status = json.loads((only(tmp_path / "runs") / "status.json").read_text())
     assert status["state"] == "failed"
