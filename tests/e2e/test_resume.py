@@ -97,7 +97,7 @@ def test_a_failed_run_leaves_its_traceback_in_its_status(tiny_overrides, tmp_pat
     status = json.loads((only(tmp_path / "runs") / "status.json").read_text())
     assert status["state"] == "failed"
     assert status["error"]["type"] == "TrainabilityError"
-    assert "no gradient reached connector" in status["error"]["message"]
+    assert "no gradient reached selector" in status["error"]["message"]
     assert status["error"]["traceback"].startswith("Traceback")
 
 
