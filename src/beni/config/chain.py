@@ -28,15 +28,12 @@ def chained(hydra: DictConfig) -> list[str]:
     return [str(name) for name in listed] if isinstance(listed, list) and not one_chosen else []
 
 
-def with_chain(composed: DictConfig, hydra: DictConfig) -> DictConfig:
-    """The composed config, with a chain in the place of the values of several selectors.
+def with_chain(composed: DictConfig, hydra: DictConfig, names: list[str]) -> DictConfig:
+    """The composed config, with a chain of these selectors in the place of their merged values.
 
     Raises:
         ConfigError: when a value of the command line is of one of the stages, and does not say of which.
     """
-    names = chained(hydra)
-    if not names:
-        return composed
     said = given_by_overrides(hydra).get(GROUP, {})
     if unclear := [key for key in said if key != "stages"]:
         raise ConfigError(

@@ -98,7 +98,8 @@ def freeze(composed: DictConfig, hydra: DictConfig) -> dict[str, Any]:
     from beni.config.explain import explained
 
     with explained():
-        composed, chain = with_chain(composed, hydra), chained(hydra)
+        chain = chained(hydra)
+        composed = with_chain(composed, hydra, chain) if chain else composed
         sections = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         plain = OmegaConf.to_container(sections, resolve=True, throw_on_missing=True)
     plain = marked(plain, OmegaConf.to_container(sections, resolve=False))

@@ -68,8 +68,9 @@ class Subject:
     @torch.no_grad()
     def read(self, items: Sequence[Item]) -> list[Reading]:
         """One batch: what the model gives for the labels of every item."""
-        named = [replace(item, id=content(item.images)) if item.images else item for item in items]
-        batch = collate(named, self.layout, self.renderer.tokens.pad).to(self.device)
+        if self.model.uses_prompt:  # else pictures are encoded by themselves, under that name too
+            items = [replace(item, id=content(item.images)) if item.images else item for item in items]
+        batch = collate(items, self.layout, self.renderer.tokens.pad).to(self.device)
         with autocast(self.device, self.precision):
             inputs = batch.model_inputs()
             if not self.model.uses_prompt:  # then what an image becomes does not depend on what is asked about it

@@ -20,7 +20,7 @@ from beni.errors import ConfigError
 from beni.fusion.base import Fusion
 from beni.model.context import Reader, context_of, embedded, evaluating, owners_of
 from beni.model.inputs import StepInputs, on_device
-from beni.model.pictures import Looked, attention_on
+from beni.model.pictures import Attention, Looked, attention_on
 from beni.model.processing import BeniProcessor, Picture
 from beni.pruner.base import Pruner
 from beni.stage import Sink, StageContext
@@ -98,6 +98,9 @@ class Answering:
         visual = self.encode_images(pixels, context, images.keys)
         if not layers:
             return Looked(sink.pictures)
+        if self.pruner.pruning is not None:
+            why = "no attention overlay: a pruner takes image tokens out of the llm between its layers"
+            return Looked(sink.pictures, Attention(unread=why))
         owners = owners_of(images.owners, len(visual.mask), len(text.lengths()))
         sequence = self.fusion(text, visual, images.owners)
         return Looked(sink.pictures, attention_on(self.llm, sequence, visual, owners, layers))

@@ -152,3 +152,10 @@ def test_nothing_is_read_where_nothing_is_asked_for(subject_of, make_sample, mon
     monkeypatch.setattr(subject.model.llm, "attended", None)
     looked = subject.look(Asked(make_sample(0), [PILImage.new("RGB", (24, 24))]), SAID, 0)
     assert looked.attention.shares == {}
+
+
+def test_a_pruned_llm_is_told_of_and_not_looked_at_as_though_it_were_whole(subject_of, make_sample):
+    subject = subject_of("pruner=fastv", "pruner.layer=1", "pruner.keep=0.5")
+    told = []
+    draw_gallery(subject, [make_sample(0, [(24, 24)])], [], attention=1, tell=told.append)
+    assert told == ["no attention overlay: a pruner takes image tokens out of the llm between its layers"]

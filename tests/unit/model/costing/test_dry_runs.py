@@ -94,11 +94,13 @@ PLANS = {
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_fusions_own_layers_are_billed_what_torch_counts(crossed, compared, plan):
     run = crossed(*PLANS[plan])
-    if "hyper" in run["fusion"]["_target_"] and plan == "the connector":
-        pytest.skip("the queries of the first layer are billed a gradient that they do not want")
     one = iter([True])
     flop_count, flops = compared(run, chosen=lambda item: len(item.images) == 2 and next(one, False))
     assert flop_count.components["fusion"] > 0
+    if "hyper" in run["fusion"]["_target_"] and plan == "the connector":
+        # too much: a gradient of the first layer's queries, which none of them wants
+        assert flops < flop_count.useful < 1.03 * flops
+        return
     assert flop_count.useful == pytest.approx(flops, rel=0.001)
 
 
