@@ -91,7 +91,7 @@ def train(run: Mapping[str, Any]) -> Path:
         report.already_finished()
         return folder.path
     if run["train"]["init_from"] is not None:
-        saved_folder(Path(run["train"]["init_from"]))  # before anything is written
+        saved_folder(Path(run["train"]["init_from"]), run["train"]["seed"])  # before anything is written
     with Preemption(any_rank if environment.world > 1 else None) as preemption:
         _train(run, planned, environment, preemption, folder, report, started)
     report.table()

@@ -11,6 +11,7 @@ from collections import abc
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
@@ -280,6 +281,10 @@ class BeniForConditionalGeneration(Answering, PreTrainedModel, GenerationMixin):
         tokens = self.views(tokens, context.at("views"))
         tokens = on_each_grid(self._to_llm, tokens, context, calls.stages)
         return self.views.finish(tokens, context.at("views"))
+
+    def save_pretrained(self, save_directory: str | PathLike[str], **arguments: Any) -> None:
+        """As in transformers, but under the names of ``state_dict``, not those of its backbones' published files."""
+        super().save_pretrained(save_directory, **{"save_original_format": False, **arguments})
 
     def merge_adapters(self) -> None:
         """Adds the adapters to the weights they stand beside, in place: what is saved then needs no peft."""

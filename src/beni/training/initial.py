@@ -20,7 +20,7 @@ from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.quantized import backbone, packed_layers
 from beni.nn.packed import PREFIX
 from beni.runs.files import COMPLETE, MODEL
-from beni.runs.frozen import is_frozen
+from beni.runs.frozen import is_frozen, load_frozen
 from beni.runs.lock import is_set_aside
 from beni.training.saved_model import require_whole
 
@@ -32,12 +32,14 @@ class LoadReport:
     """What came of another run's weights.
 
     Attributes:
+        folder: of the saved model that they came from.
         taken: tensors that came.
         kept: tensors of this model that kept their own values.
         left: tensors of the other one that have no place here.
         named: backbones that this run names otherwise, and that the other run had left as published.
     """
 
+    folder: Path
     taken: int
     kept: list[str]
     left: list[str]
@@ -45,7 +47,7 @@ class LoadReport:
 
     def describe(self) -> str:
         """For the reader of the run."""
-        lines = [f"train.init_from: {self.taken} tensors loaded"]
+        lines = [f"train.init_from: {self.taken} tensors loaded from {self.folder}"]
         lines += [f"newly initialised: {_counted(self.kept)}"] if self.kept else []
         lines += [f"not loaded: {_counted(self.left)}"] if self.left else []
         lines += [f"own pretrained weights kept: {', '.join(self.named)}"] if self.named else []
@@ -61,13 +63,13 @@ def load_initial(model: BeniForConditionalGeneration, source: Path) -> LoadRepor
     adapters belong beside those.
 
     Args:
-        source: run folder (its ``model/`` is taken) or ``save_pretrained`` folder.
+        source: run folder (its ``model/`` is taken), ``save_pretrained`` folder, or a study: its run with this seed.
 
     Raises:
         ResumeError: when there is no saved model, it shares nothing, a tensor has another shape, a component has more
             there than here, or it has adapters that this model lacks or that would compute something else here.
     """
-    folder = saved_folder(source)
+    folder = saved_folder(source, model.config.seed)
     saved = {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
     theirs = BeniConfig.from_pretrained(folder)
     named = _named_otherwise(model, theirs, source)
@@ -104,14 +106,18 @@ def load_initial(model: BeniForConditionalGeneration, source: Path) -> LoadRepor
         adapters.reset(model, component)
     kept = sorted(name for name in ours if name not in shared and name not in packed)
     kept = [name for name in kept if name.partition(".")[0] not in named]
-    return LoadReport(len(shared) + len(packed), kept, left, named)
+    return LoadReport(folder, len(shared) + len(packed), kept, left, named)
 
 
-def saved_folder(source: Path) -> Path:
+def saved_folder(source: Path, seed: int) -> Path:
     """The folder of the saved model that ``train.init_from=<source>`` means.
 
+    Args:
+        source: as for ``load_initial``.
+        seed: ``train.seed`` of the run that starts from it, which chooses among the runs of a study.
+
     Raises:
-        ResumeError: when there is none, or it is damaged.
+        ResumeError: when there is none, it is damaged, or ``seed`` does not say which run of a study is meant.
     """
     if not source.is_dir():
         raise ResumeError(f"train.init_from={source}: there is no such folder, seen from {Path.cwd()}")
@@ -128,7 +134,7 @@ def saved_folder(source: Path) -> Path:
         )
     folder = source / MODEL if (source / MODEL).is_dir() else source
     if not any(folder.glob("*.safetensors")):
-        raise ResumeError(_without_model(source))
+        folder = _run_of_study(source, seed) / MODEL
     require_whole(
         folder,
         f"train.init_from={source}",
@@ -138,19 +144,29 @@ def saved_folder(source: Path) -> Path:
     return folder
 
 
-def _without_model(source: Path) -> str:
-    """Why nothing can be taken from a folder without weights; of a study, which of its runs have some."""
+def _run_of_study(source: Path, seed: int) -> Path:
+    """The only run of a study that has a saved model and this seed.
+
+    Raises:
+        ResumeError: when ``source`` is no study, or not exactly one of its runs is of this kind.
+    """
     runs = [child for child in sorted(source.iterdir()) if is_frozen(child) and not is_set_aside(child)]
     if not runs:
-        return (
+        raise ResumeError(
             f"train.init_from={source} holds no saved model (*.safetensors)\n  fix: set it to a run folder that was "
             "finished with checkpoint.export=true, or to a save_pretrained folder"
         )
     whole = [run for run in runs if any((run / MODEL).glob("*.safetensors"))]
+    alike = [run for run in whole if load_frozen(run)["train"]["seed"] == seed]
+    if len(alike) == 1:
+        return alike[0]
     listed = [f"    {run.name}{'' if run in whole else ' (has no model/)'}" for run in runs[:MOST_LISTED]]
     listed += [f"    and {len(runs) - MOST_LISTED} more"] if len(runs) > MOST_LISTED else []
-    fix = f"set train.init_from={whole[0]}" if whole else "finish one of them with checkpoint.export=true"
-    return "\n".join([f"train.init_from={source} is a study; one of its runs is meant:", *listed, f"  fix: {fix}"])
+    known = f"{len(alike)} runs with train.seed={seed} have" if alike else f"no run with train.seed={seed} has"
+    fix = f"set train.init_from={(alike or whole)[0]}" if whole else "finish one of them with checkpoint.export=true"
+    raise ResumeError(
+        "\n".join([f"train.init_from={source} is a study, and {known} a saved model there:", *listed, f"  fix: {fix}"])
+    )
 
 
 def _named_otherwise(model: BeniForConditionalGeneration, theirs: BeniConfig, source: Path) -> list[str]:

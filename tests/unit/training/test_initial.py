@@ -7,9 +7,15 @@ import torch
 
 from beni.errors import ResumeError
 from beni.model.configuration import BeniConfig
+from beni.model.modeling import BeniForConditionalGeneration
+from beni.runs.frozen import save_frozen
 from beni.training.initial import load_initial
 
 PERCEIVER = ("resampler=perceiver", "resampler.num_latents=3", "resampler.num_heads=2", "resampler.head_dim=8")
+SWIN = (
+    "vision.architecture={model_type: swin, embed_dim: 16, depths: [1], num_heads: [2], num_attention_heads: [2], "
+    "window_size: 1}"
+)
 LORA = ("adapter=lora", "train.plan.llm=lora")
 
 
@@ -31,6 +37,63 @@ def test_all_weights_come_from_the_other_run(saved, tiny_model):
     assert load_initial(ours, folder).kept == []
     for name, tensor in theirs.state_dict().items():
         assert ours.state_dict()[name].equal(tensor), name
+
+
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        (
+            "vision.architecture={model_type: swin, embed_dim: 16, depths: [1], num_heads: [2], num_attention_heads: [2], window_size: 1}",
+        ),
+        ("llm.architecture.model_type=mixtral", "++llm.architecture.num_local_experts=4"),
+    ],
+)
+def test_weights_that_published_files_name_otherwise_come_too(saved, tiny_model, renamed):
+    theirs, folder = saved(*renamed)
+    ours = tiny_model(*renamed)
+    report = load_initial(ours, folder)
+    assert (report.kept, report.left) == ([], [])
+    again = BeniForConditionalGeneration.from_pretrained(folder / "model")
+    for name, tensor in theirs.state_dict().items():
+        assert ours.state_dict()[name].equal(tensor), name
+        assert again.state_dict()[name].equal(tensor), name
+
+
+@pytest.fixture
+def study(tiny_run, tiny_model, tmp_path):
+    """study(name, seed): adds a finished run to a study; its folder."""
+
+    def make(name, seed):
+        run = tiny_run(f"train.seed={seed}")
+        folder = tmp_path / "study" / name
+        tiny_model(f"train.seed={seed}").save_pretrained(folder / "model")
+        save_frozen(folder, run)
+        return folder
+
+    return make
+
+
+def test_of_a_study_the_run_with_this_seed_is_meant(study, tiny_model):
+    folder = study("a-s0", 0).parent
+    study("a-s1", 1)
+    for seed in (0, 1):
+        ours, theirs = tiny_model(f"train.seed={seed}"), tiny_model(f"train.seed={seed}")
+        with torch.no_grad():
+            ours.connector.layers[0].weight.zero_()
+        report = load_initial(ours, folder)
+        assert report.folder.parent.name == f"a-s{seed}"
+        assert all(tensor.equal(ours.state_dict()[name]) for name, tensor in theirs.state_dict().items())
+
+
+def test_a_study_without_one_run_of_this_seed_lists_its_runs(study, tiny_model):
+    folder = study("a-s0", 0).parent
+    with pytest.raises(
+        ResumeError, match=r"no run with train\.seed=3 has[^$]*a-s0[^$]*fix: set train\.init_from=\S+a-s0"
+    ):
+        load_initial(tiny_model("train.seed=3"), folder)
+    study("b-s0", 0)
+    with pytest.raises(ResumeError, match=r"2 runs with train\.seed=0 have[^$]*fix: set train\.init_from=\S+a-s0"):
+        load_initial(tiny_model("train.seed=0"), folder)
 
 
 def test_a_part_the_other_run_lacks_keeps_its_own_weights_and_is_named(saved, tiny_model):

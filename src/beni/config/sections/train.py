@@ -43,7 +43,8 @@ class Train:
         batch_size: samples of one optimizer step, over all ranks and micro-batches.
         accumulation: micro-batches into which each rank divides its share of a step.
         seed: of every named random stream.
-        init_from: run folder or ``save_pretrained`` folder whose weights this run starts from, else null.
+        init_from: run folder or ``save_pretrained`` folder whose weights this run starts from, or a study, of which the
+            run with this run's seed is meant; else null.
         ema: decay of an average of the weights that train, in (0, 1), which is then scored and exported; 0 keeps none.
         plan: component -> ``frozen``, ``full`` or ``lora`` (training/trainable.py). ``auto``, and a component that is
             not named: a vision encoder or llm with pretrained weights is frozen, all else trains in full.
