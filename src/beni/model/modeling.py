@@ -282,9 +282,9 @@ class BeniForConditionalGeneration(Answering, PreTrainedModel, GenerationMixin):
         tokens = on_each_grid(self._to_llm, tokens, context, calls.stages)
         return self.views.finish(tokens, context.at("views"))
 
-    def save_pretrained(self, save_directory: str | PathLike[str], **arguments: Any) -> None:
+    def save_pretrained(self, save_directory: str | PathLike[str], *positional: Any, **arguments: Any) -> None:
         """As in transformers, but under the names of ``state_dict``, not those of its backbones' published files."""
-        super().save_pretrained(save_directory, **{"save_original_format": False, **arguments})
+        super().save_pretrained(save_directory, *positional, **{"save_original_format": False, **arguments})
 
     def merge_adapters(self) -> None:
         """Adds the adapters to the weights they stand beside, in place: what is saved then needs no peft."""

@@ -42,9 +42,7 @@ def test_all_weights_come_from_the_other_run(saved, tiny_model):
 @pytest.mark.parametrize(
     "renamed",
     [
-        (
-            "vision.architecture={model_type: swin, embed_dim: 16, depths: [1], num_heads: [2], num_attention_heads: [2], window_size: 1}",
-        ),
+        (SWIN,),
         ("llm.architecture.model_type=mixtral", "++llm.architecture.num_local_experts=4"),
     ],
 )
