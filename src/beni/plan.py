@@ -169,8 +169,10 @@ def show_arms(arms: Sequence[Sequence[str]], config_dir: str | None, assumed: As
         for name, plan in plans.items():
             table = plan.table
             trained, flops = sum(row.trained for row in table.rows), table.train_flops_per_sample
-            numbers = (formats.count(one) for one in (table.visual_tokens, trained, flops, table.prefill_flops))
-            out.add_row(name, *numbers, f"{plan.need.peak / 2**30:.1f} GiB")
+            numbers = (formats.count(one) for one in (trained, flops, table.prefill_flops))
+            fused = table.row("fusion")
+            tokens = formats.tokens(fused.tokens, fused.fixed, fused.mean)
+            out.add_row(name, tokens, *numbers, f"{plan.need.peak / 2**30:.1f} GiB")
         (Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_A_FILE)).print(out)
     for name, error in refused.items():
         print(f"{name}\n{type(error).__name__}: {error}", file=sys.stderr)
@@ -195,10 +197,12 @@ def show(run: dict[str, Any], assumed: Assumed, as_json: bool) -> None:
         print(notice, file=sys.stderr)
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_A_FILE)
     console.print(spec_rich(table))
-    train, bound = run["train"], "" if all(row.fixed for row in table.rows) else "at most "
+    train, fused = run["train"], table.row("fusion")
+    bound = "" if fused.fixed else "at most "
+    expected = "" if fused.mean is None else f" (mean {formats.count(round(fused.mean, 1))})"
     lines = {
         "image": f"{assumed.size[0]}x{assumed.size[1]} pixels, {plan.views} view{'s' if plan.views > 1 else ''}",
-        "sample": f"{plan.length} positions: {bound}{table.visual_tokens} visual tokens, {assumed.text} of text "
+        "sample": f"{plan.length} positions: {bound}{fused.tokens} visual tokens{expected}, {assumed.text} of text "
         f"({assumed.labels} supervised)",
         "parameters": f"{formats.count(sum(r.trained for r in table.rows))} trainable, "
         f"{formats.count(sum(r.parameters - r.trained for r in table.rows))} frozen",

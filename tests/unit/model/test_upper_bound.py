@@ -10,6 +10,7 @@ import torch
 
 from beni.data.batch.collate import collate
 from beni.model.build import build
+from beni.model.costing.counts import Costs
 from beni.model.costing.table import propagate, spec_table
 from beni.plan import Assumed, show
 from beni.training.optim.build import build_optimizer
@@ -18,6 +19,15 @@ from beni.types import ImageInputs
 from support.stages import KeepBright
 
 FINE = ("vision.architecture.patch_size=6", "data.pictures_share=0.3")
+
+FLAMINGO = (
+    *FINE[:1],
+    "fusion=flamingo",
+    "fusion.every=1",
+    "fusion.num_heads=2",
+    "fusion.num_kv_heads=2",
+    "fusion.head_dim=8",
+)
 
 
 @pytest.fixture
@@ -56,6 +66,32 @@ def test_a_mean_that_a_stage_knows_is_carried_to_the_llm(tiny_run, monkeypatch):
         **dict.fromkeys(("selector", "resampler", "connector", "fusion"), 5.5),
         "llm": 36 - 16 + 5.5,
     }
+
+
+@pytest.mark.parametrize("fusion", ["inline", "deepstack"])
+def test_a_plan_bills_the_tokens_that_a_budget_leaves_as_a_batch_does(tiny_run, steps_of, fusion):
+    """A sample of which one of four tokens is kept costs the llm what its kept positions cost."""
+    levels = ("vision.levels=[1]", "fusion=deepstack", "fusion.sets=1") if fusion == "deepstack" else ()
+    run = tiny_run("selector=random", "selector.keep=1", *levels)
+    planned, model = propagate(run), build(run)
+    batch = inputs([steps_of(run, model).items(0, 0)[0][0]], "packed")
+    table = spec_table(planned, run, batch.num_tokens, batch.num_labels, batch.layouts[0])
+    billed = Costs(planned).flop_count(batch, kept=[batch.num_tokens - 3])
+    assert table.visual_tokens == 1
+    assert table.train_flops_per_sample == pytest.approx(billed.useful, rel=1e-6)
+    whole = spec_table(propagate(tiny_run(*levels)), run, batch.num_tokens, batch.num_labels, batch.layouts[0])
+    assert table.row("llm").flops < whole.row("llm").flops
+
+
+def test_a_plan_without_positions_for_tokens_bills_all_that_are_computed(tiny_run):
+    plain, kept = (
+        spec_table(model, run, 20, 10, model.views.plan((24, 24)))
+        for run in (tiny_run(*FLAMINGO), tiny_run(*FLAMINGO, "selector=random", "selector.keep=4"))
+        for model in [propagate(run)]
+    )
+    assert kept.row("llm").flops == plain.row("llm").flops
+    assert kept.row("fusion").flops == plain.row("fusion").flops
+    assert kept.visual_tokens == 4
 
 
 def inputs(items, layout):

@@ -29,6 +29,7 @@ from beni.model.costing.dry_runs import Count, DryRuns, Recomputing, Wants
 from beni.model.costing.flop_count import FlopCount
 from beni.model.costing.rates import LONG, Around, Falling, Rate, Staircase
 from beni.model.modeling import BeniForConditionalGeneration
+from beni.model.viewer import placeholders
 from beni.types import IGNORE, Batch, ImageLayout
 
 IMAGES = 4096
@@ -99,17 +100,18 @@ class Costs:
         for known in (self._image, self._llm, self._pruned, self._own):
             known.cache_clear()
 
-    def prefill(self, layout: ImageLayout, length: int, label_rows: int) -> dict[str, int]:
+    def prefill(self, layout: ImageLayout, length: int, label_rows: int, dropped: int = 0) -> dict[str, int]:
         """Forward FLOPs of each component, for one sample of ``length`` positions with one such image.
 
         Args:
             label_rows: positions that the head is on.
+            dropped: positions of the image that the llm is not given.
         """
-        return {name: count.forward for name, count in self._sample(layout, length, label_rows).items()}
+        return {name: count.forward for name, count in self._sample(layout, length, label_rows, dropped).items()}
 
-    def training(self, layout: ImageLayout, length: int, label_rows: int) -> dict[str, int]:
+    def training(self, layout: ImageLayout, length: int, label_rows: int, dropped: int = 0) -> dict[str, int]:
         """Forward and backward FLOPs of each component, for such a sample."""
-        return {name: count.useful for name, count in self._sample(layout, length, label_rows).items()}
+        return {name: count.useful for name, count in self._sample(layout, length, label_rows, dropped).items()}
 
     def flop_count(self, batch: Batch, kept: abc.Sequence[int] | None = None) -> FlopCount:
         """What the forward and backward pass of a micro-batch cost. Reads its values, so it must lie on the CPU.
@@ -141,14 +143,17 @@ class Costs:
             padding=extra,
         )
 
-    def _sample(self, layout: ImageLayout, length: int, label_rows: int) -> dict[str, Count]:
+    def _sample(self, layout: ImageLayout, length: int, label_rows: int, dropped: int) -> dict[str, Count]:
         """FLOPs of each component for one sample of ``length`` positions with one such image."""
         image = self._image(layout, 0)
+        if placeholders(self.twin.fusion.markup((image.tokens,))) < image.tokens:
+            dropped = 0  # they have no positions of their own
+        length, given = length - dropped, image.tokens - dropped
         counts, rates = total_of([image]), self._rates_of([image])
         if self._runs.fusion_visits:
-            counts["fusion"] = counts["fusion"].plus(self._around(image.wants, [(length, image.tokens)]))
+            counts["fusion"] = counts["fusion"].plus(self._around(image.wants, [(length, given)]))
         rows = (label_rows, label_rows, 0)
-        sizes = self._sizes(rates, [length], [image.tokens])
+        sizes = self._sizes(rates, [length], [given])
         llm = (rate.of(sizes, own) for rate, own in zip(rates, rows, strict=True))
         return counts | {"llm": Count(*llm)}
 

@@ -50,7 +50,8 @@ class SpecTable:
     """The rows and what follows from them.
 
     Attributes:
-        visual_tokens: of one image, as the llm sees them.
+        visual_tokens: of one image that the llm is given: as many as are to be expected, or the most where that is not
+            known.
         prefill_flops: forward FLOPs of one sample.
         train_flops_per_sample: forward and backward, as counted (``costing/counts.py``). With nested numbers of visual
             tokens: the sum over those that each sample is seen at, or the mean over those that are drawn.
@@ -60,6 +61,10 @@ class SpecTable:
     visual_tokens: int
     prefill_flops: int
     train_flops_per_sample: int
+
+    def row(self, stage: str) -> SpecRow:
+        """The row of one stage."""
+        return next(row for row in self.rows if row.stage == stage)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -93,13 +98,14 @@ def spec_table(
         label_rows: supervised positions of a mean sample.
     """
     counts, specs = count_parameters(model), model.row_specs(image)
-    visual_tokens = model.viewer.visual_tokens(image)
+    laid_out = model.viewer.visual_tokens(image)
+    dropped = _dropped(specs["connector"])
     costs = Costs(model)
-    flops = costs.prefill(image, length, label_rows)
+    flops = costs.prefill(image, length, label_rows, dropped)
     rows = []
     for stage in COMPONENTS:
         made = specs.get(stage, specs["connector"])
-        tokens = {"llm": length, "fusion": visual_tokens}.get(stage, sum(row.n for row in made))
+        tokens = {"llm": length, "fusion": laid_out}.get(stage, sum(row.n for row in made))
         fixed, mean = all(row.fixed for row in made), _mean(made)
         rows.append(
             SpecRow(
@@ -119,13 +125,19 @@ def spec_table(
     for scale in range(1, model.nested.drawn + 1) if model.nested else (image.scale,):
         seen = replace(image, scale=scale)
         longer = length + placeholders(model.viewer.markup(seen)) - placeholders(model.viewer.markup(image))
-        passes.append(sum(costs.training(seen, longer, label_rows).values()))
+        passes.append(sum(costs.training(seen, longer, label_rows, dropped).values()))
     return SpecTable(
         rows=tuple(rows),
-        visual_tokens=visual_tokens,
+        visual_tokens=laid_out - dropped,
         prefill_flops=sum(row.flops for row in rows),
         train_flops_per_sample=sum(passes) if model.nested and model.nested.every else sum(passes) // len(passes),
     )
+
+
+def _dropped(rows: Sequence[TokenSpec]) -> int:
+    """Tokens of an image that are laid out and then taken out before the llm, as far as their number is known."""
+    mean = _mean(rows)
+    return 0 if mean is None else round(sum(row.n for row in rows) - mean)
 
 
 def _mean(rows: Sequence[TokenSpec]) -> float | None:
