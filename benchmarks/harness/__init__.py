@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from beni.measure.latency import alternately
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PACKAGES = ("torch", "transformers", "peft")
@@ -46,15 +47,7 @@ def interleaved(alternatives: Mapping[str, Callable[[], object]], rounds: int, w
     Args:
         warmup: rounds before those that count.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in alternatives}
-    for number in range(warmup + rounds):
-        for name, run in alternatives.items():
-            start = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if number >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+    seconds = alternately(alternatives, rounds, warmup)
     return {name: Timed(name, tuple(values)) for name, values in seconds.items()}
 
 

@@ -96,12 +96,12 @@ class Subject:
 
         An llm that takes the padding of a batch for text is asked one by one.
         """
-        prompts = [self._prompt(one) for one in asked]
+        prompts = [self.prompt(one) for one in asked]
         size = 1 if len(prompts) > 1 and self._reads_padding() else self.batch_size
         said = []
         for first in range(0, len(prompts), size):
             self.between()
-            said += self._generate(prompts[first : first + size])
+            said += self.generate(prompts[first : first + size])
         return said
 
     @torch.no_grad()
@@ -112,7 +112,7 @@ class Subject:
             said: the answer.
             layers: the last layers whose attention is read; 0 reads none.
         """
-        prompt, tokens, answer = self._prompt(asked), self.renderer.tokens, np.asarray(said, dtype=np.int64)
+        prompt, tokens, answer = self.prompt(asked), self.renderer.tokens, np.asarray(said, dtype=np.int64)
         answer = np.where(answer == tokens.image, tokens.pad, answer)  # said, it is a token like any other
         ids = np.concatenate([prompt.encoded.ids, answer])
         labels = np.concatenate([np.full(len(prompt.encoded.ids), IGNORE), answer])
@@ -122,15 +122,19 @@ class Subject:
         with autocast(self.device, self.precision):
             return self.model.look(**batch.model_inputs(), layers=layers)
 
-    def _prompt(self, asked: Asked) -> Item:
+    def prompt(self, asked: Asked) -> Item:
         """The sample up to where the answer begins."""
         sample, images = asked.sample, [self.viewer(picture) for picture in asked.pictures]
         encoded = self.renderer.prompt(sample, [image.markup for image in images])
         return Item(content(images) if images else sample.id, encoded, images, sample.source, sample.asked)
 
     @torch.no_grad()
-    def _generate(self, prompts: Sequence[Item]) -> list[list[int]]:
-        """One batch of left-padded prompts."""
+    def generate(self, prompts: Sequence[Item], most: int = LONGEST_ANSWER, least: int = 0) -> list[list[int]]:
+        """One batch of left-padded prompts.
+
+        Args:
+            most, least: new tokens of an answer; an end token ends none that is shorter.
+        """
         tokens = self.renderer.tokens
         images = [image for prompt in prompts for image in prompt.images]
         owners = [row for row, prompt in enumerate(prompts) for _ in prompt.images]
@@ -147,7 +151,8 @@ class Subject:
                 samples=SampleInputs(
                     ids=tuple(prompt.id for prompt in prompts), prompts=tuple(prompt.asked for prompt in prompts)
                 ),
-                max_new_tokens=LONGEST_ANSWER,
+                max_new_tokens=most,
+                min_new_tokens=least,
                 do_sample=False,
                 pad_token_id=tokens.pad,
                 eos_token_id=list(tokens.eos),

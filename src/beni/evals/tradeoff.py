@@ -1,0 +1,141 @@
+"""What a selector and a pruner save and change: a trained model beside the same weights with all visual tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import binomtest
+
+from beni.data.batch.collate import Item
+from beni.data.images import decode
+from beni.data.sample import Sample
+from beni.errors import ResumeError
+from beni.evals.ablations import TRUE
+from beni.evals.scores import score, summarise
+from beni.evals.subject import Asked, Subject
+from beni.measure.latency import Ratio, alternately, ratio
+from beni.model.configuration import BeniConfig
+from beni.model.modeling import BeniForConditionalGeneration
+
+NOTHING = {
+    "selector": {"_target_": "beni.selector.none.NoSelector"},
+    "pruner": {"_target_": "beni.pruner.none.NoPruner"},
+}
+"""The groups that take tokens out, and the part that takes none."""
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """A model, and the same weights with all visual tokens: of each pair the first is the model.
+
+    Attributes:
+        examples: held-out samples that both were scored on and asked.
+        scores: flat keys of metrics.jsonl of each.
+        changed: how many of the generated answers differ.
+        changed_interval: Wilson's 95 % interval of their share.
+        prefill: seconds of encoding a sample's pictures and reading its prompt up to the first new token, by round.
+        decoding: seconds of each further token.
+        prefill_ratio, decoding_ratio: of the model to all tokens.
+    """
+
+    examples: int
+    scores: tuple[dict[str, float], dict[str, float]]
+    changed: int
+    changed_interval: tuple[float, float]
+    prefill: tuple[list[float], list[float]]
+    decoding: tuple[list[float], list[float]]
+    prefill_ratio: Ratio
+    decoding_ratio: Ratio
+
+
+def taken_out(run: Mapping[str, Any]) -> dict[str, str]:
+    """The groups by which a run takes tokens out, and the options."""
+    return {
+        group: str(run["choices"].get(group, "custom"))
+        for group, node in NOTHING.items()
+        if run[group]["_target_"] != node["_target_"]
+    }
+
+
+def with_all_tokens(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The same run without a selector or a pruner."""
+    return {**run, **NOTHING, "choices": {**run["choices"], **dict.fromkeys(NOTHING, "none")}}
+
+
+def load_with_all_tokens(folder: Path) -> BeniForConditionalGeneration:
+    """A saved model without its selector and pruner.
+
+    Raises:
+        ResumeError: when parts behind the selector have weights of other shapes for all tokens.
+    """
+    config = BeniConfig.from_pretrained(folder)
+    config.parts = config.parts | {group: dict(node) for group, node in NOTHING.items()}
+    # a tensor of another shape counts as missing then, which is told below
+    read: Any = BeniForConditionalGeneration.from_pretrained(
+        folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    model, loaded = read
+    misfits = sorted({*loaded["missing_keys"], *(entry[0] for entry in loaded["mismatched_keys"])})
+    if misfits:
+        raise ResumeError(
+            f"{folder}: the weights of {misfits[0].partition('.')[0]} are for as many tokens as the selector leaves, "
+            f"such as {misfits[0]}\n  fix: compare with a run of selector=none instead: python -m beni.compare STUDY"
+        )
+    return model.eval()
+
+
+def measure(
+    reduced: Subject, whole: Subject, samples: Sequence[Sample], metric: Any, rounds: int, new_tokens: int
+) -> Tradeoff:
+    """Scores, asks and times both.
+
+    Args:
+        samples: held out, with pictures.
+        metric: of their source.
+        rounds: samples whose prefill and decoding are timed, one by one and both models in turn.
+        new_tokens: generated beyond the first.
+    """
+    scores, said, prompts = [], [], []
+    for subject in (reduced, whole):
+        rows = list(score(subject, metric, samples, TRUE))
+        scores.append(summarise(rows, TRUE))
+        asked = [Asked(sample, [decode(image) for image in sample.images]) for sample in samples]
+        said.append(subject.answer(asked))
+        prompts.append([subject.prompt(one) for one in asked[:rounds]])
+    changed = sum(ours != theirs for ours, theirs in zip(*said, strict=True))
+    interval = binomtest(changed, len(samples)).proportion_ci(method="wilson")
+    first, longer = (_timed((reduced, whole), prompts, rounds, tokens) for tokens in (1, new_tokens + 1))
+    decoding = [
+        [(long - short) / new_tokens for long, short in zip(many, one, strict=True)]
+        for many, one in zip(longer, first, strict=True)
+    ]
+    return Tradeoff(
+        examples=len(samples),
+        scores=(scores[0], scores[1]),
+        changed=changed,
+        changed_interval=(float(interval.low), float(interval.high)),
+        prefill=(first[0], first[1]),
+        decoding=(decoding[0], decoding[1]),
+        prefill_ratio=ratio(*first),
+        decoding_ratio=ratio(*decoding),
+    )
+
+
+def _timed(
+    subjects: tuple[Subject, Subject], prompts: Sequence[Sequence[Item]], rounds: int, tokens: int
+) -> tuple[list[float], list[float]]:
+    """Seconds in which each generates so many tokens, by round; a round is a sample."""
+
+    def caller(subject: Subject, turns: Iterator[Item]) -> Callable[[], object]:
+        return lambda: subject.generate([next(turns)], tokens, tokens)
+
+    calls = {
+        name: caller(subject, cycle(own))
+        for name, subject, own in zip(("reduced", "whole"), subjects, prompts, strict=True)
+    }
+    seconds = alternately(calls, rounds, warmup=2)
+    return seconds["reduced"], seconds["whole"]

@@ -1,0 +1,89 @@
+"""``beni.tradeoff``: a run's model beside the same weights with all visual tokens."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from beni.evals.tradeoff import load_with_all_tokens
+from beni.measure.latency import alternately, ratio
+from beni.model.modeling import BeniForConditionalGeneration
+from beni.run import train
+from beni.runs.frozen import load_frozen
+from beni.tradeoff import main, tradeoff
+
+SMALL = ("train.steps=2", "optim.lr=1e-2", "checkpoint.every=0", "checkpoint.export=true", "eval.examples=2")
+FINE = "vision.architecture.patch_size=6"
+DEEP = ("llm.architecture.num_hidden_layers=4", "pruner=fastv", "pruner.layer=2")
+
+
+@pytest.fixture
+def finished(tiny_run):
+    """finished(*overrides): the folder of a run of two steps."""
+    return lambda *overrides: train(tiny_run(FINE, *SMALL, *overrides))
+
+
+def test_a_budget_of_all_tokens_changes_nothing(finished):
+    found = tradeoff(finished("selector=random", "selector.keep=1.0"), 6, 2, 2).measured
+    assert (found.changed, found.examples) == (0, 6)
+    assert found.scores[0] == found.scores[1]
+    assert found.changed_interval[0] == 0.0 < found.changed_interval[1] < 1.0
+
+
+def test_the_other_model_has_the_weights_and_all_tokens(finished, tiny_run, steps_of):
+    folder = finished("selector=random", "selector.keep=2", *DEEP)
+    reduced, whole = (
+        BeniForConditionalGeneration.from_pretrained(folder / "model"),
+        load_with_all_tokens(folder / "model"),
+    )
+    assert all(tensor.equal(whole.state_dict()[name]) for name, tensor in reduced.state_dict().items())
+    run = load_frozen(folder)
+    batch = steps_of(run, whole)[0][0]
+    plain = tiny_run(FINE, DEEP[0])["selector"]
+    assert whole.config.parts["selector"] == plain
+    with torch.no_grad():
+        losses = [model.eval()(**batch.model_inputs()).loss for model in (reduced, whole)]
+        whole.config.parts["pruner"] = reduced.config.parts["pruner"]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    "overrides", [("selector=random", "selector.keep=2"), DEEP, ("selector=pool", "selector.keep=4")]
+)
+def test_the_table_and_the_json_tell_tokens_flops_time_scores_and_answers(finished, capsys, overrides):
+    folder = finished(*overrides)
+    assert main([str(folder), "--examples=4", "--rounds=2", "--new-tokens=2"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("visual tokens", "prefill FLOPs", "prefill ", "decoding, a token", "changed answers", "of 4"):
+        assert name in shown
+    assert main([str(folder), "--examples=4", "--rounds=2", "--new-tokens=2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert found["taken_out"] == {
+        overrides[-1].split(".")[0]: overrides[-2 if len(overrides) == 3 else 0].split("=")[1]
+    }
+    assert found["prefill_flops"][0] < found["prefill_flops"][1]
+    assert found["visual_tokens"][1] == 16
+    assert all(len(seconds) == 2 for seconds in (*found["prefill"], *found["decoding"]))
+
+
+def test_what_cannot_be_compared_is_refused(finished, capsys):
+    assert main([str(finished())]) == 2
+    assert "nothing is taken out" in capsys.readouterr().err
+    assert main([str(finished("selector=random", "checkpoint.export=false"))]) == 2
+    assert "holds no saved model" in capsys.readouterr().err
+    assert main([str(finished("selector=random")), "--rounds=0"]) == 2
+    assert "--rounds=0, expected at least 1" in capsys.readouterr().err
+
+
+def test_calls_take_turns_and_every_second_round_is_turned_round():
+    called = []
+    seconds = alternately({name: lambda name=name: called.append(name) for name in "ab"}, rounds=2, warmup=1)
+    assert "".join(called) == "abbaab"
+    assert [len(values) for values in seconds.values()] == [2, 2]
+
+
+def test_a_ratio_is_that_of_each_round():
+    found = ratio([2.0, 4.0, 60.0], [1.0, 2.0, 20.0])
+    assert (found.median, found.low, found.high) == (2.0, 2.0, 3.0)
