@@ -175,7 +175,7 @@ def arm_command(overrides: Sequence[str]) -> str:
 
 
 def _hypothesis(run: Mapping[str, Any]) -> str | None:
-    """The comment that the file of the run's experiment begins with; None where it has none, or is not found."""
+    """The comment at the head of the run's experiment, without commands; None where it has none, or is not found."""
     name = run["choices"].get("experiment")
     folders = [conf_dir()]
     for word, following in pairwise([*sys.argv[1:], ""]):
@@ -189,7 +189,7 @@ def _hypothesis(run: Mapping[str, Any]) -> str | None:
             continue
         comments = takewhile(lambda line: line.startswith("#"), lines)
         told = [line.lstrip("# ").strip() for line in comments if "@package" not in line]
-        return " ".join(line for line in told if line) or None
+        return " ".join(line for line in told if line and not line.startswith("python ")) or None
     return None
 
 

@@ -230,6 +230,8 @@ def collect_run(folder: Path | str) -> Run:
     config, problem = read_frozen(folder)
     identity, identity_problem = read_json(folder / IDENTITY, shape.OF_IDENTITY)
     status, status_problem = read_status_or_why(folder)
+    if status.get("state") == "queued" and not (folder / IDENTITY).exists():
+        identity_problem = None  # it is written when the run begins
     problems = tuple(found for found in (problem, identity_problem, status_problem) if found)
     return Run(folder, config, identity, status, problems)
 

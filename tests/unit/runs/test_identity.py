@@ -159,3 +159,9 @@ def test_provenance_names_code_and_versions(tiny_run: Runs) -> None:
     assert found["versions"]["torch"]
     assert set(found["git"]) == {"commit", "dirty"}
     assert found["command"] == "beni.train(run)"
+
+
+def test_the_question_of_an_experiment_is_told_without_its_commands() -> None:
+    told = provenance(compose(["experiment=selectors_base", "train.seed=0"]))["hypothesis"]
+    assert told.startswith("The models that experiment=selectors")
+    assert "python -m" not in told

@@ -103,3 +103,13 @@ def test_a_line_of_the_last_evaluation_that_is_gone_is_a_problem(make_run):
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
     assert said in collect_run(folder).damage
+
+
+def test_a_run_that_waits_for_its_turn_has_no_identity_yet_and_is_not_damaged(make_run):
+    waiting, lost = make_run("none", state="queued"), make_run("none", 1, state="running")
+    for folder in (waiting, lost):
+        (folder / "identity.json").unlink()
+        for name in ("metrics.jsonl", "scores.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+    assert collect_run(waiting).problems == ()
+    assert "identity.json cannot be read" in collect_run(lost).problems[0]
