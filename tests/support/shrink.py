@@ -75,6 +75,9 @@ STAGE = {
     "max_prompt": 256,
     "side": 3,
     "crops": 3,
+    "regions": 3,
+    "bins": 2,
+    "whole": 2,
     "vocabulary": 40,
     "channels": [24, 20],
 }
