@@ -92,6 +92,9 @@ VIEWS = {
     "dragonfly_v2": {"pool": 2},
     "idefics3": {"longest": 2},
     "internvl": {"max_tiles": 3},
+    "regions_grid": {"regions": 2},
+    "regions_random": {"regions": 2},
+    "regions_saliency": {"regions": 2},
     "anyres": {"canvases": [[1, 2], [2, 1]]},
 }
 """Views of a picture of a few patches a side."""

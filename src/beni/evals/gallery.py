@@ -74,7 +74,7 @@ def draw_gallery(
             answers = {f"prediction{a.suffix}": subject.renderer.decode(ids[i]) for a, ids in said.items()}
             looked = subject.look(asked[TRUE][i], said[TRUE][i], attention)
             unread = looked.attention.unread or unread
-            layouts = [artist.views.plan((picture.height, picture.width)) for picture in asked[TRUE][i].pictures]
+            layouts = [subject.viewer(picture).layout for picture in asked[TRUE][i].pictures]
             one = _shown(sample, pictures, answers, scores.get(sample.id, {}))
             shown.append(_drawn(one, artist, layouts, looked))
     if unread:

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from beni.errors import ConfigError
+
 
 def areas(boxes: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b"]:
     """Shares of the picture that boxes cover."""
@@ -147,3 +149,13 @@ def box_around(mask: Bool[Tensor, "i rows columns"]) -> Float[Tensor, "i 4"]:
         length = line.shape[1]
         sides.append((line.argmax(1).double() / length, 1 - line.flip(1).argmax(1).double() / length))
     return torch.stack([edge for pair in zip(*sides, strict=True) for edge in pair], -1)
+
+
+def require_sizes(sizes: Sequence[float], option: str) -> None:
+    """Raises ConfigError where no size of a window is given.
+
+    Args:
+        option: the key, as on the command line.
+    """
+    if not sizes:
+        raise ConfigError(f"{option}=[], expected sizes of windows as shares of a side\n  fix: set {option}=[0.5,0.25]")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from beni.errors import ConfigError
 from beni.nn.boxes import areas, box_around, even_windows
 from beni.nn.grid import grid_of, regrid, to_map
 from beni.nn.mlp import FeedForward
@@ -161,16 +160,6 @@ def stretched(heat: Float[Tensor, "i n"]) -> Float[Tensor, "i n"]:
     """Values of each row from 0 at the lowest to 1 at the highest, for pictures."""
     low, high = heat.amin(1, keepdim=True), heat.amax(1, keepdim=True)
     return (heat - low) / (high - low).clamp(min=torch.finfo(heat.dtype).tiny)
-
-
-def require_sizes(sizes: Sequence[float], option: str) -> None:
-    """Raises ConfigError where no size of a window is given.
-
-    Args:
-        option: the key, as on the command line.
-    """
-    if not sizes:
-        raise ConfigError(f"{option}=[], expected sizes of windows as shares of a side\n  fix: set {option}=[0.5,0.25]")
 
 
 def grid_in(tokens: VisualTokens) -> tuple[int, int]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from beni.config.ranges import Above, AtLeast, AtMost
-from beni.nn.boxes import even_windows
-from beni.resampler.roi import RegionProposer, Regions, precise, require_sizes
+from beni.nn.boxes import even_windows, require_sizes
+from beni.resampler.roi import RegionProposer, Regions, precise
 from beni.stage import StageContext
 from beni.types import TokenSpec, VisualTokens
 

@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 import torch
 
 from beni.config.ranges import Above, AtLeast, AtMost, Below
-from beni.nn.boxes import best_windows, even_windows
+from beni.nn.boxes import best_windows, even_windows, require_sizes
 from beni.nn.prompt_scores import PromptScores, gates_of
-from beni.resampler.roi import RegionProposer, Regions, heat_map, require_sizes
+from beni.resampler.roi import RegionProposer, Regions, heat_map
 from beni.stage import StageContext, require_gates_kept
 from beni.types import TokenSpec, VisualTokens
 

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import torch
 
 from beni.config.ranges import Above, AtLeast, AtMost
-from beni.nn.boxes import portions
-from beni.resampler.roi import RegionProposer, Regions, require_sizes
+from beni.nn.boxes import portions, require_sizes
+from beni.resampler.roi import RegionProposer, Regions
 from beni.stage import StageContext
 from beni.types import TokenSpec, VisualTokens
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from beni.config.ranges import Above, AtLeast, AtMost
-from beni.nn.boxes import best_windows
-from beni.resampler.roi import RegionProposer, Regions, heat_map, precise, require_sizes, stretched
+from beni.nn.boxes import best_windows, require_sizes
+from beni.resampler.roi import RegionProposer, Regions, heat_map, precise, stretched
 from beni.stage import Reads, StageContext
 from beni.types import TokenSpec, VisualTokens
 
