@@ -18,6 +18,7 @@ from beni.nn.streams import torch_stream
 from beni.paths import conf_dir
 from beni.stage import StageContext
 from beni.types import ImageLayout, TokenSpec, VisualTokens
+from support.shrink import DETECTOR
 from support.traced import follow, traced
 
 GROUPS = ("views",)
@@ -29,6 +30,7 @@ SMALL = {
     "dragonfly_v2": {"pool": 2},
     "idefics3": {"longest": 3},
     "internvl": {"max_tiles": 6},
+    "regions_detector": DETECTOR,
 }
 """Values that fit a tile of 4x4 patches."""
 SIZES = [(20, 30), (40, 18), (16, 16), (3, 70), (64, 64)]

@@ -86,12 +86,44 @@ STAGE = {
 FUSION = {"every": 1, "first": 0, "expansion": 2.0, "sets": 1}
 """Layers of a fusion's own around those of the smallest llm."""
 
+DETECTOR = {
+    "architecture": {
+        "model_type": "detr",
+        "num_labels": 5,
+        "use_timm_backbone": False,
+        "use_pretrained_backbone": False,
+        "backbone_config": {
+            "model_type": "resnet",
+            "embedding_size": 8,
+            "hidden_sizes": [8, 16],
+            "depths": [1, 1],
+            "layer_type": "basic",
+            "out_features": ["stage2"],
+        },
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "num_queries": 12,
+    },
+    "name": None,
+    "weights": "random",
+    "image_size": 64,
+    "threshold": 0.0,
+    "regions": 2,
+}
+"""A detector of a moment, untrained: all of its scores are low."""
+
 VIEWS = {
     "idefics2": {"shortest": 8, "longest": 24},
     "native": {"max_patches": 24, "multiple": 2},
     "dragonfly_v2": {"pool": 2},
     "idefics3": {"longest": 2},
     "internvl": {"max_tiles": 3},
+    "regions_detector": DETECTOR,
     "regions_grid": {"regions": 2},
     "regions_random": {"regions": 2},
     "regions_saliency": {"regions": 2},

@@ -18,7 +18,7 @@ from PIL.Image import Image as Picture
 from beni.data.images import BadImage, decode
 from beni.data.sample import Sample
 from beni.evals.ablations import ABLATIONS, TRUE
-from beni.evals.drawings import Artist, Drawing, artist_of
+from beni.evals.drawings import Artist, Drawing, artist_of, outlined
 from beni.evals.subject import Asked, Subject
 from beni.model.pictures import Looked
 from beni.runs.files import GALLERY, PICTURES
@@ -140,6 +140,8 @@ def _drawn(item: GalleryItem, artist: Artist, layouts: Sequence[ImageLayout], lo
 def _drawings(
     artist: Artist, looked: Looked, image: int, layout: ImageLayout, size: tuple[int, int]
 ) -> Iterator[Drawing]:
+    if (crops := outlined(layout, size)) is not None:
+        yield crops
     for name, pictures in looked.pictures.items():
         yield from artist.of_stage(name, layout, [values for of, values in pictures if of == image], size)
     if (values := looked.attention.images.get(image)) is not None:

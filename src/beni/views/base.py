@@ -45,6 +45,14 @@ class Views(Stage):
         """
         return layout
 
+    def fingerprint(self) -> str | None:
+        """A hash of the weights by which ``settled`` finds where views lie; None where there are none."""
+        return None
+
+    def loading_flops(self) -> int:
+        """FLOPs that ``settled`` takes for one picture, in the loader: on no part's bill."""
+        return 0
+
     @abstractmethod
     def split(self, picture: Picture, layout: ImageLayout, transform: PictureTransform) -> list[Tensor]:
         """A decoded picture and its settled layout -> the pixels ``(3, height, width)`` of its views, of the sizes in
