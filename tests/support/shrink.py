@@ -90,8 +90,6 @@ DETECTOR = {
     "architecture": {
         "model_type": "detr",
         "num_labels": 5,
-        "use_timm_backbone": False,
-        "use_pretrained_backbone": False,
         "backbone_config": {
             "model_type": "resnet",
             "embedding_size": 8,

@@ -132,8 +132,8 @@ class RegionProposer(Stage):
 
 def box_features(boxes: Float[Tensor, "i r 4"]) -> Float[Tensor, "i r f"]:
     """Sines and cosines of the four sides and the area of each box, ``OCTAVES`` of each."""
-    numbers = torch.cat([boxes, areas(boxes)[..., None]], -1)
-    rates = math.pi * 2.0 ** torch.arange(OCTAVES, device=boxes.device, dtype=boxes.dtype)
+    numbers = torch.cat([boxes, areas(boxes)[..., None]], -1).double()  # angles of hundreds, of which small parts count
+    rates = math.pi * 2.0 ** torch.arange(OCTAVES, device=boxes.device, dtype=numbers.dtype)
     angles = (numbers[..., None] * rates).flatten(2)
     return torch.cat([angles.sin(), angles.cos()], -1)
 
