@@ -111,9 +111,6 @@ def _train(
         report.notice(notice)
     data, probe, held = _data(run, planned, environment, report)  # what it will see and cost, known without weights
     table = spec_table(planned, run, probe.length, probe.label_rows, probe.image)
-    if loading := planned.views.loading_flops():
-        views = run["choices"].get("views")
-        report.notice(f"views={views} takes {loading:.1e} FLOPs for each image in the loader, on no other bill")
     _require_memory(run, planned, probe, environment, report)
     with (
         process_group(environment, sharded=is_sharded(environment.world, run["fsdp"])),

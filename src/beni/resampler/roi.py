@@ -81,7 +81,8 @@ class RegionProposer(Stage):
     ) -> None:
         super().__init__()
         grid_of(tokens, part)
-        self.part, self.regions, self.bins, self.samples, self.whole = part, regions, bins, samples, whole
+        self.part, self.regions, self.bins, self.whole = part, regions, bins, whole
+        self.samples: int | Literal["auto"] = samples
         dim = tokens.dim
         self.box_embedding = FeedForward(10 * OCTAVES, dim, dim, nn.GELU(), bias=True) if embed_boxes else None
 

@@ -59,7 +59,8 @@ class LostRegions(RegionProposer):
         embed_boxes: bool,
     ) -> None:
         super().__init__(tokens, "resampler=roi_lost", regions, bins, samples, whole, embed_boxes)
-        self.of, self.centred, self.seeds = of, centred, seeds
+        self.of: Literal["features", "keys"] = of
+        self.centred, self.seeds = centred, seeds
         self.reads: frozenset[Reads] = frozenset({"keys"} if of == "keys" else ())
 
     @torch.no_grad()

@@ -67,7 +67,8 @@ class TokenCutRegions(RegionProposer):
         embed_boxes: bool,
     ) -> None:
         super().__init__(tokens, "resampler=roi_tokencut", regions, bins, samples, whole, embed_boxes)
-        self.of, self.centred, self.threshold = of, centred, threshold
+        self.of: Literal["features", "keys"] = of
+        self.centred, self.threshold = centred, threshold
         self.reads: frozenset[Reads] = frozenset({"keys"} if of == "keys" else ())
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -111,7 +111,7 @@ def loaded(name: str | None, architecture: str) -> PreTrainedModel:
 
 
 def _at_random(config: PreTrainedConfig) -> PreTrainedModel:
-    """The same weights in every process."""
+    """Draws a detector whose weights are the same in every process."""
     with torch.device("cpu"), torch_stream(0, "detector"), buildable("views", config.model_type, "auto"):
         if isinstance(config, Owlv2Config):
             model: PreTrainedModel = Owlv2ForObjectDetection(config)
@@ -129,14 +129,14 @@ def _flops(name: str | None, architecture: str, size: tuple[int, int]) -> int:
 
 def _boxes(model: nn.Module, pixels: Float[Tensor, "1 3 height width"]) -> tuple[Tensor, Tensor]:
     if isinstance(model, Owlv2ForObjectDetection):
-        features, _ = model.image_embedder(pixels, interpolate_pos_encoding=True)
+        features: Tensor = model.image_embedder(pixels, interpolate_pos_encoding=True)[0]
         tokens = features.flatten(1, 2)
         found = model.box_predictor(tokens, features, interpolate_pos_encoding=True)[0]
         scores = model.objectness_predictor(tokens)[0].sigmoid()
     else:
-        out = model(pixel_values=pixels)
-        found, scores = out.pred_boxes[0], _best_class(out.logits[0], model.config.num_labels)
-    (x, y, width, height) = found.unbind(-1)
+        out, config = model(pixel_values=pixels), cast("PreTrainedConfig", model.config)
+        found, scores = out.pred_boxes[0], _best_class(out.logits[0], cast("int", config.num_labels))
+    x, y, width, height = found.unbind(-1)
     boxes = torch.stack([y - height / 2, x - width / 2, y + height / 2, x + width / 2], -1)
     return boxes.clamp(0, 1), scores
 

@@ -77,9 +77,7 @@ def cropped(picture: Picture, box: Box, size: tuple[int, int]) -> Picture:
     height, width = size
     top, left, bottom, right = box
     edges = (left * picture.width, top * picture.height, right * picture.width, bottom * picture.height)
-    sides = (picture.width, picture.height, picture.width, picture.height)
-    within = tuple(min(edge, float(side)) for edge, side in zip(edges, sides, strict=True))
-    return picture.resize((width, height), Resampling.BICUBIC, box=within)
+    return picture.resize((width, height), Resampling.BICUBIC, box=edges)
 
 
 def as_boxes(boxes: Tensor | np.ndarray) -> list[Box]:
