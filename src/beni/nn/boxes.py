@@ -69,6 +69,11 @@ def portions(count: int, kinds: int) -> list[int]:
     return [count // kinds + (kind < count % kinds) for kind in range(kinds)]
 
 
+def dealt(count: int, sizes: Sequence[float]) -> list[float]:
+    """The size of each of ``count`` windows, of which every size gets its portion."""
+    return [size for number, size in zip(portions(count, len(sizes)), sizes, strict=True) for _ in range(number)]
+
+
 def even_windows(count: int, sizes: Sequence[float]) -> Float[Tensor, "count 4"]:
     """Windows at even distances: each size gets its portion of them, in rows, from edge to edge of the picture.
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -47,6 +48,11 @@ class Regions:
     boxes: Float[Tensor, "i r 4"]
     log_gate: Float[Tensor, "i r"] | None = None
 
+    def some(self, first: int, last: int) -> Regions:
+        """The boxes from ``first`` up to ``last``."""
+        gates = None if self.log_gate is None else self.log_gate[:, first:last]
+        return Regions(self.boxes[:, first:last], gates)
+
 
 class RegionProposer(Stage):
     """``(i, rows * columns, d) -> (i, whole^2 + regions * bins^2, d)``: the whole view, then region by region.
@@ -56,10 +62,10 @@ class RegionProposer(Stage):
     Args:
         tokens: spec of the incoming visual tokens.
         part: as it is written on the command line, for messages.
-        regions: boxes of each view.
+        sides: of each box of a view the longest that it can have, as a share of the view's.
         bins: rows and columns of tokens of each box.
         samples: points along each side of a bin that are averaged; ``auto`` takes as many as leave no cell of the map
-            out in a box that is the whole view.
+            out of such a box.
         whole: rows and columns of tokens of the whole view, which come first; 0 leaves them out.
         embed_boxes: add to each token where its box lies.
 
@@ -73,7 +79,7 @@ class RegionProposer(Stage):
         self,
         tokens: TokenSpec,
         part: str,
-        regions: int,
+        sides: Sequence[float],
         bins: int,
         samples: int | Literal["auto"],
         whole: int,
@@ -81,7 +87,7 @@ class RegionProposer(Stage):
     ) -> None:
         super().__init__()
         grid_of(tokens, part)
-        self.part, self.regions, self.bins, self.whole = part, regions, bins, whole
+        self.part, self.sides, self.regions, self.bins, self.whole = part, tuple(sides), len(sides), bins, whole
         self.samples: int | Literal["auto"] = samples
         dim = tokens.dim
         self.box_embedding = FeedForward(10 * OCTAVES, dim, dim, nn.GELU(), bias=True) if embed_boxes else None
@@ -97,11 +103,16 @@ class RegionProposer(Stage):
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         grid, regions = grid_in(tokens), self.propose(tokens, context)
         context.drawn("regions", coverage(regions.boxes, grid), tokens)
-        pieces = [self._pooled(tokens, regions, self.bins)]
+        pieces = []
         if self.whole:
             view = regions.boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(len(tokens.x), 1, 4)
             gates = None if regions.log_gate is None else torch.zeros_like(regions.log_gate[:, :1])
-            pieces.insert(0, self._pooled(tokens, Regions(view, gates), self.whole))
+            pieces.append(self._pooled(tokens, Regions(view, gates), 1.0, self.whole))
+        first = 0
+        for side, alike in groupby(self.sides):  # with as many points each
+            last = first + len(list(alike))
+            pieces.append(self._pooled(tokens, regions.some(first, last), side, self.bins))
+            first = last
         pooled = VisualTokens.cat(pieces)
         patches = (tokens.size * tokens.mask).sum(1, keepdim=True)
         return replace(pooled, size=pooled.size * (patches / pooled.size.sum(1, keepdim=True)))
@@ -111,10 +122,10 @@ class RegionProposer(Stage):
             draw_layers(self.box_embedding, lambda weight: nn.init.normal_(weight, std=weight.shape[1] ** -0.5))
             nn.init.zeros_(self.box_embedding.fc2.weight)
 
-    def _pooled(self, tokens: VisualTokens, regions: Regions, bins: int) -> VisualTokens:
-        """Tokens of the boxes; those of a box stand for equal parts of it."""
+    def _pooled(self, tokens: VisualTokens, regions: Regions, side: float, bins: int) -> VisualTokens:
+        """Tokens of boxes of which none is longer than ``side``; those of a box stand for equal parts of it."""
         features, boxes = to_map(tokens), regions.boxes
-        samples = math.ceil(max(features.shape[2:]) / bins) if self.samples == "auto" else self.samples
+        samples = math.ceil(side * max(features.shape[2:]) / bins) if self.samples == "auto" else self.samples
         x = roi_align(features, boxes, bins, samples)  # (i, r, m, d)
         if self.box_embedding is not None:
             x = x + self.box_embedding(box_features(boxes).to(x.dtype))[:, :, None]

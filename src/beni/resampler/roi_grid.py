@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from beni.config.ranges import Above, AtLeast, AtMost
-from beni.nn.boxes import even_windows, require_sizes
+from beni.nn.boxes import dealt, even_windows, require_sizes
 from beni.resampler.roi import RegionProposer, Regions, precise
 from beni.stage import StageContext
 from beni.types import TokenSpec, VisualTokens
@@ -19,7 +19,7 @@ class GridRegions(RegionProposer):
         regions: boxes of each view.
         sizes: of windows, as shares of the view's sides; each gets an equal portion of the boxes.
         bins: rows and columns of tokens of each box.
-        samples: points along each side of a bin that are averaged; ``auto`` leaves no cell of the map out.
+        samples: points along each side of a bin that are averaged; ``auto`` leaves no cell of a box out.
         whole: rows and columns of tokens of the whole view, which come first; 0 leaves them out.
         embed_boxes: add to each token where its box lies.
 
@@ -39,8 +39,8 @@ class GridRegions(RegionProposer):
         whole: Annotated[int, AtLeast(0)],
         embed_boxes: bool,
     ) -> None:
-        super().__init__(tokens, "resampler=roi_grid", regions, bins, samples, whole, embed_boxes)
         require_sizes(sizes, "resampler.sizes")
+        super().__init__(tokens, "resampler=roi_grid", dealt(regions, sizes), bins, samples, whole, embed_boxes)
         self.sizes = sizes
 
     def propose(self, tokens: VisualTokens, context: StageContext) -> Regions:

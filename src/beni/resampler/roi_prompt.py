@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import torch
 
 from beni.config.ranges import Above, AtLeast, AtMost, Below
-from beni.nn.boxes import best_windows, even_windows, require_sizes
+from beni.nn.boxes import best_windows, dealt, even_windows, require_sizes
 from beni.nn.prompt_scores import PromptScores, gates_of
 from beni.resampler.roi import RegionProposer, Regions, heat_map
 from beni.stage import StageContext, require_gates_kept
@@ -39,7 +39,7 @@ class PromptedRegions(RegionProposer):
             log sigmoid(scale * score) (``straight_through``); through these as gates (``gates``).
         scale: of the scores in the gates.
         bins: rows and columns of tokens of each box.
-        samples: points along each side of a bin that are averaged; ``auto`` leaves no cell of the map out.
+        samples: points along each side of a bin that are averaged; ``auto`` leaves no cell of a box out.
         whole: rows and columns of tokens of the whole view, which come first; 0 leaves them out.
         embed_boxes: add to each token where its box lies.
 
@@ -68,8 +68,8 @@ class PromptedRegions(RegionProposer):
         whole: Annotated[int, AtLeast(0)],
         embed_boxes: bool,
     ) -> None:
-        super().__init__(tokens, "resampler=roi_prompt", regions, bins, samples, whole, embed_boxes)
         require_sizes(sizes, "resampler.sizes")
+        super().__init__(tokens, "resampler=roi_prompt", dealt(regions, sizes), bins, samples, whole, embed_boxes)
         self.sizes, self.overlap, self.scale = sizes, overlap, scale
         self.gradient: Literal["none", "straight_through", "gates"] = gradient
         self.scores = PromptScores(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import torch
 
 from beni.config.ranges import Above, AtLeast, AtMost
-from beni.nn.boxes import portions, require_sizes
+from beni.nn.boxes import dealt, require_sizes
 from beni.resampler.roi import RegionProposer, Regions
 from beni.stage import StageContext
 from beni.types import TokenSpec, VisualTokens
@@ -23,7 +23,7 @@ class RandomRegions(RegionProposer):
         sizes: of windows, as shares of the view's sides; each gets an equal portion of the boxes.
         seed: draws other windows for the same samples, so that two arms of a study may differ in nothing else.
         bins: rows and columns of tokens of each box.
-        samples: points along each side of a bin that are averaged; ``auto`` leaves no cell of the map out.
+        samples: points along each side of a bin that are averaged; ``auto`` leaves no cell of a box out.
         whole: rows and columns of tokens of the whole view, which come first; 0 leaves them out.
         embed_boxes: add to each token where its box lies.
 
@@ -44,14 +44,13 @@ class RandomRegions(RegionProposer):
         whole: Annotated[int, AtLeast(0)],
         embed_boxes: bool,
     ) -> None:
-        super().__init__(tokens, "resampler=roi_random", regions, bins, samples, whole, embed_boxes)
         require_sizes(sizes, "resampler.sizes")
-        counts = portions(regions, len(sizes))
-        self.seed, self.sizes = seed, [size for size, n in zip(sizes, counts, strict=True) for _ in range(n)]
+        super().__init__(tokens, "resampler=roi_random", dealt(regions, sizes), bins, samples, whole, embed_boxes)
+        self.seed = seed
 
     def propose(self, tokens: VisualTokens, context: StageContext) -> Regions:
         drawn = context if self.training else replace(context, step=0)
-        images, sizes = len(tokens.x), tokens.yx.new_tensor(self.sizes)[:, None]
+        images, sizes = len(tokens.x), tokens.yx.new_tensor(self.sides)[:, None]
         corner = drawn.noise(f"boxes {self.seed}", tokens.yx.new_empty(images, self.regions, 2)).to(tokens.yx)
         corner = corner * (1 - sizes)
         return Regions(torch.cat([corner, corner + sizes], -1))

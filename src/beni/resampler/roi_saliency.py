@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from beni.config.ranges import Above, AtLeast, AtMost
-from beni.nn.boxes import best_windows, require_sizes
+from beni.nn.boxes import best_windows, dealt, require_sizes
 from beni.resampler.roi import RegionProposer, Regions, heat_map, precise, stretched
 from beni.stage import Reads, StageContext
 from beni.types import TokenSpec, VisualTokens
@@ -27,7 +27,7 @@ class SalientRegions(RegionProposer):
             ``norm`` of each patch's features.
         overlap: intersection over union above which windows of one size exclude each other.
         bins: rows and columns of tokens of each box.
-        samples: points along each side of a bin that are averaged; ``auto`` leaves no cell of the map out.
+        samples: points along each side of a bin that are averaged; ``auto`` leaves no cell of a box out.
         whole: rows and columns of tokens of the whole view, which come first; 0 leaves them out.
         embed_boxes: add to each token where its box lies.
 
@@ -49,8 +49,8 @@ class SalientRegions(RegionProposer):
         whole: Annotated[int, AtLeast(0)],
         embed_boxes: bool,
     ) -> None:
-        super().__init__(tokens, "resampler=roi_saliency", regions, bins, samples, whole, embed_boxes)
         require_sizes(sizes, "resampler.sizes")
+        super().__init__(tokens, "resampler=roi_saliency", dealt(regions, sizes), bins, samples, whole, embed_boxes)
         self.sizes, self.heat, self.overlap = sizes, heat, overlap
         self.reads: frozenset[Reads] = frozenset({"attn"} if heat == "attention" else ())
 

@@ -45,7 +45,7 @@ class TokenCutRegions(RegionProposer):
         centred: subtract the mean of a view's patches first.
         threshold: cosine above which patches are alike.
         bins: rows and columns of tokens of each box.
-        samples: points along each side of a bin that are averaged; ``auto`` leaves no cell of the map out.
+        samples: points along each side of a bin that are averaged; ``auto`` leaves no cell of a box out.
         whole: rows and columns of tokens of the whole view, which come first; 0 leaves them out.
         embed_boxes: add to each token where its box lies.
 
@@ -66,7 +66,7 @@ class TokenCutRegions(RegionProposer):
         whole: Annotated[int, AtLeast(0)],
         embed_boxes: bool,
     ) -> None:
-        super().__init__(tokens, "resampler=roi_tokencut", regions, bins, samples, whole, embed_boxes)
+        super().__init__(tokens, "resampler=roi_tokencut", [1.0] * regions, bins, samples, whole, embed_boxes)
         self.of: Literal["features", "keys"] = of
         self.centred, self.threshold = centred, threshold
         self.reads: frozenset[Reads] = frozenset({"keys"} if of == "keys" else ())

@@ -10,7 +10,7 @@ import numpy as np
 from PIL.Image import Image as Picture
 
 from beni.config.ranges import Above, AtLeast, AtMost
-from beni.nn.boxes import portions, require_sizes
+from beni.nn.boxes import dealt, require_sizes
 from beni.nn.streams import numpy_stream
 from beni.types import Box, TokenSpec
 from beni.views.regions import RegionViews, as_boxes
@@ -43,8 +43,7 @@ class RandomCrops(RegionViews):
     ) -> None:
         super().__init__(tokens, tile, regions, join)
         require_sizes(sizes, "views.sizes")
-        counts = portions(regions, len(sizes))
-        self.seed, self.sizes = seed, [size for size, n in zip(sizes, counts, strict=True) for _ in range(n)]
+        self.seed, self.sizes = seed, dealt(regions, sizes)
 
     def propose(self, picture: Picture) -> Sequence[Box]:
         shown = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()

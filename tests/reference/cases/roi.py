@@ -37,11 +37,13 @@ def point(x, y, column):
     return (1 - down) * upper + down * lower
 
 
-def pooled(x, box, bins):
-    """The bins of a box in reading order, each the mean of points at even distances."""
+def pooled(x, box, bins, longest):
+    """The bins of a box in reading order, each the mean of points at even distances, which leave no cell of the map out
+    of a box of the ``longest`` side that there can be.
+    """
     rows, columns = x.shape[:2]
     top, left, bottom, right = box
-    samples = math.ceil(max(rows, columns) / bins)
+    samples = math.ceil(longest * max(rows, columns) / bins)
     tall, wide = (bottom - top) / bins, (right - left) / bins
     out = []
     for i in range(bins):
@@ -171,10 +173,16 @@ class Reference(nn.Module):
         for row in range(len(tokens.x)):
             boxes, factors = self.boxes(tokens, row)
             x = tokens.x[row].unflatten(0, self.grid)
-            whole = self.placed(pooled(x, (0, 0, 1, 1), WHOLE), (0, 0, 1, 1), 1)
-            rest = [self.placed(pooled(x, box, BINS), box, f) for box, f in zip(boxes, factors, strict=True)]
+            whole = self.placed(pooled(x, (0, 0, 1, 1), WHOLE, 1.0), (0, 0, 1, 1), 1)
+            some = zip(boxes, factors, self.sides(), strict=True)
+            rest = [self.placed(pooled(x, box, BINS, side), box, factor) for box, factor, side in some]
             rows.append(torch.cat([whole, *rest]))
         return torch.stack(rows)
+
+    def sides(self):
+        if self.option in ("roi_lost", "roi_tokencut"):
+            return [1.0] * self.regions
+        return [size for count, size in dealt(self.regions) for _ in range(count)]
 
     def placed(self, bins, box, factor):
         numbers = [*box, (box[2] - box[0]) * (box[3] - box[1])]
@@ -252,16 +260,12 @@ def aligned(module, tokens):
     made = []
     for row in range(len(maps)):
         parts = []
-        for bins, boxes in ((WHOLE, [(0, 0, 1, 1)]), (BINS, module.boxes(tokens, row)[0])):
-            corners = [
-                (left * columns, top * rows, right * columns, bottom * rows) for top, left, bottom, right in boxes
-            ]
-            samples = math.ceil(max(rows, columns) / bins)
-            read = roi_align(
-                maps[row : row + 1], [maps.new_tensor(corners)], bins, sampling_ratio=samples, aligned=True
-            )
-            for box, one in zip(boxes, read, strict=True):
-                parts.append(module.placed(list(one.flatten(1).T), box, 1))
+        regions = zip(module.boxes(tokens, row)[0], module.sides(), strict=True)
+        for bins, box, side in ((WHOLE, (0, 0, 1, 1), 1.0), *((BINS, box, side) for box, side in regions)):
+            corners = maps.new_tensor([[box[1] * columns, box[0] * rows, box[3] * columns, box[2] * rows]])
+            samples = math.ceil(side * max(rows, columns) / bins)
+            read = roi_align(maps[row : row + 1], [corners], bins, sampling_ratio=samples, aligned=True)
+            parts.append(module.placed(list(read[0].flatten(1).T), box, 1))
         made.append(torch.cat(parts))
     return torch.stack(made)
 
