@@ -10,6 +10,9 @@ Component = Literal["vision", "views", "selector", "resampler", "connector", "fu
 BACKBONES: tuple[Backbone, ...] = get_args(Backbone)
 """Components that are Hugging Face models, with pretrained weights of their own."""
 
+DESCRIBED: tuple[str, ...] = (*BACKBONES, "views")
+"""Groups whose nodes may have an ``architecture``: the backbones, and views that ask a detector."""
+
 COMPONENTS: tuple[Component, ...] = get_args(Component)
 """Part groups that are modules of the model, in the order of the forward pass."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from beni.components import BACKBONES
+from beni.components import DESCRIBED
 from beni.errors import WeightsError
 
 OPTIMIZER_PACKAGES = {"adamw_8bit": "bitsandbytes", "lion": "lion_pytorch"}
@@ -47,8 +47,8 @@ def package_file(reference: str) -> Path:
 
 
 def require_weights(run: Mapping[str, Any]) -> None:
-    """Return when every backbone of a run whose weights are ``pretrained`` can load them on this machine, and the
-    packages of its optimizer and its quantization are installed.
+    """Return when every backbone and detector of a run whose weights are ``pretrained`` can load them on this machine,
+    and the packages of its optimizer and its quantization are installed.
 
     Raises:
         WeightsError: see ``require``.
@@ -63,7 +63,7 @@ def require_weights(run: Mapping[str, Any]) -> None:
             f"quantization={run['choices'].get('quantization')} needs the package {package}\n"
             "  fix: pip install 'beni[quantization]'"
         )
-    for group in BACKBONES:
+    for group in DESCRIBED:
         node = run[group]
         if node.get("weights") == "pretrained" and node.get("name") is not None:
             require(node["name"], group)

@@ -2,7 +2,8 @@
 
 Writes a page with the first steps of the run: views in token order, the text with its loss mask, the boundaries of
 samples in packs, positions, lengths, the shares of a mixture, and bad images with their replacements.
-With ``--run FOLDER`` the weights of a run draw which patches are kept.
+Crops whose places depend on the pixels are outlined; with ``--run FOLDER`` the weights of a run draw which patches are
+kept.
 """
 
 from __future__ import annotations
@@ -115,10 +116,10 @@ def look(
     from contextlib import closing
 
     from beni.assemble import assemble
-    from beni.data.batch.preview import histogram, preview, without_weights
+    from beni.data.batch.preview import histogram, preview
     from beni.model.costing.table import propagate
 
-    viewer, draws, weights = propagate(run).viewer, without_weights, {}
+    viewer, draws, weights = propagate(run).viewer, _outlines, {}
     if folder is not None:
         from beni.training.checkpoint.restore import restore
 
@@ -151,6 +152,21 @@ def look(
     }
 
 
+def _outlines(batch: Batch) -> list[list[Overlay]]:
+    """Where crops lie that depend on the pixels, over the view that is the whole picture."""
+    from beni.data.batch.preview import Overlay
+    from beni.evals.drawings import outlined
+    from beni.views.base import WHOLE
+
+    drawn: list[list[Overlay]] = []
+    for layout in batch.layouts:
+        view = layout.boxes.index(WHOLE) if layout.boxes else 0
+        height, width = layout.views[view]
+        crops = outlined(layout, (width, height))
+        drawn.append([] if crops is None else [Overlay(view, f"{crops.name}, {crops.note}", crops.overlay)])
+    return drawn
+
+
 def _draws(model: BeniForConditionalGeneration, run: Mapping[str, Any]) -> Draws:
     """What the stages of a model leave to be drawn, in evaluation."""
     import torch
@@ -164,7 +180,7 @@ def _draws(model: BeniForConditionalGeneration, run: Mapping[str, Any]) -> Draws
     def draw(batch: Batch) -> list[list[Overlay]]:
         with autocast(torch.device("cpu"), run["compute"]["precision"]):
             looked = model.look(**batch.model_inputs())
-        drawn: list[list[Overlay]] = [[] for _ in batch.layouts]
+        drawn = _outlines(batch)
         for name, pictures in looked.pictures.items():
             for image, values in pictures:
                 view, drawing = artist.of_view(name, batch.layouts[image], values)

@@ -98,18 +98,20 @@ class Plan:
     Attributes:
         length: positions of the sample.
         views: of its image.
+        loading: FLOPs that the loader takes to find the views of an image.
     """
 
     table: SpecTable
     need: Memory
     length: int
     views: int
+    loading: int
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         need = self.need
         memory = {"memory_bytes": need.peak, "loading_bytes": need.loading, "offloaded_bytes": need.offloaded}
-        return self.table.to_dict() | memory | {"views": self.views}
+        return self.table.to_dict() | memory | {"views": self.views, "loading_flops": self.loading}
 
 
 def plan_of(run: dict[str, Any], assumed: Assumed) -> Plan:
@@ -136,7 +138,7 @@ def plan_of(run: dict[str, Any], assumed: Assumed) -> Plan:
         )
     table = spec_table(model, run, length, assumed.labels, image)
     need = estimate_memory(model, run, assumed.world, length, assumed.labels, assumed.local)
-    return Plan(table, need, length, len(image.views))
+    return Plan(table, need, length, len(image.views), model.views.loading_flops())
 
 
 def show_arms(arms: Sequence[Sequence[str]], config_dir: str | None, assumed: Assumed, as_json: bool) -> int:
@@ -208,6 +210,7 @@ def show(run: dict[str, Any], assumed: Assumed, as_json: bool) -> None:
         f"{formats.count(sum(r.parameters - r.trained for r in table.rows))} frozen",
         "FLOPs per sample": f"{formats.count(table.train_flops_per_sample)} in training, "
         f"{formats.count(table.prefill_flops)} in prefill",
+        **({"FLOPs to load": f"{formats.count(plan.loading)} per image, not in the others"} if plan.loading else {}),
         "memory per process": f"{need.peak / 2**30:.1f} GiB ({need.explain()}) at "
         f"train.batch_size={train['batch_size']} train.accumulation={train['accumulation']} "
         f"compute.precision={run['compute']['precision']}, {world} process{'es' if world > 1 else ''}, "

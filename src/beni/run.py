@@ -321,6 +321,7 @@ def _write_identity(
         "data_fingerprint": fingerprint,
         "data_samples": {"training": len(data.source), "held out": len(data.source.heldout())},
         "template_hash": data.renderer.hash(),
+        "views": model.views.fingerprint(),
         "special_tokens": vars(data.renderer.tokens),
         "hashes": {
             "data_order": f"{fingerprint}-{data.schedule.hash(settings['steps'])}",

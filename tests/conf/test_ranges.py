@@ -16,6 +16,7 @@ WITHOUT = {
     "vision.layer": "counts from the end; E-LEVELS says which there are",
     "vision.levels": "counts from either end; E-LEVELS says which there are",
     "vision.mean": "any finite number",
+    "views.mean": "any finite number",
     "resampler.cross_attention_every": "E-PLACE",
     "selector.threshold": "any finite number",
 }

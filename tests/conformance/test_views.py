@@ -18,6 +18,7 @@ from beni.nn.streams import torch_stream
 from beni.paths import conf_dir
 from beni.stage import StageContext
 from beni.types import ImageLayout, TokenSpec, VisualTokens
+from support.shrink import DETECTOR
 from support.traced import follow, traced
 
 GROUPS = ("views",)
@@ -29,6 +30,7 @@ SMALL = {
     "dragonfly_v2": {"pool": 2},
     "idefics3": {"longest": 3},
     "internvl": {"max_tiles": 6},
+    "regions_detector": DETECTOR,
 }
 """Values that fit a tile of 4x4 patches."""
 SIZES = [(20, 30), (40, 18), (16, 16), (3, 70), (64, 64)]
@@ -80,7 +82,7 @@ def rows(views, layout):
 
 def through(views, pictures):
     """Pictures through the stage as a model does it, its tokens passed on as they are."""
-    layouts = tuple(views.plan((p.height, p.width)) for p in pictures)
+    layouts = tuple(views.settled(p, views.plan((p.height, p.width))) for p in pictures)
     split = [views.split(p, layout, TRANSFORM) for p, layout in zip(pictures, layouts, strict=True)]
     context = StageContext(layouts=layouts)
     tokens = on_each_size(encode, list(chain(*split)), ())
@@ -99,6 +101,18 @@ def test_a_picture_becomes_the_views_that_were_planned(variants, option):
             assert tuple(tuple(view.shape) for view in made) == tuple((3, *view) for view in layout.views)
             assert layout.size == size
             assert views.plan(size) == layout
+
+
+def test_pixels_say_no_more_than_where_views_lie_and_always_the_same(variants, option):
+    for views in variants:
+        for size in SIZES:
+            planned, seen = views.plan(size), [views.settled(picture(size, seed), views.plan(size)) for seed in (0, 1)]
+            assert seen == [planned, planned]  # but for their boxes
+            assert views.settled(picture(size), planned).boxes == seen[0].boxes
+            for layout in seen:
+                assert all(0 <= a < b <= 1 for box in layout.boxes for a, b in zip(box, box[2:], strict=False))
+                assert len(layout.boxes) in (0, len(layout.views))
+                assert len(views.places(layout)) == len(rows(views, layout))
 
 
 def test_its_extremes_are_layouts_of_pictures_of_their_size_and_no_picture_takes_more(variants, option):

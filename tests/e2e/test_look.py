@@ -129,6 +129,13 @@ def test_without_weights_nothing_is_drawn(page):
     assert "background-image" not in page.read_text()
 
 
+def test_crops_are_outlined_over_the_whole_picture_before_there_is_a_model(tiny_values, tmp_path, capsys):
+    options = ("views=regions_saliency", "views.regions=2", "template.max_length=2048")
+    assert main([*tiny_values, *options, "--terminal"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("view 1: views/crops, 2 crops") == said.count("views 24x24, 24x24, 24x24;") > 0
+
+
 def test_the_folder_of_a_run_and_overrides_are_not_mixed(trained, tmp_path, capsys):
     assert main(["--run", str(trained), "selector=none"]) == 2
     assert "leave out --run, or the overrides" in capsys.readouterr().err

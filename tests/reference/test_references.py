@@ -32,6 +32,6 @@ def test_every_mechanism_has_a_case_that_runs_without_further_packages() -> None
     groups = ("selector", "connector", "resampler", "fusion")
     options = {f"{g}={path.stem}" for g in groups for path in (conf_dir() / g).glob("*.yaml")}
     nothing = {"connector=auto", "connector=identity", "resampler=none", "fusion=inline"}
-    nothing |= {"selector=none", "selector=chain", "selector=random"}  # nothing, others, and noise
+    nothing |= {"selector=none", "selector=chain", "selector=random", "resampler=roi_random"}  # nothing, others, noise
     nothing.add("fusion=hyper")  # no release can be loaded: tests/unit/fusion/test_hyper.py derives it anew
     assert options - nothing == {case.option for case in CASES if case.needs is None}

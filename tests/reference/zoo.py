@@ -127,7 +127,8 @@ def _built(node: dict, option: str) -> tuple[Stage, TokenSpec]:
     for tokens in (SIDED,) if option.startswith("selector=") else STANDARD:
         try:
             with torch.device("meta"):
-                return build_stage(node, tokens=tokens, dim_out=DIM_OUT), tokens
+                stage = build_stage(node, tokens=tokens, dim_out=DIM_OUT)
+            return stage, replace(tokens, attn=True, keys=64) if stage.reads & {"attn", "keys"} else tokens
         except CompositionError as error:
             last = error
     raise SystemExit(f"{option} accepts none of the standard inputs: {last}")

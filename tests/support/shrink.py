@@ -75,6 +75,9 @@ STAGE = {
     "max_prompt": 256,
     "side": 3,
     "crops": 3,
+    "regions": 3,
+    "bins": 2,
+    "whole": 2,
     "vocabulary": 40,
     "channels": [24, 20],
 }
@@ -83,12 +86,45 @@ STAGE = {
 FUSION = {"every": 1, "first": 0, "expansion": 2.0, "sets": 1}
 """Layers of a fusion's own around those of the smallest llm."""
 
+DETECTOR = {
+    "architecture": {
+        "model_type": "detr",
+        "num_labels": 5,
+        "backbone_config": {
+            "model_type": "resnet",
+            "embedding_size": 8,
+            "hidden_sizes": [8, 16],
+            "depths": [1, 1],
+            "layer_type": "basic",
+            "out_features": ["stage2"],
+        },
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "num_queries": 12,
+    },
+    "name": None,
+    "weights": "random",
+    "image_size": 64,
+    "threshold": 0.0,
+    "regions": 2,
+}
+"""A detector of a moment, untrained: all of its scores are low."""
+
 VIEWS = {
     "idefics2": {"shortest": 8, "longest": 24},
     "native": {"max_patches": 24, "multiple": 2},
     "dragonfly_v2": {"pool": 2},
     "idefics3": {"longest": 2},
     "internvl": {"max_tiles": 3},
+    "regions_detector": DETECTOR,
+    "regions_grid": {"regions": 2},
+    "regions_random": {"regions": 2},
+    "regions_saliency": {"regions": 2},
     "anyres": {"canvases": [[1, 2], [2, 1]]},
 }
 """Views of a picture of a few patches a side."""

@@ -78,6 +78,9 @@ def _compare(run: Run, other: Run) -> Iterator[tuple[str, str]]:
         if versions.get(package) != other_versions.get(package):
             pair = f"{versions.get(package, 'absent')}, baseline {other_versions.get(package, 'absent')}"
             yield "differs", f"version of {package} differs ({pair})"
+    detectors = [one.identity.get("views") for one in (run, other)]
+    if run.config.get("views") == other.config.get("views") and detectors[0] != detectors[1]:
+        yield "differs", "weights of the detector that finds the views differ"
     for key, section in (("data_fingerprint", "data"), ("template_hash", "template")):
         if run.config.get(section) == other.config.get(section):
             yield from _values(key.replace("_", " "), run.identity.get(key), other.identity.get(key))

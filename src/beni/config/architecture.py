@@ -1,4 +1,4 @@
-"""The ``architecture`` of an encoder or llm: fields of a Hugging Face config, judged as far as it goes without it.
+"""The ``architecture`` of an encoder, llm or detector: fields of a Hugging Face config, judged as far as that goes.
 
 Which fields a model knows is judged while planning (nn/architecture.py).
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from beni.components import BACKBONES
+from beni.components import DESCRIBED
 from beni.config.given import own
 from beni.config.types import fits
 
@@ -31,7 +31,7 @@ def settle_architectures(run: dict[str, Any], given: Mapping[str, Any], hydra: D
         Problems: fields and names that are given and nobody would read.
     """
     problems = []
-    for group in BACKBONES:
+    for group in DESCRIBED:
         for path, node, said, option in described(group, run[group], given.get(group), own(hydra, group)):
             problems += _settle(path, node, said, option)
     return problems
@@ -78,7 +78,7 @@ def _settle(path: str, node: dict[str, Any], said: Mapping[str, Any], option: Ma
 
 def architecture_rules(run: Mapping[str, Any]) -> Iterator[str]:
     """Problems of values that every model would take and none could mean: no layers, a dropout of 1.5, NaN."""
-    for group in BACKBONES:
+    for group in DESCRIBED:
         for path, node, *_ in described(group, run[group]):
             fields = node["architecture"] if isinstance(node["architecture"], dict) else {}
             for key, value in fields.items():

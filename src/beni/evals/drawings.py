@@ -27,6 +27,10 @@ DARK = 200
 """Opacity, of 255, of the black over what is not kept."""
 HEAT = ((20, 20, 120), (150, 30, 140), (240, 90, 40), (255, 230, 70))
 """Colours from 0 to the highest value, at equal distances."""
+LINE = 2
+"""Pixels of a crop's outline."""
+CROPS = "views/crops"
+"""Name of the drawing of where crops lie."""
 GLOW = 165
 """Opacity of them, of 255."""
 
@@ -129,6 +133,24 @@ class Artist:
         if len(self.views.places(layout)) == len(grids):
             return grids
         return [(grids[0][0] * layout.tiles[0], grids[0][1] * layout.tiles[1])]  # joined: those of the smallest views
+
+
+def outlined(layout: ImageLayout, size: tuple[int, int]) -> Drawing | None:
+    """The outlines of crops whose places depend on the pixels; None where views lie as their numbers say.
+
+    Args:
+        size: (width, height) of the picture that is drawn over.
+    """
+    crops = [box for box in layout.boxes if box != WHOLE]
+    if not layout.boxes:
+        return None
+    inked = np.zeros(_shape(size), dtype=np.uint8)
+    for crop in crops:
+        rows, columns = _pixels(crop, inked.shape)
+        edge = np.ones_like(inked[rows, columns])
+        edge[LINE:-LINE, LINE:-LINE] = 0
+        inked[rows, columns] = np.maximum(inked[rows, columns], edge)
+    return Drawing(CROPS, "", f"{len(crops)} crops", _palette(inked, lambda level: (*HEAT[-1], 255 * (level == 1))))
 
 
 def artist_of(model: BeniForConditionalGeneration) -> Artist:

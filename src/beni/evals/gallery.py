@@ -18,7 +18,7 @@ from PIL.Image import Image as Picture
 from beni.data.images import BadImage, decode
 from beni.data.sample import Sample
 from beni.evals.ablations import ABLATIONS, TRUE
-from beni.evals.drawings import Artist, Drawing, artist_of
+from beni.evals.drawings import Artist, Drawing, artist_of, outlined
 from beni.evals.subject import Asked, Subject
 from beni.model.pictures import Looked
 from beni.runs.files import GALLERY, PICTURES
@@ -74,7 +74,7 @@ def draw_gallery(
             answers = {f"prediction{a.suffix}": subject.renderer.decode(ids[i]) for a, ids in said.items()}
             looked = subject.look(asked[TRUE][i], said[TRUE][i], attention)
             unread = looked.attention.unread or unread
-            layouts = [artist.views.plan((picture.height, picture.width)) for picture in asked[TRUE][i].pictures]
+            layouts = [subject.viewer(picture).layout for picture in asked[TRUE][i].pictures]
             one = _shown(sample, pictures, answers, scores.get(sample.id, {}))
             shown.append(_drawn(one, artist, layouts, looked))
     if unread:
@@ -140,6 +140,8 @@ def _drawn(item: GalleryItem, artist: Artist, layouts: Sequence[ImageLayout], lo
 def _drawings(
     artist: Artist, looked: Looked, image: int, layout: ImageLayout, size: tuple[int, int]
 ) -> Iterator[Drawing]:
+    if (crops := outlined(layout, size)) is not None:
+        yield crops
     for name, pictures in looked.pictures.items():
         yield from artist.of_stage(name, layout, [values for of, values in pictures if of == image], size)
     if (values := looked.attention.images.get(image)) is not None:

@@ -11,6 +11,7 @@ from torch import nn
 from beni.components import BACKBONES, COMPONENTS
 from beni.errors import TrainabilityError
 from beni.model.quantized import packed_layers
+from beni.views.base import Views
 
 
 def apply_plan(model: nn.Module, plan: Mapping[str, str]) -> None:
@@ -50,7 +51,7 @@ def require_weights_of(model: nn.Module, run: Mapping[str, Any]) -> None:
 
 def plan_notices(model: nn.Module, run: Mapping[str, Any]) -> Iterator[str]:
     """What a person should know of a run's plan: modes that were named for components without weights, an attention
-    that training does not use, and gates that drop tokens before they have learned which.
+    that training does not use, gates that drop tokens before they have learned which, and what the loader computes.
     """
     attention = run["llm"].get("attn_implementation", "auto")
     if attention != "auto" and run["compute"]["layout"] == "packed":
@@ -63,6 +64,10 @@ def plan_notices(model: nn.Module, run: Mapping[str, Any]) -> Iterator[str]:
             "selector.phase=drop with a gate that was not trained drops tokens nearly at random: train a run with "
             "selector.phase=soft, and start from it with train.init_from"
         )
+    views = getattr(model, "views", None)
+    if isinstance(views, Views) and (loading := views.loading_flops()):
+        option = run["choices"].get("views", "custom")
+        yield f"views={option} takes {loading:.1e} FLOPs for each image in the loader, on no other bill"
     for component, mode in run["train"]["plan"].items():
         if mode != "full" and component not in BACKBONES and not has_weights(model, component):
             yield (

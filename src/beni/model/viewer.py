@@ -37,7 +37,8 @@ class Viewer:
     def __call__(self, picture: Picture, scale: int = 0) -> ViewedImage:
         if picture.mode != "RGB":
             picture = decode(Image(picture.copy, "image"))  # as training reads it: transparency over white, 16 bits
-        layout = replace(self.views.plan((picture.height, picture.width)), scale=scale)
+        planned = replace(self.views.plan((picture.height, picture.width)), scale=scale)
+        layout = self.views.settled(picture, planned)
         return ViewedImage(self.views.split(picture, layout, self.transform), layout, self.markup(layout))
 
     def scales(self, rng: np.random.Generator) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
@@ -12,13 +12,23 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+)
 
-from beni.components import BACKBONES
+from beni.components import DESCRIBED
 from beni.config.architecture import described
 from beni.config.suggest import closest
 from beni.errors import ConfigError, WeightsError, reason
 from beni.hub import require
+
+TYPES: dict[str, tuple[Iterable[str], str]] = {
+    "vision": (CONFIG_MAPPING, "siglip_vision_model"),
+    "llm": (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "llama"),
+    "views": (MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES, "rt_detr_v2"),
+}
+"""Group -> types of models that it can be given, and a usual one."""
 
 
 def read_architecture(name: str | None, architecture: dict[str, Any] | None, group: str) -> PreTrainedConfig:
@@ -43,8 +53,8 @@ def read_architecture(name: str | None, architecture: dict[str, Any] | None, gro
     values = dict(architecture)
     kind = values.pop("model_type", None)
     if kind not in CONFIG_MAPPING:
-        types = [name for name in CONFIG_MAPPING if group == "vision" or name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
-        near = get_close_matches(str(kind), types, n=3) or ["siglip_vision_model" if group == "vision" else "llama"]
+        types, usual = TYPES[group]
+        near = get_close_matches(str(kind), list(types), n=3) or [usual]
         others = f" (or {', '.join(near[1:])})" if near[1:] else ""
         raise ConfigError(
             f"{group}.architecture needs a model_type that transformers knows; missing or unknown: {kind}\n"
@@ -66,13 +76,13 @@ def require_fields(run: Mapping[str, Any]) -> None:
         ConfigError: with every field that is unknown, and the one that was probably meant.
     """
     problems = []
-    for group in BACKBONES:
+    for group in DESCRIBED:
         for path, node, *_ in described(group, run[group]):
             given = node["architecture"] or {}
             kind = given.get("model_type")
             if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
                 continue  # read_architecture says so
-            known = fields_of(CONFIG_MAPPING[kind])
+            known = fields_of(CONFIG_MAPPING[kind]) | ({"num_labels"} if group == "views" else set())
             for key in given.keys() - known:
                 near = closest(key, [name for name in known if not name.startswith("_")])
                 fix = f"did you mean {path}.architecture.{near}?" if near else f"leave out {path}.architecture.{key}"

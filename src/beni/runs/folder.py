@@ -235,5 +235,6 @@ def _proof(identity: Mapping[str, Any]) -> dict[str, Any]:
             "samples": identity.get("data_samples"),
         },
         "template": identity["template_hash"],
+        "views": identity.get("views"),
         "weights": identity["hashes"]["init"],
     }

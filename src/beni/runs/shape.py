@@ -48,6 +48,7 @@ OF_IDENTITY = {
     "versions": {...: TEXT_OR_NULL},
     "data_fingerprint": str,
     "template_hash": str,
+    "views": TEXT_OR_NULL,
     "hashes": {"data_order": str, "init": {...: TEXT_OR_NULL}},
 }
 OF_PROOF = OF_IDENTITY | {

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from beni.config.ranges import Above, AtLeast, AtMost, Below
 from beni.nn.choose import Budget, Positions, at_places, chosen_spec, in_full_rows, kept, unit, with_gates
-from beni.selector.prompt_scores import PromptScores, gates_of
+from beni.nn.prompt_scores import PromptScores, gates_of
 from beni.stage import Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from beni.config.ranges import Above, AtLeast, AtMost, Below
 from beni.nn.choose import Budget, Positions, best, by_score, chosen_spec, kept, spread, with_gates
-from beni.selector.prompt_scores import PromptScores, gates_of
+from beni.nn.prompt_scores import PromptScores, gates_of
 from beni.stage import Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 

@@ -6,7 +6,7 @@ patches or visual tokens going in, ``m`` visual tokens coming out, ``d`` width, 
 """
 
 from beni.types.batch import Batch, pinned, to_device
-from beni.types.images import ImageLayout, Markup, Pixels, ViewedImage
+from beni.types.images import Box, ImageLayout, Markup, Pixels, ViewedImage
 from beni.types.inputs import ImageInputs, SampleInputs
 from beni.types.pruning import Attention, Candidates, Cut, Pruning, Recycling
 from beni.types.sequence import IGNORE, Places, Sequence
@@ -18,6 +18,7 @@ __all__ = [
     "IGNORE",
     "Attention",
     "Batch",
+    "Box",
     "Candidates",
     "Cut",
     "Heads",

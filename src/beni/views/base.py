@@ -1,8 +1,10 @@
 """Views: how one picture becomes one or several encoder inputs, and how their tokens are put together again.
 
-The half that runs in the data loader (``plan``, ``split``, ``markup``) is a pure function of the picture's size, so the
-length of a sample is known before a pixel is decoded. The half that runs in the model comes in two steps: ``forward``
-right after the encoder, on rows that are views, and ``finish`` after the connector, on rows of the llm's width.
+The half that runs in the data loader is pure. How many views there are, of which sizes, and what stands for them in the
+text (``plan``, ``markup``) follows from the picture's size, so the length of a sample is known before a pixel is
+decoded; where views lie may depend on its pixels (``settled``, ``split``). The half that runs in the model comes in two
+steps: ``forward`` right after the encoder, on rows that are views, and ``finish`` after the connector, on rows of the
+llm's width.
 
 Views move, average and add tokens. They have no matrix product, convolution or attention, and so no FLOPs: what they
 cost is not counted.
@@ -21,10 +23,7 @@ from torch import Tensor
 
 from beni.nn.pixels import PictureTransform
 from beni.stage import Stage, StageContext
-from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
-
-Box = tuple[float, float, float, float]
-"""(top, left, bottom, right) of a view in its picture, each in [0, 1] where nothing was added around it."""
+from beni.types import Box, ImageLayout, Markup, TokenSpec, VisualTokens
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
@@ -40,9 +39,25 @@ class Views(Stage):
     def extremes(self) -> Sequence[ImageLayout]:
         """Layouts that show every kind of view and of row there can be, for checks before anything is built."""
 
+    def settled(self, picture: Picture, layout: ImageLayout) -> ImageLayout:
+        """The layout of a decoded picture with the places of its views, where these depend on its pixels; where they do
+        not, the layout as it was planned.
+        """
+        return layout
+
+    def fingerprint(self) -> str | None:
+        """A hash of the weights by which ``settled`` finds where views lie; None where there are none."""
+        return None
+
+    def loading_flops(self) -> int:
+        """FLOPs that ``settled`` takes for one picture, in the loader: on no part's bill."""
+        return 0
+
     @abstractmethod
     def split(self, picture: Picture, layout: ImageLayout, transform: PictureTransform) -> list[Tensor]:
-        """A decoded picture -> the pixels ``(3, height, width)`` of its views, of the sizes in ``layout.views``."""
+        """A decoded picture and its settled layout -> the pixels ``(3, height, width)`` of its views, of the sizes in
+        ``layout.views``.
+        """
 
     @abstractmethod
     def rows(self, layout: ImageLayout, views: Sequence[TokenSpec]) -> list[TokenSpec]:

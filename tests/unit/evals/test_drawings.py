@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
-from beni.evals.drawings import DARK, artist_of
+from beni.data.images import decode
+from beni.evals.drawings import DARK, artist_of, outlined
 from beni.evals.gallery import draw_gallery, write_gallery
 from beni.evals.subject import Asked
 from beni.stage import Stage
-from beni.types import VisualTokens
+from beni.types import ImageLayout, VisualTokens
 
 FOUR = ("vision.architecture.patch_size=6",)
 """4x4 patches of 6 pixels."""
@@ -180,3 +181,30 @@ def test_what_is_drawn_is_left_by_one_call_for_each_answer(subject_of, make_samp
     assert len(given) == 1
     assert (looked.attention.images, looked.attention.shares, looked.attention.unread) == ({}, {}, "")
     assert artist_of(subject.model).patch == (12, 12)
+
+
+def test_crops_are_outlined_where_they_were_cut(subject_of, make_sample):
+    subject = subject_of(
+        *FOUR, *SIXTY, "views=regions_saliency", "views.regions=2", "selector=random", "selector.keep=4"
+    )
+    item = drawn(subject, make_sample(0, [(48, 24)]))
+    crops, *kept = item.line["drawings"]
+    assert (crops["name"], crops["note"]) == ("views/crops", "2 crops")
+    assert [(line["part"], line["note"]) for line in kept] == [
+        ("whole picture", "4 of 16 tokens"),
+        ("views of 50% x 50%", "8 of 32 tokens"),
+    ]
+    picture = make_sample(0, [(48, 24)]).images[0]
+    boxes = subject.viewer(decode(picture)).layout.boxes[1:]
+    ink = np.asarray(item.overlays[crops["file"]].convert("RGBA"))[..., 3] > 0
+    height, width = ink.shape
+    expected = np.zeros_like(ink)
+    for top, left, bottom, right in boxes:
+        y, x = slice(round(top * height), round(bottom * height)), slice(round(left * width), round(right * width))
+        expected[y, x][:2], expected[y, x][-2:] = True, True
+        expected[y, x][:, :2], expected[y, x][:, -2:] = True, True
+    assert (ink == expected).all()
+
+
+def test_views_that_lie_as_their_numbers_say_have_no_outlines():
+    assert outlined(ImageLayout((8, 8), ((4, 4), (4, 4))), (8, 8)) is None

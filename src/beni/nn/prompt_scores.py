@@ -5,7 +5,7 @@ The answer is never seen: what is asked is the text of the sample that is neithe
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from beni.nn.choose import legible
-from beni.stage import Reads, StageContext
-from beni.types import VisualTokens
+from beni.types import Prompt, VisualTokens
 
 Source = Literal["embeddings", "hidden"]
 Gradient = Literal["none", "straight_through", "gates"]
+
+
+@runtime_checkable
+class Asked(Protocol):
+    """What the scores need of a stage's context."""
+
+    @property
+    def prompt(self) -> Prompt | None:
+        """What is asked about each row."""
+        ...
+
+    def noise(self, name: str, like: Tensor) -> Tensor:
+        """Uniform values of that shape, of each row's own."""
+        ...
 
 
 class PromptScores(nn.Module):
@@ -55,11 +68,11 @@ class PromptScores(nn.Module):
         self.requires_grad_(not frozen)
 
     @property
-    def reads(self) -> frozenset[Reads]:
+    def reads(self) -> frozenset[Literal["prompt", "prompt_hidden"]]:
         """What a stage must declare that it reads."""
         return frozenset({"prompt"} if self.source == "embeddings" else {"prompt_hidden"})
 
-    def forward(self, tokens: VisualTokens, context: StageContext) -> tuple[Float[Tensor, "i n"], Bool[Tensor, "i"]]:
+    def forward(self, tokens: VisualTokens, context: Asked) -> tuple[Float[Tensor, "i n"], Bool[Tensor, "i"]]:
         """The cosines, and True at rows that are compared with something: all, where the vector of nothing is learned;
         the others' cosines are 0.
         """
@@ -82,9 +95,7 @@ class PromptScores(nn.Module):
         if self.of_text.bias is not None:
             nn.init.normal_(self.of_text.bias, std=self.of_text.out_features**-0.5)
 
-    def _text(
-        self, like: Float[Tensor, "i n d"], context: StageContext
-    ) -> tuple[Float[Tensor, "i t"], Bool[Tensor, "i"]]:
+    def _text(self, like: Float[Tensor, "i n d"], context: Asked) -> tuple[Float[Tensor, "i t"], Bool[Tensor, "i"]]:
         """What is asked about each row, and whether something is."""
         prompt = context.prompt
         if prompt is None:
