@@ -84,6 +84,8 @@ FUSION = {"every": 1, "first": 0, "expansion": 2.0, "sets": 1}
 """Layers of a fusion's own around those of the smallest llm."""
 
 VIEWS = {
+    "ps3": {"times": 2, "detail": 4, "width": 8},
+    "random_patches": {"times": 2},
     "idefics2": {"shortest": 8, "longest": 24},
     "native": {"max_patches": 24, "multiple": 2},
     "dragonfly_v2": {"pool": 2},

@@ -6,7 +6,7 @@ between 0 and 1 in each view. The set of a given size with the largest determina
 
 Reference: ``encode_images`` of the released ``llava_arch.py``; the tests derive the same choice from determinants.
 There the relevance is the negative cosine of CLIP's projected patches with CLIP's text embedding; here it is a cosine
-in a learned space (``prompt_scores``), since any encoder and any llm may meet.
+in a learned space (``beni.prompt.scores``), since any encoder and any llm may meet.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from beni.config.ranges import Above, AtLeast, AtMost, Below
 from beni.nn.choose import Budget, Positions, at_places, chosen_spec, in_full_rows, kept, unit, with_gates
-from beni.selector.prompt_scores import PromptScores, gates_of
+from beni.prompt.scores import PromptScores, gates_of
 from beni.stage import Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 

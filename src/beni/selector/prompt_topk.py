@@ -1,9 +1,7 @@
 """The tokens that have most to do with what is asked, as many as a budget says beforehand.
 
-The score of a token is its cosine with the prompt in a learned space (``prompt_scores``). With a budget that is known a
-priori nothing needs padding. Akin to PS3 (arXiv 2503.19903), whose prior prompt is the learned vector here; Dragonfly
-(arXiv 2406.00977), often cited for it, chooses tiles by their likeness to coarser tiles and without the prompt
-(``views=dragonfly_v1``).
+The score of a token is its cosine with the prompt in a learned space (``beni.prompt.scores``). With a budget that is
+known a priori nothing needs padding. PS3 (arXiv 2503.19903) chooses so before the encoder (``views=ps3``).
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from beni.config.ranges import Above, AtLeast, AtMost, Below
 from beni.nn.choose import Budget, Positions, best, by_score, chosen_spec, kept, spread, with_gates
-from beni.selector.prompt_scores import PromptScores, gates_of
+from beni.prompt.scores import PromptScores, gates_of
 from beni.stage import Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 

@@ -1,6 +1,6 @@
 """The tokens that have enough to do with what is asked: as many as the picture and the question deserve.
 
-The score of a token is its cosine with the prompt in a learned space (``prompt_scores``). How many are kept
+The score of a token is its cosine with the prompt in a learned space (``beni.prompt.scores``). How many are kept
 varies, so what follows reads a mask: a resampler that does, or the llm, before which fusion takes the others out.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from beni.config.ranges import Above, AtLeast, Below
 from beni.nn.choose import Budget, Positions, best, by_score, chosen_spec, kept, legible, spread, with_gates
-from beni.selector.prompt_scores import PromptScores, gates_of
+from beni.prompt.scores import PromptScores, gates_of
 from beni.stage import Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 

@@ -4,8 +4,8 @@ The half that runs in the data loader (``plan``, ``split``, ``markup``) is a pur
 length of a sample is known before a pixel is decoded. The half that runs in the model comes in two steps: ``forward``
 right after the encoder, on rows that are views, and ``finish`` after the connector, on rows of the llm's width.
 
-Views move, average and add tokens. They have no matrix product, convolution or attention, and so no FLOPs: what they
-cost is not counted.
+Views move, average and add tokens. They have no matrix product, convolution or attention, and so no FLOPs; those that
+choose what the encoder sees (``two_looks.py``) may have some for that, which are counted.
 
 A constructor may ask, before ``*``, for ``tokens`` (of one view), ``dim_out`` (the llm's width), ``tile`` (height and
 width in pixels of the picture that the encoder wants) and ``patches`` (rows and columns of patches it makes of it).
@@ -39,6 +39,10 @@ class Views(Stage):
     @abstractmethod
     def extremes(self) -> Sequence[ImageLayout]:
         """Layouts that show every kind of view and of row there can be, for checks before anything is built."""
+
+    def sees(self, layout: ImageLayout) -> tuple[int | None, ...]:
+        """How many patches of each view the encoder sees; None for all."""
+        return (None,) * len(layout.views)
 
     @abstractmethod
     def split(self, picture: Picture, layout: ImageLayout, transform: PictureTransform) -> list[Tensor]:

@@ -63,17 +63,30 @@ class PromptScores(nn.Module):
         """The cosines, and True at rows that are compared with something: all, where the vector of nothing is learned;
         the others' cosines are 0.
         """
+        text, asked = self.asked(tokens.x, context)
+        return self.cosines(tokens, text).masked_fill(~asked[:, None], 0.0), asked
+
+    def cosines(self, tokens: VisualTokens, text: Float[Tensor, "i w"]) -> Float[Tensor, "i n"]:
+        """Between each token and what ``asked`` says of its row."""
         x = tokens.x
         if self.centred:
             real = legible(tokens)[..., None].to(x.dtype)
             x = x - (x * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
-        text, asked = self._text(x, context)
+        return (F.normalize(self.of_token(x), dim=-1) @ F.normalize(text, dim=-1)[..., None])[..., 0]
+
+    def asked(
+        self, like: Float[Tensor, "i n d"], context: StageContext
+    ) -> tuple[Float[Tensor, "i w"], Bool[Tensor, "i"]]:
+        """What is asked about each row in the space of comparison, and True at rows where that is something: all, where
+        the vector of nothing is learned.
+
+        Args:
+            like: features of the rows, for their number and type.
+        """
+        text, asked = self._text(like, context)
         # text embeddings are small, and a prompt must not drown in the vector of nothing
         text = self.of_text(F.layer_norm(text, text.shape[-1:]) * asked[:, None])
-        if self.of_text.bias is not None:
-            asked = torch.ones_like(asked)
-        cosines = F.normalize(self.of_token(x), dim=-1) @ F.normalize(text, dim=-1)[..., None]
-        return cosines[..., 0].masked_fill(~asked[:, None], 0.0), asked
+        return text, asked if self.of_text.bias is None else torch.ones_like(asked)
 
     def init_weights(self) -> None:
         """Maps that keep the size of what they map, and a vector of nothing of length one."""
