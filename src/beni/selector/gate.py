@@ -28,6 +28,7 @@ from beni.nn import gate_distributions
 from beni.nn.choose import Budget, Positions, best, by_score, chosen_spec, kept, legible
 from beni.nn.gate_distributions import GateDistribution
 from beni.selector.gate_values import Temperature, start_of, together
+from beni.selector.multiplier import SPEED, lagrangian
 from beni.selector.scorers import make_scorer
 from beni.stage import Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
@@ -35,11 +36,6 @@ from beni.types import TokenSpec, VisualTokens
 BOUND = 6.0
 """What gives a gate its parameters is kept within this distance of 0 (a hyperbolic tangent), and P(open) so within
 0.0025 and 0.9975: a gate that is shut for good would have no gradient to open again."""
-SPEED = 2.0
-"""A multiplier is so many times its parameter, so it changes by twice the learning rate in a step of Adam."""
-LIGHT = 0.01
-"""Of the multiplier's gradient, which an optimizer that norms gradients undoes: in the norm that is clipped the
-multiplier then weighs next to nothing."""
 
 
 class Gate(Stage):
@@ -191,7 +187,9 @@ class Gate(Stage):
         elif self.target != "none":
             excess = opened / each.clamp(min=1) - self.target_open
             loss = self.target_weight * excess.square().sum()
-            context.loss("target", loss + self._lagrangian(excess.sum()), len(real))
+            if self.multiplier is not None:
+                loss = loss + lagrangian(self.multiplier, excess.sum())
+            context.loss("target", loss, len(real))
         if self.prior == "beta_binomial":
             alpha, beta = self.prior_values
             loss = gate_distributions.beta_binomial(opened, each, alpha, beta) / each.clamp(min=1)
@@ -206,16 +204,6 @@ class Gate(Stage):
             return gate_distributions.bernoulli_kl(gates, self.prior_values[0])
         first, second = self.prior_values
         return gates.kl_to_beta(first, second) if self.prior == "beta" else gates.kl_to_kumaraswamy(first, second)
-
-    def _lagrangian(self, excess: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Multiplier times excess, 0 where there is none. Gates go down its gradient; the multiplier, whose gradient is
-        turned round, goes up. What micro-batches and ranks add is a sum over rows, and so is the gradient: the
-        multiplier is the same on each, and the optimizer's average of gradients is a moving average of the excess.
-        """
-        if self.multiplier is None:
-            return torch.zeros_like(excess)
-        turned = self.multiplier.sum() - self.multiplier.detach().sum()
-        return SPEED * self.multiplier.detach().sum() * excess - LIGHT * turned * excess.detach()
 
     def _tell(
         self, tokens: VisualTokens, gates: GateDistribution, opened: Bool[Tensor, "i n"], context: StageContext

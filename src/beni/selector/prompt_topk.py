@@ -6,12 +6,11 @@ known a priori nothing needs padding. PS3 (arXiv 2503.19903) chooses so before t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from beni.config.ranges import Above, AtLeast, AtMost, Below
@@ -92,18 +91,10 @@ class PromptTopK(Stage):
     ) -> Bool[Tensor, "i n"]:
         """True at the tokens of all views of an image that the budget of the image keeps."""
         which = torch.zeros_like(tokens.mask)
-        for rows in rows_of_images(len(scores), context):
+        for rows in context.by_image(len(scores)):
             own = tokens.select(rows)
             together = own.map(lambda tensor: tensor.flatten(0, 1)[None])
             by_prompt = best(together, by_score(scores[rows].flatten()[None], together), self.budget)
             evenly = best(together, spread(together.mask, self.budget), self.budget)
             which[rows] = torch.where(asked[rows[0]], by_prompt, evenly).view_as(own.mask)
         return which
-
-
-def rows_of_images(count: int, context: StageContext) -> Iterator[Int[Tensor, "r"]]:
-    """The rows of each image, in order; each row is an image where nobody knows."""
-    images: dict[int, list[int]] = {}
-    for row in range(count):
-        images.setdefault(context.rows[row].image if context.rows else row, []).append(row)
-    yield from (torch.tensor(rows) for rows in images.values())

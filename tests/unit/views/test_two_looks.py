@@ -17,7 +17,7 @@ from beni.llm import segment_attention
 from beni.measure.flops import count_flops, count_training_flops, counting
 from beni.model.build import build
 from beni.model.costing.counts import Costs
-from beni.model.costing.table import propagate
+from beni.model.costing.table import propagate, spec_table
 from beni.nn.streams import torch_stream
 from beni.stage import Row, Sink, StageContext
 from beni.training.step import forward_backward
@@ -189,9 +189,12 @@ def test_a_patch_that_is_left_out_is_a_patch_that_nobody_attends_to(model_of):
 def test_what_is_not_kept_costs_no_block_of_the_encoder(tiny_run):
     bills = {}
     for keep in (1, 10, 64):
-        twin = propagate(tiny_run(*FINE, *PS3, f"views.keep={keep}"))
-        costs = Costs(twin)
-        bills[keep] = costs.prefill(twin.viewer.plan((50, 70)), 120, 4)
+        run = tiny_run(*FINE, *PS3, f"views.keep={keep}")
+        twin = propagate(run)
+        layout = twin.viewer.plan((50, 70))
+        bills[keep] = Costs(twin).prefill(layout, 120, 4)
+        (row,) = [row for row in spec_table(twin, run, 120, 4, layout).rows if row.stage == "vision"]
+        assert (row.tokens, row.flops) == (16 + keep, bills[keep]["vision"])
     embed, layer = 2 * 36 * 3 * 32, 2 * (4 * 32 * 32 + 2 * 32 * 64)  # of a patch: its embedding, and one of 2 blocks
 
     def encoder(n, kept):
