@@ -123,7 +123,7 @@ class StageContext:
         return replace(self, stage=stage)
 
     def by_image(self, count: int) -> Iterator[Int[Tensor, "k"]]:
-        """Of ``count`` rows those of each image, in order; each row is an image where nobody knows."""
+        """The rows of each image, of ``count`` in all, in order; each row is an image where nobody knows."""
         images: dict[int, list[int]] = {}
         for row in range(count):
             images.setdefault(self.rows[row].image if self.rows else row, []).append(row)

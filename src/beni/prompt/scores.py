@@ -1,7 +1,4 @@
-"""How much each visual token has to do with what is asked: a cosine between the two, in a space that is learned.
-
-The answer is never seen: what is asked is the text of the sample that is neither supervised nor an image.
-"""
+"""How much each visual token has to do with what is asked: a cosine between the two, in a space that is learned."""
 
 from __future__ import annotations
 
@@ -13,10 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from beni.nn.choose import legible
+from beni.prompt.asked import Asked
 from beni.stage import Reads, StageContext
 from beni.types import VisualTokens
 
-Source = Literal["embeddings", "hidden"]
 Gradient = Literal["none", "straight_through", "gates"]
 
 
@@ -25,10 +22,8 @@ class PromptScores(nn.Module):
 
     Args:
         dim: width of the visual tokens.
-        dim_text: width of the llm.
+        source: of what is asked.
         width: of the space that both are mapped to.
-        source: what is asked as the mean of the llm's ``embeddings`` of it, or as the llm's ``hidden`` state at its
-            last position (one more pass through the llm, without a gradient).
         no_prompt: a row about which nothing is asked is compared with a ``learned`` vector, which is also added to the
             prompt of the others, or with nothing (``uniform``).
         no_prompt_rate: share of the rows that training treats as though nothing had been asked about them.
@@ -40,9 +35,8 @@ class PromptScores(nn.Module):
     def __init__(
         self,
         dim: int,
-        dim_text: int,
+        source: Asked,
         width: int,
-        source: Source,
         no_prompt: Literal["learned", "uniform"],
         no_prompt_rate: float,
         centred: bool,
@@ -51,13 +45,13 @@ class PromptScores(nn.Module):
         super().__init__()
         self.source, self.no_prompt_rate, self.centred = source, no_prompt_rate, centred
         self.of_token = nn.Linear(dim, width, bias=False)
-        self.of_text = nn.Linear(dim_text, width, bias=no_prompt == "learned")
+        self.of_text = nn.Linear(source.dim, width, bias=no_prompt == "learned")
         self.requires_grad_(not frozen)
 
     @property
     def reads(self) -> frozenset[Reads]:
         """What a stage must declare that it reads."""
-        return frozenset({"prompt"} if self.source == "embeddings" else {"prompt_hidden"})
+        return self.source.reads
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> tuple[Float[Tensor, "i n"], Bool[Tensor, "i"]]:
         """The cosines, and True at rows that are compared with something: all, where the vector of nothing is learned;
@@ -99,22 +93,10 @@ class PromptScores(nn.Module):
         self, like: Float[Tensor, "i n d"], context: StageContext
     ) -> tuple[Float[Tensor, "i t"], Bool[Tensor, "i"]]:
         """What is asked about each row, and whether something is."""
-        prompt = context.prompt
-        if prompt is None:
-            none = torch.zeros(len(like), dtype=torch.bool, device=like.device)
-            return like.new_zeros(len(like), self.of_text.in_features), none
-        real, asked = prompt.mask, prompt.mask.any(1)
-        if self.training and self.no_prompt_rate > 0:
+        text, asked = self.source(like, context.prompt)
+        if context.prompt is not None and self.training and self.no_prompt_rate > 0:
             asked = asked & (context.noise("null", like[:, 0, 0]) >= self.no_prompt_rate)
-        if self.source == "embeddings":
-            text = (prompt.embeds * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
-        elif prompt.hidden is None:
-            raise ValueError("the prompt came without hidden states")
-        else:
-            last = real.long() * torch.arange(1, real.shape[1] + 1, device=real.device)
-            hidden = prompt.hidden * real[..., None]
-            text = hidden.gather(1, last.argmax(1)[:, None, None].expand(-1, -1, hidden.shape[2]))[:, 0]
-        return text.to(like.dtype), asked
+        return text, asked
 
 
 def gates_of(scores: Float[Tensor, "i n"], gradient: Gradient, scale: float) -> Float[Tensor, "i n"] | None:

@@ -27,6 +27,7 @@ from beni.config.ranges import Above, AtLeast, AtMost, Below
 from beni.nn import gate_distributions
 from beni.nn.choose import Budget, Positions, best, by_score, chosen_spec, kept, legible
 from beni.nn.gate_distributions import GateDistribution
+from beni.prompt.asked import Asked
 from beni.selector.gate_values import Temperature, start_of, together
 from beni.selector.multiplier import SPEED, lagrangian
 from beni.selector.scorers import make_scorer
@@ -49,6 +50,9 @@ class Gate(Stage):
             ``hardkuma``, or ``hardkuma_reflected``, of which 1 - z is Kumaraswamy.
         scorer: what a gate depends on: ``cosine`` of token and prompt, an ``mlp`` of both and the mean token, or
             ``dynamicvit``'s predictor, which reads no prompt.
+        source: the prompt as the mean of the llm's ``embeddings``, as its ``hidden`` state at the last position, or as
+            a frozen ``text_encoder`` reads it; ``embeddings`` where the scorer reads none.
+        text_encoder: hub id or folder of one, of a whole CLIP or SigLIP too; null for another source.
         hidden: width of the scorer (channels); ``auto`` takes that of the tokens.
         start: P(open) at the start, where the scorer says nothing.
         temperature: of the relaxation, at the start; null for HardKuma, which has none.
@@ -79,6 +83,8 @@ class Gate(Stage):
         phase: Literal["soft", "drop"],
         distribution: Literal["concrete", "straight_through", "hard_concrete", "hardkuma", "hardkuma_reflected"],
         scorer: Literal["cosine", "mlp", "dynamicvit"],
+        source: Literal["embeddings", "hidden", "text_encoder"],
+        text_encoder: str | None,
         hidden: Annotated[int, AtLeast(4)] | Literal["auto"],
         start: Annotated[float, AtLeast(0.01), AtMost(0.99)],
         temperature: Annotated[float, Above(0)] | None,
@@ -96,6 +102,8 @@ class Gate(Stage):
         super().__init__()
         together(
             phase=phase,
+            scorer=scorer,
+            source=source,
             distribution=distribution,
             temperature=temperature,
             temperature_end=temperature_end,
@@ -117,7 +125,8 @@ class Gate(Stage):
         self.prior, self.prior_values, self.prior_weight = prior, prior_values, prior_weight
         self.start = [unbounded(one) for one in start_of(distribution, start, temperature or 1.0)]
         width = tokens.dim if hidden == "auto" else hidden
-        self.scorer = make_scorer(scorer, tokens.dim, dim_out, width, len(self.start))
+        asked = Asked(source, dim_out, text_encoder, "selector")
+        self.scorer = make_scorer(scorer, tokens.dim, asked, width, len(self.start))
         self.offset = nn.Parameter(torch.empty(len(self.start)))
         self.multiplier = nn.Parameter(torch.empty(1)) if target == "lagrangian" else None
         self.reads = self.scorer.reads

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from beni.config.ranges import Above, AtLeast, AtMost, Below
 from beni.nn.choose import Budget, Positions, best, by_score, chosen_spec, kept, spread, with_gates
+from beni.prompt.asked import Asked
 from beni.prompt.scores import PromptScores, gates_of
 from beni.stage import Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
@@ -29,7 +30,9 @@ class PromptTopK(Stage):
         keep: tokens that are kept: a whole number, or a share (a float, at most 1.0).
         scope: of each ``view``, or of all views of an ``image`` together, so that one may keep more than another.
         positions: ``preserve`` the position ids that the kept tokens have among all, or ``compact`` them.
-        source: the prompt as the mean of the llm's ``embeddings``, or as its ``hidden`` state at the last position.
+        source: the prompt as the mean of the llm's ``embeddings``, as its ``hidden`` state at the last position, or as
+            a frozen ``text_encoder`` reads it.
+        text_encoder: hub id or folder of one, of a whole CLIP or SigLIP too; null for another source.
         width: of the space in which tokens and prompt are compared.
         centred: subtract the mean of a view's tokens first.
         no_prompt: where nothing is asked: a ``learned`` vector is compared with, or tokens at even distances are kept
@@ -48,7 +51,8 @@ class PromptTopK(Stage):
         keep: Annotated[int, AtLeast(1)] | Annotated[float, Above(0), AtMost(1)],
         scope: Literal["view", "image"],
         positions: Literal["preserve", "compact"],
-        source: Literal["embeddings", "hidden"],
+        source: Literal["embeddings", "hidden", "text_encoder"],
+        text_encoder: str | None,
         width: Annotated[int, AtLeast(1)],
         centred: bool,
         no_prompt: Literal["learned", "uniform"],
@@ -60,8 +64,9 @@ class PromptTopK(Stage):
         self.budget, self.scope, self.scale = Budget(keep), scope, scale
         self.positions: Positions = positions
         self.gradient: Literal["none", "straight_through", "gates"] = gradient
+        asked = Asked(source, dim_out, text_encoder, "selector")
         self.scores = PromptScores(
-            tokens.dim, dim_out, width, source, no_prompt, no_prompt_rate, centred, frozen=gradient == "none"
+            tokens.dim, asked, width, no_prompt, no_prompt_rate, centred, frozen=gradient == "none"
         )
         self.reads = self.scores.reads
 

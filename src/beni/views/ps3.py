@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from beni.config.ranges import Above, AtLeast, AtMost, Below
 from beni.nn.choose import unit
+from beni.prompt.asked import Asked
 from beni.prompt.scores import PromptScores, gates_of
 from beni.stage import StageContext
 from beni.types import TokenSpec, VisualTokens
@@ -38,7 +39,9 @@ class Ps3(TwoLooks):
         times: the sides of the finer picture, as multiples of the encoder's.
         keep: patches of the finer picture that are kept: a whole number, or a share (a float, at most 1.0).
         detail: channels of the features of the finer picture that are compared, too; 0 for none.
-        source: the prompt as the mean of the llm's ``embeddings``, or as its ``hidden`` state at the last position.
+        source: the prompt as the mean of the llm's ``embeddings``, as its ``hidden`` state at the last position, or as
+            a frozen ``text_encoder`` reads it.
+        text_encoder: hub id or folder of one, of a whole CLIP or SigLIP too; null for another source.
         width: of the space in which patches and prompt are compared.
         centred: subtract the mean of the whole picture's tokens first.
         no_prompt_rate: share of the samples that training treats as though nothing had been asked.
@@ -58,7 +61,8 @@ class Ps3(TwoLooks):
         times: Annotated[int, AtLeast(2)],
         keep: Annotated[int, AtLeast(1)] | Annotated[float, Above(0), AtMost(1)],
         detail: Annotated[int, AtLeast(0)],
-        source: Literal["embeddings", "hidden"],
+        source: Literal["embeddings", "hidden", "text_encoder"],
+        text_encoder: str | None,
         width: Annotated[int, AtLeast(1)],
         centred: bool,
         no_prompt_rate: Annotated[float, AtLeast(0), Below(1)],
@@ -69,8 +73,9 @@ class Ps3(TwoLooks):
         super().__init__(tokens, tile, patches, times, keep, gated=gradient != "none", join=join)
         self.scale = scale
         self.gradient: Literal["none", "straight_through", "gates"] = gradient
+        asked = Asked(source, dim_out, text_encoder, "views")
         self.scores = PromptScores(
-            tokens.dim, dim_out, width, source, "learned", no_prompt_rate, centred, frozen=gradient == "none"
+            tokens.dim, asked, width, "learned", no_prompt_rate, centred, frozen=gradient == "none"
         )
         patch = (tile[0] // patches[0], tile[1] // patches[1])
         self.detail = Detail(patch, detail, width) if detail else None
