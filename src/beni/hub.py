@@ -19,6 +19,11 @@ from beni.errors import WeightsError
 OPTIMIZER_PACKAGES = {"adamw_8bit": "bitsandbytes", "lion": "lion_pytorch"}
 """``optim.optimizer`` -> the module that it is imported from, where that is not torch."""
 
+Asks = Literal["weights", "architecture", "tokenizer", "text encoder"]
+
+KEYS = {"tokenizer": "tokenizer", "text encoder": "text_encoder"}
+"""What asks -> the key that names it, where that is not ``name``."""
+
 QUANTIZATION_PACKAGES = {
     "beni.quantization.bnb": "bitsandbytes",
     "beni.quantization.hqq": "hqq",
@@ -69,7 +74,7 @@ def require_weights(run: Mapping[str, Any]) -> None:
             require(node["name"], group)
 
 
-def require(name: str, group: str, asks: Literal["weights", "architecture", "tokenizer"] = "weights") -> None:
+def require(name: str, group: str, asks: Asks = "weights") -> None:
     """Return when ``name`` can be loaded on this machine.
 
     Args:
@@ -104,8 +109,12 @@ def require(name: str, group: str, asks: Literal["weights", "architecture", "tok
                 f"give the fields in {group}.architecture",
             ),
             "tokenizer": (f"{group}.tokenizer={name}", f"set {group}.tokenizer=auto or embedded"),
+            "text encoder": (
+                f"{group}.text_encoder={name}",
+                f"set {group}.source=embeddings {group}.text_encoder=null",
+            ),
         }[asks]
-        key = f"{group}.tokenizer" if asks == "tokenizer" else f"{group}.name"
+        key = f"{group}.{KEYS.get(asks, 'name')}"
         raise WeightsError(
             f"{needs} is not in the cache {constants.HF_HUB_CACHE}, and {why}\n"
             f"  fix: {fix}, run once where there is a network, or set {key} to a local folder"

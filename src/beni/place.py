@@ -22,6 +22,7 @@ from beni.training.blocks import prepare_blocks
 from beni.training.initial import load_initial
 from beni.training.trainable import store_frozen_in_bf16
 from beni.types import Batch
+from beni.views.two_looks import TwoLooks
 from beni.vision.feature_bank import FeatureBank, describe
 
 Tell = Callable[[str], None]
@@ -116,6 +117,8 @@ def feature_bank(
     description = describe(model.vision, model.config.parts["vision"], compute["precision"])
     bank = FeatureBank(Path(compute["feature_bank"]).expanduser(), description, tell)
     tell(f"feature bank: {bank.path} holds {len(bank)} views of this vision encoder")
+    if isinstance(model.views, TwoLooks):
+        tell("feature bank: whole pictures only; which patches a finer look sees may differ each time")
     model.feature_bank = bank
     try:
         yield bank

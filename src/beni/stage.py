@@ -11,7 +11,7 @@ building, and a part lists those it needs: ``tokens`` (the incoming spec), ``dim
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -121,6 +121,13 @@ class StageContext:
     def at(self, stage: str) -> StageContext:
         """The context for a stage of that name."""
         return replace(self, stage=stage)
+
+    def by_image(self, count: int) -> Iterator[Int[Tensor, "k"]]:
+        """The rows of each image, of ``count`` in all, in order; each row is an image where nobody knows."""
+        images: dict[int, list[int]] = {}
+        for row in range(count):
+            images.setdefault(self.rows[row].image if self.rows else row, []).append(row)
+        yield from (torch.tensor(rows) for rows in images.values())
 
     def loss(self, name: str, total: Float[Tensor, ""], count: int) -> None:
         """Adds to an auxiliary loss: a sum over ``count`` rows or tokens, as ``Stage.auxiliary`` says. The step divides

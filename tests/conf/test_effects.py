@@ -37,6 +37,7 @@ REASONS = {
     "stages": "each is an option of selector itself",
     "weights": "pretrained weights are not on this machine; build.py reads it (tests/unit/model/test_pretrained)",
     "name": "the place of pretrained weights, as above",
+    "text_encoder": "pretrained weights, as above; read in tests/unit/prompt/test_text_encoder.py",
     "tokenizer": "chooses how text is cut: tests/unit/llm/test_tokenizer.py",
     "attn_implementation": "the same numbers by other kernels",
     "vision.levels": "read by resampler=tokenpacker alone, and refused without it: tests/conf/test_errors.py",

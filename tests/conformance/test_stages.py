@@ -13,7 +13,7 @@ from support.shrink import shrink_stage
 from support.traced import follow, marks, traced
 
 GROUPS = ("selector", "resampler", "connector")
-ANEW = ("resampler", "selector=pool")
+ANEW = ("resampler", "selector=pool", "selector=router")
 """Groups and options that make tokens of tokens."""
 MERGING = ("selector=chain", "selector=prumerge", "selector=tome", "selector=visionzip")
 """Those whose tokens stay, with others in them."""

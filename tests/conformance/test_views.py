@@ -12,12 +12,12 @@ import yaml
 from PIL import Image as PILImage
 
 from beni.config.build import build_stage
-from beni.model.mixed_sizes import on_each_size
+from beni.model.mixed_sizes import encoded
 from beni.nn.pixels import ImageTransform
 from beni.nn.streams import torch_stream
 from beni.paths import conf_dir
-from beni.stage import StageContext
-from beni.types import ImageLayout, TokenSpec, VisualTokens
+from beni.stage import Row, StageContext
+from beni.types import ImageLayout, Prompt, TokenSpec, VisualTokens
 from support.shrink import DETECTOR
 from support.traced import follow, traced
 
@@ -63,11 +63,19 @@ def spec(size):
     return TokenSpec(n=grid[0] * grid[1], dim=DIM, grid=grid)
 
 
-def encode(pixels, keys=()):
+def encode(pixels, keys=(), keep=None):
     """An encoder of one patch a token: each sees its own pixels only."""
     blocks = pixels.unflatten(3, (-1, PATCH)).unflatten(2, (-1, PATCH)).mean((3, 5))  # (i, 3, rows, columns)
     x = torch.cat([blocks, blocks**2], 1)
-    return VisualTokens.dense(x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3]))
+    tokens = VisualTokens.dense(x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3]))
+    if keep is None:
+        return tokens
+    return tokens.gather(torch.argsort((~keep).long(), dim=1, stable=True)[:, : int(keep[0].sum())])
+
+
+def seen(views, pixels, context, through=encode):
+    """Pixels of views as a model encodes them for its views."""
+    return encoded(through, views, pixels, (), context)
 
 
 def picture(size, seed=0):
@@ -84,8 +92,10 @@ def through(views, pictures):
     """Pictures through the stage as a model does it, its tokens passed on as they are."""
     layouts = tuple(views.settled(p, views.plan((p.height, p.width))) for p in pictures)
     split = [views.split(p, layout, TRANSFORM) for p, layout in zip(pictures, layouts, strict=True)]
-    context = StageContext(layouts=layouts)
-    tokens = on_each_size(encode, list(chain(*split)), ())
+    named = [(i, layout, len(rows(views, layout))) for i, layout in enumerate(layouts)]
+    of = tuple(Row(i, i, f"{layout.size}/{view}", view) for i, layout, n in named for view in range(n))
+    context = StageContext(layouts=layouts, rows=of)
+    tokens = seen(views, list(chain(*split)), context)
     return views.finish(views(tokens, context), context), layouts
 
 
@@ -140,7 +150,8 @@ def test_its_rows_have_the_specs_that_were_announced(variants, option):
         for size in SIZES:
             layout = views.plan(size)
             pixels = views.split(picture(size), layout, TRANSFORM)
-            out = views(on_each_size(encode, pixels, ()), StageContext(layouts=(layout,)))
+            context = StageContext(layouts=(layout,))
+            out = views(seen(views, pixels, context), context)
             announced = rows(views, layout)
             assert [row.n for row in announced] == out.mask.sum(1).tolist()
             assert {row.dim for row in announced} == {out.x.shape[2]}
@@ -153,8 +164,9 @@ def test_what_comes_along_with_its_rows_was_announced(variants, option):
     rich = {"gated": True, "deep": 2, "attn": True, "keys": 2}
     for views in variants:
         layout = views.plan(SIZES[0])
-        encoded = traced(on_each_size(encode, views.split(picture(SIZES[0]), layout, TRANSFORM), ()))
-        out = views(encoded, StageContext(layouts=(layout,)))
+        context = StageContext(layouts=(layout,))
+        pixels = views.split(picture(SIZES[0]), layout, TRANSFORM)
+        out = views(seen(views, pixels, context, lambda *given: traced(encode(*given))), context)
         for row in views.rows(layout, [replace(spec(size), **rich) for size in layout.views]):
             assert row.gated == (out.log_gate is not None)
             assert row.attn == (out.attn is not None)
@@ -188,24 +200,27 @@ def test_a_new_field_comes_out_with_its_tokens_or_they_are_made_anew(variants, o
         layouts = tuple(views.plan(size) for size in SIZES[:2])
         pixels = list(chain(*(views.split(picture(layout.size), layout, TRANSFORM) for layout in layouts)))
         context = StageContext(layouts=layouts)
-        encoded = on_each_size(encode, pixels, ())
+        tokens = seen(views, pixels, context)
         first, last = (partial(half, context=context) for half in (views, views.finish))
-        assert follow(first, traced(encoded)) == (option[1] != "s2")
-        assert follow(last, traced(first(encoded)))
+        assert follow(first, traced(tokens)) == (option[1] != "s2")
+        assert follow(last, traced(first(tokens)))
 
 
 def test_a_gradient_reaches_its_parameters_and_the_pixels(variants, option):
     for views in variants:
         layout = views.plan(SIZES[0])
         pixels = [view.requires_grad_() for view in views.split(picture(SIZES[0]), layout, TRANSFORM)]
-        context = StageContext(layouts=(layout,))
-        out = views.finish(views(on_each_size(encode, pixels, ()), context), context)
-        (out.x * torch.randn(out.x.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
-        seen = sum(view.grad is not None and bool(view.grad.any()) for view in pixels)
-        assert seen == len(pixels) or option[1] == "dragonfly_v1"  # which chooses among its views
+        asked = torch.randn(len(rows(views, layout)), 2, DIM, generator=torch.Generator().manual_seed(2))
+        context = StageContext(layouts=(layout,), prompt=Prompt(asked, torch.ones_like(asked[..., 0]).bool()))
+        out = views.finish(views(seen(views, pixels, context), context), context)
+        weights = torch.randn(out.x.shape, generator=torch.Generator().manual_seed(1))
+        gates = 0.0 if out.log_gate is None else (out.log_gate * weights[..., 0]).sum()
+        ((out.x * weights).sum() + gates).backward()
+        reached = sum(view.grad is not None and bool(view.grad.any()) for view in pixels)
+        assert reached == len(pixels) or option[1] == "dragonfly_v1"  # which chooses among its views
         for name, parameter in views.named_parameters():
-            rows = parameter.grad if name != "view" else parameter.grad[: len(layout.views)]
-            assert rows.abs().max() > 0, name
+            own = parameter.grad if name != "view" else parameter.grad[: len(layout.views)]
+            assert own.abs().max() > 0, name
 
 
 def test_one_stream_gives_one_stage_and_all_that_it_saves_is_parameters(option):
@@ -224,7 +239,8 @@ def test_places_are_in_the_picture_where_views_are_joined(variants, option):
             continue
         layout = views.plan((20, 30))
         pixels = views.split(picture((20, 30)), layout, TRANSFORM)
-        out = views(on_each_size(encode, pixels, ()), StageContext(layouts=(layout,)))
+        context = StageContext(layouts=(layout,))
+        out = views(seen(views, pixels, context), context)
         assert out.grid is None
         assert bool(((out.yx >= 0) & (out.yx <= 1)).all())
         assert len({tuple(place) for place in out.yx[0].tolist()}) > 16  # more than one view's

@@ -116,6 +116,8 @@ DETECTOR = {
 """A detector of a moment, untrained: all of its scores are low."""
 
 VIEWS = {
+    "ps3": {"times": 2, "detail": 4, "width": 8},
+    "random_patches": {"times": 2},
     "idefics2": {"shortest": 8, "longest": 24},
     "native": {"max_patches": 24, "multiple": 2},
     "dragonfly_v2": {"pool": 2},

@@ -7,6 +7,7 @@ of the grid that the tokens are on. Views of one size are drawn together, each a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from PIL import Image as PILImage
 from PIL.Image import Image as Picture
 
 from beni.model.modeling import BeniForConditionalGeneration
-from beni.model.pictures import ATTENTION, KEPT
+from beni.model.pictures import ATTENTION, KEPT, SEEN
 from beni.stage import Picture as Values
 from beni.types import ImageLayout, TokenSpec
 from beni.views.base import WHOLE, Box, Views
@@ -93,7 +94,9 @@ class Artist:
         sizes: dict[tuple[float, float], list[Region]] = {}
         for values in left:
             box, grid = places[values.view], values.grid or patches[values.view]
-            region = Region(box, values, (1 / grid[0], 1 / grid[1]), rows[values.view].n)
+            # what views keep is of the patches of the view, what the stages behind them keep of its row
+            came = math.prod(grid) if name.startswith("views/") else rows[values.view].n
+            region = Region(box, values, (1 / grid[0], 1 / grid[1]), came)
             sizes.setdefault(_extent(box), []).append(region)
         for extent in sorted(sizes, reverse=True):
             part = "" if len({_extent(box) for box in places}) == 1 else _part(extent)
@@ -107,7 +110,8 @@ class Artist:
         if isinstance(self.views, TiledViews) and self.views.join:
             view = list(self.views.boxes(layout)).index(WHOLE)
         rows, columns = values.grid or patches
-        region = Region(WHOLE, values, (1 / rows, 1 / columns), self.specs(layout)["views"][values.view].n)
+        came = rows * columns if name.startswith("views/") else self.specs(layout)["views"][values.view].n
+        region = Region(WHOLE, values, (1 / rows, 1 / columns), came)
         height, width = layout.views[view]
         return view, _drawn(name, "", [region], (width, height))
 
@@ -160,7 +164,7 @@ def artist_of(model: BeniForConditionalGeneration) -> Artist:
 
 
 def _drawn(name: str, part: str, regions: Sequence[Region], size: tuple[int, int]) -> Drawing:
-    return (_kept if name == KEPT else _left)(name, part, regions, size)
+    return (_kept if name in (KEPT, SEEN) else _left)(name, part, regions, size)
 
 
 def _kept(name: str, part: str, regions: Sequence[Region], size: tuple[int, int]) -> Drawing:

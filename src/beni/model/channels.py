@@ -1,4 +1,4 @@
-"""Side channels of the encoder: asked for by the stages that read them, and followed on their way there."""
+"""What stages ask of the encoder: side channels, which are followed on their way, and to leave out patches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Literal, get_args
 from beni.errors import CompositionError
 from beni.stage import Stage
 from beni.types import TokenSpec
-from beni.vision.base import VisionEncoder
+from beni.views.two_looks import TwoLooks
+from beni.vision.base import Service, VisionEncoder
 
 Channel = Literal["attn", "keys"]
 CHANNELS: tuple[Channel, ...] = get_args(Channel)
@@ -22,9 +23,13 @@ def serve(vision: VisionEncoder, stages: Mapping[str, Stage]) -> dict[str, Token
         stages: name -> stage, in the order of the data's way.
 
     Raises:
-        CompositionError: E-SIDE when the encoder cannot give it, or a stage before the one that reads it loses it.
+        CompositionError: E-SIDE when the encoder cannot give it, or a stage before the one that reads it loses it;
+            E-KEEP when it cannot leave out patches that views do not choose.
     """
-    vision.serve(frozenset(channel for stage in stages.values() for channel in _read(stage)))
+    services: set[Service] = {channel for stage in stages.values() for channel in _read(stage)}
+    if isinstance(stages["views"], TwoLooks):
+        services.add("keep")
+    vision.serve(frozenset(services))
     specs = {"vision": vision.spec()}
     for name, stage in stages.items():
         specs[name] = stage.spec(specs[next(reversed(specs))])

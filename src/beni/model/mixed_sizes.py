@@ -1,6 +1,8 @@
 """Views of several sizes: encoded size by size, and taken through the stages grid by grid.
 
-No stage and no encoder then needs to know of padding, and a grid is a grid also where every picture has its own.
+No stage and no encoder then needs to know of padding, and a grid is a grid also where every picture has its own. Where
+views look twice (``beni.views.two_looks``) the sizes are encoded one after the other, and between them is chosen what
+the encoder sees of the second.
 """
 
 from __future__ import annotations
@@ -14,9 +16,35 @@ from torch import Tensor
 from beni.nn.rows import by_grid, stack
 from beni.stage import StageContext
 from beni.types import Pixels, VisualTokens
+from beni.views.base import Views
+from beni.views.two_looks import TwoLooks
 
-Encode = Callable[[Tensor, Sequence[str]], VisualTokens]
+Encode = Callable[..., VisualTokens]
+"""(views of one size, stacked, their keys and, where some patches are left out, True at those that are kept) -> a row
+each."""
 Stages = Callable[[VisualTokens, StageContext], VisualTokens]
+
+
+def encoded(
+    encode: Encode, views: Views, pixels: Pixels, keys: Sequence[str], context: StageContext, calls: int = 0
+) -> VisualTokens:
+    """Views -> one row each, in order, as the views of the model want them encoded.
+
+    Args:
+        keys: of each view, or none.
+        context: of the views.
+        calls: of ``encode``, at least; views that look twice make two for any images.
+    """
+    if not isinstance(views, TwoLooks):
+        return on_each_size(encode, pixels, keys, calls)
+    whole, finer = (torch.stack([*pixels[look::2]]) for look in (0, 1))
+    first = encode(whole, keys[0::2])
+    choice = views.choose(first, finer, context)
+    second = encode(finer, keys[1::2], choice.keep)
+    if choice.log_gate is not None:
+        second = replace(second, log_gate=choice.log_gate)
+    places = torch.arange(2 * len(whole), device=first.x.device)
+    return stack([first, second], [places[0::2], places[1::2]])
 
 
 def on_each_size(encode: Encode, pixels: Pixels, keys: Sequence[str], calls: int = 0) -> VisualTokens:

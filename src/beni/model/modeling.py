@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image as PILImage
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -36,7 +36,7 @@ from beni.model.configuration import BeniConfig
 from beni.model.context import context_of, embedded
 from beni.model.inputs import BeniOutput, CallCounts, StepInputs, on_device
 from beni.model.loss import token_loss
-from beni.model.mixed_sizes import on_each_grid, on_each_size
+from beni.model.mixed_sizes import encoded, on_each_grid
 from beni.model.predict import predict
 from beni.model.viewer import Viewer, placeholders, require_room
 from beni.nn.recompute import recomputed
@@ -276,8 +276,7 @@ class BeniForConditionalGeneration(Answering, PreTrainedModel, GenerationMixin):
             calls: that every rank of a sharded model makes now.
         """
         calls = calls or CallCounts()
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_vision()):
-            tokens = on_each_size(self._encode_views, pixels, keys, calls.encoder)
+        tokens = encoded(self._encode_views, self.views, pixels, keys, context.at("views"), calls.encoder)
         tokens = self.views(tokens, context.at("views"))
         tokens = on_each_grid(self._to_llm, tokens, context, calls.stages)
         return self.views.finish(tokens, context.at("views"))
@@ -355,12 +354,18 @@ class BeniForConditionalGeneration(Answering, PreTrainedModel, GenerationMixin):
     def _trains_vision(self) -> bool:
         return any(p.requires_grad for p in self.vision.parameters())
 
-    def _encode_views(self, pixels: Float[Tensor, "i 3 height width"], keys: abc.Sequence[str]) -> VisualTokens:
-        """Views of one size through the encoder, or from the bank."""
+    def _encode_views(
+        self,
+        pixels: Float[Tensor, "i 3 height width"],
+        keys: abc.Sequence[str],
+        keep: Bool[Tensor, "i n"] | None = None,
+    ) -> VisualTokens:
+        """Views of one size through the encoder, or from the bank, which has no views of which patches are left out."""
         inputs = pixels.to(next(self.vision.parameters()).dtype)
-        if self.feature_bank is None:
-            return self.vision(inputs)
-        return self.feature_bank.encode(self.vision, inputs, keys or [pixel_key(view) for view in pixels.cpu()])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_vision()):
+            if self.feature_bank is None or keep is not None:
+                return self.vision(inputs, keep)
+            return self.feature_bank.encode(self.vision, inputs, keys or [pixel_key(view) for view in pixels.cpu()])
 
     def _to_llm(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         """Select, resample, connect."""

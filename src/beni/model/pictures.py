@@ -20,6 +20,8 @@ from beni.types import VisualTokens
 
 KEPT = "selector/kept"
 """The picture of the tokens behind the selector stage: each as far as its gate is open, and none that is gone."""
+SEEN = "views/kept"
+"""The picture of the patches that the encoder has seen of a finer look at the image."""
 ATTENTION = "attention"
 """The picture of what an answer looks at."""
 

@@ -1,5 +1,5 @@
 """Windows that have most to do with what is asked: the heat of a patch is its cosine with the prompt in a learned space
-(``beni.nn.prompt_scores``).
+(``beni.prompt.scores``).
 
 Choosing a window has no gradient. As with selectors that go by the prompt, a log-gate brings one to the cosines: the
 gate of a region's tokens is log sigmoid(scale * mean cosine in its window), or 0 with that gradient.
@@ -14,7 +14,8 @@ import torch
 
 from beni.config.ranges import Above, AtLeast, AtMost, Below
 from beni.nn.boxes import best_windows, dealt, even_windows, require_sizes
-from beni.nn.prompt_scores import PromptScores, gates_of
+from beni.prompt.asked import Asked
+from beni.prompt.scores import PromptScores, gates_of
 from beni.resampler.roi import RegionProposer, Regions, heat_map
 from beni.stage import StageContext, require_gates_kept
 from beni.types import TokenSpec, VisualTokens
@@ -29,7 +30,9 @@ class PromptedRegions(RegionProposer):
         regions: boxes of each view.
         sizes: of windows, as shares of the view's sides; each gets an equal portion of the boxes.
         overlap: intersection over union above which windows of one size exclude each other.
-        source: the prompt as the mean of the llm's ``embeddings``, or as its ``hidden`` state at the last position.
+        source: the prompt as the mean of the llm's ``embeddings``, as its ``hidden`` state at the last position, or as
+            a frozen ``text_encoder`` reads it.
+        text_encoder: hub id or folder of one, of a whole CLIP or SigLIP too; null for another source.
         width: of the space in which patches and prompt are compared.
         centred: subtract the mean of a view's patches first.
         no_prompt: where nothing is asked: a ``learned`` vector is compared with, or windows stand at even distances
@@ -56,7 +59,8 @@ class PromptedRegions(RegionProposer):
         regions: Annotated[int, AtLeast(1)],
         sizes: list[Annotated[float, Above(0), AtMost(1)]],
         overlap: Annotated[float, AtLeast(0), AtMost(1)],
-        source: Literal["embeddings", "hidden"],
+        source: Literal["embeddings", "hidden", "text_encoder"],
+        text_encoder: str | None,
         width: Annotated[int, AtLeast(1)],
         centred: bool,
         no_prompt: Literal["learned", "uniform"],
@@ -72,8 +76,9 @@ class PromptedRegions(RegionProposer):
         super().__init__(tokens, "resampler=roi_prompt", dealt(regions, sizes), bins, samples, whole, embed_boxes)
         self.sizes, self.overlap, self.scale = sizes, overlap, scale
         self.gradient: Literal["none", "straight_through", "gates"] = gradient
+        asked = Asked(source, dim_out, text_encoder, "resampler")
         self.scores = PromptScores(
-            tokens.dim, dim_out, width, source, no_prompt, no_prompt_rate, centred, frozen=gradient == "none"
+            tokens.dim, asked, width, no_prompt, no_prompt_rate, centred, frozen=gradient == "none"
         )
         self.reads = self.scores.reads
 

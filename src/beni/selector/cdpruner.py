@@ -6,7 +6,7 @@ between 0 and 1 in each view. The set of a given size with the largest determina
 
 Reference: ``encode_images`` of the released ``llava_arch.py``; the tests derive the same choice from determinants.
 There the relevance is the negative cosine of CLIP's projected patches with CLIP's text embedding; here it is a cosine
-in a learned space (``prompt_scores``), since any encoder and any llm may meet.
+in a learned space (``beni.prompt.scores``), since any encoder and any llm may meet.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from beni.config.ranges import Above, AtLeast, AtMost, Below
 from beni.nn.choose import Budget, Positions, at_places, chosen_spec, in_full_rows, kept, unit, with_gates
-from beni.nn.prompt_scores import PromptScores, gates_of
+from beni.prompt.asked import Asked
+from beni.prompt.scores import PromptScores, gates_of
 from beni.stage import Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 
@@ -36,7 +37,9 @@ class CDPruner(Stage):
         dim_out: width of the llm, at which the prompt comes.
         keep: tokens of a row that are kept: a whole number, or a share (a float, at most 1.0).
         positions: ``preserve`` the position ids that the kept tokens have among all, or ``compact`` them.
-        source: the prompt as the mean of the llm's ``embeddings``, or as its ``hidden`` state at the last position.
+        source: the prompt as the mean of the llm's ``embeddings``, as its ``hidden`` state at the last position, or as
+            a frozen ``text_encoder`` reads it.
+        text_encoder: hub id or folder of one, of a whole CLIP or SigLIP too; null for another source.
         width: of the space in which tokens and prompt are compared.
         centred: subtract the mean of a view's tokens first.
         no_prompt: where nothing is asked: a ``learned`` vector is compared with, or all tokens are equally relevant
@@ -54,7 +57,8 @@ class CDPruner(Stage):
         *,
         keep: Annotated[int, AtLeast(1)] | Annotated[float, Above(0), AtMost(1)],
         positions: Literal["preserve", "compact"],
-        source: Literal["embeddings", "hidden"],
+        source: Literal["embeddings", "hidden", "text_encoder"],
+        text_encoder: str | None,
         width: Annotated[int, AtLeast(1)],
         centred: bool,
         no_prompt: Literal["learned", "uniform"],
@@ -66,8 +70,9 @@ class CDPruner(Stage):
         self.budget, self.scale = Budget(keep), scale
         self.positions: Positions = positions
         self.gradient: Literal["none", "straight_through", "gates"] = gradient
+        asked = Asked(source, dim_out, text_encoder, "selector")
         self.scores = PromptScores(
-            tokens.dim, dim_out, width, source, no_prompt, no_prompt_rate, centred, frozen=gradient == "none"
+            tokens.dim, asked, width, no_prompt, no_prompt_rate, centred, frozen=gradient == "none"
         )
         self.reads = self.scores.reads
 

@@ -27,7 +27,9 @@ from beni.config.ranges import Above, AtLeast, AtMost, Below
 from beni.nn import gate_distributions
 from beni.nn.choose import Budget, Positions, best, by_score, chosen_spec, kept, legible
 from beni.nn.gate_distributions import GateDistribution
+from beni.prompt.asked import Asked
 from beni.selector.gate_values import Temperature, start_of, together
+from beni.selector.multiplier import SPEED, lagrangian
 from beni.selector.scorers import make_scorer
 from beni.stage import Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
@@ -35,11 +37,6 @@ from beni.types import TokenSpec, VisualTokens
 BOUND = 6.0
 """What gives a gate its parameters is kept within this distance of 0 (a hyperbolic tangent), and P(open) so within
 0.0025 and 0.9975: a gate that is shut for good would have no gradient to open again."""
-SPEED = 2.0
-"""A multiplier is so many times its parameter, so it changes by twice the learning rate in a step of Adam."""
-LIGHT = 0.01
-"""Of the multiplier's gradient, which an optimizer that norms gradients undoes: in the norm that is clipped the
-multiplier then weighs next to nothing."""
 
 
 class Gate(Stage):
@@ -53,6 +50,9 @@ class Gate(Stage):
             ``hardkuma``, or ``hardkuma_reflected``, of which 1 - z is Kumaraswamy.
         scorer: what a gate depends on: ``cosine`` of token and prompt, an ``mlp`` of both and the mean token, or
             ``dynamicvit``'s predictor, which reads no prompt.
+        source: the prompt as the mean of the llm's ``embeddings``, as its ``hidden`` state at the last position, or as
+            a frozen ``text_encoder`` reads it; ``embeddings`` where the scorer reads none.
+        text_encoder: hub id or folder of one, of a whole CLIP or SigLIP too; null for another source.
         hidden: width of the scorer (channels); ``auto`` takes that of the tokens.
         start: P(open) at the start, where the scorer says nothing.
         temperature: of the relaxation, at the start; null for HardKuma, which has none.
@@ -83,6 +83,8 @@ class Gate(Stage):
         phase: Literal["soft", "drop"],
         distribution: Literal["concrete", "straight_through", "hard_concrete", "hardkuma", "hardkuma_reflected"],
         scorer: Literal["cosine", "mlp", "dynamicvit"],
+        source: Literal["embeddings", "hidden", "text_encoder"],
+        text_encoder: str | None,
         hidden: Annotated[int, AtLeast(4)] | Literal["auto"],
         start: Annotated[float, AtLeast(0.01), AtMost(0.99)],
         temperature: Annotated[float, Above(0)] | None,
@@ -100,6 +102,8 @@ class Gate(Stage):
         super().__init__()
         together(
             phase=phase,
+            scorer=scorer,
+            source=source,
             distribution=distribution,
             temperature=temperature,
             temperature_end=temperature_end,
@@ -121,7 +125,8 @@ class Gate(Stage):
         self.prior, self.prior_values, self.prior_weight = prior, prior_values, prior_weight
         self.start = [unbounded(one) for one in start_of(distribution, start, temperature or 1.0)]
         width = tokens.dim if hidden == "auto" else hidden
-        self.scorer = make_scorer(scorer, tokens.dim, dim_out, width, len(self.start))
+        asked = Asked(source, dim_out, text_encoder, "selector")
+        self.scorer = make_scorer(scorer, tokens.dim, asked, width, len(self.start))
         self.offset = nn.Parameter(torch.empty(len(self.start)))
         self.multiplier = nn.Parameter(torch.empty(1)) if target == "lagrangian" else None
         self.reads = self.scorer.reads
@@ -191,7 +196,9 @@ class Gate(Stage):
         elif self.target != "none":
             excess = opened / each.clamp(min=1) - self.target_open
             loss = self.target_weight * excess.square().sum()
-            context.loss("target", loss + self._lagrangian(excess.sum()), len(real))
+            if self.multiplier is not None:
+                loss = loss + lagrangian(self.multiplier, excess.sum())
+            context.loss("target", loss, len(real))
         if self.prior == "beta_binomial":
             alpha, beta = self.prior_values
             loss = gate_distributions.beta_binomial(opened, each, alpha, beta) / each.clamp(min=1)
@@ -206,16 +213,6 @@ class Gate(Stage):
             return gate_distributions.bernoulli_kl(gates, self.prior_values[0])
         first, second = self.prior_values
         return gates.kl_to_beta(first, second) if self.prior == "beta" else gates.kl_to_kumaraswamy(first, second)
-
-    def _lagrangian(self, excess: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Multiplier times excess, 0 where there is none. Gates go down its gradient; the multiplier, whose gradient is
-        turned round, goes up. What micro-batches and ranks add is a sum over rows, and so is the gradient: the
-        multiplier is the same on each, and the optimizer's average of gradients is a moving average of the excess.
-        """
-        if self.multiplier is None:
-            return torch.zeros_like(excess)
-        turned = self.multiplier.sum() - self.multiplier.detach().sum()
-        return SPEED * self.multiplier.detach().sum() * excess - LIGHT * turned * excess.detach()
 
     def _tell(
         self, tokens: VisualTokens, gates: GateDistribution, opened: Bool[Tensor, "i n"], context: StageContext

@@ -89,6 +89,11 @@ def _choices(values: dict[str, Any]) -> Iterator[str]:
             "selector.positions=compact with selector.phase=soft, where all tokens have places\n"
             "  fix: set selector.positions=preserve, or selector.phase=drop"
         )
+    if values["scorer"] == "dynamicvit" and values["source"] != "embeddings":
+        yield (
+            f"selector.source={values['source']} with selector.scorer=dynamicvit, which reads no prompt\n"
+            "  fix: set selector.source=embeddings selector.text_encoder=null, or selector.scorer=mlp"
+        )
 
 
 def _targets(values: dict[str, Any]) -> Iterator[str]:

@@ -1,24 +1,22 @@
 """The tokens that have most to do with what is asked, as many as a budget says beforehand.
 
-The score of a token is its cosine with the prompt in a learned space (``prompt_scores``). With a budget that is known a
-priori nothing needs padding. Akin to PS3 (arXiv 2503.19903), whose prior prompt is the learned vector here; Dragonfly
-(arXiv 2406.00977), often cited for it, chooses tiles by their likeness to coarser tiles and without the prompt
-(``views=dragonfly_v1``).
+The score of a token is its cosine with the prompt in a learned space (``beni.prompt.scores``). With a budget that is
+known a priori nothing needs padding. PS3 (arXiv 2503.19903) chooses so before the encoder (``views=ps3``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from beni.config.ranges import Above, AtLeast, AtMost, Below
 from beni.nn.choose import Budget, Positions, best, by_score, chosen_spec, kept, spread, with_gates
-from beni.nn.prompt_scores import PromptScores, gates_of
+from beni.prompt.asked import Asked
+from beni.prompt.scores import PromptScores, gates_of
 from beni.stage import Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 
@@ -32,7 +30,9 @@ class PromptTopK(Stage):
         keep: tokens that are kept: a whole number, or a share (a float, at most 1.0).
         scope: of each ``view``, or of all views of an ``image`` together, so that one may keep more than another.
         positions: ``preserve`` the position ids that the kept tokens have among all, or ``compact`` them.
-        source: the prompt as the mean of the llm's ``embeddings``, or as its ``hidden`` state at the last position.
+        source: the prompt as the mean of the llm's ``embeddings``, as its ``hidden`` state at the last position, or as
+            a frozen ``text_encoder`` reads it.
+        text_encoder: hub id or folder of one, of a whole CLIP or SigLIP too; null for another source.
         width: of the space in which tokens and prompt are compared.
         centred: subtract the mean of a view's tokens first.
         no_prompt: where nothing is asked: a ``learned`` vector is compared with, or tokens at even distances are kept
@@ -51,7 +51,8 @@ class PromptTopK(Stage):
         keep: Annotated[int, AtLeast(1)] | Annotated[float, Above(0), AtMost(1)],
         scope: Literal["view", "image"],
         positions: Literal["preserve", "compact"],
-        source: Literal["embeddings", "hidden"],
+        source: Literal["embeddings", "hidden", "text_encoder"],
+        text_encoder: str | None,
         width: Annotated[int, AtLeast(1)],
         centred: bool,
         no_prompt: Literal["learned", "uniform"],
@@ -63,8 +64,9 @@ class PromptTopK(Stage):
         self.budget, self.scope, self.scale = Budget(keep), scope, scale
         self.positions: Positions = positions
         self.gradient: Literal["none", "straight_through", "gates"] = gradient
+        asked = Asked(source, dim_out, text_encoder, "selector")
         self.scores = PromptScores(
-            tokens.dim, dim_out, width, source, no_prompt, no_prompt_rate, centred, frozen=gradient == "none"
+            tokens.dim, asked, width, no_prompt, no_prompt_rate, centred, frozen=gradient == "none"
         )
         self.reads = self.scores.reads
 
@@ -94,18 +96,10 @@ class PromptTopK(Stage):
     ) -> Bool[Tensor, "i n"]:
         """True at the tokens of all views of an image that the budget of the image keeps."""
         which = torch.zeros_like(tokens.mask)
-        for rows in rows_of_images(len(scores), context):
+        for rows in context.by_image(len(scores)):
             own = tokens.select(rows)
             together = own.map(lambda tensor: tensor.flatten(0, 1)[None])
             by_prompt = best(together, by_score(scores[rows].flatten()[None], together), self.budget)
             evenly = best(together, spread(together.mask, self.budget), self.budget)
             which[rows] = torch.where(asked[rows[0]], by_prompt, evenly).view_as(own.mask)
         return which
-
-
-def rows_of_images(count: int, context: StageContext) -> Iterator[Int[Tensor, "r"]]:
-    """The rows of each image, in order; each row is an image where nobody knows."""
-    images: dict[int, list[int]] = {}
-    for row in range(count):
-        images.setdefault(context.rows[row].image if context.rows else row, []).append(row)
-    yield from (torch.tensor(rows) for rows in images.values())

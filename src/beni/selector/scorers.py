@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from beni.nn.gates import openness
 from beni.nn.queries import draw_layers
+from beni.prompt.asked import Asked
 from beni.stage import Reads
 from beni.types import Prompt, VisualTokens
 
@@ -41,27 +42,26 @@ class Scorer(nn.Module, ABC):
 
 
 class CosineScorer(Scorer):
-    """``factor * cos(W x, V t)``, with t the mean of the prompt's embeddings.
+    """``factor * cos(W x, V t)``, with t what is asked.
 
     V has a bias, which is what tokens are compared with where there is no prompt.
 
     Args:
         dim: width of the tokens.
-        dim_prompt: width of the prompt.
+        asked: what is asked, as a vector.
         hidden: width in which they are compared.
     """
 
-    reads: frozenset[Reads] = frozenset({"prompt"})
-
-    def __init__(self, dim: int, dim_prompt: int, hidden: int, outputs: int) -> None:
+    def __init__(self, dim: int, asked: Asked, hidden: int, outputs: int) -> None:
         super().__init__()
+        self.asked, self.reads = asked, asked.reads
         self.norm = nn.LayerNorm(dim)
-        self.token_proj, self.prompt_proj = nn.Linear(dim, hidden), nn.Linear(dim_prompt, hidden)
+        self.token_proj, self.prompt_proj = nn.Linear(dim, hidden), nn.Linear(asked.dim, hidden)
         self.steepness = nn.Parameter(torch.empty(outputs))
 
     def forward(self, tokens: VisualTokens, prompt: Prompt | None) -> Float[Tensor, "i n outputs"]:
         x = self.token_proj(self.norm(tokens.x))
-        t = self.prompt_proj(mean_prompt(prompt, tokens, self.prompt_proj.in_features))
+        t = self.prompt_proj(self.asked(tokens.x, prompt)[0])
         if x.dtype != torch.float64:  # norms of half precision would round the angle
             x, t = x.float(), t.float()
         cosine = (F.normalize(x, dim=-1) * F.normalize(t, dim=-1)[:, None]).sum(-1, keepdim=True)
@@ -74,25 +74,24 @@ class CosineScorer(Scorer):
 
 
 class MlpScorer(Scorer):
-    """An MLP of each token, the prompt's mean embedding, their product, and the mean of all tokens.
+    """An MLP of each token, what is asked, their product, and the mean of all tokens.
 
     Args:
         dim: width of the tokens.
-        dim_prompt: width of the prompt.
+        asked: what is asked, as a vector.
         hidden: width to which all of them are mapped, and of the hidden layer.
     """
 
-    reads: frozenset[Reads] = frozenset({"prompt"})
-
-    def __init__(self, dim: int, dim_prompt: int, hidden: int, outputs: int) -> None:
+    def __init__(self, dim: int, asked: Asked, hidden: int, outputs: int) -> None:
         super().__init__()
+        self.asked, self.reads = asked, asked.reads
         self.norm = nn.LayerNorm(dim)
-        self.token_proj, self.prompt_proj = nn.Linear(dim, hidden), nn.Linear(dim_prompt, hidden)
+        self.token_proj, self.prompt_proj = nn.Linear(dim, hidden), nn.Linear(asked.dim, hidden)
         self.fc1, self.fc2 = nn.Linear(4 * hidden, hidden), nn.Linear(hidden, outputs)
 
     def forward(self, tokens: VisualTokens, prompt: Prompt | None) -> Float[Tensor, "i n outputs"]:
         x = self.token_proj(self.norm(tokens.x))
-        t = self.prompt_proj(mean_prompt(prompt, tokens, self.prompt_proj.in_features))[:, None].expand_as(x)
+        t = self.prompt_proj(self.asked(tokens.x, prompt)[0])[:, None].expand_as(x)
         everywhere = mean_token(x, tokens)[:, None].expand_as(x)
         return self.fc2(F.gelu(self.fc1(torch.cat([x, t, x * t, everywhere], -1))))
 
@@ -128,11 +127,11 @@ class DynamicVitScorer(Scorer):
         draw_layers(self, _by_width)
 
 
-def make_scorer(kind: str, dim: int, dim_prompt: int, hidden: int, outputs: int) -> Scorer:
+def make_scorer(kind: str, dim: int, asked: Asked, hidden: int, outputs: int) -> Scorer:
     """The scorer of that name: ``cosine``, ``mlp`` or ``dynamicvit``."""
     if kind == "dynamicvit":
         return DynamicVitScorer(dim, hidden, outputs)
-    return (CosineScorer if kind == "cosine" else MlpScorer)(dim, dim_prompt, hidden, outputs)
+    return (CosineScorer if kind == "cosine" else MlpScorer)(dim, asked, hidden, outputs)
 
 
 def mean_token(x: Float[Tensor, "i n d"], tokens: VisualTokens) -> Float[Tensor, "i d"]:
@@ -142,15 +141,6 @@ def mean_token(x: Float[Tensor, "i n d"], tokens: VisualTokens) -> Float[Tensor,
         weight = weight * openness(tokens.log_gate).to(x.dtype)
     total = torch.where(_there(tokens)[..., None], x * weight[..., None], 0).sum(1)
     return total / weight.sum(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
-
-
-def mean_prompt(prompt: Prompt | None, tokens: VisualTokens, dim: int) -> Float[Tensor, "i p"]:
-    """Mean of the prompt's embeddings; zeros where there is none."""
-    x = tokens.x
-    if prompt is None:
-        return x.new_zeros(len(x), dim)
-    embeds = prompt.embeds.to(x.dtype).masked_fill(~prompt.mask[..., None], 0)
-    return embeds.sum(1) / prompt.mask.sum(1, keepdim=True).clamp(min=1).to(x.dtype)
 
 
 def _there(tokens: VisualTokens) -> Bool[Tensor, "i n"]:

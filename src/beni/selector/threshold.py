@@ -1,6 +1,6 @@
 """The tokens that have enough to do with what is asked: as many as the picture and the question deserve.
 
-The score of a token is its cosine with the prompt in a learned space (``prompt_scores``). How many are kept
+The score of a token is its cosine with the prompt in a learned space (``beni.prompt.scores``). How many are kept
 varies, so what follows reads a mask: a resampler that does, or the llm, before which fusion takes the others out.
 """
 
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from beni.config.ranges import Above, AtLeast, Below
 from beni.nn.choose import Budget, Positions, best, by_score, chosen_spec, kept, legible, spread, with_gates
-from beni.nn.prompt_scores import PromptScores, gates_of
+from beni.prompt.asked import Asked
+from beni.prompt.scores import PromptScores, gates_of
 from beni.stage import Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
 
@@ -31,7 +32,9 @@ class Threshold(Stage):
             deviations.
         least: tokens that are kept whatever their score; at even distances where nothing is asked.
         positions: ``preserve`` the position ids that the kept tokens have among all, or ``compact`` them.
-        source: the prompt as the mean of the llm's ``embeddings``, or as its ``hidden`` state at the last position.
+        source: the prompt as the mean of the llm's ``embeddings``, as its ``hidden`` state at the last position, or as
+            a frozen ``text_encoder`` reads it.
+        text_encoder: hub id or folder of one, of a whole CLIP or SigLIP too; null for another source.
         width: of the space in which tokens and prompt are compared.
         centred: subtract the mean of a view's tokens first.
         no_prompt: where nothing is asked: a ``learned`` vector is compared with, or tokens at even distances are kept
@@ -51,7 +54,8 @@ class Threshold(Stage):
         of: Literal["cosine", "deviation"],
         least: Annotated[int, AtLeast(1)],
         positions: Literal["preserve", "compact"],
-        source: Literal["embeddings", "hidden"],
+        source: Literal["embeddings", "hidden", "text_encoder"],
+        text_encoder: str | None,
         width: Annotated[int, AtLeast(1)],
         centred: bool,
         no_prompt: Literal["learned", "uniform"],
@@ -63,8 +67,9 @@ class Threshold(Stage):
         self.threshold, self.of, self.least, self.scale = threshold, of, Budget(least), scale
         self.positions: Positions = positions
         self.gradient: Literal["none", "straight_through", "gates"] = gradient
+        asked = Asked(source, dim_out, text_encoder, "selector")
         self.scores = PromptScores(
-            tokens.dim, dim_out, width, source, no_prompt, no_prompt_rate, centred, frozen=gradient == "none"
+            tokens.dim, asked, width, no_prompt, no_prompt_rate, centred, frozen=gradient == "none"
         )
         self.reads = self.scores.reads
 

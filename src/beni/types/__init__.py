@@ -12,7 +12,7 @@ from beni.types.pruning import Attention, Candidates, Cut, Pruning, Recycling
 from beni.types.sequence import IGNORE, Places, Sequence
 from beni.types.spec import Nested, TokenSpec
 from beni.types.visitor import Heads, LayerCall, LayerVisitor, Reading, Turn
-from beni.types.visual import Prompt, VisualTokens
+from beni.types.visual import Prompt, VisualTokens, centres
 
 __all__ = [
     "IGNORE",
@@ -40,6 +40,7 @@ __all__ = [
     "Turn",
     "ViewedImage",
     "VisualTokens",
+    "centres",
     "pinned",
     "to_device",
 ]

@@ -6,8 +6,8 @@ decoded; where views lie may depend on its pixels (``settled``, ``split``). The 
 steps: ``forward`` right after the encoder, on rows that are views, and ``finish`` after the connector, on rows of the
 llm's width.
 
-Views move, average and add tokens. They have no matrix product, convolution or attention, and so no FLOPs: what they
-cost is not counted.
+Views move, average and add tokens. They have no matrix product, convolution or attention, and so no FLOPs; those that
+choose what the encoder sees (``two_looks.py``) may have some for that, which are counted.
 
 A constructor may ask, before ``*``, for ``tokens`` (of one view), ``dim_out`` (the llm's width), ``tile`` (height and
 width in pixels of the picture that the encoder wants) and ``patches`` (rows and columns of patches it makes of it).
@@ -52,6 +52,10 @@ class Views(Stage):
     def loading_flops(self) -> int:
         """FLOPs that ``settled`` takes for one picture, in the loader: on no part's bill."""
         return 0
+
+    def sees(self, layout: ImageLayout) -> tuple[int | None, ...]:
+        """How many patches of each view the encoder sees; None for all."""
+        return (None,) * len(layout.views)
 
     @abstractmethod
     def split(self, picture: Picture, layout: ImageLayout, transform: PictureTransform) -> list[Tensor]:

@@ -159,8 +159,8 @@ class HFVision(VisionEncoder):
         with visiting(visit):
             states = [layout.tokens(x, images) for x in self._states(self.model, pixels)]
         if visit is not None and visit.places is not None:
-            rows = torch.arange(images, device=pixels.device)[:, None]
-            states = [x[rows, visit.places] if raw else x for x, raw in zip(states, self._before, strict=True)]
+            rows, places = torch.arange(images, device=pixels.device)[:, None], visit.places.to(pixels.device)
+            states = [x[rows, places] if raw else x for x, raw in zip(states, self._before, strict=True)]
         x, *levels = states
         more = {"levels": torch.cat(levels, -1)} if levels else {}
         if visit is not None and visit.reading is not None:

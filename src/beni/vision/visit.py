@@ -142,7 +142,7 @@ def _tell(
         hidden, *others = arguments
         visit.others = sum(isinstance(leaf, Tensor) for leaf in tree_leaves((others, named)))
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-        arguments = (hidden[rows, visit.places], *others)
+        arguments = (hidden[rows, visit.places.to(hidden.device)], *others)
     return arguments, named | {"told": Told(visit.real, visit.reading if reads else None)}
 
 

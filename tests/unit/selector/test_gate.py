@@ -12,8 +12,9 @@ from beni.config.build import build_stage
 from beni.errors import ConfigError
 from beni.nn.gates import CLOSED
 from beni.nn.streams import torch_stream
-from beni.selector.gate import BOUND, LIGHT, SPEED
+from beni.selector.gate import BOUND
 from beni.selector.gate_values import Temperature
+from beni.selector.multiplier import LIGHT, SPEED
 from beni.stage import Row, Sink, StageContext
 from beni.types import Prompt, TokenSpec, VisualTokens
 from support.options import node

@@ -161,9 +161,9 @@ class Costs:
         """An image, with a prompt of so many positions."""
         specs, runs = self.twin.row_specs(layout), self._runs
         counts: dict[str, Count] = dict.fromkeys(COMPONENTS, Count())
-        for size in layout.views:
-            counts["vision"] = counts["vision"].plus(runs.view(size))
-        first = runs.rows(layout, specs["vision"])
+        for size, kept in zip(layout.views, self.twin.views.sees(layout), strict=True):
+            counts["vision"] = counts["vision"].plus(runs.view(size, kept))
+        counts["views"], first = runs.rows(layout, specs["vision"], asked)
         wants = [first] * len(specs["views"])
         for before, name in pairwise(("views", "selector", "resampler", "connector")):
             for number, row in enumerate(specs[before]):

@@ -28,20 +28,16 @@ from beni.errors import CompositionError, reason
 from beni.llm.base import Llm
 from beni.measure.flops import count_flops, count_training_flops, without_values
 from beni.model.costing.rates import Sizes
+from beni.model.costing.tokens import Wants, carriers, patches_of, rows_of, tokens_of, wanted
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.viewer import placeholders
 from beni.stage import PROMPTS, Sink, Stage, StageContext
-from beni.types import ImageLayout, LayerCall, LayerVisitor, Prompt, Reading, Sequence, TokenSpec, VisualTokens
+from beni.types import ImageLayout, LayerCall, LayerVisitor, Prompt, Reading, Sequence, TokenSpec
+from beni.views.two_looks import TwoLooks
 from beni.vision.base import VisionEncoder
 
 Recomputing = Callable[[abc.Sequence[nn.Module]], AbstractContextManager[None]]
 """Around a call: the layers give up activations and compute them again, as they do in this run."""
-
-Wants = frozenset[str]
-"""The fields of visual tokens of which a gradient is wanted; ``sources`` for those of any encoder's."""
-
-CARRIERS = ("x", "levels", "log_gate", "deep")
-"""Fields through which a gradient comes back."""
 
 
 class Count(NamedTuple):
@@ -106,35 +102,50 @@ class DryRuns:
         """Whether a gradient is wanted of text embeddings."""
         return any(p.requires_grad for p in self.twin.get_input_embeddings().parameters())
 
-    def view(self, size: tuple[int, int]) -> Count:
+    def view(self, size: tuple[int, int], kept: int | None = None) -> Count:
         """The encoder on a view of (height, width): on the pixels that the view becomes, which several encoders see on
         one canvas.
+
+        Args:
+            kept: patches that it sees; None for all.
         """
-        if ("vision", size) not in self._counts:
+        if ("vision", size, kept) not in self._counts:
             vision, transform = self.twin.vision, self.twin.vision.transform
             shape = transform.shape if size == transform.tile else transform.at(size).shape
 
+            # which ones does not matter; a mask without values would not tell how many
+            keep = None if kept is None else (torch.arange(patches_of(vision, vision.spec(size))) < kept)[None]
+
             def forward() -> Iterable[Tensor]:
                 with torch.set_grad_enabled(self.trains("vision")):
-                    return vision(torch.empty(1, 3, *shape, device="meta")).features()
+                    return vision(torch.empty(1, 3, *shape, device="meta"), keep).features()
 
             with vision.dry_run():
-                inputs = (shape, self.twin.specs["vision"])  # which tells of side channels that it gives
-                self._counts["vision", size] = self._shared("vision", inputs, forward)
-        return self._counts["vision", size]
+                inputs = (shape, kept, self.twin.specs["vision"])  # which tells of side channels that it gives
+                self._counts["vision", size, kept] = self._shared("vision", inputs, forward)
+        return self._counts["vision", size, kept]
 
-    def rows(self, layout: ImageLayout, views: abc.Sequence[TokenSpec]) -> Wants:
-        """Fields whose gradient is wanted when the encoder's tokens of an image have become rows. Nothing is
-        counted: views move tokens (``Views``).
+    def rows(self, layout: ImageLayout, views: abc.Sequence[TokenSpec], asked: int) -> tuple[Count, Wants]:
+        """What views cost where they choose what the encoder sees, else nothing, since they move tokens (``Views``);
+        and the fields whose gradient is wanted when the encoder's tokens of an image have become rows.
+
+        Args:
+            asked: positions of the prompt; 0 for none.
         """
         wants: Wants = frozenset({"x", "levels", "sources"} if self.trains("vision") else ())
-        if not self.trains("views"):
-            return wants
-        if ("views", wants) not in self._wants:  # the same for every layout
-            encoded = VisualTokens.stack([tokens_of(view, wants) for view in views])
-            with countable("views"), torch.enable_grad(), without_values():
-                self._wants["views", wants] = wanted(self.twin.views(encoded, StageContext(layouts=(layout,))))
-        return self._wants["views", wants]
+        if not self.trains("views") and not isinstance(self.twin.views, TwoLooks):
+            return Count(), wants
+        asked = asked if self.twin.views.reads & PROMPTS else 0
+        key = ("views", wants, asked)  # the same for every layout
+        if key not in self._counts:
+
+            def forward() -> Iterable[Tensor]:
+                rows = rows_of(self.twin, layout, views, self._prompt(asked), wants)
+                self._wants[key] = wanted(rows)
+                return carriers(rows)
+
+            self._counts[key] = self._count("views", forward)
+        return self._counts[key], self._wants[key]
 
     def stage(self, name: str, row: TokenSpec, asked: int, wants: Wants) -> tuple[Count, Wants]:
         """A stage on one row of its tokens, and of what a gradient is wanted behind it.
@@ -368,28 +379,3 @@ def countable(name: str) -> Iterator[None]:
             fix=f"choose another option of {name}; one of your own may choose tokens by a mask, and must not let other "
             "values decide what it computes",
         ) from error
-
-
-def tokens_of(spec: TokenSpec, wants: Wants) -> VisualTokens:
-    """One row of such tokens without values."""
-    with torch.device("meta"):
-        tokens = VisualTokens.drawn(spec, 1, torch.empty)
-    for name in wants & tokens.per_token().keys():
-        getattr(tokens, name).requires_grad_()
-    for source in tokens.sources:
-        for features in source.features():
-            features.requires_grad_("sources" in wants)
-    return tokens
-
-
-def wanted(tokens: VisualTokens) -> Wants:
-    """Fields of the tokens whose gradient is wanted."""
-    own = {name for name, tensor in tokens.per_token().items() if name in CARRIERS and tensor.requires_grad}
-    return frozenset(own | ({"sources"} if any(wanted(source) for source in tokens.sources) else set()))
-
-
-def carriers(tokens: VisualTokens) -> Iterator[Tensor]:
-    """The tensors through which a gradient comes back."""
-    yield from (tensor for name, tensor in tokens.per_token().items() if name in CARRIERS)
-    for source in tokens.sources:
-        yield from carriers(source)

@@ -11,6 +11,7 @@ import torch
 from beni.components import COMPONENTS
 from beni.model.build import build_model
 from beni.model.costing.counts import Costs
+from beni.model.costing.tokens import patches_of
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.plan import apply_plan, count_parameters, require_weights_of
 from beni.model.viewer import placeholders
@@ -106,6 +107,9 @@ def spec_table(
     for stage in COMPONENTS:
         made = specs.get(stage, specs["connector"])
         tokens = {"llm": length, "fusion": laid_out}.get(stage, sum(row.n for row in made))
+        if stage == "vision":  # of some views it sees only what is chosen
+            sees = zip(made, model.views.sees(image), strict=True)
+            tokens -= sum(patches_of(model.vision, view) - kept for view, kept in sees if kept is not None)
         fixed, mean = all(row.fixed for row in made), _mean(made)
         rows.append(
             SpecRow(

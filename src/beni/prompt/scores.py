@@ -1,11 +1,8 @@
-"""How much each visual token has to do with what is asked: a cosine between the two, in a space that is learned.
-
-The answer is never seen: what is asked is the text of the sample that is neither supervised nor an image.
-"""
+"""How much each visual token has to do with what is asked: a cosine between the two, in a space that is learned."""
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,24 +10,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from beni.nn.choose import legible
-from beni.types import Prompt, VisualTokens
+from beni.prompt.asked import Asked
+from beni.stage import Reads, StageContext
+from beni.types import VisualTokens
 
-Source = Literal["embeddings", "hidden"]
 Gradient = Literal["none", "straight_through", "gates"]
-
-
-@runtime_checkable
-class Asked(Protocol):
-    """What the scores need of a stage's context."""
-
-    @property
-    def prompt(self) -> Prompt | None:
-        """What is asked about each row."""
-        ...
-
-    def noise(self, name: str, like: Tensor) -> Tensor:
-        """Uniform values of that shape, of each row's own."""
-        ...
 
 
 class PromptScores(nn.Module):
@@ -38,10 +22,8 @@ class PromptScores(nn.Module):
 
     Args:
         dim: width of the visual tokens.
-        dim_text: width of the llm.
+        source: of what is asked.
         width: of the space that both are mapped to.
-        source: what is asked as the mean of the llm's ``embeddings`` of it, or as the llm's ``hidden`` state at its
-            last position (one more pass through the llm, without a gradient).
         no_prompt: a row about which nothing is asked is compared with a ``learned`` vector, which is also added to the
             prompt of the others, or with nothing (``uniform``).
         no_prompt_rate: share of the rows that training treats as though nothing had been asked about them.
@@ -53,9 +35,8 @@ class PromptScores(nn.Module):
     def __init__(
         self,
         dim: int,
-        dim_text: int,
+        source: Asked,
         width: int,
-        source: Source,
         no_prompt: Literal["learned", "uniform"],
         no_prompt_rate: float,
         centred: bool,
@@ -64,29 +45,42 @@ class PromptScores(nn.Module):
         super().__init__()
         self.source, self.no_prompt_rate, self.centred = source, no_prompt_rate, centred
         self.of_token = nn.Linear(dim, width, bias=False)
-        self.of_text = nn.Linear(dim_text, width, bias=no_prompt == "learned")
+        self.of_text = nn.Linear(source.dim, width, bias=no_prompt == "learned")
         self.requires_grad_(not frozen)
 
     @property
-    def reads(self) -> frozenset[Literal["prompt", "prompt_hidden"]]:
+    def reads(self) -> frozenset[Reads]:
         """What a stage must declare that it reads."""
-        return frozenset({"prompt"} if self.source == "embeddings" else {"prompt_hidden"})
+        return self.source.reads
 
-    def forward(self, tokens: VisualTokens, context: Asked) -> tuple[Float[Tensor, "i n"], Bool[Tensor, "i"]]:
+    def forward(self, tokens: VisualTokens, context: StageContext) -> tuple[Float[Tensor, "i n"], Bool[Tensor, "i"]]:
         """The cosines, and True at rows that are compared with something: all, where the vector of nothing is learned;
         the others' cosines are 0.
         """
+        text, asked = self.asked(tokens.x, context)
+        return self.cosines(tokens, text).masked_fill(~asked[:, None], 0.0), asked
+
+    def cosines(self, tokens: VisualTokens, text: Float[Tensor, "i w"]) -> Float[Tensor, "i n"]:
+        """Between each token and what ``asked`` says of its row."""
         x = tokens.x
         if self.centred:
             real = legible(tokens)[..., None].to(x.dtype)
             x = x - (x * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
-        text, asked = self._text(x, context)
+        return (F.normalize(self.of_token(x), dim=-1) @ F.normalize(text, dim=-1)[..., None])[..., 0]
+
+    def asked(
+        self, like: Float[Tensor, "i n d"], context: StageContext
+    ) -> tuple[Float[Tensor, "i w"], Bool[Tensor, "i"]]:
+        """What is asked about each row in the space of comparison, and True at rows where that is something: all, where
+        the vector of nothing is learned.
+
+        Args:
+            like: features of the rows, for their number and type.
+        """
+        text, asked = self._text(like, context)
         # text embeddings are small, and a prompt must not drown in the vector of nothing
         text = self.of_text(F.layer_norm(text, text.shape[-1:]) * asked[:, None])
-        if self.of_text.bias is not None:
-            asked = torch.ones_like(asked)
-        cosines = F.normalize(self.of_token(x), dim=-1) @ F.normalize(text, dim=-1)[..., None]
-        return cosines[..., 0].masked_fill(~asked[:, None], 0.0), asked
+        return text, asked if self.of_text.bias is None else torch.ones_like(asked)
 
     def init_weights(self) -> None:
         """Maps that keep the size of what they map, and a vector of nothing of length one."""
@@ -95,24 +89,14 @@ class PromptScores(nn.Module):
         if self.of_text.bias is not None:
             nn.init.normal_(self.of_text.bias, std=self.of_text.out_features**-0.5)
 
-    def _text(self, like: Float[Tensor, "i n d"], context: Asked) -> tuple[Float[Tensor, "i t"], Bool[Tensor, "i"]]:
+    def _text(
+        self, like: Float[Tensor, "i n d"], context: StageContext
+    ) -> tuple[Float[Tensor, "i t"], Bool[Tensor, "i"]]:
         """What is asked about each row, and whether something is."""
-        prompt = context.prompt
-        if prompt is None:
-            none = torch.zeros(len(like), dtype=torch.bool, device=like.device)
-            return like.new_zeros(len(like), self.of_text.in_features), none
-        real, asked = prompt.mask, prompt.mask.any(1)
-        if self.training and self.no_prompt_rate > 0:
+        text, asked = self.source(like, context.prompt)
+        if context.prompt is not None and self.training and self.no_prompt_rate > 0:
             asked = asked & (context.noise("null", like[:, 0, 0]) >= self.no_prompt_rate)
-        if self.source == "embeddings":
-            text = (prompt.embeds * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
-        elif prompt.hidden is None:
-            raise ValueError("the prompt came without hidden states")
-        else:
-            last = real.long() * torch.arange(1, real.shape[1] + 1, device=real.device)
-            hidden = prompt.hidden * real[..., None]
-            text = hidden.gather(1, last.argmax(1)[:, None, None].expand(-1, -1, hidden.shape[2]))[:, 0]
-        return text.to(like.dtype), asked
+        return text, asked
 
 
 def gates_of(scores: Float[Tensor, "i n"], gradient: Gradient, scale: float) -> Float[Tensor, "i n"] | None:
