@@ -69,7 +69,8 @@ def looks(model, pixels, context):
 def stage(values=None, seed=0, **known):
     spec = TokenSpec(n=12, dim=DIM, grid=(3, 4))
     given = {"tokens": spec, "dim_out": WIDE, "tile": (24, 32), "patches": (3, 4)} | known
-    defaults = {"times": 2, "keep": 7, "detail": 5, "source": "embeddings", "width": 8, "centred": True}
+    defaults = {"times": 2, "keep": 7, "detail": 5, "source": "embeddings", "text_encoder": None}
+    defaults |= {"width": 8, "centred": True}
     defaults |= {"no_prompt_rate": 0.1, "gradient": "straight_through", "scale": 5.0, "join": False}
     with torch_stream(seed, "views"):
         made = Ps3(**given, **defaults | (values or {}))
