@@ -130,6 +130,8 @@ def facts_in_a_model(tiny_values, images, steps_of):
         if "deepstack" in values["_target_"]:
             run["vision"] = base["vision"] | {"levels": [0, 1]}
             run["llm"] = {**run["llm"], "architecture": run["llm"]["architecture"] | {"num_hidden_layers": 4}}
+        if "hybrid" in values["_target_"]:
+            run["views"] = shrink_stage("views", "internvl", node("views", "internvl")) | {"min_tiles": 2}
         if group == "vision":
             run["views"] = {"_target_": "beni.views.single.SingleView", "newline": False}
         if group == "pruner":

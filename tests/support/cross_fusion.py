@@ -50,6 +50,10 @@ class CrossFusion(Fusion):
     def reads_gates(self) -> bool:
         return False
 
+    @property
+    def reads_parts(self) -> bool:
+        return False
+
     def install(self, llm: Decoder) -> None:
         for index in range(0, len(llm.layers()), 2):
             self.blocks[str(index)] = CrossAttention(llm.hidden_size)

@@ -33,6 +33,8 @@ def small_run(tiny_run: Callable[..., dict[str, Any]], group: str, option: str) 
         run["vision"]["levels"] = [0, 1, 2] if LEVELS in grid else []
         run[group] = smaller(group, option)
         run["choices"][group] = option
+        if option == "hybrid":
+            run["views"] = smaller("views", "internvl") | {"min_tiles": 2}
         try:
             propagate(run)
         except CompositionError as error:

@@ -81,6 +81,13 @@ class Fusion(nn.Module, ABC):
 
     @property
     @abstractmethod
+    def reads_parts(self) -> bool:
+        """Whether tokens of views of parts of a picture take no positions in the text, and it reads them by itself;
+        ``VisualTokens.whole`` tells which do.
+        """
+
+    @property
+    @abstractmethod
     def reads_along(self) -> frozenset[int]:
         """Layers of the llm whose attention it reads along with (``LayerVisitor.within``)."""
 

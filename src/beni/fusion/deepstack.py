@@ -88,6 +88,10 @@ class DeepStack(Fusion):
         return False
 
     @property
+    def reads_parts(self) -> bool:
+        return False
+
+    @property
     def reads_along(self) -> frozenset[int]:
         return frozenset()
 

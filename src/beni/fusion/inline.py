@@ -63,6 +63,10 @@ class InlineFusion(Fusion):
         return False
 
     @property
+    def reads_parts(self) -> bool:
+        return False
+
+    @property
     def reads_along(self) -> frozenset[int]:
         return frozenset()
 

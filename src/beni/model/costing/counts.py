@@ -29,6 +29,7 @@ from beni.model.costing.dry_runs import Count, DryRuns, Recomputing, Wants
 from beni.model.costing.flop_count import FlopCount
 from beni.model.costing.rates import LONG, Around, Falling, Rate, Staircase
 from beni.model.modeling import BeniForConditionalGeneration
+from beni.model.viewer import placeholders
 from beni.types import IGNORE, Batch, ImageLayout
 
 IMAGES = 4096
@@ -58,11 +59,13 @@ class Visual:
     Attributes:
         counts: by component.
         tokens: visual tokens of the image.
+        read: those of them that the fusion's own layers read.
         wants: of which fields of these a gradient is wanted.
     """
 
     counts: dict[str, Count]
     tokens: int
+    read: int
     wants: Wants
 
 
@@ -146,9 +149,9 @@ class Costs:
         image = self._image(layout, 0)
         counts, rates = total_of([image]), self._rates_of([image])
         if self._runs.fusion_visits:
-            counts["fusion"] = counts["fusion"].plus(self._around(image.wants, [(length, image.tokens)]))
+            counts["fusion"] = counts["fusion"].plus(self._around(image.wants, [(length, image.read)]))
         rows = (label_rows, label_rows, 0)
-        sizes = self._sizes(rates, [length], [image.tokens])
+        sizes = self._sizes(rates, [length], [placeholders(self.twin.viewer.markup(layout))])
         llm = (rate.of(sizes, own) for rate, own in zip(rates, rows, strict=True))
         return counts | {"llm": Count(*llm)}
 
@@ -169,7 +172,9 @@ class Costs:
         tokens = self.twin.viewer.visual_tokens(layout)
         if not runs.fusion_visits:
             counts["fusion"] = runs.fusion(replace(specs["connector"][0], n=tokens, grid=None), wanted)
-        return Visual(counts, tokens, wanted)
+        placed = placeholders(self.twin.viewer.markup(layout))
+        read = tokens - placed if self.twin.fusion.reads_parts else tokens
+        return Visual(counts, tokens, read, wanted)
 
     def _own_of(self, images: abc.Sequence[Visual], lengths: abc.Sequence[int], batch: Batch) -> Count:
         """The fusion's own layers, which a micro-batch with images passes in all of its positions."""
@@ -177,7 +182,7 @@ class Costs:
             return Count()
         tokens = [0] * len(lengths)
         for image, owner in zip(images, owners_of(batch.owners, len(images), len(lengths)), strict=True):
-            tokens[owner] += image.tokens
+            tokens[owner] += image.read
         return self._around(images[0].wants, list(zip(lengths, tokens, strict=True)))
 
     def _around(self, wants: Wants, samples: abc.Sequence[tuple[int, int]]) -> Count:

@@ -21,6 +21,7 @@ from support.shrink import shrink_stage
 
 FROZEN = ("train.plan.vision=frozen", "train.plan.llm=frozen")
 FINE = ("vision.architecture.patch_size=6",)
+ROOM = ("llm.architecture.max_position_embeddings=2048", "template.max_length=2048")
 PERCEIVER = ("resampler=perceiver", "resampler.num_latents=4", "resampler.num_heads=2", "resampler.head_dim=8")
 CROSSED = {"_target_": "support.cross_fusion.CrossFusion"}
 JOINED = ("views=anyres", "views.canvases=[[1,2],[2,1]]", "views.join=true", "views.newline=false")
@@ -64,7 +65,7 @@ def test_gates_and_auxiliary_losses_have_a_backward_pass(tiny_run, compared):
     assert flop_count.useful == pytest.approx(flops, rel=0.001)
 
 
-OWN = ("cross_fusion", "flamingo", "mllama", "hyper")
+OWN = ("cross_fusion", "flamingo", "mllama", "hyper", "hybrid")
 
 
 @pytest.fixture(params=OWN)
@@ -73,10 +74,12 @@ def crossed(request, tiny_run, monkeypatch):
     monkeypatch.setenv("BENI_TRUSTED", "support.")
 
     def make(*overrides):
-        run = tiny_run(*FINE, "llm.architecture.num_hidden_layers=3", "data.pictures_share=0.6", *overrides)
+        run = tiny_run(*FINE, *ROOM, "llm.architecture.num_hidden_layers=3", "data.pictures_share=0.6", *overrides)
         run["fusion"] = dict(CROSSED)
         if (option := request.param) != "cross_fusion":
             run["fusion"] = shrink_stage("fusion", option, node("fusion", option)) | {"sees": "all"}
+        if option == "hybrid":
+            run["views"] = shrink_stage("views", "internvl", node("views", "internvl")) | {"min_tiles": 2}
         return run
 
     return make
