@@ -23,14 +23,15 @@ def seen(x):
     """Tokens of such features, the first of them of the whole picture, with levels of which some depend on nothing."""
     levels = torch.linspace(-1, 1, 36).sin().expand(len(x), 4, 36)
     whole = (torch.arange(4) < WHOLE).expand(len(x), -1)
-    return replace(VisualTokens.dense(x, (2, 2)), levels=levels.contiguous().requires_grad_(), whole=whole)
+    levels, deep = (made.contiguous().requires_grad_() for made in (levels, levels.repeat(1, 1, 2)[..., :64]))
+    return replace(VisualTokens.dense(x, (2, 2)), levels=levels, deep=deep, whole=whole)
 
 
 @pytest.fixture
 def fused(option):
     llm = family("llama", num_hidden_layers=3)
     fusion = fusion_of(option[1], llm)
-    stands = WHOLE if fusion.reads_parts else SPEC.n
+    stands = WHOLE if "parts" in fusion.reads_beside else SPEC.n
     per_image = sum(part for part in fusion.markup((stands,)) if isinstance(part, int))
     torch.manual_seed(1)
     is_image = torch.zeros(2, 10, dtype=torch.bool)

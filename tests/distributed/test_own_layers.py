@@ -12,6 +12,7 @@ from distributed.same_gradients import agree, gradients_of
 from support.options import node
 from support.processes import run_ranks
 from support.shrink import shrink_stage
+from support.small_model import together
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +23,9 @@ SETTINGS = (
 )
 
 
-@pytest.fixture(params=["cross_fusion", "flamingo", "idefics", "mllama", "hyper", "hybrid", "deepstack"])
+@pytest.fixture(
+    params=["cross_fusion", "flamingo", "idefics", "mllama", "hyper", "hybrid", "deepstack", "deepstack_views"]
+)
 def crossing(request, tiny_values, monkeypatch):
     """crossing(*overrides) -> a run with the fusion."""
     monkeypatch.setenv("BENI_TRUSTED", "support.")
@@ -34,8 +37,7 @@ def crossing(request, tiny_values, monkeypatch):
             run["fusion"] = shrink_stage("fusion", option, node("fusion", option))
         if option == "deepstack":
             run["vision"]["levels"] = [0]
-        if option == "hybrid":
-            run["views"] = shrink_stage("views", "internvl", node("views", "internvl")) | {"min_tiles": 2}
+        run |= together("fusion", option)
         return run
 
     return make

@@ -26,6 +26,8 @@ def spec_for(option):
     """Visual tokens as an option wants them."""
     if option == "hybrid":
         return replace(SPEC, n=SPEC.n + ASIDE, grid=None, parted=True)
+    if option == "deepstack_views":
+        return replace(SPEC, deep=2 * SPEC.dim)
     return replace(SPEC, levels=3 * 12) if option == "deepstack" else SPEC
 
 

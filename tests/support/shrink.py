@@ -90,6 +90,7 @@ VIEWS = {
     "idefics3": {"longest": 2},
     "internvl": {"max_tiles": 3},
     "anyres": {"canvases": [[1, 2], [2, 1]]},
+    "deepstack": {"canvases": [[1, 2], [2, 1]]},
 }
 """Views of a picture of a few patches a side."""
 
@@ -119,4 +120,5 @@ def shrink_stage(group: str, option: str, values: dict[str, Any]) -> dict[str, A
     if group == "views":
         return values | VIEWS.get(option, {})
     small = STAGE | FUSION if group == "fusion" else STAGE
-    return values | {k: v for k, v in small.items() if isinstance(values.get(k), type(v))}
+    sets = {"sets": 2} if option == "deepstack_views" else {}
+    return values | {k: v for k, v in small.items() if isinstance(values.get(k), type(v))} | sets

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from beni.types import Heads, Markup, Sequence, VisualTokens
+
+Beside = Literal["parts", "deep"]
+"""What a fusion may read of images beside the tokens that take positions: see ``Fusion.reads_beside``."""
 
 
 @runtime_checkable
@@ -81,9 +84,9 @@ class Fusion(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def reads_parts(self) -> bool:
-        """Whether tokens of views of parts of a picture take no positions in the text, and it reads them by itself;
-        ``VisualTokens.whole`` tells which do.
+    def reads_beside(self) -> frozenset[Beside]:
+        """What it reads of images beside the tokens that take positions: those of views of ``parts`` of a picture,
+        which then take none (``VisualTokens.whole``), and what has come along for ``deep`` layers of the llm.
         """
 
     @property

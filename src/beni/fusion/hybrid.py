@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from beni.config.ranges import Above, AtLeast, AtMost, Example
-from beni.fusion.base import Decoder, Fusion
+from beni.fusion.base import Beside, Decoder, Fusion
 from beni.fusion.cross_attention import block_maker, draw_blocks, readers
 from beni.fusion.inline import InlineFusion
 from beni.fusion.media import Media
@@ -94,8 +94,8 @@ class HybridFusion(Fusion):
         return False
 
     @property
-    def reads_parts(self) -> bool:
-        return True
+    def reads_beside(self) -> frozenset[Beside]:
+        return frozenset({"parts"})
 
     @property
     def reads_along(self) -> frozenset[int]:

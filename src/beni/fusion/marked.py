@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from beni.errors import DataError
-from beni.fusion.base import Decoder, Fusion
+from beni.fusion.base import Beside, Decoder, Fusion
 from beni.fusion.media import Media
 from beni.fusion.own_layers import OwnLayers
 from beni.types import LayerVisitor, Markup, Sequence, VisualTokens
@@ -59,8 +59,8 @@ class MarkedFusion(Fusion):
         return True
 
     @property
-    def reads_parts(self) -> bool:
-        return False
+    def reads_beside(self) -> frozenset[Beside]:
+        return frozenset()
 
     @property
     def calibrates(self) -> bool:

@@ -103,7 +103,7 @@ class Answering:
             return Looked(sink.pictures, Attention(unread=why))
         owners = owners_of(images.owners, len(visual.mask), len(text.lengths()))
         sequence = self.fusion(text, visual, images.owners)
-        placed = visual.of_whole() if self.fusion.reads_parts else visual
+        placed = visual.of_whole() if "parts" in self.fusion.reads_beside else visual
         return Looked(sink.pictures, attention_on(self.llm, sequence, placed, owners, layers))
 
     def answer(

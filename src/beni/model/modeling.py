@@ -37,7 +37,7 @@ from beni.model.inputs import BeniOutput, CallCounts, StepInputs, on_device
 from beni.model.loss import token_loss
 from beni.model.mixed_sizes import on_each_grid, on_each_size
 from beni.model.predict import predict
-from beni.model.viewer import Viewer, placeholders, require_parts, require_room
+from beni.model.viewer import Viewer, placeholders, require_read, require_room
 from beni.nn.recompute import recomputed
 from beni.nn.streams import torch_stream
 from beni.pruner.base import Pruner
@@ -123,7 +123,7 @@ class BeniForConditionalGeneration(Answering, PreTrainedModel, GenerationMixin):
             self.fusion.init_weights()
         self.pruner: Pruner = build(parts.get("pruner", UNPRUNED))
         self.pruner.install(lambda: len(self.llm.layers()), placeholders(self.fusion.markup((64,))) == 64)
-        require_parts(self.viewer)
+        require_read(self.viewer, self.specs["llm"])
         require_room(self.viewer, self.llm.max_positions)
 
         if pretrained:

@@ -72,7 +72,7 @@ class Viewer:
 
     def markup(self, layout: ImageLayout) -> Markup:
         """What stands in the text for an image."""
-        stands = self.views.overview if self.fusion.reads_parts else self.views.markup
+        stands = self.views.overview if "parts" in self.fusion.reads_beside else self.views.markup
         return self.fusion.markup(stands(layout, self.specs(layout)["connector"]))
 
     @property
@@ -81,13 +81,25 @@ class Viewer:
         return any(place != WHOLE for layout in self.views.extremes() for place in self.views.places(layout))
 
 
-def require_parts(viewer: Viewer) -> None:
-    """A fusion that reads views of parts of a picture by itself must find some.
+def require_read(viewer: Viewer, tokens: TokenSpec) -> None:
+    """What comes along with visual tokens must be read, and what fusion reads by itself must be there.
+
+    Args:
+        tokens: as fusion is given them.
 
     Raises:
-        CompositionError: E-STACK when every view is of the whole picture.
+        CompositionError: E-STACK when views are made for deeper layers of the llm and fusion has none, or fusion reads
+            views of parts of a picture and every view is of the whole of it.
     """
-    if viewer.fusion.reads_parts and not viewer.parts:
+    beside = viewer.fusion.reads_beside
+    if tokens.deep and "deep" not in beside:
+        raise CompositionError(
+            "E-STACK",
+            "tokens of tiles come along for deeper layers of the llm, and the fusion does not read them",
+            groups=("views", "fusion"),
+            fix="set fusion=deepstack_views, or views=internvl",
+        )
+    if "parts" in beside and not viewer.parts:
         raise CompositionError(
             "E-STACK",
             "the fusion reads views of parts of a picture beside the text, and these views show the whole of it only",

@@ -33,12 +33,15 @@ class TiledViews(Views):
         most: views that an image may become.
         join: put the views of an image into one row.
         newline: room for a learned vector of the llm's width that ends lines; None without.
+        sets: tokens of the llm's width that come along with each for its deeper layers (``VisualTokens.deep``).
 
     Raises:
         CompositionError: E-STACK when views are to be joined whose encoders are kept apart.
     """
 
-    def __init__(self, tokens: TokenSpec, most: int, join: bool, newline: nn.Parameter | None = None) -> None:
+    def __init__(
+        self, tokens: TokenSpec, most: int, join: bool, newline: nn.Parameter | None = None, sets: int = 0
+    ) -> None:
         super().__init__()
         if join and tokens.sources:
             raise CompositionError(
@@ -47,7 +50,7 @@ class TiledViews(Views):
                 groups=("vision", "views"),
                 fix="set views.join=false or vision.combine=channels",
             )
-        self.join, self.most = join, most
+        self.join, self.most, self.sets = join, most, sets
         self.view = nn.Parameter(torch.empty(most, tokens.dim)) if join else None
         self.newline = newline
 
@@ -108,7 +111,7 @@ class TiledViews(Views):
         return tuple(part for part in (before, n, after) if part != "")
 
     def finished(self, tokens: TokenSpec) -> TokenSpec:
-        return tokens if self.join else replace(tokens, parted=True)
+        return tokens if self.join else replace(tokens, parted=True, deep=self.sets * tokens.dim)
 
     def finish(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         if self.join:

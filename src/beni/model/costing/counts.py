@@ -173,7 +173,7 @@ class Costs:
         if not runs.fusion_visits:
             counts["fusion"] = runs.fusion(replace(specs["connector"][0], n=tokens, grid=None), wanted)
         placed = placeholders(self.twin.viewer.markup(layout))
-        read = tokens - placed if self.twin.fusion.reads_parts else tokens
+        read = tokens - placed if "parts" in self.twin.fusion.reads_beside else tokens
         return Visual(counts, tokens, read, wanted)
 
     def _own_of(self, images: abc.Sequence[Visual], lengths: abc.Sequence[int], batch: Batch) -> Count:

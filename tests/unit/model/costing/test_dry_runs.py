@@ -18,6 +18,7 @@ from beni.training.blocks import recompute, recomputing
 from beni.training.step import forward_backward
 from support.options import node
 from support.shrink import shrink_stage
+from support.small_model import together
 
 FROZEN = ("train.plan.vision=frozen", "train.plan.llm=frozen")
 FINE = ("vision.architecture.patch_size=6",)
@@ -78,8 +79,7 @@ def crossed(request, tiny_run, monkeypatch):
         run["fusion"] = dict(CROSSED)
         if (option := request.param) != "cross_fusion":
             run["fusion"] = shrink_stage("fusion", option, node("fusion", option)) | {"sees": "all"}
-        if option == "hybrid":
-            run["views"] = shrink_stage("views", "internvl", node("views", "internvl")) | {"min_tiles": 2}
+        run |= together("fusion", option)
         return run
 
     return make
