@@ -130,6 +130,7 @@ def facts_in_a_model(tiny_values, images, steps_of):
         run = {**base, group: values}
         if "deepstack" in values["_target_"]:
             run["vision"] = base["vision"] | {"levels": [0, 1]}
+        if option in ("deepstack", "deepstack_views", "sva"):
             run["llm"] = {**run["llm"], "architecture": run["llm"]["architecture"] | {"num_hidden_layers": 4}}
         run |= together(group, option)
         if group == "vision":

@@ -24,7 +24,11 @@ def seen(x):
     levels = torch.linspace(-1, 1, 36).sin().expand(len(x), 4, 36)
     whole = (torch.arange(4) < WHOLE).expand(len(x), -1)
     levels, deep = (made.contiguous().requires_grad_() for made in (levels, levels.repeat(1, 1, 2)[..., :64]))
-    return replace(VisualTokens.dense(x, (2, 2)), levels=levels, deep=deep, whole=whole)
+    sources = tuple(
+        VisualTokens.dense(torch.linspace(-3, 3, len(x) * side**2 * 16).cos().view(len(x), -1, 16), (side, side))
+        for side in (2, 4)
+    )
+    return replace(VisualTokens.dense(x, (2, 2)), levels=levels, deep=deep, whole=whole, sources=sources)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ SETTINGS = (
 
 
 @pytest.fixture(
-    params=["cross_fusion", "flamingo", "idefics", "mllama", "hyper", "hybrid", "deepstack", "deepstack_views"]
+    params=["cross_fusion", "flamingo", "idefics", "mllama", "hyper", "hybrid", "deepstack", "deepstack_views", "sva"]
 )
 def crossing(request, tiny_values, monkeypatch):
     """crossing(*overrides) -> a run with the fusion."""

@@ -28,6 +28,9 @@ def spec_for(option):
         return replace(SPEC, n=SPEC.n + ASIDE, grid=None, parted=True)
     if option == "deepstack_views":
         return replace(SPEC, deep=2 * SPEC.dim)
+    if option == "sva":
+        sources = tuple(TokenSpec(n=side * side, dim=16, grid=(side, side)) for side in (2, 4))
+        return replace(SPEC, sources=sources)
     return replace(SPEC, levels=3 * 12) if option == "deepstack" else SPEC
 
 

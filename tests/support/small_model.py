@@ -28,6 +28,7 @@ def small_run(tiny_run: Callable[..., dict[str, Any]], group: str, option: str) 
     refusals = []
     for grid in GRIDS:
         deep = ("llm.architecture.num_hidden_layers=4",) if group == "pruner" or "deepstack" in option else ()
+        deep = ("llm.architecture.num_hidden_layers=3",) if (group, option) == ("fusion", "sva") else deep
         words = (word for word in grid if word != LEVELS)
         run = tiny_run(*LONG, "llm.architecture.hidden_size=48", *deep, *words)
         run["vision"]["levels"] = [0, 1, 2] if LEVELS in grid else []
@@ -49,6 +50,8 @@ def together(group: str, option: str) -> dict[str, Any]:
         return {"views": smaller("views", "internvl") | {"min_tiles": 2}}
     if (group, option) == ("fusion", "deepstack_views"):
         return {"views": smaller("views", "deepstack")}
+    if (group, option) == ("fusion", "sva"):
+        return {"resampler": smaller("resampler", "sva") | {"side": "auto"}}
     if (group, option) == ("views", "deepstack"):
         return {"fusion": smaller("fusion", "deepstack_views")}
     return {}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from beni.types import Heads, Markup, Sequence, VisualTokens
 
-Beside = Literal["parts", "deep"]
+Beside = Literal["parts", "deep", "sources"]
 """What a fusion may read of images beside the tokens that take positions: see ``Fusion.reads_beside``."""
 
 
@@ -86,7 +86,8 @@ class Fusion(nn.Module, ABC):
     @abstractmethod
     def reads_beside(self) -> frozenset[Beside]:
         """What it reads of images beside the tokens that take positions: those of views of ``parts`` of a picture,
-        which then take none (``VisualTokens.whole``), and what has come along for ``deep`` layers of the llm.
+        which then take none (``VisualTokens.whole``), what has come along for ``deep`` layers of the llm, and features
+        of encoders (``sources``) that the tokens were made of.
         """
 
     @property

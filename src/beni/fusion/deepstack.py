@@ -184,10 +184,10 @@ class Merger(nn.Module):
 
 
 def add(
-    hidden: Float[Tensor, "b t d"], call: LayerCall, places: Int[Tensor, "k"], features: Float[Tensor, "k d"]
+    hidden: Float[Tensor, "b t d"], call: LayerCall, places: Int[Tensor, "k"], features: Float[Tensor, "_ d"]
 ) -> Float[Tensor, "b t d"]:
-    """Hidden states with the features added at their places: number of the sample times ``SPAN``, plus that of the
-    position in it.
+    """Hidden states with the features added at their places, one for each: number of the sample times ``SPAN``, plus
+    that of the position in it. A dry run, which does not know where images are, has more features than places.
     """
     here = call.samples * SPAN + call.columns
     index = torch.searchsorted(places, here).clamp(max=len(places) - 1)

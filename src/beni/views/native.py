@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from PIL.Image import Image as Picture
@@ -101,7 +102,7 @@ class NativeView(Views):
         return tokens
 
     def finished(self, tokens: TokenSpec) -> TokenSpec:
-        return tokens
+        return replace(tokens, sources=())  # which rows on grids of several shapes lose
 
     def finish(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         return with_newlines(tokens, self.newline)

@@ -111,7 +111,9 @@ class TiledViews(Views):
         return tuple(part for part in (before, n, after) if part != "")
 
     def finished(self, tokens: TokenSpec) -> TokenSpec:
-        return tokens if self.join else replace(tokens, parted=True, deep=self.sets * tokens.dim)
+        if self.join:
+            return tokens
+        return replace(tokens, parted=True, deep=self.sets * tokens.dim, sources=())
 
     def finish(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         if self.join:

@@ -172,8 +172,11 @@ class Costs:
         tokens = self.twin.viewer.visual_tokens(layout)
         if not runs.fusion_visits:
             counts["fusion"] = runs.fusion(replace(specs["connector"][0], n=tokens, grid=None), wanted)
-        placed = placeholders(self.twin.viewer.markup(layout))
-        read = tokens - placed if "parts" in self.twin.fusion.reads_beside else tokens
+        read = tokens
+        if "parts" in self.twin.fusion.reads_beside:
+            read -= placeholders(self.twin.viewer.markup(layout))
+        if "sources" in self.twin.fusion.reads_beside:
+            read = sum(row.n for row in specs["connector"])  # and no newlines, which read nothing
         return Visual(counts, tokens, read, wanted)
 
     def _own_of(self, images: abc.Sequence[Visual], lengths: abc.Sequence[int], batch: Batch) -> Count:

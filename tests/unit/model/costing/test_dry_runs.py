@@ -94,6 +94,19 @@ PLANS = {
 }
 
 
+@pytest.mark.parametrize("plan", ["all", "all but the backbones"])
+@pytest.mark.parametrize("option", ["deepstack", "deepstack_views", "sva"])
+def test_what_is_added_at_positions_of_images_is_billed_what_torch_counts(option, tiny_run, compared, plan):
+    run = tiny_run(*FINE, *ROOM, *PLANS[plan], "llm.architecture.num_hidden_layers=4", "data.pictures_share=0.6")
+    run["fusion"] = shrink_stage("fusion", option, node("fusion", option))
+    run["vision"]["levels"] = [0] if option == "deepstack" else []
+    run |= together("fusion", option)
+    one = iter([True])
+    flop_count, flops = compared(run, chosen=lambda item: len(item.images) == 2 and next(one, False))
+    assert (flop_count.components["fusion"] > 0) == (option != "deepstack_views")  # which adds, and makes no product
+    assert flop_count.useful == pytest.approx(flops, rel=0.001)
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_fusions_own_layers_are_billed_what_torch_counts(crossed, compared, plan):
     run = crossed(*PLANS[plan])
