@@ -115,8 +115,9 @@ class SvaFusion(Fusion):
             return fused
         samples, columns = fused.numbered()
         places = (samples * SPAN + columns)[fused.is_image]  # ascending, as reading order is
-        if not visual.x.is_meta:  # a dry run has no values to choose by
-            places = places[(visual.size > 0)[visual.mask]]  # ends of rows stand for no patch
+        ends = visual.x.shape[1] > self.grid[0] * self.grid[1]  # of rows, which stand for no patch
+        if ends and not visual.x.is_meta:  # a dry run has no values to choose by
+            places = places[(visual.size > 0)[visual.mask]]
         return replace(fused, visitors=self._visitors(places, visual, skips=not torch.is_grad_enabled()))
 
     def blank(self, sequence: Sequence, visual: VisualTokens) -> Sequence:
