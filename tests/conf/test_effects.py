@@ -27,6 +27,7 @@ from beni.model.build import build
 from beni.nn.streams import torch_stream
 from support.options import DIM, node, options
 from support.shrink import shrink_llm, shrink_pruner, shrink_stage, shrink_vision
+from support.small_model import together
 
 STAGES = ("selector", "resampler", "connector")
 IN_A_MODEL = ("views", "fusion", "pruner", "adapter", "vision", "llm")
@@ -126,11 +127,13 @@ def facts_in_a_model(tiny_values, images, steps_of):
     data = ("data=captions", f"data.path={images}", "data.heldout=1", "train.batch_size=4", "adapter=lora")
     base = compose([*kept, *data, "train.plan.llm=lora", "train.plan.vision=full"])
 
-    def facts(group: str, values: dict[str, Any]) -> list[Any]:
+    def facts(group: str, option: str, values: dict[str, Any]) -> list[Any]:
         run = {**base, group: values}
         if "deepstack" in values["_target_"]:
             run["vision"] = base["vision"] | {"levels": [0, 1]}
+        if option in ("deepstack", "deepstack_views", "sva"):
             run["llm"] = {**run["llm"], "architecture": run["llm"]["architecture"] | {"num_hidden_layers": 4}}
+        run |= together(group, option)
         if group == "vision":
             run["views"] = {"_target_": "beni.views.single.SingleView", "newline": False}
         if group == "pruner":
@@ -156,7 +159,7 @@ def small(group: str, option: str) -> dict[str, Any]:
         return shrink_llm(values)
     if group == "pruner":
         return shrink_pruner(values)
-    if option == "deepstack":
+    if (group, option) == ("fusion", "deepstack"):
         return shrink_stage(group, option, values) | {"sets": 2}
     return shrink_stage(group, option, values) if group in ("views", "fusion", *STAGES) else values
 
@@ -183,7 +186,7 @@ def test_a_value_does_something(group, option, key, facts_in_a_model):
         subject = find_subject(group, values, DIM)
         if not without_effect(values, key, lambda other: facts_of_stage(replace(subject, node=other))):
             return
-    assert without_effect(values, key, lambda other: facts_in_a_model(group, other)) == []
+    assert without_effect(values, key, lambda other: facts_in_a_model(group, option, other)) == []
 
 
 DRAWN = [(option, key) for option in ("shapes", "text") for key in keys_of(node("data", option)["_target_"])]

@@ -12,6 +12,7 @@ from beni.types import Sequence, VisualTokens
 from support.fusions import SPEC, family, fusion_of
 
 GROUPS = ("fusion",)
+WHOLE = 3
 
 
 def text(embeds, is_image):
@@ -19,16 +20,23 @@ def text(embeds, is_image):
 
 
 def seen(x):
-    """Tokens of such features, with levels of which some depend on nothing."""
+    """Tokens of such features, the first of them of the whole picture, with levels of which some depend on nothing."""
     levels = torch.linspace(-1, 1, 36).sin().expand(len(x), 4, 36)
-    return replace(VisualTokens.dense(x, (2, 2)), levels=levels.contiguous().requires_grad_())
+    whole = (torch.arange(4) < WHOLE).expand(len(x), -1)
+    levels, deep = (made.contiguous().requires_grad_() for made in (levels, levels.repeat(1, 1, 2)[..., :64]))
+    sources = tuple(
+        VisualTokens.dense(torch.linspace(-3, 3, len(x) * side**2 * 16).cos().view(len(x), -1, 16), (side, side))
+        for side in (2, 4)
+    )
+    return replace(VisualTokens.dense(x, (2, 2)), levels=levels, deep=deep, whole=whole, sources=sources)
 
 
 @pytest.fixture
 def fused(option):
     llm = family("llama", num_hidden_layers=3)
     fusion = fusion_of(option[1], llm)
-    per_image = sum(part for part in fusion.markup((SPEC.n,)) if isinstance(part, int))
+    stands = WHOLE if "parts" in fusion.reads_beside else SPEC.n
+    per_image = sum(part for part in fusion.markup((stands,)) if isinstance(part, int))
     torch.manual_seed(1)
     is_image = torch.zeros(2, 10, dtype=torch.bool)
     is_image[0, 1 : 1 + per_image] = True

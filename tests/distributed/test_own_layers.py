@@ -12,14 +12,20 @@ from distributed.same_gradients import agree, gradients_of
 from support.options import node
 from support.processes import run_ranks
 from support.shrink import shrink_stage
+from support.small_model import together
 
 pytestmark = pytest.mark.slow
 
 WORKER = Path(__file__).with_name("worker.py")
-SETTINGS = ("data.text_share=0.5", "llm.architecture.num_hidden_layers=3")
+SETTINGS = (
+    *("data.text_share=0.5", "llm.architecture.num_hidden_layers=3"),
+    *("llm.architecture.max_position_embeddings=2048", "template.max_length=2048"),
+)
 
 
-@pytest.fixture(params=["cross_fusion", "flamingo", "idefics", "hyper"])
+@pytest.fixture(
+    params=["cross_fusion", "flamingo", "idefics", "mllama", "hyper", "hybrid", "deepstack", "deepstack_views", "sva"]
+)
 def crossing(request, tiny_values, monkeypatch):
     """crossing(*overrides) -> a run with the fusion."""
     monkeypatch.setenv("BENI_TRUSTED", "support.")
@@ -29,6 +35,9 @@ def crossing(request, tiny_values, monkeypatch):
         run["fusion"] = {"_target_": "support.cross_fusion.CrossFusion"}
         if (option := request.param) != "cross_fusion":
             run["fusion"] = shrink_stage("fusion", option, node("fusion", option))
+        if option == "deepstack":
+            run["vision"]["levels"] = [0]
+        run |= together("fusion", option)
         return run
 
     return make

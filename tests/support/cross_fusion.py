@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from beni.fusion.base import Decoder, Fusion
+from beni.fusion.base import Beside, Decoder, Fusion
 from beni.types import LayerCall, LayerVisitor, Markup, Sequence, TokenSpec, VisualTokens
 
 NOBODY = -2
@@ -49,6 +49,10 @@ class CrossFusion(Fusion):
     @property
     def reads_gates(self) -> bool:
         return False
+
+    @property
+    def reads_beside(self) -> frozenset[Beside]:
+        return frozenset()
 
     def install(self, llm: Decoder) -> None:
         for index in range(0, len(llm.layers()), 2):

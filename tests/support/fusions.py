@@ -18,8 +18,19 @@ from support.shrink import shrink_stage
 SPEC = TokenSpec(n=4, dim=32, grid=(2, 2), space="llm")
 
 
+ASIDE = 3
+"""Tokens of parts of a picture, behind those of the whole, where both are told apart."""
+
+
 def spec_for(option):
     """Visual tokens as an option wants them."""
+    if option == "hybrid":
+        return replace(SPEC, n=SPEC.n + ASIDE, grid=None, parted=True)
+    if option == "deepstack_views":
+        return replace(SPEC, deep=2 * SPEC.dim)
+    if option == "sva":
+        sources = tuple(TokenSpec(n=side * side, dim=16, grid=(side, side)) for side in (2, 4))
+        return replace(SPEC, sources=sources)
     return replace(SPEC, levels=3 * 12) if option == "deepstack" else SPEC
 
 
@@ -56,7 +67,8 @@ def fusion_of(option, llm, opened=True, **values):
 def images_of(count, spec=SPEC, seed=1):
     """So many images, all tokens of them real."""
     generator = torch.Generator().manual_seed(seed)
-    return VisualTokens.drawn(spec, count, lambda *shape: torch.randn(*shape, generator=generator))
+    drawn = VisualTokens.drawn(spec, count, lambda *shape: torch.randn(*shape, generator=generator))
+    return replace(drawn, whole=(torch.arange(spec.n) < SPEC.n).expand(count, -1)) if spec.parted else drawn
 
 
 def rows_of(llm, fusion, *rows, spec=SPEC):

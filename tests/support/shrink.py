@@ -128,6 +128,7 @@ VIEWS = {
     "regions_random": {"regions": 2},
     "regions_saliency": {"regions": 2},
     "anyres": {"canvases": [[1, 2], [2, 1]]},
+    "deepstack": {"canvases": [[1, 2], [2, 1]]},
 }
 """Views of a picture of a few patches a side."""
 
@@ -157,4 +158,5 @@ def shrink_stage(group: str, option: str, values: dict[str, Any]) -> dict[str, A
     if group == "views":
         return values | VIEWS.get(option, {})
     small = STAGE | FUSION if group == "fusion" else STAGE
-    return values | {k: v for k, v in small.items() if isinstance(values.get(k), type(v))}
+    sets = {"sets": 2} if option == "deepstack_views" else {}
+    return values | {k: v for k, v in small.items() if isinstance(values.get(k), type(v))} | sets

@@ -27,12 +27,14 @@ def small_run(tiny_run: Callable[..., dict[str, Any]], group: str, option: str) 
     """A run with the option, on the first of the grids that it accepts; the llm is wider than the encoder."""
     refusals = []
     for grid in GRIDS:
-        deep = ("llm.architecture.num_hidden_layers=4",) if group == "pruner" else ()
+        deep = ("llm.architecture.num_hidden_layers=4",) if group == "pruner" or "deepstack" in option else ()
+        deep = ("llm.architecture.num_hidden_layers=3",) if (group, option) == ("fusion", "sva") else deep
         words = (word for word in grid if word != LEVELS)
         run = tiny_run(*LONG, "llm.architecture.hidden_size=48", *deep, *words)
         run["vision"]["levels"] = [0, 1, 2] if LEVELS in grid else []
         run[group] = smaller(group, option)
         run["choices"][group] = option
+        run |= together(group, option)
         try:
             propagate(run)
         except CompositionError as error:
@@ -40,6 +42,19 @@ def small_run(tiny_run: Callable[..., dict[str, Any]], group: str, option: str) 
         else:
             return run
     raise AssertionError("\n".join(refusals))
+
+
+def together(group: str, option: str) -> dict[str, Any]:
+    """Nodes of other groups that an option must stand beside, or else is refused."""
+    if (group, option) == ("fusion", "hybrid"):
+        return {"views": smaller("views", "internvl") | {"min_tiles": 2}}
+    if (group, option) == ("fusion", "deepstack_views"):
+        return {"views": smaller("views", "deepstack")}
+    if (group, option) == ("fusion", "sva"):
+        return {"resampler": smaller("resampler", "sva") | {"side": "auto"}}
+    if (group, option) == ("views", "deepstack"):
+        return {"fusion": smaller("fusion", "deepstack_views")}
+    return {}
 
 
 def smaller(group: str, option: str) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from beni.types import Heads, Markup, Sequence, VisualTokens
+
+Beside = Literal["parts", "deep", "sources"]
+"""What a fusion may read of images beside the tokens that take positions: see ``Fusion.reads_beside``."""
 
 
 @runtime_checkable
@@ -78,6 +81,14 @@ class Fusion(nn.Module, ABC):
     @abstractmethod
     def reads_gates(self) -> bool:
         """Whether it attends to the tokens by itself, gates included; else the llm must add them to its attention."""
+
+    @property
+    @abstractmethod
+    def reads_beside(self) -> frozenset[Beside]:
+        """What it reads of images beside the tokens that take positions: those of views of ``parts`` of a picture,
+        which then take none (``VisualTokens.whole``), what has come along for ``deep`` layers of the llm, and features
+        of encoders (``sources``) that the tokens were made of.
+        """
 
     @property
     @abstractmethod

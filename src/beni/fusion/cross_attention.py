@@ -11,17 +11,22 @@ No projection has a name that adapters of an llm look for by its end (``q_proj``
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from beni.errors import CompositionError
 from beni.fusion.media import Media, Pairs, Sight
+from beni.fusion.own_layers import OwnLayers
 from beni.nn.attention import attend
 from beni.nn.norms import RMSNorm, make_norm
 from beni.nn.queries import draw_layers
+from beni.types import LayerCall, LayerVisitor
 
 
 class CrossAttention(nn.Module):
@@ -114,3 +119,45 @@ def make_block(
     """A block of such sizes, not drawn yet; ``inner`` is the hidden width of the feed-forward half."""
     attention = CrossAttention(dim, num_heads, num_kv_heads, head_dim, head_norm)
     return GatedCrossAttention(attention, Mlp(dim, inner, mlp), norm, gates)
+
+
+def block_maker(
+    dim: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    expansion: float,
+    norm: Literal["layernorm", "rmsnorm"],
+    head_norm: bool,
+    mlp: Literal["gelu", "swiglu"],
+    gate: Literal["scalar", "channel"],
+) -> Callable[[], GatedCrossAttention]:
+    """What makes blocks as a fusion's values ask for them.
+
+    Raises:
+        CompositionError: E-HEADS when ``num_kv_heads`` does not divide ``num_heads``.
+    """
+    if num_heads % num_kv_heads:
+        raise CompositionError(
+            "E-HEADS",
+            f"fusion.num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}",
+            groups=("fusion",),
+            fix=f"set fusion.num_kv_heads to 1 or {num_heads}",
+        )
+    inner, gates = max(1, round(expansion * dim)), 1 if gate == "scalar" else dim
+    return partial(make_block, dim, num_heads, num_kv_heads, head_dim, inner, norm, head_norm, mlp, gates)
+
+
+def readers(blocks: OwnLayers, media: Media) -> dict[int, LayerVisitor]:
+    """What stands in front of the llm's layers: the block of each reads what its positions see."""
+
+    def read(index: int, hidden: Float[Tensor, "b t d"], call: LayerCall) -> Float[Tensor, "b t d"]:
+        return blocks[str(index)](hidden, media.visual.x, media.sight(call), media, index)
+
+    return {int(name): LayerVisitor(before=partial(read, int(name))) for name in blocks}
+
+
+def draw_blocks(blocks: OwnLayers) -> None:
+    """Draws the weights of every block."""
+    for block in blocks.values():
+        cast(GatedCrossAttention, block).init_weights()

@@ -9,19 +9,16 @@ Deviation: OpenFlamingo without ``latest`` lets what stands before any image see
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from beni.config.ranges import Above, AtLeast, AtMost, Example
-from beni.errors import CompositionError
 from beni.fusion.base import Decoder
-from beni.fusion.cross_attention import GatedCrossAttention, make_block
+from beni.fusion.cross_attention import block_maker, draw_blocks, readers
 from beni.fusion.marked import MarkedFusion
 from beni.fusion.media import Media
-from beni.types import LayerCall, LayerVisitor, TokenSpec
+from beni.types import LayerVisitor, TokenSpec
 
 
 class Flamingo(MarkedFusion):
@@ -64,16 +61,8 @@ class Flamingo(MarkedFusion):
         gate: Literal["scalar", "channel"],
         sees: Literal["latest", "all"],
     ) -> None:
-        if num_heads % num_kv_heads:
-            raise CompositionError(
-                "E-HEADS",
-                f"fusion.num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}",
-                groups=("fusion",),
-                fix=f"set fusion.num_kv_heads to 1 or {num_heads}",
-            )
         super().__init__(dim, every, first, sees)
-        inner, gates = max(1, round(expansion * dim)), 1 if gate == "scalar" else dim
-        self._make = partial(make_block, dim, num_heads, num_kv_heads, head_dim, inner, norm, head_norm, mlp, gates)
+        self._make = block_maker(dim, num_heads, num_kv_heads, head_dim, expansion, norm, head_norm, mlp, gate)
 
     @property
     def reads_along(self) -> frozenset[int]:
@@ -83,14 +72,7 @@ class Flamingo(MarkedFusion):
         return self._make()
 
     def visitors(self, media: Media) -> Mapping[int, LayerVisitor]:
-        indices = (int(name) for name in self.blocks)
-        return {index: LayerVisitor(before=partial(self._attend, index, media)) for index in indices}
-
-    def _attend(
-        self, index: int, media: Media, hidden: Float[Tensor, "b t d"], call: LayerCall
-    ) -> Float[Tensor, "b t d"]:
-        return self.blocks[str(index)](hidden, media.visual.x, media.sight(call), media, index)
+        return readers(self.blocks, media)
 
     def draw(self) -> None:
-        for block in self.blocks.values():
-            cast(GatedCrossAttention, block).init_weights()
+        draw_blocks(self.blocks)

@@ -15,11 +15,11 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from beni.errors import DataError
-from beni.fusion.base import Decoder, Fusion
+from beni.fusion.base import Beside, Decoder, Fusion
 from beni.nn.gates import openness
 from beni.nn.norms import make_norm, reset_norms
 from beni.types import Markup, Sequence, TokenSpec, VisualTokens
@@ -63,6 +63,10 @@ class InlineFusion(Fusion):
         return False
 
     @property
+    def reads_beside(self) -> frozenset[Beside]:
+        return frozenset()
+
+    @property
     def reads_along(self) -> frozenset[int]:
         return frozenset()
 
@@ -83,7 +87,7 @@ class InlineFusion(Fusion):
                 raise DataError(f"E-COUNT: {int(sequence.is_image.sum())} image placeholders but no image was given")
             return self._looking_ahead(sequence, None)
         laid, is_image = visual.laid, sequence.is_image
-        flat = self._scaled(visual, laid).to(sequence.embeds.dtype)
+        flat = self.sized(visual.x[laid]).to(sequence.embeds.dtype)
         # neither an exported program nor a dry run can choose by values
         chooses = not (torch.compiler.is_exporting() or flat.is_meta)
         if chooses and (found := int(is_image.sum())) != flat.shape[0]:
@@ -103,7 +107,7 @@ class InlineFusion(Fusion):
         return fused.keep(kept, visual.compact)
 
     def blank(self, sequence: Sequence, visual: VisualTokens) -> Sequence:
-        nothing = self._scaled(visual, visual.laid).sum()
+        nothing = self.sized(visual.x[visual.laid]).sum()
         if visual.log_gate is not None:  # as an openness: 0 times a gate that is closed would be no number
             nothing = nothing + openness(visual.log_gate).sum()
         return replace(sequence, embeds=sequence.embeds + nothing * 0.0)
@@ -128,11 +132,12 @@ class InlineFusion(Fusion):
     def calibrate(self, text: Float[Tensor, "k d"], visual: VisualTokens) -> None:
         """Measures the number that makes ``visual`` as large as ``text`` (root mean squares)."""
         self.scale.fill_(1.0)
-        self.scale.copy_(_rms(text) / _rms(self._scaled(visual, visual.mask)).clamp(min=1e-12))
+        self.scale.copy_(_rms(text) / _rms(self.sized(visual.x[visual.mask])).clamp(min=1e-12))
 
-    def _scaled(self, visual: VisualTokens, chosen: Bool[Tensor, "i n"]) -> Float[Tensor, "k d"]:
-        flat = self.norm(visual.x[chosen])
-        return flat * self.scale.to(flat.dtype) if self.match_text_rms else flat
+    def sized(self, features: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
+        """Visual tokens as large as ``out_norm`` and ``match_text_rms`` want them."""
+        normed = self.norm(features)
+        return normed * self.scale.to(normed.dtype) if self.match_text_rms else normed
 
     def init_weights(self) -> None:
         reset_norms(self)

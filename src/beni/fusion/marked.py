@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from beni.errors import CompositionError, DataError
-from beni.fusion.base import Decoder, Fusion
+from beni.errors import DataError
+from beni.fusion.base import Beside, Decoder, Fusion
 from beni.fusion.media import Media
+from beni.fusion.own_layers import OwnLayers
 from beni.types import LayerVisitor, Markup, Sequence, VisualTokens
 
 
@@ -33,9 +34,9 @@ class MarkedFusion(Fusion):
 
     def __init__(self, dim: int, every: int, first: int, sees: Literal["latest", "all"]) -> None:
         super().__init__()
-        self.every, self.first, self.sees = every, first, sees
+        self.sees = sees
         self.mark = nn.Parameter(torch.empty(dim))
-        self.blocks = nn.ModuleDict()
+        self.blocks = OwnLayers(first, every)
 
     @abstractmethod
     def block(self, llm: Decoder) -> nn.Module:
@@ -58,6 +59,10 @@ class MarkedFusion(Fusion):
         return True
 
     @property
+    def reads_beside(self) -> frozenset[Beside]:
+        return frozenset()
+
+    @property
     def calibrates(self) -> bool:
         return False
 
@@ -65,16 +70,7 @@ class MarkedFusion(Fusion):
         return (1,)
 
     def install(self, llm: Decoder) -> None:
-        depth = len(llm.layers())
-        if self.first >= depth:
-            raise CompositionError(
-                "E-PLACE",
-                f"fusion.first={self.first}, but the llm has the layers 0 to {depth - 1}",
-                groups=("fusion", "llm"),
-                fix=f"set fusion.first to at most {depth - 1}",
-            )
-        for index in range(self.first, depth, self.every):
-            self.blocks[str(index)] = self.block(llm)
+        self.blocks.install(llm, lambda: self.block(llm))
 
     def layers(self) -> list[nn.Module]:
         return list(self.blocks.values())

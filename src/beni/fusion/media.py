@@ -98,9 +98,15 @@ class Media:
             raise DataError(f"E-COUNT: {found} image placeholders for {images} images")
         where = torch.argsort((~places).flatten().byte(), stable=True)[:images]
         samples, columns = (numbers.flatten()[where] for numbers in sequence.numbered())
+        return Media.at(sequence, visual, samples, columns, latest)
+
+    @staticmethod
+    def at(
+        sequence: Sequence, visual: VisualTokens, samples: Int[Tensor, "i"], columns: Int[Tensor, "i"], latest: bool
+    ) -> Media:
+        """Images that stand at such positions of the sequence that the llm reads."""
         generates = sequence.left_padded and not torch.is_grad_enabled()
-        count = len(sequence.lengths())
-        return Media(visual, samples, columns, count, latest, {} if generates else None)
+        return Media(visual, samples, columns, len(sequence.lengths()), latest, {} if generates else None)
 
     @staticmethod
     def unseen(sequence: Sequence, visual: VisualTokens) -> Media:

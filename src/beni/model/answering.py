@@ -103,7 +103,8 @@ class Answering:
             return Looked(sink.pictures, Attention(unread=why))
         owners = owners_of(images.owners, len(visual.mask), len(text.lengths()))
         sequence = self.fusion(text, visual, images.owners)
-        return Looked(sink.pictures, attention_on(self.llm, sequence, visual, owners, layers))
+        placed = visual.of_whole() if "parts" in self.fusion.reads_beside else visual
+        return Looked(sink.pictures, attention_on(self.llm, sequence, placed, owners, layers))
 
     def answer(
         self: Any,

@@ -38,7 +38,7 @@ from beni.model.inputs import BeniOutput, CallCounts, StepInputs, on_device
 from beni.model.loss import token_loss
 from beni.model.mixed_sizes import encoded, on_each_grid
 from beni.model.predict import predict
-from beni.model.viewer import Viewer, placeholders, require_room
+from beni.model.viewer import Viewer, placeholders, require_read, require_room
 from beni.nn.recompute import recomputed
 from beni.nn.streams import torch_stream
 from beni.pruner.base import Pruner
@@ -110,7 +110,7 @@ class BeniForConditionalGeneration(Answering, PreTrainedModel, GenerationMixin):
         self.resampler: Stage = self._stage("resampler", self.specs["selector"])
         self.connector: Stage = self._stage("connector", self.specs["resampler"])
         self.specs = channels.serve(self.vision, self.stages)
-        self.specs["llm"] = self.specs["connector"]
+        self.specs["llm"] = self.views.finished(self.specs["connector"])
         if self.specs["llm"].dim != self.llm.hidden_size:
             raise CompositionError(
                 "E-SPACE",
@@ -124,6 +124,7 @@ class BeniForConditionalGeneration(Answering, PreTrainedModel, GenerationMixin):
             self.fusion.init_weights()
         self.pruner: Pruner = build(parts.get("pruner", UNPRUNED))
         self.pruner.install(lambda: len(self.llm.layers()), placeholders(self.fusion.markup((64,))) == 64)
+        require_read(self.viewer, self.specs["llm"])
         require_room(self.viewer, self.llm.max_positions)
 
         if pretrained:

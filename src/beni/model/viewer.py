@@ -13,7 +13,7 @@ from beni.errors import CompositionError
 from beni.fusion.base import Fusion
 from beni.nn.pixels import PictureTransform
 from beni.types import ImageLayout, Markup, Nested, TokenSpec, ViewedImage
-from beni.views.base import Views
+from beni.views.base import WHOLE, Views
 
 USUAL_SIZE = (768, 1024)
 """(height, width) in pixels of the picture that plans are made for where no data is at hand."""
@@ -69,14 +69,44 @@ class Viewer:
 
     def visual_tokens(self, layout: ImageLayout) -> int:
         """Visual tokens of an image, whether or not each takes a position of the llm."""
-        return placeholders(self._parts(layout))
+        return placeholders(self.views.markup(layout, self.specs(layout)["connector"]))
 
     def markup(self, layout: ImageLayout) -> Markup:
         """What stands in the text for an image."""
-        return self.fusion.markup(self._parts(layout))
+        stands = self.views.overview if "parts" in self.fusion.reads_beside else self.views.markup
+        return self.fusion.markup(stands(layout, self.specs(layout)["connector"]))
 
-    def _parts(self, layout: ImageLayout) -> Markup:
-        return self.views.markup(layout, self.specs(layout)["connector"])
+    @property
+    def parts(self) -> bool:
+        """Whether any picture has views of parts of it, in rows of their own."""
+        return any(place != WHOLE for layout in self.views.extremes() for place in self.views.places(layout))
+
+
+def require_read(viewer: Viewer, tokens: TokenSpec) -> None:
+    """What comes along with visual tokens must be read, and what fusion reads by itself must be there.
+
+    Args:
+        tokens: as fusion is given them.
+
+    Raises:
+        CompositionError: E-STACK when views are made for deeper layers of the llm and fusion has none, or fusion reads
+            views of parts of a picture and every view is of the whole of it.
+    """
+    beside = viewer.fusion.reads_beside
+    if tokens.deep and "deep" not in beside:
+        raise CompositionError(
+            "E-STACK",
+            "tokens of tiles come along for deeper layers of the llm, and the fusion does not read them",
+            groups=("views", "fusion"),
+            fix="set fusion=deepstack_views, or views=internvl",
+        )
+    if "parts" in beside and not viewer.parts:
+        raise CompositionError(
+            "E-STACK",
+            "the fusion reads views of parts of a picture beside the text, and these views show the whole of it only",
+            groups=("views", "fusion"),
+            fix="set views=internvl or views=idefics3 with views.join=false, or fusion=inline",
+        )
 
 
 def require_room(viewer: Viewer, limit: int | None) -> None:

@@ -44,12 +44,12 @@ def head_dim_of(dim: int, num_heads: int, part: str) -> int:
         CompositionError: E-HEADS when the heads do not divide the width.
     """
     if num_heads < 1 or dim % num_heads:
-        usual = [heads for heads in range(1, 65) if dim % heads == 0]
+        usual, group = [heads for heads in range(1, 65) if dim % heads == 0], part.partition("=")[0]
         raise CompositionError(
             "E-HEADS",
             f"{part}: num_heads={num_heads} does not divide the width {dim}",
-            groups=("resampler",),
-            fix=f"set resampler.num_heads to one of {', '.join(map(str, usual))}",
+            groups=(group,),
+            fix=f"set {group}.num_heads to one of {', '.join(map(str, usual))}",
         )
     return dim // num_heads
 

@@ -3,9 +3,9 @@
 Reference: ``VisionCrossAttentionLayer`` of Cambrian's ``vision_sampler.py``, and what ``cambrian_arch.py`` puts around.
 No class of it can be loaded, so the tests derive its result cell by cell. Weights are drawn as there. Deviations: grids
 need not be square; all groups of queries have one side, there each may have its own; there are no masks for the padding
-of a picture to a square; the newline after each row is left to the views, and further layers inside the llm to the
-fusion. With one encoder the tokens themselves are the only source. Gates weigh the overview as they weigh the tokens
-that a query reads; a cell that is closed altogether gives zeros.
+of a picture to a square; the newline after each row is left to the views, and further layers inside the llm to
+``fusion=sva``, for which the projected sources go along. With one encoder the tokens themselves are the only source.
+Gates weigh the overview as they weigh the tokens that a query reads; a cell that is closed altogether gives zeros.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from beni.config.ranges import AtLeast, AtMost
 from beni.errors import CompositionError
-from beni.nn.attention import attend
+from beni.nn.aggregator import AggregatorLayer, gathered
 from beni.nn.conv import init_as_torch
-from beni.nn.gates import open_mean
-from beni.nn.grid import grid_of, regrid, space_to_depth
+from beni.nn.grid import grid_of, regrid
 from beni.nn.mlp import FeedForward
 from beni.nn.queries import head_dim_of
 from beni.stage import Reads, Stage, StageContext
@@ -86,7 +85,7 @@ class Sva(Stage):
         )
         self.queries = nn.Parameter(torch.empty(groups, dim))
         samplers = nn.ModuleList(
-            nn.ModuleList(AggregatorLayer(dim, num_heads, keys) for _ in range(depth)) for _ in range(groups)
+            nn.ModuleList(AggregatorLayer(dim, dim, num_heads, keys) for _ in range(depth)) for _ in range(groups)
         )
         self.groups = cast("list[list[AggregatorLayer]]", samplers)  # a ModuleList's items are typed as plain modules
         self.proj = FeedForward(groups * dim, dim_out, dim_out, nn.GELU(), bias=True)
@@ -99,7 +98,12 @@ class Sva(Stage):
                 groups=("selector", "resampler"),
                 fix="set resampler=perceiver, or a selector without gates",
             )
-        return replace(regrid(tokens, self.grid, self.proj.fc2.out_features), space="llm")
+        width = self.queries.shape[1]
+        sources = tuple(
+            TokenSpec(n=source.n, dim=width, grid=source.grid, gated=source.gated)
+            for source in tokens.sources or (tokens,)
+        )
+        return replace(regrid(tokens, self.grid, self.proj.fc2.out_features), space="llm", sources=sources)
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         sources = tokens.sources or (tokens,)
@@ -108,41 +112,24 @@ class Sva(Stage):
             raise ValueError(
                 f"sva reads sources on grids of {self.grids}, it was given {grids}, tokens on {tokens.grid}"
             )
-        seen = [source.with_features(project(source.x)) for source, project in zip(sources, self.inputs, strict=True)]
-        first = seen[0]
-        if first.log_gate is None:
-            overview = first.x.mean(1, keepdim=True)
-        else:
-            overview = open_mean(first.x, first.log_gate, lambda x: x.mean(1, keepdim=True))
-        cells = self._in_cells(seen)
-        log_gate = None
-        if any(source.log_gate is not None for source in seen):
-            gates = [source.size * 0.0 if source.log_gate is None else source.log_gate for source in seen]
-            placed = [source.with_features(gate[..., None]) for source, gate in zip(seen, gates, strict=True)]
-            log_gate = torch.cat([cell[..., 0] for cell in self._in_cells(placed)], 2)
+        seen = [projected(source, project(source.x)) for source, project in zip(sources, self.inputs, strict=True)]
+        overview, cells, log_gate = gathered(seen, self.grid)
         made = []
         for query, layers in zip(self.queries, self.groups, strict=True):
             x = query.to(overview.dtype).expand(*cells[0].shape[:2], -1)
             for layer in layers:
-                x = layer(x, overview, cells, log_gate)
+                x = x + layer(x, overview, cells, log_gate)
             made.append(x)
         out = VisualTokens.dense(self.proj(torch.cat(made, -1)), self.grid)
         share = tokens.size.sum(1, keepdim=True) / out.x.shape[1]
-        return replace(out, size=share.expand_as(out.size).to(torch.float32))
-
-    def _in_cells(self, sources: list[VisualTokens]) -> list[Float[Tensor, "i m _ d"]]:
-        return [
-            space_to_depth(source, (rows, columns)).x.unflatten(2, (rows * columns, -1))
-            for source, (rows, columns) in zip(sources, self.cells, strict=True)
-        ]
+        return replace(out, size=share.expand_as(out.size).to(torch.float32), sources=tuple(seen))
 
     def init_weights(self) -> None:
         init_as_torch(self)
         nn.init.normal_(self.queries, std=self.proj.fc2.out_features**-0.5)
         for group in self.groups:
             for layer in group:
-                for positions in layer.positions.values():
-                    nn.init.normal_(positions)
+                layer.draw_positions()
 
 
 def query_grid(side: int | Literal["auto"], grids: tuple[tuple[int, int], ...]) -> tuple[int, int]:
@@ -170,69 +157,6 @@ def query_grid(side: int | Literal["auto"], grids: tuple[tuple[int, int], ...]) 
     return grid
 
 
-class AggregatorLayer(nn.Module):
-    """``(i, m, d), (i, 1, d), [(i, m, k, d)] -> (i, m, d)``: query and overview make the query that reads the cells.
-
-    Args:
-        dim: width.
-        num_heads: heads.
-        keys: tokens in a cell of each source; a source with more than one has positions inside the cell.
-    """
-
-    def __init__(self, dim: int, num_heads: int, keys: list[int]) -> None:
-        super().__init__()
-        self.overview_proj = nn.Linear(dim, dim, bias=False)
-        self.input_proj = nn.Linear(2 * dim, dim, bias=False)
-        self.positions = nn.ParameterDict(
-            {str(j): nn.Parameter(torch.empty(k, dim)) for j, k in enumerate(keys) if k > 1}
-        )
-        self.attention = SourcesAttention(dim, num_heads, len(keys))
-        self.norm = nn.LayerNorm(dim)
-        self.mlp = FeedForward(dim, dim, dim, nn.GELU(), bias=False)
-
-    def forward(
-        self,
-        queries: Float[Tensor, "i m d"],
-        overview: Float[Tensor, "i 1 d"],
-        cells: list[Float[Tensor, "i m _ d"]],
-        log_gate: Float[Tensor, "i m k"] | None = None,
-    ) -> Float[Tensor, "i m d"]:
-        shown = self.overview_proj(overview).expand_as(queries)
-        asked = self.input_proj(torch.cat([queries, shown], -1))
-        placed = [
-            cell + self.positions[str(j)].to(cell.dtype) if str(j) in self.positions else cell
-            for j, cell in enumerate(cells)
-        ]
-        return queries + self.mlp(self.norm(asked + self.attention(asked, placed, log_gate)))
-
-
-class SourcesAttention(nn.Module):
-    """``(i, m, d), [(i, m, k, d)] -> (i, m, d)``: a query attends to its own cells; each source has its own keys."""
-
-    def __init__(self, dim: int, num_heads: int, sources: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.query = normed_linear(dim)
-        self.keys = nn.ModuleList(normed_linear(dim) for _ in range(sources))
-        self.values = nn.ModuleList(normed_linear(dim) for _ in range(sources))
-        self.o_proj = nn.Linear(dim, dim, bias=False)
-
-    def forward(
-        self,
-        queries: Float[Tensor, "i m d"],
-        cells: list[Float[Tensor, "i m _ d"]],
-        log_gate: Float[Tensor, "i m k"] | None = None,
-    ) -> Float[Tensor, "i m d"]:
-        keys = torch.cat([project(cell) for project, cell in zip(self.keys, cells, strict=True)], 2)
-        values = torch.cat([project(cell) for project, cell in zip(self.values, cells, strict=True)], 2)
-        q, k, v = (self._heads(x) for x in (self.query(queries)[:, :, None], keys, values))
-        read = attend(q, k, v, log_gate=None if log_gate is None else log_gate.flatten(0, 1))  # (i * m, h, 1, dh)
-        return self.o_proj(read.flatten(1).view_as(queries))
-
-    def _heads(self, x: Float[Tensor, "i m k d"]) -> Float[Tensor, "im h k dh"]:
-        return x.flatten(0, 1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-
-def normed_linear(dim: int) -> nn.Sequential:
-    """Norm, then a linear layer without bias."""
-    return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim, bias=False))
+def projected(source: VisualTokens, x: Float[Tensor, "i n e"]) -> VisualTokens:
+    """A source's tokens with other features, and their gates; nothing else of it goes on."""
+    return replace(VisualTokens.fresh(x, source.mask, source.yx, source.size, source.grid), log_gate=source.log_gate)

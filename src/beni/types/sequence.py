@@ -156,7 +156,7 @@ class Sequence:
         """
         kept = kept & self.real
         if compact:
-            return replace(self, position_ids=self.position_ids - self._gone_before(kept)).keep(kept)
+            return replace(self, position_ids=self.position_ids - self.gone_before(kept)).keep(kept)
         return self.at(*self.order(kept), kept)
 
     def order(self, kept: Bool[Tensor, "b t"]) -> tuple[Int[Tensor, "b k"], Bool[Tensor, "b k"]]:
@@ -185,7 +185,7 @@ class Sequence:
                 chosen[name] = chosen[name].masked_fill(~real, nothing)
         return replace(self, **chosen, mask=real.long())
 
-    def _gone_before(self, kept: Bool[Tensor, "b t"]) -> Int[Tensor, "b t"]:
+    def gone_before(self, kept: Bool[Tensor, "b t"]) -> Int[Tensor, "b t"]:
         """Real positions of the same sample before each one that are not kept."""
         gone = (self.real & ~kept).long()
         before = gone.cumsum(1) - gone

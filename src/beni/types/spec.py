@@ -26,6 +26,7 @@ class TokenSpec:
         deep: width of the features for deeper layers of the llm (``VisualTokens.deep``), 0 for none.
         attn: the encoder's attention to each token comes along (``VisualTokens.attn``), since a part reads it.
         keys: width of the encoder's keys that come along (``VisualTokens.keys``), 0 for none.
+        parted: the tokens of views of the whole picture are told from those of its parts (``VisualTokens.whole``).
     """
 
     n: int
@@ -41,6 +42,7 @@ class TokenSpec:
     deep: int = 0
     attn: bool = False
     keys: int = 0
+    parted: bool = False
 
 
 @dataclass(frozen=True)

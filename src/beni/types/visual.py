@@ -48,6 +48,8 @@ class VisualTokens:
             heads: from its CLS token where it has one, else the mean over all tokens. Only for parts that declare that
             they read it (``Stage.reads``).
         keys: keys of that layer's attention, the mean over its heads, likewise.
+        whole: True at tokens of a view of the whole picture, False at those of its parts and at learned ones between
+            them. None where nothing but the whole picture is viewed.
     """
 
     x: Float[Tensor, "i n d"] = field(metadata=PER_TOKEN)
@@ -64,6 +66,7 @@ class VisualTokens:
     deep: Float[Tensor, "i n e"] | None = field(default=None, metadata=PER_TOKEN)
     attn: Float[Tensor, "i n"] | None = field(default=None, metadata=PER_TOKEN)
     keys: Float[Tensor, "i n k"] | None = field(default=None, metadata=PER_TOKEN)
+    whole: Bool[Tensor, "i n"] | None = field(default=None, metadata=PER_TOKEN)
 
     @staticmethod
     def fresh(
@@ -106,6 +109,7 @@ class VisualTokens:
             deep=draw(rows, spec.n, spec.deep) if spec.deep else None,
             attn=draw(rows, spec.n, 1)[..., 0].softmax(1) if spec.attn else None,
             keys=draw(rows, spec.n, spec.keys) if spec.keys else None,
+            whole=draw(rows, spec.n, 1)[..., 0] > 0 if spec.parted else None,
         )
 
     @classmethod
@@ -160,6 +164,13 @@ class VisualTokens:
         """
         mask = self.mask & kept
         return replace(self, mask=mask, dropped=self.laid & ~mask, grid=None, grids=(), sources=())
+
+    def of_whole(self) -> VisualTokens:
+        """The tokens of views of the whole picture; the others are taken for padding, which they then stand among."""
+        if self.whole is None:
+            return self
+        dropped = None if self.dropped is None else self.dropped & self.whole
+        return replace(self, mask=self.mask & self.whole, dropped=dropped)
 
     def bounded(self, n: int) -> VisualTokens:
         """``(i, m, d) -> (i, n, d)`` of rows for each of which the text is laid out for ``n`` tokens: the places where

@@ -82,6 +82,18 @@ class Views(Stage):
         """
 
     @abstractmethod
+    def overview(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
+        """What stands in the text for an image of whose rows only those of the whole picture do.
+
+        Raises:
+            CompositionError: when there is no such row.
+        """
+
+    @abstractmethod
+    def finished(self, tokens: TokenSpec) -> TokenSpec:
+        """The spec of a row after the connector -> what comes along with the tokens of an image behind ``finish``."""
+
+    @abstractmethod
     def finish(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         """Rows after the connector -> one row an image, with as many real tokens as ``markup`` says, in its order, and
         with places in the whole picture.

@@ -62,10 +62,16 @@ class DownsampledView(Views):
     def markup(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
         return (rows[0].n,)
 
+    def overview(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
+        return self.markup(layout, rows)
+
     def spec(self, tokens: TokenSpec) -> TokenSpec:
         return tokens
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        return tokens
+
+    def finished(self, tokens: TokenSpec) -> TokenSpec:
         return tokens
 
     def finish(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:

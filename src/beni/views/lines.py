@@ -5,6 +5,8 @@ LLaVA-NeXT and Cambrian-1 (arXiv 2406.16860) have it; an image on an r x c grid 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,7 @@ def with_newlines(tokens: VisualTokens, newline: Tensor | None) -> VisualTokens:
     if newline is None:
         return tokens
     if not tokens.grids:
-        return with_line_ends(tokens, newline)
+        return replace(with_line_ends(tokens, newline), sources=tokens.sources)
     groups = by_grid(tokens)
     return stack([with_line_ends(dense, newline) for _, dense in groups], [places for places, _ in groups])
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from PIL.Image import Image as Picture
@@ -91,11 +92,17 @@ class NativeView(Views):
     def markup(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
         return (lines_of(rows[0], self.newline, "views=native"),)
 
+    def overview(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
+        return self.markup(layout, rows)
+
     def spec(self, tokens: TokenSpec) -> TokenSpec:
         return tokens
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         return tokens
+
+    def finished(self, tokens: TokenSpec) -> TokenSpec:
+        return replace(tokens, sources=())  # which rows on grids of several shapes lose
 
     def finish(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         return with_newlines(tokens, self.newline)

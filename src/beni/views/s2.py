@@ -97,6 +97,12 @@ class S2Views(Views):
     def markup(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
         return (rows[0].n,)
 
+    def overview(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
+        return self.markup(layout, rows)
+
+    def finished(self, tokens: TokenSpec) -> TokenSpec:
+        return tokens
+
     def finish(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         return tokens
 

@@ -46,10 +46,16 @@ class SingleView(Views):
     def markup(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
         return (lines_of(rows[0], self.newline, "views=single"),)
 
+    def overview(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
+        return self.markup(layout, rows)
+
     def spec(self, tokens: TokenSpec) -> TokenSpec:
         return tokens
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
+        return tokens
+
+    def finished(self, tokens: TokenSpec) -> TokenSpec:
         return tokens
 
     def finish(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:

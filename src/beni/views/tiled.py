@@ -33,12 +33,15 @@ class TiledViews(Views):
         most: views that an image may become.
         join: put the views of an image into one row.
         newline: room for a learned vector of the llm's width that ends lines; None without.
+        sets: tokens of the llm's width that come along with each for its deeper layers (``VisualTokens.deep``).
 
     Raises:
         CompositionError: E-STACK when views are to be joined whose encoders are kept apart.
     """
 
-    def __init__(self, tokens: TokenSpec, most: int, join: bool, newline: nn.Parameter | None = None) -> None:
+    def __init__(
+        self, tokens: TokenSpec, most: int, join: bool, newline: nn.Parameter | None = None, sets: int = 0
+    ) -> None:
         super().__init__()
         if join and tokens.sources:
             raise CompositionError(
@@ -47,7 +50,7 @@ class TiledViews(Views):
                 groups=("vision", "views"),
                 fix="set views.join=false or vision.combine=channels",
             )
-        self.join, self.most = join, most
+        self.join, self.most, self.sets = join, most, sets
         self.view = nn.Parameter(torch.empty(most, tokens.dim)) if join else None
         self.newline = newline
 
@@ -92,13 +95,34 @@ class TiledViews(Views):
         before, after = self.around()
         return tuple(part for part in (before, rows[0].n, after) if part != "")
 
+    def overview(self, layout: ImageLayout, rows: Sequence[TokenSpec]) -> Markup:
+        if self.join:
+            return self.markup(layout, rows)
+        n = sum(row.n for row, whole in zip(rows, self._whole(layout), strict=True) if whole)
+        if not n:
+            raise CompositionError(
+                "E-STACK",
+                f"only tokens of the whole picture are to stand in the text, and a picture in {layout.tiles[0]}x"
+                f"{layout.tiles[1]} tiles has no view of it",
+                groups=("views", "fusion"),
+                fix="set views.thumbnail=true, views=idefics3 or fusion=inline",
+            )
+        before, after = self.around()
+        return tuple(part for part in (before, n, after) if part != "")
+
+    def finished(self, tokens: TokenSpec) -> TokenSpec:
+        if self.join:
+            return tokens
+        return replace(tokens, parted=True, deep=self.sets * tokens.dim, sources=())
+
     def finish(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         if self.join:
             return tokens
         layouts = context.layouts
 
         def arranged(i: int, rows: VisualTokens) -> VisualTokens:
-            return self.arrange(layouts[i], self._placed(layouts[i], rows))
+            whole = torch.tensor(self._whole(layouts[i]), device=rows.mask.device)[:, None].expand_as(rows.mask)
+            return self.arrange(layouts[i], replace(self._placed(layouts[i], rows), whole=whole))
 
         return images_of(tokens, [len(one.views) for one in layouts], arranged)
 
@@ -115,6 +139,10 @@ class TiledViews(Views):
             raise ValueError("views that stay apart were joined")
         x = rows.x + self.view[: len(rows.x), None].to(rows.x.dtype)
         return real_tokens(replace(self._placed(layout, rows), x=x))
+
+    def _whole(self, layout: ImageLayout) -> list[bool]:
+        """Whether each view is of the whole picture."""
+        return [box == WHOLE for box in self.boxes(layout)]
 
     def _placed(self, layout: ImageLayout, rows: VisualTokens) -> VisualTokens:
         """The rows of an image's views with places in the whole picture."""

@@ -12,6 +12,7 @@ import torch
 from beni.errors import CompositionError, ResourceError, ResumeError, WeightsError
 from beni.hub import QUANTIZATION_PACKAGES, require_weights
 from beni.measure.memory import GIB
+from beni.model.build import build
 from beni.model.costing.memory import estimate_memory
 from beni.model.costing.table import propagate
 from beni.model.modeling import BeniForConditionalGeneration
@@ -20,6 +21,9 @@ from beni.model.quantized import packed_layers
 from beni.nn.packed import PackedLinear
 from beni.training.initial import load_initial
 from beni.types import Sequence
+from support.options import node
+from support.shrink import shrink_stage
+from support.small_model import together
 
 OPTIONS = {
     "bnb_nf4": ((), 0.11, 4.6),
@@ -311,3 +315,29 @@ def test_needless_warnings_of_torchao_are_left_out_and_others_are_not(name, capl
     logging.getLogger(name).warning("something else")
     assert "something else" in caplog.messages
     assert said not in caplog.messages
+
+
+@pytest.mark.parametrize("fusion", ["flamingo", "hybrid", "deepstack_views", "sva"])
+def test_layers_of_a_fusion_stand_around_packed_ones_in_full_precision(fusion, tiny_run, steps_of, absent):
+    if find_spec("torchao") is None:
+        absent("needs torchao")
+    deep = ("llm.architecture.num_hidden_layers=3", "llm.architecture.max_position_embeddings=2048")
+    run = tiny_run("quantization=torchao_int8", *FROZEN, *deep, "template.max_length=2048")
+    run["fusion"] = shrink_stage("fusion", fusion, node("fusion", fusion))
+    run |= together("fusion", fusion)
+    model = build(run).train()
+    assert len(packed_layers(model.llm)) == 3 * 7
+    assert not packed_layers(model.fusion)
+    batch = steps_of(run, model)[0][0]
+    before = {name: tensor.clone() for name, tensor in model.llm.named_buffers()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = model(**batch.model_inputs()).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(p.grad is not None for p in (*model.fusion.parameters(), *model.connector.parameters()))
+    assert all(tensor.equal(before[name]) for name, tensor in model.llm.named_buffers())

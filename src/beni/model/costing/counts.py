@@ -59,11 +59,13 @@ class Visual:
     Attributes:
         counts: by component.
         tokens: visual tokens of the image.
+        read: those of them that the fusion's own layers read.
         wants: of which fields of these a gradient is wanted.
     """
 
     counts: dict[str, Count]
     tokens: int
+    read: int
     wants: Wants
 
 
@@ -146,14 +148,14 @@ class Costs:
     def _sample(self, layout: ImageLayout, length: int, label_rows: int, dropped: int) -> dict[str, Count]:
         """FLOPs of each component for one sample of ``length`` positions with one such image."""
         image = self._image(layout, 0)
-        if placeholders(self.twin.fusion.markup((image.tokens,))) < image.tokens:
-            dropped = 0  # they have no positions of their own
-        length, given = length - dropped, image.tokens - dropped
+        positions = placeholders(self.twin.viewer.markup(layout))
+        dropped = dropped if positions == image.tokens else 0  # else tokens have no positions of their own
+        length -= dropped
         counts, rates = total_of([image]), self._rates_of([image])
         if self._runs.fusion_visits:
-            counts["fusion"] = counts["fusion"].plus(self._around(image.wants, [(length, given)]))
+            counts["fusion"] = counts["fusion"].plus(self._around(image.wants, [(length, image.read - dropped)]))
         rows = (label_rows, label_rows, 0)
-        sizes = self._sizes(rates, [length], [given])
+        sizes = self._sizes(rates, [length], [positions - dropped])
         llm = (rate.of(sizes, own) for rate, own in zip(rates, rows, strict=True))
         return counts | {"llm": Count(*llm)}
 
@@ -174,7 +176,12 @@ class Costs:
         tokens = self.twin.viewer.visual_tokens(layout)
         if not runs.fusion_visits:
             counts["fusion"] = runs.fusion(replace(specs["connector"][0], n=tokens, grid=None), wanted)
-        return Visual(counts, tokens, wanted)
+        read = tokens
+        if "parts" in self.twin.fusion.reads_beside:
+            read -= placeholders(self.twin.viewer.markup(layout))
+        if "sources" in self.twin.fusion.reads_beside:
+            read = sum(row.n for row in specs["connector"])  # and no newlines, which read nothing
+        return Visual(counts, tokens, read, wanted)
 
     def _own_of(self, images: abc.Sequence[Visual], lengths: abc.Sequence[int], batch: Batch) -> Count:
         """The fusion's own layers, which a micro-batch with images passes in all of its positions."""
@@ -182,7 +189,7 @@ class Costs:
             return Count()
         tokens = [0] * len(lengths)
         for image, owner in zip(images, owners_of(batch.owners, len(images), len(lengths)), strict=True):
-            tokens[owner] += image.tokens
+            tokens[owner] += image.read
         return self._around(images[0].wants, list(zip(lengths, tokens, strict=True)))
 
     def _around(self, wants: Wants, samples: abc.Sequence[tuple[int, int]]) -> Count:

@@ -192,10 +192,12 @@ class DryRuns:
         """
         key = ("around", length, tokens, wants, within)
         if key not in self._counts:
-            row, along = replace(self.twin.specs["llm"], n=tokens, grid=None), Along()
+            spec, along = self.twin.specs["llm"], Along()
+            images = max(1, tokens // spec.n) if spec.sources else 1  # each has sources of its own
+            row = replace(spec, n=tokens // images, grid=None)
 
             def forward() -> Iterable[Tensor]:
-                fused = self._fused(length, row, wants)
+                fused = self._fused(length, row, wants, images)
                 hidden, call, reads = fused.embeds, LayerCall(*fused.numbered(), {}), []
                 for index, visitor in sorted(fused.visitors.items()):
                     hidden = visitor.before(self._between(hidden, index > 0), call)
@@ -272,13 +274,13 @@ class DryRuns:
             embeds.requires_grad_(self.embeddings_train())
             return Prompt(embeds, torch.ones(1, asked, dtype=torch.bool), hidden, ("a " * asked,))
 
-    def _fused(self, length: int, row: TokenSpec, wants: Wants) -> Sequence:
-        """A sequence of one sample, all of it placeholders of one image, as the fusion leaves it."""
+    def _fused(self, length: int, row: TokenSpec, wants: Wants, images: int = 1) -> Sequence:
+        """A sequence of one sample, all of it placeholders of its images, as the fusion leaves it."""
         with torch.device("meta"):
             text = Sequence.plain(torch.empty(1, length, self.twin.llm.hidden_size))
             text.embeds.requires_grad_(torch.is_grad_enabled() and self.embeddings_train())
-            images, owners = torch.zeros(1, length, dtype=torch.long), torch.zeros(1, dtype=torch.long)
-            return self.twin.fusion(replace(text, images=images), tokens_of(row, wants), owners)
+            places, owners = torch.zeros(1, length, dtype=torch.long), torch.zeros(images, dtype=torch.long)
+            return self.twin.fusion(replace(text, images=places), tokens_of(row, wants, images), owners)
 
     def _reaching(self, visitors: Mapping[int, LayerVisitor], wants: Wants) -> dict[int, LayerVisitor]:
         """Visitors as the llm's dry run takes them: where they read within attention a gradient is wanted from there

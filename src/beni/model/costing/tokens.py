@@ -22,10 +22,10 @@ CARRIERS = ("x", "levels", "log_gate", "deep")
 """Fields through which a gradient comes back."""
 
 
-def tokens_of(spec: TokenSpec, wants: Wants) -> VisualTokens:
-    """One row of such tokens without values."""
+def tokens_of(spec: TokenSpec, wants: Wants, rows: int = 1) -> VisualTokens:
+    """Rows of such tokens without values."""
     with torch.device("meta"):
-        tokens = VisualTokens.drawn(spec, 1, torch.empty)
+        tokens = VisualTokens.drawn(spec, rows, torch.empty)
     for name in wants & tokens.per_token().keys():
         getattr(tokens, name).requires_grad_()
     for source in tokens.sources:

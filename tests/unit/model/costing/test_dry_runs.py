@@ -18,9 +18,11 @@ from beni.training.blocks import recompute, recomputing
 from beni.training.step import forward_backward
 from support.options import node
 from support.shrink import shrink_stage
+from support.small_model import together
 
 FROZEN = ("train.plan.vision=frozen", "train.plan.llm=frozen")
 FINE = ("vision.architecture.patch_size=6",)
+ROOM = ("llm.architecture.max_position_embeddings=2048", "template.max_length=2048")
 PERCEIVER = ("resampler=perceiver", "resampler.num_latents=4", "resampler.num_heads=2", "resampler.head_dim=8")
 CROSSED = {"_target_": "support.cross_fusion.CrossFusion"}
 JOINED = ("views=anyres", "views.canvases=[[1,2],[2,1]]", "views.join=true", "views.newline=false")
@@ -64,7 +66,7 @@ def test_gates_and_auxiliary_losses_have_a_backward_pass(tiny_run, compared):
     assert flop_count.useful == pytest.approx(flops, rel=0.001)
 
 
-OWN = ("cross_fusion", "flamingo", "mllama", "hyper")
+OWN = ("cross_fusion", "flamingo", "mllama", "hyper", "hybrid")
 
 
 @pytest.fixture(params=OWN)
@@ -73,10 +75,11 @@ def crossed(request, tiny_run, monkeypatch):
     monkeypatch.setenv("BENI_TRUSTED", "support.")
 
     def make(*overrides):
-        run = tiny_run(*FINE, "llm.architecture.num_hidden_layers=3", "data.pictures_share=0.6", *overrides)
+        run = tiny_run(*FINE, *ROOM, "llm.architecture.num_hidden_layers=3", "data.pictures_share=0.6", *overrides)
         run["fusion"] = dict(CROSSED)
         if (option := request.param) != "cross_fusion":
             run["fusion"] = shrink_stage("fusion", option, node("fusion", option)) | {"sees": "all"}
+        run |= together("fusion", option)
         return run
 
     return make
@@ -89,6 +92,19 @@ PLANS = {
     "the llm": ("train.plan.vision=frozen", "train.plan.llm=full", "train.plan.connector=frozen"),
     "the connector": (*FROZEN, "train.plan.fusion=frozen"),
 }
+
+
+@pytest.mark.parametrize("plan", ["all", "all but the backbones"])
+@pytest.mark.parametrize("option", ["deepstack", "deepstack_views", "sva"])
+def test_what_is_added_at_positions_of_images_is_billed_what_torch_counts(option, tiny_run, compared, plan):
+    run = tiny_run(*FINE, *ROOM, *PLANS[plan], "llm.architecture.num_hidden_layers=4", "data.pictures_share=0.6")
+    run["fusion"] = shrink_stage("fusion", option, node("fusion", option))
+    run["vision"]["levels"] = [0] if option == "deepstack" else []
+    run |= together("fusion", option)
+    one = iter([True])
+    flop_count, flops = compared(run, chosen=lambda item: len(item.images) == 2 and next(one, False))
+    assert (flop_count.components["fusion"] > 0) == (option != "deepstack_views")  # which adds, and makes no product
+    assert flop_count.useful == pytest.approx(flops, rel=0.001)
 
 
 @pytest.mark.parametrize("plan", PLANS)
