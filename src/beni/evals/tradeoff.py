@@ -62,7 +62,7 @@ def taken_out(run: Mapping[str, Any]) -> dict[str, str]:
 
 
 def with_all_tokens(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The same run without a selector or a pruner."""
+    """A run with neither selector nor pruner."""
     return {**run, **NOTHING, "choices": {**run["choices"], **dict.fromkeys(NOTHING, "none")}}
 
 

@@ -283,7 +283,7 @@ class BeniForConditionalGeneration(Answering, PreTrainedModel, GenerationMixin):
         return self.views.finish(tokens, context.at("views"))
 
     def save_pretrained(self, save_directory: str | PathLike[str], *positional: Any, **arguments: Any) -> None:
-        """As in transformers, but under the names of ``state_dict``, not those of its backbones' published files."""
+        """Saves weights under the names of ``state_dict``, not under those of the backbones' published files."""
         super().save_pretrained(save_directory, *positional, **{"save_original_format": False, **arguments})
 
     def merge_adapters(self) -> None:
