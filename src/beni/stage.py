@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -214,6 +214,14 @@ class Stage(nn.Module, ABC):
     @abstractmethod
     def init_weights(self) -> None:
         """Draw every parameter from torch's global generator (the builder puts a named stream there)."""
+
+
+class Drawn(Protocol):
+    """A part of a stage that draws its own weights."""
+
+    def init_weights(self) -> None:
+        """Draws every parameter from torch's global generator."""
+        ...
 
 
 class PassThrough(Stage):

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from beni.nn.grid import grid_of, regrid, to_map
 from beni.nn.mlp import FeedForward
 from beni.nn.queries import draw_layers
 from beni.nn.roi_align import bin_centres, roi_align
-from beni.stage import Stage, StageContext
+from beni.stage import Drawn, Stage, StageContext, require_gates_kept
 from beni.types import TokenSpec, VisualTokens
 from beni.types.visual import centres
 
@@ -69,10 +69,14 @@ class RegionProposer(Stage):
         whole: rows and columns of tokens of the whole view, which come first; 0 leaves them out.
         embed_boxes: add to each token where its box lies.
 
+    Attributes:
+        gates: whether its tokens have gates; None where it makes none, and says nothing of those that come.
+
     Raises:
         CompositionError: E-GRID when the tokens form no dense grid.
     """
 
+    gates: bool | None = None
     silent_at_start = ("box_embedding.fc1.*",)  # the layer behind it starts at zero
 
     def __init__(
@@ -98,7 +102,11 @@ class RegionProposer(Stage):
 
     def spec(self, tokens: TokenSpec) -> TokenSpec:
         grid_of(tokens, self.part)
-        return replace(regrid(tokens, (1, self.whole**2 + self.regions * self.bins**2), tokens.dim), grid=None)
+        made = replace(regrid(tokens, (1, self.whole**2 + self.regions * self.bins**2), tokens.dim), grid=None)
+        if self.gates is None:
+            return made
+        require_gates_kept(self, tokens, made, "resampler", self.part.partition("=")[2])  # its own read no others
+        return replace(made, gated=self.gates)
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
         grid, regions = grid_in(tokens), self.propose(tokens, context)
@@ -121,6 +129,9 @@ class RegionProposer(Stage):
         if self.box_embedding is not None:
             draw_layers(self.box_embedding, lambda weight: nn.init.normal_(weight, std=weight.shape[1] ** -0.5))
             nn.init.zeros_(self.box_embedding.fc2.weight)
+        for part in self.children():
+            if part is not self.box_embedding:
+                cast(Drawn, part).init_weights()
 
     def _pooled(self, tokens: VisualTokens, regions: Regions, side: float, bins: int) -> VisualTokens:
         """Tokens of boxes of which none is longer than ``side``; those of a box stand for equal parts of it."""

@@ -7,7 +7,6 @@ gate of a region's tokens is log sigmoid(scale * mean cosine in its window), or 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -17,7 +16,7 @@ from beni.nn.boxes import best_windows, dealt, even_windows, require_sizes
 from beni.prompt.asked import Asked
 from beni.prompt.scores import PromptScores, gates_of
 from beni.resampler.roi import RegionProposer, Regions, heat_map
-from beni.stage import StageContext, require_gates_kept
+from beni.stage import StageContext
 from beni.types import TokenSpec, VisualTokens
 
 
@@ -80,12 +79,7 @@ class PromptedRegions(RegionProposer):
         self.scores = PromptScores(
             tokens.dim, asked, width, no_prompt, no_prompt_rate, centred, frozen=gradient == "none"
         )
-        self.reads = self.scores.reads
-
-    def spec(self, tokens: TokenSpec) -> TokenSpec:
-        made = super().spec(tokens)
-        require_gates_kept(self, tokens, made, "resampler", "roi_prompt")  # its own gates are no reading of others
-        return replace(made, gated=self.gradient != "none")
+        self.reads, self.gates = self.scores.reads, gradient != "none"
 
     def propose(self, tokens: VisualTokens, context: StageContext) -> Regions:
         scores, asked = self.scores(tokens, context)
@@ -94,7 +88,3 @@ class PromptedRegions(RegionProposer):
         even = even_windows(self.regions, self.sizes).to(boxes)
         gates = gates_of(means, self.gradient, self.scale)
         return Regions(torch.where(asked[:, None, None], boxes, even), gates)
-
-    def init_weights(self) -> None:
-        super().init_weights()
-        self.scores.init_weights()

@@ -16,7 +16,9 @@ width in pixels of the picture that the encoder wants) and ``patches`` (rows and
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
 
 from PIL.Image import Image as Picture
 from torch import Tensor
@@ -28,8 +30,30 @@ from beni.types import Box, ImageLayout, Markup, TokenSpec, VisualTokens
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
+class Weighted(Protocol):
+    """A model that is asked where views lie."""
+
+    def fingerprint(self) -> str | None:
+        """A hash of its weights."""
+        ...
+
+    def flops(self) -> int:
+        """What it takes for one picture."""
+        ...
+
+
 class Views(Stage):
-    """A stage with a half that runs in the data loader. Subclasses are final."""
+    """A stage with a half that runs in the data loader. Subclasses are final.
+
+    Attributes:
+        finder: a decoded picture -> where its views lie, the whole first; None where that follows from its size.
+        detector: what ``finder`` asks, where it has weights.
+        seen: how many patches of each view the encoder sees, None for all; empty where it sees all of every view.
+    """
+
+    finder: Callable[[Picture], Sequence[Box]] | None = None
+    detector: Weighted | None = None
+    seen: tuple[int | None, ...] = ()
 
     @abstractmethod
     def plan(self, size: tuple[int, int]) -> ImageLayout:
@@ -43,19 +67,19 @@ class Views(Stage):
         """The layout of a decoded picture with the places of its views, where these depend on its pixels; where they do
         not, the layout as it was planned.
         """
-        return layout
+        return layout if self.finder is None else replace(layout, boxes=tuple(self.finder(picture)))
 
     def fingerprint(self) -> str | None:
         """A hash of the weights by which ``settled`` finds where views lie; None where there are none."""
-        return None
+        return None if self.detector is None else self.detector.fingerprint()
 
     def loading_flops(self) -> int:
         """FLOPs that ``settled`` takes for one picture, in the loader: on no part's bill."""
-        return 0
+        return 0 if self.detector is None else self.detector.flops()
 
     def sees(self, layout: ImageLayout) -> tuple[int | None, ...]:
         """How many patches of each view the encoder sees; None for all."""
-        return (None,) * len(layout.views)
+        return self.seen or (None,) * len(layout.views)
 
     @abstractmethod
     def split(self, picture: Picture, layout: ImageLayout, transform: PictureTransform) -> list[Tensor]:

@@ -97,12 +97,6 @@ class Ps3(TwoLooks):
     def gates(self, rates: Float[Tensor, "i n"]) -> Float[Tensor, "i n"] | None:
         return gates_of(rates, self.gradient, self.scale)
 
-    def init_weights(self) -> None:
-        super().init_weights()
-        self.scores.init_weights()
-        if self.detail is not None:
-            self.detail.init_weights()
-
 
 class Detail(nn.Module):
     """How much the small things within each patch have to do with what is asked.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from PIL.Image import Image as Picture
@@ -41,6 +40,7 @@ class RegionViews(TiledViews):
     def __init__(self, tokens: TokenSpec, tile: tuple[int, int], regions: int, join: bool) -> None:
         super().__init__(tokens, 1 + regions, join)
         self.tile, self.regions = tile, regions
+        self.finder = self.found
 
     @abstractmethod
     def propose(self, picture: Picture) -> Sequence[Box]:
@@ -52,8 +52,9 @@ class RegionViews(TiledViews):
     def extremes(self) -> list[ImageLayout]:
         return [self.plan(self.tile)]
 
-    def settled(self, picture: Picture, layout: ImageLayout) -> ImageLayout:
-        return replace(layout, boxes=(WHOLE, *self.propose(picture)))
+    def found(self, picture: Picture) -> Sequence[Box]:
+        """Where all views of a picture lie."""
+        return WHOLE, *self.propose(picture)
 
     def split(self, picture: Picture, layout: ImageLayout, transform: PictureTransform) -> list[Tensor]:
         crops = [cropped(picture, box, self.tile) for box in self.boxes(layout)[1:]]

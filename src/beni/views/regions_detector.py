@@ -69,11 +69,11 @@ class DetectorCrops(RegionViews):
         config = detector_config(name, architecture)
         fields = json.dumps(config.to_diff_dict() | {"model_type": config.model_type}, sort_keys=True)
         transform = ImageTransform(as_size(image_size), as_triple(mean), as_triple(std))
-        self.detector = Detector(name if weights == "pretrained" else None, fields, transform)
+        self.asked = self.detector = Detector(name if weights == "pretrained" else None, fields, transform)
         self.threshold, self.overlap, self.margin, self.least = threshold, overlap, margin, least
 
     def propose(self, picture: Picture) -> Sequence[Box]:
-        return self.chosen(*self.detector(picture))
+        return self.chosen(*self.asked(picture))
 
     def chosen(self, boxes: Float[Tensor, "q 4"], scores: Float[Tensor, "q"]) -> Sequence[Box]:
         """The crops of a picture in which a detector found these boxes."""
@@ -85,12 +85,6 @@ class DetectorCrops(RegionViews):
             found = [box for box, first in zip(as_boxes(boxes[places[0]]), clear[0].tolist(), strict=True) if first]
             crops[: len(found)] = [self._grown(box) for box in found]
         return crops
-
-    def fingerprint(self) -> str | None:
-        return self.detector.fingerprint()
-
-    def loading_flops(self) -> int:
-        return self.detector.flops()
 
     def _grown(self, box: Box) -> Box:
         """A box with its margin as a square of shares of the picture, moved into the picture where it leaves it."""

@@ -1,4 +1,4 @@
-"""What all views that cut a picture into pieces share: one row a view, or the views of an image joined in one row.
+"""What all views that make several of a picture share: one row a view, or the views of an image joined in one row.
 
 Joined, a resampler behind them sees all views of an image at once (``join=true``: any number of crops into a fixed
 number of latents); a learned vector for each view, zero at first, tells them apart, and places are those in the whole
@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from PIL import Image as PILImage
@@ -19,13 +20,13 @@ from torch import Tensor, nn
 from beni.errors import CompositionError
 from beni.nn.pixels import PictureTransform
 from beni.nn.rows import images_of, real_tokens
-from beni.stage import StageContext
+from beni.stage import Drawn, StageContext
 from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens
 from beni.views.base import WHOLE, Box, Views
 from beni.views.lines import draw
 
 
-class TiledViews(Views):
+class SeveralViews(Views):
     """``(k, n, d) -> (k, n, d)``, or ``-> (i, ~, d)`` where the views of an image are joined.
 
     Args:
@@ -73,12 +74,6 @@ class TiledViews(Views):
     @abstractmethod
     def around(self) -> tuple[str, str]:
         """Texts before and after an image whose views are joined; empty for none."""
-
-    def spec(self, tokens: TokenSpec) -> TokenSpec:
-        return self._joined([tokens] * self.most) if self.join else tokens
-
-    def rows(self, layout: ImageLayout, views: Sequence[TokenSpec]) -> list[TokenSpec]:
-        return [self._joined(views)] if self.join else list(views)
 
     def places(self, layout: ImageLayout) -> Sequence[Box]:
         return [WHOLE] if self.join else self.boxes(layout)
@@ -130,6 +125,8 @@ class TiledViews(Views):
         if self.view is not None:
             nn.init.zeros_(self.view)
         draw(self.newline)
+        for part in self.children():
+            cast(Drawn, part).init_weights()
 
     def _joined(self, views: Sequence[TokenSpec]) -> TokenSpec:
         return replace(views[0], n=sum(view.n for view in views), grid=None)
@@ -149,6 +146,16 @@ class TiledViews(Views):
         top, left, bottom, right = rows.yx.new_tensor(self.boxes(layout)).T[:, :, None, None].unbind()
         yx = torch.cat([top + rows.yx[..., :1] * (bottom - top), left + rows.yx[..., 1:] * (right - left)], -1)
         return replace(rows, yx=yx.clamp(0, 1))
+
+
+class TiledViews(SeveralViews):
+    """Views whose tokens are all kept, each in the shape that the encoder gives it."""
+
+    def spec(self, tokens: TokenSpec) -> TokenSpec:
+        return self._joined([tokens] * self.most) if self.join else tokens
+
+    def rows(self, layout: ImageLayout, views: Sequence[TokenSpec]) -> list[TokenSpec]:
+        return [self._joined(views)] if self.join else list(views)
 
 
 def tile_boxes(tiles: tuple[int, int]) -> list[Box]:

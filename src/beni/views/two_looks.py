@@ -28,7 +28,7 @@ from beni.nn.rows import real_tokens
 from beni.stage import StageContext
 from beni.types import ImageLayout, Markup, TokenSpec, VisualTokens, centres
 from beni.views.base import WHOLE, Box
-from beni.views.tiled import TiledViews, squashed
+from beni.views.tiled import SeveralViews, squashed
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Choice:
     log_gate: Float[Tensor, "i k"] | None
 
 
-class TwoLooks(TiledViews):
+class TwoLooks(SeveralViews):
     """``(2 i, n, d) -> (2 i, n, d)``, or ``-> (i, m, d)`` where both looks are joined: the tokens of the whole picture,
     then those of the patches that were kept.
 
@@ -78,6 +78,7 @@ class TwoLooks(TiledViews):
         # whole patches: of a side that they do not divide, some pixels would be patches of the finer look only
         self.finer = (tile[0] // rows * self.grid[0], tile[1] // columns * self.grid[1])
         self.kept = Budget(keep).of(self.grid[0] * self.grid[1])
+        self.seen = (None, self.kept)
 
     @abstractmethod
     def rates(
@@ -122,9 +123,6 @@ class TwoLooks(TiledViews):
         yx = centres(self.grid, keep.device)[0]
         for row, own in enumerate(keep):
             context.picture("kept", row, torch.ones_like(rates[row])[own], yx[own], self.grid)
-
-    def sees(self, layout: ImageLayout) -> tuple[int | None, ...]:
-        return None, self.kept
 
     def plan(self, size: tuple[int, int]) -> ImageLayout:
         return ImageLayout(size, (self.tile, self.finer))

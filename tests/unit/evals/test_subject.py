@@ -109,8 +109,8 @@ def test_no_question_gets_no_answer(subject_of):
 def test_an_llm_that_reads_padding_is_asked_one_by_one(subject_of, mixed, family, monkeypatch):
     subject, rows = subject_of(llm={"model_type": family, **LLMS[family]}, batch_size=8), []
     alone = [subject.answer([one])[0] for one in asked(mixed)]
-    generate = Subject._generate
-    monkeypatch.setattr(Subject, "_generate", lambda self, some: rows.append(len(some)) or generate(self, some))
+    generate = Subject.generate
+    monkeypatch.setattr(Subject, "generate", lambda self, some: rows.append(len(some)) or generate(self, some))
     assert subject.answer(asked(mixed)) == alone
     assert len(set(alone)) > 1
     assert rows == ([1] * len(mixed) if family in READS_PADDING else [len(mixed)])

@@ -124,7 +124,7 @@ class Costs:
         images = [self._image(*one) for one in zip(batch.layouts, self._asked(batch), strict=True)]
         counts, llm = total_of(images), self._rates_of(images)
         lengths, labels = list(kept or batch.lengths), batch.num_labels
-        own = self._own_of(images, lengths, batch)
+        own = self._own_of(images, lengths, lengths, batch)
         counts["fusion"] = counts["fusion"].plus(own)
         sizes = self._sizes(llm, lengths, self._before_answers(batch, lengths))
         laid_out, extra = sizes, 0
@@ -134,7 +134,7 @@ class Costs:
             laid_out = padded(sizes, width)
             columns = int((batch.labels != IGNORE).any(0).sum())  # the head is on the same columns of all rows
             extra = llm.useful.of(laid_out, len(lengths) * columns) - llm.useful.of(sizes, labels)
-            extra += self._own_of(images, [width] * len(lengths), batch).useful - own.useful
+            extra += self._own_of(images, [width] * len(lengths), lengths, batch).useful - own.useful
         alone = self._read_alone(batch)
         asked = self._alone(images, alone) if alone else 0
         return FlopCount(
@@ -183,14 +183,22 @@ class Costs:
             read = sum(row.n for row in specs["connector"])  # and no newlines, which read nothing
         return Visual(counts, tokens, read, wanted)
 
-    def _own_of(self, images: abc.Sequence[Visual], lengths: abc.Sequence[int], batch: Batch) -> Count:
-        """The fusion's own layers, which a micro-batch with images passes in all of its positions."""
+    def _own_of(
+        self, images: abc.Sequence[Visual], lengths: abc.Sequence[int], given: abc.Sequence[int], batch: Batch
+    ) -> Count:
+        """The fusion's own layers, which a micro-batch with images passes in all of its positions.
+
+        Args:
+            lengths: positions of each sample that are computed.
+            given: those that it has without the image positions that fusion has dropped.
+        """
         if not images or not self._runs.fusion_visits:
             return Count()
         tokens = [0] * len(lengths)
         for image, owner in zip(images, owners_of(batch.owners, len(images), len(lengths)), strict=True):
             tokens[owner] += image.read
-        return self._around(images[0].wants, list(zip(lengths, tokens, strict=True)))
+        read = [count - laid + left for count, laid, left in zip(tokens, batch.lengths, given, strict=True)]
+        return self._around(images[0].wants, list(zip(lengths, read, strict=True)))
 
     def _around(self, wants: Wants, samples: abc.Sequence[tuple[int, int]]) -> Count:
         return Count(*(rate.of(samples) for rate in self._own(wants)))
