@@ -158,7 +158,8 @@ def drawn(tiny_run, seed):
         chosen["vision"] = "tiny_vit"
     if rng.random() < 0.6:
         chosen["connector"] = "auto"
-    for group, plain in (("selector", "none"), ("fusion", "inline"), ("pruner", "none")):
+    plain_ones = {"views": "single", "selector": "none", "resampler": "none", "fusion": "inline", "pruner": "none"}
+    for group, plain in plain_ones.items():
         if rng.random() < 0.5:
             chosen[group] = plain
     for group, option in chosen.items():
