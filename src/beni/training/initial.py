@@ -120,7 +120,10 @@ def saved_folder(source: Path, seed: int) -> Path:
         ResumeError: when there is none, it is damaged, or ``seed`` does not say which run of a study is meant.
     """
     if not source.is_dir():
-        raise ResumeError(f"train.init_from={source}: there is no such folder, seen from {Path.cwd()}")
+        raise ResumeError(
+            f"train.init_from={source}: there is no such folder, seen from {Path.cwd()}\n"
+            "  fix: run first what makes it, or name a run folder, a study or a saved model"
+        )
     if (source / COMPLETE).is_file():
         raise ResumeError(
             f"train.init_from={source} is a checkpoint, which holds only what its run has trained\n  fix: python -m "
