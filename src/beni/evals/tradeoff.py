@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 
 from beni.data.batch.collate import Item
 from beni.data.images import decode
+from beni.data.metric import Metric
 from beni.data.sample import Sample
 from beni.errors import ResumeError
 from beni.evals.ablations import TRUE
@@ -89,7 +90,7 @@ def load_with_all_tokens(folder: Path) -> BeniForConditionalGeneration:
 
 
 def measure(
-    reduced: Subject, whole: Subject, samples: Sequence[Sample], metric: Any, rounds: int, new_tokens: int
+    reduced: Subject, whole: Subject, samples: Sequence[Sample], metric: Metric, rounds: int, new_tokens: int
 ) -> Tradeoff:
     """Scores, asks and times both.
 
