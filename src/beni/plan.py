@@ -148,6 +148,7 @@ def show_arms(arms: Sequence[Sequence[str]], config_dir: str | None, assumed: As
 
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from beni.analysis import formats
@@ -174,7 +175,7 @@ def show_arms(arms: Sequence[Sequence[str]], config_dir: str | None, assumed: As
             numbers = (formats.count(one) for one in (trained, flops, table.prefill_flops))
             fused = table.row("fusion")
             tokens = formats.tokens(fused.tokens, fused.fixed, fused.mean)
-            out.add_row(name, tokens, *numbers, f"{plan.need.peak / 2**30:.1f} GiB")
+            out.add_row(escape(name), tokens, *numbers, f"{plan.need.peak / 2**30:.1f} GiB")
         (Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_A_FILE)).print(out)
     for name, error in refused.items():
         print(f"{name}\n{type(error).__name__}: {error}", file=sys.stderr)

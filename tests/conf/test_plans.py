@@ -81,6 +81,11 @@ def test_a_sweep_is_planned_arm_by_arm_as_it_would_run(capsys) -> None:
         assert len(json.loads(capsys.readouterr().out)) == len({tuple(sorted(arm)) for arm in arms(name)})
 
 
+def test_brackets_in_the_name_of_an_arm_are_printed(capsys) -> None:
+    assert main(["adapter=lora", "train.plan.llm=lora", "adapter.targets=[q_proj,k_proj],[v_proj,o_proj]"]) == 0
+    assert "adapter.targets=[q_proj,k_proj]" in " ".join(capsys.readouterr().out.split())
+
+
 def test_an_arm_that_cannot_be_is_named_and_the_others_are_planned(capsys) -> None:
     assert main(["connector.depth=0,1"]) == 2
     shown = capsys.readouterr()

@@ -11,7 +11,11 @@ FILES = ("captions", "cauldron", "chat", "llava_instruct", "text_rows", "vqa")
 OUT = [
     *((option, override) for option in FILES for override in ("heldout=-1", "rows=0", "rows=-3")),
     *(("shapes", f"{key}={value}") for key in ("size", "image_size", "questions") for value in ("0", "-3")),
-    *(("shapes", f"{key}={value}") for key in ("pictures_share", "text_share") for value in ("-0.1", "1.5", "nan")),
+    *(
+        ("shapes", f"{key}={value}")
+        for key in ("pictures_share", "text_share", "described_share")
+        for value in ("-0.1", "1.5", "nan")
+    ),
     ("shapes", "heldout=-1"),
     *(("stamps", f"{key}={value}") for key, value in (("choices", 1), ("max_words", 0), ("split", -1), ("heldout", 0))),
     *(("stamps", f"kinds={value}") for value in ("-0.1", "1.0", "nan")),

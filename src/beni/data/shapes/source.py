@@ -41,6 +41,8 @@ class Shapes(SingleSource):
         describe: end such a conversation with a description of the picture; descriptions are never scored.
         pictures_share: share of training conversations about two pictures.
         text_share: share of training conversations without a picture.
+        described_share: share of training conversations whose picture is told in words: its description stands in the
+            place of the picture, which an llm without a vision encoder can learn to answer from.
 
     Pictures are not augmented: a flip would make answers about left and right wrong.
 
@@ -62,22 +64,24 @@ class Shapes(SingleSource):
         describe: bool,
         pictures_share: Annotated[float, AtLeast(0), AtMost(1), Example("0.06")],
         text_share: Annotated[float, AtLeast(0), AtMost(1), Example("0.04")],
+        described_share: Annotated[float, AtLeast(0), AtMost(1), Example("0.0")],
     ) -> None:
-        if not pictures_share + text_share <= 1:
+        if not pictures_share + text_share + described_share <= 1:
             raise DataError(
-                f"data.pictures_share={pictures_share} and data.text_share={text_share} exceed 1 together\n"
-                "  fix: set data.pictures_share=0.06 data.text_share=0.04"
+                f"data.pictures_share={pictures_share}, data.text_share={text_share} and "
+                f"data.described_share={described_share} exceed 1 together\n"
+                "  fix: set data.pictures_share=0.06 data.text_share=0.04 data.described_share=0.0"
             )
         self.seed, self.size, self.num_heldout, self.image_size = seed, size, heldout, image_size
         self.questions, self.describe = questions, describe
-        self.pictures_share, self.text_share = pictures_share, text_share
+        self.pictures_share, self.text_share, self.described_share = pictures_share, text_share, described_share
 
     def __len__(self) -> int:
         return self.size
 
     def train(self, index: int, epoch: int) -> Sample:
         rng = _rng(self.seed, "train", epoch, index)
-        lot = rng.random()
+        lot, told = rng.random(), ""
         if lot < self.text_share:
             scenes: tuple[Scene, ...] = ()
             asked = [questions.ask_text(rng) for _ in range(self.questions)]
@@ -87,10 +91,13 @@ class Shapes(SingleSource):
         else:
             scenes = (Scene.draw(rng),)
             asked = questions.ask_several(scenes[0], rng, self.questions)
+            description = questions.ask_description(scenes[0], rng)
             if self.describe:
-                asked.append(questions.ask_description(scenes[0], rng))
+                asked.append(description)
+            if lot < self.text_share + self.pictures_share + self.described_share:
+                scenes, told = (), f"{description.answer}. "
         unique = list({q.text: q for q in asked if q is not None}.values()) or [questions.ask_text(rng)]
-        return self._sample(f"train-{epoch}-{index}", scenes, unique)
+        return self._sample(f"train-{epoch}-{index}", scenes, unique, told)
 
     def heldout(self) -> Sequence[Sample]:
         return list(self._heldout())
@@ -104,13 +111,14 @@ class Shapes(SingleSource):
             scene, question = questions.ask_one(rng)
             yield self._sample(f"heldout-{index}", (scene,), [question])
 
-    def _sample(self, name: str, scenes: tuple[Scene, ...], asked: list[Question]) -> Sample:
+    def _sample(self, name: str, scenes: tuple[Scene, ...], asked: list[Question], told: str = "") -> Sample:
         messages = []
         for i, question in enumerate(asked):
             pictures = [
                 Image(partial(_render, scene, self.image_size), f"{name}.{j}") for j, scene in enumerate(scenes)
             ]
-            messages.append(Message("user", (*(pictures if i == 0 else ()), question.text)))
+            shown = pictures if i == 0 else ()
+            messages.append(Message("user", (*shown, told + question.text if i == 0 else question.text)))
             messages.append(Message("assistant", (question.answer,)))
         return Sample(name, tuple(messages), asked[-1].kind, asked[-1].choices, cluster=name)
 

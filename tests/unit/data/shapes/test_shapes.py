@@ -146,6 +146,26 @@ def test_shares_of_two_pictures_and_of_none_are_as_asked_for():
         assert abs(images[number] - 600 * share) < 4 * (600 * share * (1 - share)) ** 0.5
 
 
+def test_a_described_picture_is_the_picture_in_words():
+    shown, told = (
+        make(pictures_share=0.0, text_share=0.0),
+        make(pictures_share=0.0, text_share=0.0, described_share=1.0),
+    )
+    for index in range(50):
+        picture, words = shown.train(index, 0), told.train(index, 0)
+        assert (len(picture.images), len(words.images)) == (1, 0)
+        description = picture.messages[-1].content[-1]  # the last answer of a conversation, data.describe=true
+        (first,) = words.messages[0].content
+        assert first == f"{description}. {picture.messages[0].content[-1]}"
+        assert words.messages[1:] == picture.messages[1:]
+
+
+def test_a_share_of_the_pictures_is_described():
+    source = make(pictures_share=0.0, text_share=0.0, described_share=0.4)
+    described = sum(not source.train(index, 0).images for index in range(600))
+    assert abs(described - 240) < 4 * (600 * 0.4 * 0.6) ** 0.5
+
+
 def test_a_training_conversation_shows_its_pictures_first_and_repeats_no_question():
     source = make(questions=8)
     for index in range(200):
@@ -158,5 +178,6 @@ def test_a_training_conversation_shows_its_pictures_first_and_repeats_no_questio
 
 def test_the_fingerprint_changes_with_everything_that_changes_the_samples():
     changes = ({}, {"size": 9}, {"heldout": 9}, {"image_size": 9}, {"questions": 3}, {"text_share": 0.5})
-    assert len({make(**change).fingerprint() for change in changes} | {make(1).fingerprint()}) == 7
+    changes = (*changes, {"described_share": 0.1})
+    assert len({make(**change).fingerprint() for change in changes} | {make(1).fingerprint()}) == 8
     assert make().fingerprint() == make().fingerprint()
