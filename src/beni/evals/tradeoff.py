@@ -109,21 +109,34 @@ def measure(
         prompts.append([subject.prompt(one) for one in asked[:rounds]])
     changed = sum(ours != theirs for ours, theirs in zip(*said, strict=True))
     interval = binomtest(changed, len(samples)).proportion_ci(method="wilson")
-    first, longer = (_timed((reduced, whole), prompts, rounds, tokens) for tokens in (1, new_tokens + 1))
-    decoding = [
-        [(long - short) / new_tokens for long, short in zip(many, one, strict=True)]
-        for many, one in zip(longer, first, strict=True)
-    ]
+    prefill, decoding = generation_seconds((reduced, whole), prompts, rounds, new_tokens)
     return Tradeoff(
         examples=len(samples),
         scores=(scores[0], scores[1]),
         changed=changed,
         changed_interval=(float(interval.low), float(interval.high)),
-        prefill=(first[0], first[1]),
-        decoding=(decoding[0], decoding[1]),
-        prefill_ratio=ratio(*first),
+        prefill=prefill,
+        decoding=decoding,
+        prefill_ratio=ratio(*prefill),
         decoding_ratio=ratio(*decoding),
     )
+
+
+def generation_seconds(
+    subjects: tuple[Subject, Subject], prompts: Sequence[Sequence[Item]], rounds: int, new_tokens: int
+) -> tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]:
+    """Seconds of prefill and of each further token, of both models by round.
+
+    Args:
+        prompts: of each model; a round is one of them, and they begin anew when all were read.
+        new_tokens: generated beyond the first.
+    """
+    first, longer = (_timed(subjects, prompts, rounds, tokens) for tokens in (1, new_tokens + 1))
+    ours, theirs = (
+        [(long - short) / new_tokens for long, short in zip(many, one, strict=True)]
+        for many, one in zip(longer, first, strict=True)
+    )
+    return first, (ours, theirs)
 
 
 def _timed(
