@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from PIL.Image import Image as Picture
 from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
 
 from beni.data.batch.collate import Item, collate, stack_views
 from beni.data.batch.loader import Viewer
@@ -129,11 +130,18 @@ class Subject:
         return Item(content(images) if images else sample.id, encoded, images, sample.source, sample.asked)
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Item], most: int = LONGEST_ANSWER, least: int = 0) -> list[list[int]]:
+    def generate(
+        self,
+        prompts: Sequence[Item],
+        most: int = LONGEST_ANSWER,
+        least: int = 0,
+        streamer: BaseStreamer | None = None,
+    ) -> list[list[int]]:
         """One batch of left-padded prompts.
 
         Args:
             most, least: new tokens of an answer; an end token ends none that is shorter.
+            streamer: is given each new token as it comes.
         """
         tokens = self.renderer.tokens
         images = [image for prompt in prompts for image in prompt.images]
@@ -156,6 +164,7 @@ class Subject:
                 do_sample=False,
                 pad_token_id=tokens.pad,
                 eos_token_id=list(tokens.eos),
+                streamer=streamer,
                 synced_gpus=self.together,  # ranks whose arithmetic differs may end at different tokens
             )
         return [_to_end(row.tolist(), tokens.eos) for row in said]

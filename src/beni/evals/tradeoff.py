@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from scipy.stats import binomtest
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
 
 from beni.data.batch.collate import Item
 from beni.data.images import decode
@@ -27,6 +30,8 @@ NOTHING = {
     "pruner": {"_target_": "beni.pruner.none.NoPruner"},
 }
 """The groups that take tokens out, and the part that takes none."""
+WARMUP = 2
+"""Rounds before those that are timed."""
 
 
 @dataclass(frozen=True)
@@ -125,31 +130,52 @@ def measure(
 def generation_seconds(
     subjects: tuple[Subject, Subject], prompts: Sequence[Sequence[Item]], rounds: int, new_tokens: int
 ) -> tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]:
-    """Seconds of prefill and of each further token, of both models by round.
+    """Seconds up to the first new token, and of each further one, of both models by round and in turn.
 
     Args:
         prompts: of each model; a round is one of them, and they begin anew when all were read.
         new_tokens: generated beyond the first.
     """
-    first, longer = (_timed(subjects, prompts, rounds, tokens) for tokens in (1, new_tokens + 1))
-    ours, theirs = (
-        [(long - short) / new_tokens for long, short in zip(many, one, strict=True)]
-        for many, one in zip(longer, first, strict=True)
-    )
-    return first, (ours, theirs)
+    taken: tuple[list[Stopwatch], list[Stopwatch]] = ([], [])
 
+    def caller(subject: Subject, turns: Iterator[Item], watches: list[Stopwatch]) -> Callable[[], object]:
+        def call() -> None:
+            watches.append(Stopwatch())
+            subject.generate([next(turns)], new_tokens + 1, new_tokens + 1, watches[-1])
 
-def _timed(
-    subjects: tuple[Subject, Subject], prompts: Sequence[Sequence[Item]], rounds: int, tokens: int
-) -> tuple[list[float], list[float]]:
-    """Seconds in which each generates so many tokens, by round; a round is a sample."""
+        return call
 
-    def caller(subject: Subject, turns: Iterator[Item]) -> Callable[[], object]:
-        return lambda: subject.generate([next(turns)], tokens, tokens)
-
+    names = ("reduced", "whole")
     calls = {
-        name: caller(subject, cycle(own))
-        for name, subject, own in zip(("reduced", "whole"), subjects, prompts, strict=True)
+        name: caller(subject, cycle(own), watches)
+        for name, subject, own, watches in zip(names, subjects, prompts, taken, strict=True)
     }
-    seconds = alternately(calls, rounds, warmup=2)
-    return seconds["reduced"], seconds["whole"]
+    alternately(calls, rounds, WARMUP)
+    ours, theirs = (watches[WARMUP:] for watches in taken)
+    prefill = ([watch.first for watch in ours], [watch.first for watch in theirs])
+    return prefill, ([watch.each for watch in ours], [watch.each for watch in theirs])
+
+
+class Stopwatch(BaseStreamer):
+    """When each new token of one answer was there, as transformers' ``generate`` tells (after waiting for a GPU)."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.times: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        if value.numel():  # else the prompt, of which generation is given no ids
+            self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing is left to be written."""
+
+    @property
+    def first(self) -> float:
+        """Seconds up to the first new token."""
+        return self.times[0] - self.start
+
+    @property
+    def each(self) -> float:
+        """Seconds of each further token."""
+        return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
