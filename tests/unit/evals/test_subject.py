@@ -13,6 +13,7 @@ from beni.data.batch.loader import item
 from beni.data.images import decode
 from beni.data.render.template import Encoded
 from beni.evals.subject import Asked, Subject, content, left_padded
+from beni.evals.tradeoff import Stopwatch
 from beni.types import IGNORE
 
 ANYRES = ("views=anyres", "views.canvases=[[1,2],[2,1],[2,2]]", "template.max_length=2048")
@@ -46,6 +47,16 @@ def asked(samples):
 
 
 RANDOM = ("selector=random", "selector.keep=0.5", "vision.architecture.patch_size=4")
+
+
+@pytest.mark.parametrize("overrides", [RANDOM, ("pruner=fastv", "pruner.layer=1"), MODELS["sees ahead"]])
+def test_a_stopwatch_hears_of_each_new_token_and_not_of_the_prompt(subject_of, mixed, overrides):
+    subject, watch = subject_of(*overrides), Stopwatch()
+    prompt = subject.prompt(next(one for one in asked(mixed) if one.pictures))
+    subject.generate([prompt], most=5, least=5, streamer=watch)
+    assert len(watch.times) == 5
+    assert watch.first > 0
+    assert watch.each * 4 == pytest.approx(watch.times[4] - watch.times[0])
 
 
 def test_what_is_drawn_for_a_picture_in_evaluation_depends_on_the_picture_alone(subject_of, mixed):
