@@ -29,6 +29,7 @@ def config(resampler: str, seed: int, **values: Any) -> dict[str, Any]:
         "llm": {"_target_": "beni.llm.hf.Llm", "layers": 4},
         "data": {"_target_": "beni.data.shapes.Shapes", "size": 64},
         "template": {"name": "chat", "system": None, "overlong": "error"},
+        "schedule": {"unit": "sample", "tokens": 8192},
         "train": {
             "steps": 600,
             "batch_size": 64,

@@ -53,7 +53,7 @@ def prove_pairing(arm: Arm, baseline: Arm) -> Pairing:
 def _compare(run: Run, other: Run) -> Iterator[tuple[str, str]]:
     """Yields (kind, sentence) for everything that is not provably equal in two runs of one seed."""
     ours, theirs = _part(run.identity, "hashes"), _part(other.identity, "hashes")
-    yield from _values("data order", ours.get("data_order"), theirs.get("data_order"))
+    yield from _order(run, other, ours.get("data_order"), theirs.get("data_order"))
     mine, yours = _part(ours, "init"), _part(theirs, "init")
     if not mine or not yours:
         yield "missing", "initial weights not recorded"
@@ -86,6 +86,25 @@ def _compare(run: Run, other: Run) -> Iterator[tuple[str, str]]:
             yield from _values(key.replace("_", " "), run.identity.get(key), other.identity.get(key))
         elif run.identity.get(key) != other.identity.get(key):
             yield "note", f"{key.replace('_', ' ')} differs, because the arm's {section} does"
+
+
+def _order(run: Run, other: Run, ours: Any, theirs: Any) -> Iterator[tuple[str, str]]:
+    """The batches: of which data (the first half of the hash), and in which order over all steps (the second half)."""
+    if ours is None or theirs is None or ours == theirs:
+        yield from _values("data order", ours, theirs)
+        return
+    (data, _, batches), (other_data, _, other_batches) = (plain(one).rpartition("-") for one in (ours, theirs))
+    train, other_train = _part(run.config, "train"), _part(other.config, "train")
+    keys = [f"train.{key}" for key in ("steps", "batch_size") if train.get(key) != other_train.get(key)]
+    if run.config.get("schedule") != other.config.get("schedule"):
+        keys.append("schedule")
+    if data == other_data and keys:
+        verb = "does" if len(keys) == 1 else "do"
+        yield "note", f"batches differ, because the arm's {' and '.join(keys)} {verb}"
+    elif data == other_data:
+        yield from _values("data order", batches, other_batches)
+    else:
+        yield from _values("data order", ours, theirs)
 
 
 def _values(what: str, ours: Any, theirs: Any) -> Iterator[tuple[str, str]]:

@@ -60,6 +60,28 @@ def test_arms_that_start_from_other_runs_have_other_weights_by_intention(verdict
     assert "initial weights of llm differ, because the arm's train.init_from does" in found.notes
 
 
+OTHER_ORDER = {"hashes": {"data_order": "other", "init": {"vision": "v0"}}}
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"train__steps": 300}, "train.steps does"),
+        ({"train__steps": 300, "train__batch_size": 32}, "train.steps and train.batch_size do"),
+        ({"schedule__unit": "pack"}, "schedule does"),
+    ],
+)
+def test_arms_that_train_for_other_steps_see_other_batches_by_intention(verdict, values, why):
+    found = verdict(identity=OTHER_ORDER, **values)
+    assert found.verdict == "yes"
+    assert f"batches differ, because the arm's {why}" in found.notes
+
+
+def test_other_data_confound_arms_of_other_steps_too(verdict):
+    other = {"hashes": {"data_order": "other-0rder0", "init": {"vision": "v0"}}}
+    assert "data order differs" in str(verdict(identity=other, train__steps=300))
+
+
 def test_without_hashes_nothing_is_proven(verdict):
     assert str(verdict(identity={"hashes": {}})) == "unknown: data order not recorded; initial weights not recorded"
 
