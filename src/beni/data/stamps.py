@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from PIL import Image as PILImage
 
@@ -50,10 +50,11 @@ class Stamps(SingleSource):
     """Captions of real pictures.
 
     Args:
-        seed: of the run; draws the phrasing of training samples. The split does not depend on it.
+        seed: of the run; draws the phrasing of training samples.
         root: folder of the stamps, as Debian installs it or a copy.
         heldout: captions held out.
-        split: number of the split; another number holds out other captions.
+        split: number of the split; another number holds out other captions. With ``seed`` it is the run's seed, so that
+            what several seeds tell holds for other captions too.
         choices: captions to choose from, the true one and others that are held out too.
         language: of the captions, as the files name it (``en``, ``de``, ``ja``, ``pt_BR``); whatever it is, the same
             pictures are held out, by their English captions. Pictures without a caption in it are left out.
@@ -77,7 +78,7 @@ class Stamps(SingleSource):
         *,
         root: str,
         heldout: Annotated[int, AtLeast(2), Example("100")],
-        split: Annotated[int, AtLeast(0)],
+        split: Annotated[int, AtLeast(0)] | Literal["seed"],
         choices: Annotated[int, AtLeast(2), Example("10")],
         language: str,
         openings: list[str],
@@ -89,7 +90,8 @@ class Stamps(SingleSource):
     ) -> None:
         if not prompts:
             raise DataError("data.prompts is empty, expected at least one\n  fix: set 'data.prompts=[A photo of]'")
-        self.seed, self.split, self.choices, self.prompts = seed, split, choices, prompts
+        self.seed, self.choices, self.prompts = seed, choices, prompts
+        self.split = seed if split == "seed" else split
         self.kinds, self.kind_prompt = kinds, kind_prompt
         self.varies = len(prompts) > 1 or kinds > 0
         self.augment = Augment(**augment)
@@ -102,7 +104,7 @@ class Stamps(SingleSource):
                 f"expected at least data.choices={choices} and fewer than there are\n"
                 f"  fix: set data.heldout={max(2, len(keys) // 8)} data.choices={min(choices, max(2, len(keys) // 8))}"
             )
-        drawn = numpy_stream(split, "data.heldout").permutation(len(keys))[:heldout]
+        drawn = numpy_stream(self.split, "data.heldout").permutation(len(keys))[:heldout]
         held = {keys[i] for i in drawn}
         stamps = english if language == ENGLISH else read_stamps(folder, openings, max_words, language)
         told = {_stem(word) for key in held for word in key.split()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from PIL import Image as PILImage
@@ -69,7 +70,7 @@ def test_no_held_out_text_stands_in_training_and_signs_are_left_out(folder: Path
 
 
 def test_the_split_depends_on_its_number_and_not_on_the_seed(folder: Path):
-    def held(seed: int, split: int) -> list[str]:
+    def held(seed: int, split: int | Literal["seed"]) -> list[str]:
         values = {
             "heldout": 4,
             "choices": 3,
@@ -85,6 +86,8 @@ def test_the_split_depends_on_its_number_and_not_on_the_seed(folder: Path):
 
     assert held(0, 0) == held(1, 0)
     assert held(0, 0) != held(0, 1)
+    assert held(1, "seed") == held(0, 1)
+    assert held(0, "seed") == held(1, 0)
 
 
 def test_every_held_out_picture_is_offered_its_caption_once_among_other_held_out_ones(folder: Path):
