@@ -92,6 +92,20 @@ class DragonflyV2(TiledViews):
                 groups=("views", "resampler"),
                 fix="set selector=none resampler=none, or views.join=true",
             )
+        if any(not row.fixed for row in rows):
+            raise CompositionError(
+                "E-GRID",
+                f"views=dragonfly_v2 pools the {n} patches of a tile behind the connector, a selector takes some out",
+                groups=("views", "selector"),
+                fix="set selector=none, or views.join=true with resampler=perceiver",
+            )
+        if any(row.gated for row in rows):
+            raise CompositionError(
+                "E-GATE",
+                "views=dragonfly_v2 pools the patches of a tile behind the connector, and closed ones would come back",
+                groups=("views", "selector"),
+                fix="set selector=none, or views.join=true with resampler=perceiver, which reads gates",
+            )
         pooled = n // self.pool**2 + rows[0].n - n
         sizes = [rows[0].n, *[pooled] * (len(rows) - 1)]
         return tuple(part for size in sizes for part in (size, self.line_end) if part != "")

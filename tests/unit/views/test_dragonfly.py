@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -101,3 +103,11 @@ def test_pooling_needs_every_patch_and_squares_that_divide():
         views.markup(views.plan((600, 800)), [TokenSpec(n=64, dim=8, space="llm")] * 41)
     with pytest.raises(ConfigError, match=r"views\.top=0"):
         v1(top=0)
+
+
+@pytest.mark.parametrize(("change", "code"), [({"fixed": False, "mean": 144.0}, "E-GRID"), ({"gated": True}, "E-GATE")])
+def test_pooling_would_bring_back_what_a_selector_takes_out_or_closes(change, code):
+    views = v2()
+    layout = views.plan((672, 672))
+    with pytest.raises(CompositionError, match=rf"{code}.*\n  fix: set selector=none, or views\.join=true"):
+        views.markup(layout, [replace(CLIP_336, **change)] * len(layout.views))
