@@ -13,10 +13,11 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from beni.config.ranges import AtLeast
 from beni.errors import CompositionError
-from beni.nn.choose import openness_of
+from beni.nn.gates import open_mean
 from beni.nn.grid import from_map, regrid, to_map
 from beni.stage import Reads, Stage, StageContext
 from beni.types import TokenSpec, VisualTokens
@@ -59,7 +60,7 @@ class AvgPool(Stage):
         return regrid(tokens, (self.side, self.side), tokens.dim)
 
     def forward(self, tokens: VisualTokens, context: StageContext) -> VisualTokens:
-        if tokens.grid is None or tokens.log_gate is not None:
+        if self.side == 1 and (tokens.grid is None or tokens.log_gate is not None):
             return _mean(tokens)
         return from_map(F.adaptive_avg_pool2d(to_map(tokens), (self.side, self.side)), tokens)
 
@@ -69,8 +70,12 @@ class AvgPool(Stage):
 
 def _mean(tokens: VisualTokens) -> VisualTokens:
     """One token for each row: the mean of the real ones, each as much as its gate is open; 0 where there is none."""
-    weights = tokens.mask * openness_of(tokens)
-    weights = (weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny))[..., None]
+    gates = torch.zeros_like(tokens.size) if tokens.log_gate is None else tokens.log_gate
+    gates = gates.masked_fill(~tokens.mask, -torch.inf)
+
+    def mean(of: Tensor) -> Tensor:
+        exact = of if of.dtype == torch.float64 else of.float()
+        return open_mean(exact, gates, lambda x: x.sum(1, keepdim=True)).to(of.dtype)
+
     size = (tokens.size * tokens.mask).sum(1, keepdim=True)
-    x, yx = ((weights * one).sum(1, keepdim=True).to(one.dtype) for one in (tokens.x, tokens.yx))
-    return VisualTokens.fresh(x, torch.ones_like(tokens.mask[:, :1]), yx, size, (1, 1))
+    return VisualTokens.fresh(mean(tokens.x), torch.ones_like(tokens.mask[:, :1]), mean(tokens.yx), size, (1, 1))

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from beni.conformance.__main__ import main as check
 from beni.errors import CompositionError
 from beni.resampler.avg_pool import AvgPool
 from beni.stage import StageContext
@@ -67,3 +68,7 @@ def test_a_gate_weighs_a_token_and_open_ones_change_nothing() -> None:
     made = stage(replace(dense, log_gate=gates.log()), StageContext())
     torch.testing.assert_close(made.x[:, 0], (gates[..., None] * x).sum(1) / 2.75)
     assert made.log_gate is None
+
+
+def test_the_mean_of_all_passes_the_conformance_kit() -> None:
+    assert check(["beni.resampler.avg_pool:AvgPool", "side=1"]) == 0
