@@ -14,7 +14,7 @@ from beni.model.costing.table import propagate
 from support.options import node
 
 GROUPS = ("vision",)
-WIDE = ("resnet", "mobilenet_v2", "efficientnet", "fastvit_hd", "mobilenetv5")
+WIDE = ("resnet", "mobilenet_v2", "efficientnet", "efficientnet_lite0", "fastvit_hd", "mobilenetv5")
 """Encoders each of whose tokens sees most of a small picture."""
 
 
@@ -112,6 +112,13 @@ def test_bf16_is_near_fp32(encoder, option):
     allowed = max(2e-2, times * float((rounded - expected).norm() / expected.norm()))
     assert (half.float() - expected).norm() <= allowed * expected.norm()
     assert allowed == 2e-2 or option[1] in WIDE
+
+
+@torch.no_grad()
+def test_weights_that_were_drawn_give_features_of_a_size_that_can_be_learned_from(encoder, option):
+    """A deep network of BatchNorm with the statistics of an untrained one does not (nn/batch_norm.py)."""
+    for features in encoder(pixels(encoder)).features():
+        assert 1e-2 < features.std() < 1e2
 
 
 def test_a_gradient_reaches_every_parameter_that_its_tokens_depend_on(encoder, option):
