@@ -126,3 +126,8 @@ def lost_result() -> int:
 def _problem(name: str) -> OSError | None:
     stream = getattr(sys, name)
     return stream.dropping.problem if isinstance(stream, _Stream) else None
+
+
+def to_stderr(text: str) -> None:
+    """A line about what goes on, beside the result that a command prints."""
+    print(text, file=sys.stderr, flush=True)

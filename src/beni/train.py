@@ -17,8 +17,10 @@ from omegaconf import DictConfig
 from beni import hub
 from beni.config.command import one_screen, run_command
 from beni.config.compose import freeze
+from beni.console import to_stderr
 from beni.data.records.open import require_there
 from beni.paths import conf_dir
+from beni.runs.identity import run_folder
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")
@@ -29,9 +31,21 @@ def main(composed: DictConfig) -> str:
     run = freeze(composed, known.hydra)
     require_there(run["data"])
     hub.require_weights(run)
+    if run["launcher"]["backend"] == "slurm":
+        return submit(run)
     from beni.run import train  # imports torch: only once the run is known to be sound
 
     return str(train(run))
+
+
+def submit(run: dict[str, Any]) -> str:
+    """One run as a job of the cluster, checked here before it waits there."""
+    from beni.launch.launch import launch
+    from beni.launch.submit import check_arms
+
+    check_arms([run])
+    launch([(run, None)], to_stderr)
+    return str(run_folder(run))
 
 
 def command() -> None:

@@ -17,8 +17,7 @@ from typing import Any, get_args, get_type_hints
 
 from beni.components import PART_GROUPS, Backbone, Component
 from beni.config.architecture import architecture_rules
-from beni.config.schema import RULES, SECTIONS
-from beni.config.sections.optim import OPTIMIZERS, Optim
+from beni.config.schema import RULES, SECTIONS, VARIANTS
 from beni.config.sections.train import PlanMode
 from beni.config.signature import Key, fields_of, keys_of
 from beni.config.suggest import unknown_key
@@ -69,8 +68,8 @@ def check_values(run: dict[str, Any]) -> None:
     for name, section in SECTIONS.items():
         if run.get(name, {}) == {}:
             continue
-        if name == "optim":
-            problems += _check_optim(run[name], run.get("choices", {}).get("optim"))
+        if name in VARIANTS:
+            problems += _check_variant(name, run[name], run.get("choices", {}).get(name))
         else:
             problems += _check_section(name, run[name], section)
     if problems:
@@ -234,16 +233,17 @@ def _nested(path: str, tree: Any) -> dict[str, Any]:
     return tree
 
 
-def _check_optim(node: Any, choice: str | None) -> list[str]:
-    """Which keys there are depends on the optimizer."""
+def _check_variant(path: str, node: Any, choice: str | None) -> list[str]:
+    """A section whose keys depend on one of its values, which decides before them."""
+    section, (key, variants) = SECTIONS[path], VARIANTS[path]
     if not isinstance(node, dict):
-        return _check_section("optim", node, Optim)
-    name, annotation = node.get("optimizer"), _fields(Optim)["optimizer"]
+        return _check_section(path, node, section)
+    name, annotation = node.get(key), _fields(section)[key]
     if not fits(name, annotation):
-        return [_wrong_type("optim.optimizer", name, annotation)]
-    if choice in OPTIMIZERS and name != choice:
-        return [f"optim.optimizer={name}, but optim={choice} has another one's values\n  fix: set optim={name}"]
-    return _check_section("optim", node, OPTIMIZERS[str(name)])
+        return [_wrong_type(f"{path}.{key}", name, annotation)]
+    if choice in variants and name != choice:
+        return [f"{path}.{key}={name}, but {path}={choice} has another one's values\n  fix: set {path}={name}"]
+    return _check_section(path, node, variants[str(name)])
 
 
 def _fields(section: type[Any]) -> dict[str, str]:

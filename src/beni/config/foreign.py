@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from beni.components import PART_GROUPS
 from beni.config.check import untrusted
 from beni.config.given import chosen_by_presets, given_by_overrides, given_by_presets, options_with
-from beni.config.sections.optim import OPTIMIZERS
+from beni.config.schema import VARIANTS
 from beni.config.signature import keys_of
 
 DROPPED = "dropped"
@@ -30,7 +30,7 @@ def drop_foreign_values(run: dict[str, Any], hydra: DictConfig) -> None:
     """
     presets, chosen = given_by_presets(hydra), chosen_by_presets(hydra)
     said, dropped = given_by_overrides(hydra), {}
-    for group in (*PART_GROUPS, "optim"):
+    for group in (*PART_GROUPS, *VARIANTS):
         values, node, choice = presets.get(group), run.get(group), run["choices"].get(group)
         if not isinstance(values, Mapping) or not isinstance(node, dict) or choice == chosen.get(group):
             continue
@@ -57,8 +57,9 @@ def dropped_notices(run: Mapping[str, Any]) -> Iterator[str]:
 
 def _known(group: str, node: Mapping[str, Any]) -> set[str]:
     """Keys that the chosen option reads; empty where that cannot be said."""
-    if group == "optim":
-        section = OPTIMIZERS.get(str(node.get("optimizer")))
+    if group in VARIANTS:
+        key, variants = VARIANTS[group]
+        section = variants.get(str(node.get(key)))
         return {field.name for field in dataclasses.fields(section)} if section else set()
     target = node.get("_target_")
     return set() if target is None or untrusted(node, group) else {"_target_", *keys_of(str(target))}

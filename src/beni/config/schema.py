@@ -13,12 +13,12 @@ from beni.config.sections.adapters import adapter_rules
 from beni.config.sections.compute import Compute, compute_rules
 from beni.config.sections.fsdp import Fsdp, fsdp_rules
 from beni.config.sections.inputs import Images, Records, Schedule, Template, schedule_rules
+from beni.config.sections.launcher import LAUNCHERS, Launcher, launcher_rules
 from beni.config.sections.log import Log, log_rules
-from beni.config.sections.optim import Optim, optim_rules
+from beni.config.sections.optim import OPTIMIZERS, Optim, optim_rules
 from beni.config.sections.results import (
     Checkpoint,
     Eval,
-    Launcher,
     Model,
     Paths,
     Study,
@@ -45,6 +45,12 @@ SECTIONS: dict[str, type[Any]] = {
     "launcher": Launcher,
 }
 
+VARIANTS: dict[str, tuple[str, Mapping[str, type[Any]]]] = {
+    "optim": ("optimizer", OPTIMIZERS),
+    "launcher": ("backend", LAUNCHERS),
+}
+"""Sections whose keys depend on one of their values: its name, and the class of each value."""
+
 RULES: tuple[Callable[[Mapping[str, Any]], Iterator[str]], ...] = (
     train_rules,
     compute_rules,
@@ -55,5 +61,6 @@ RULES: tuple[Callable[[Mapping[str, Any]], Iterator[str]], ...] = (
     fsdp_rules,
     adapter_rules,
     name_rules,
+    launcher_rules,
 )
 """Rules between values of a run whose values all fit their types."""

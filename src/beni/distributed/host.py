@@ -19,10 +19,10 @@ def use_host(environment: Environment, threads: int) -> None:
     """Sets torch's threads, and has a process that computes on its CPU keep freed memory.
 
     Args:
-        threads: 0 takes the cores of this machine, divided among the processes on it; where nobody tells
-            how many these are, among all of the run.
+        threads: 0 takes the cores that SLURM gives each of its tasks; elsewhere those of this machine, divided
+            among the processes on it, or, where nobody tells how many these are, among all of the run.
     """
-    torch.set_num_threads(threads or max(1, _cores() // (environment.local_world or environment.world)))
+    torch.set_num_threads(threads or _of_task() or max(1, _cores() // (environment.local_world or environment.world)))
     if environment.device.type == "cpu":
         keep_freed_memory()
 
@@ -42,6 +42,12 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, NEVER)
+
+
+def _of_task() -> int:
+    """Cores of a task of SLURM's, which does not keep it to them everywhere; 0 outside one."""
+    told = os.environ.get("SLURM_CPUS_PER_TASK", "") if "SLURM_PROCID" in os.environ else ""
+    return int(told) if told.isdecimal() else 0
 
 
 def _cores() -> int:

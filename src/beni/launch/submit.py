@@ -1,28 +1,25 @@
-"""The arms of a sweep: checked together, frozen together, then run one after another on this machine.
-
-Each arm is a process of its own, so one that dies (also by signal, or for lack of memory) leaves the others alone.
-"""
+"""The arms of a sweep before and after their jobs: checked together, frozen together, settled once they have ended."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beni.errors import BeniError, Preempted
+from beni.errors import BeniError
 from beni.runs.backlog import room_for
+from beni.runs.files import ORIGIN, replace, to_json
 from beni.runs.folder import require_own
 from beni.runs.frozen import save_frozen
 from beni.runs.identity import run_folder
 from beni.runs.lock import in_use, set_aside
 from beni.runs.status import ending, first_line, read_status, write_status
-from beni.training.preempt import SIGNALS
 
 
 class ImpossibleArm(BeniError):
@@ -54,12 +51,12 @@ def check_arms(runs: Sequence[dict[str, Any]]) -> None:
         raise ImpossibleArm(f"no arm was started, since {len(reasons)} of {len(runs)} are invalid\n{shown}")
 
 
-def freeze_arm(run: dict[str, Any], command: str | None = None) -> Path:
+def freeze_arm(run: dict[str, Any], origin: Mapping[str, Any] | None = None) -> Path:
     """Writes the frozen config and a queued status into the arm's run folder, unless it is finished, or a process works
     in it. With ``checkpoint.resume=never`` what stands there is set aside first.
 
     Args:
-        command: that repeats the arm by itself; its process cannot know it.
+        origin: what the arm's process cannot know (runs/identity.py).
 
     Raises:
         ResumeError: when another run stands there, or a damaged one.
@@ -67,11 +64,11 @@ def freeze_arm(run: dict[str, Any], command: str | None = None) -> Path:
     """
     folder = run_folder(run)
     with room_for(folder):
-        _freeze(folder, run, command)
+        _freeze(folder, run, origin)
     return folder
 
 
-def _freeze(folder: Path, run: dict[str, Any], command: str | None) -> None:
+def _freeze(folder: Path, run: dict[str, Any], origin: Mapping[str, Any] | None) -> None:
     if in_use(folder):
         return
     if run["checkpoint"]["resume"] == "never":
@@ -81,65 +78,42 @@ def _freeze(folder: Path, run: dict[str, Any], command: str | None) -> None:
     if status.get("state") != "finished":
         folder.mkdir(parents=True, exist_ok=True)
         save_frozen(folder, run)
+        if origin is not None:
+            replace(folder / ORIGIN, to_json(origin))
         begun = {"step": 0, "steps": run["train"]["steps"]} | status
-        told = {} if command is None else {"command": command}
-        write_status(folder, **begun | told | {"state": "queued", "error": None})
+        write_status(folder, **begun | {"state": "queued", "error": None})
 
 
-def withdraw_arms(folders: Iterable[Path]) -> None:
-    """Removes folders of arms that nobody has taken on, as long as they still wait, and their study if it is empty."""
-    for folder in folders:
-        if read_status(folder).get("state") == "queued" and not in_use(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):
-                folder.parent.rmdir()
+@dataclass(frozen=True)
+class Frozen:
+    """An arm that waits in its folder, and what stood there before.
 
-
-def submitted(folders: Iterable[Path]) -> set[Path]:
-    """What submitit has left of jobs that a scheduler took, in the studies of these folders."""
-    return {
-        path for study in {folder.parent for folder in folders} for path in study.glob(".submitit/*/*_submitted.pkl")
-    }
-
-
-def run_arms(folders: Sequence[Path], say: Callable[[str], None]) -> list[str | None]:
-    """Runs frozen arms one after another.
-
-    Returns:
-        None for each arm that finished, or the reason why it did not; the reason is in its status.json as well.
-
-    Raises:
-        Preempted: when a signal has ended the sweep, and with it the arm that was running; the others wait.
+    Args:
+        folder: of the run.
+        before: its status before it waited; None where there was no folder.
     """
-    reasons: list[str | None] = []
-    for number, folder in enumerate(folders, start=1):
-        say(f"arm {number}/{len(folders)}: {folder.name}")
-        code, signals = _run_job(folder)
-        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        reason = settle_arm(folder, ArmFailed(f"the process ended before the run finished ({how})"))
-        if reason is not None:
-            say(f"arm {number}/{len(folders)} {read_status(folder)['state']}: {reason}")
-        if signals:
-            raise Preempted(f"{signals[0].name} in arm {number} of {len(folders)}; the same command resumes")
-        reasons.append(reason)
-    return reasons
 
+    folder: Path
+    before: Mapping[str, Any] | None
 
-def _run_job(folder: Path) -> tuple[int, list[signal.Signals]]:
-    """The exit code of the arm's process, and the signals that came meanwhile: they are passed on, and waited out."""
-    received: list[signal.Signals] = []
-    job = subprocess.Popen([sys.executable, "-m", "beni.launch.job", str(folder)], stdin=subprocess.DEVNULL)
+    @staticmethod
+    def of(run: dict[str, Any], origin: Mapping[str, Any]) -> Frozen:
+        """Freezes a run, see ``freeze_arm``."""
+        folder = run_folder(run)
+        before = read_status(folder) if folder.exists() else None
+        freeze_arm(run, origin)
+        return Frozen(folder, before)
 
-    def pass_on(number: int, frame: object) -> None:
-        received.append(signal.Signals(number))
-        job.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    try:
-        return job.wait(), received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def withdraw(self) -> None:
+        """Leaves the folder as it was, as long as the arm still waits and nobody has taken it on."""
+        if read_status(self.folder).get("state") != "queued" or in_use(self.folder):
+            return
+        if self.before is not None:
+            write_status(self.folder, **self.before)
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.parent.rmdir()
 
 
 def settle_arm(folder: Path, error: BaseException | None = None) -> str | None:

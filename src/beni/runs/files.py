@@ -1,11 +1,15 @@
 """What stands in a run folder, under which name; and how its files are replaced in one piece and read in any state.
 
     runs/<study>/.<run>.lock    held by the process that works in the folder
+    runs/<study>/.code/<hash>/  the code of its runs (launch/snapshot.py)
+    runs/<study>/.jobs/         what submitit and SLURM write for its jobs, logs among them (launch/slurm.py)
     runs/<study>/<run>.old1/    what checkpoint.resume=never has set aside
     runs/<study>/<run>/
         config.yaml             the frozen run (runs/frozen.py)
         identity.json           signature, command, commit, versions, hashes (runs/identity.py)
         status.json             how it is doing (runs/status.py)
+        origin.json             command, commit and code it was submitted with (runs/identity.py)
+        jobs.jsonl              jobs that it was given to, and their starts and ends (launch/jobs.py)
         spec.json               its spec table: tokens, widths, parameters, FLOPs
         metrics.jsonl           every value of every log line; trackers mirror it
         notices.jsonl           what the run decided or met and told the terminal, of all attempts
@@ -36,6 +40,10 @@ from beni.runs.shape import misfit
 CONFIG = "config.yaml"
 IDENTITY = "identity.json"
 STATUS = "status.json"
+ORIGIN = "origin.json"
+JOBS = "jobs.jsonl"
+LOGS = ".jobs"
+"""Beside the run folders of a study: what its jobs print."""
 SPEC = "spec.json"
 METRICS = "metrics.jsonl"
 NOTICES = "notices.jsonl"

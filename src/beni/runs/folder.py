@@ -21,6 +21,7 @@ from beni.runs.files import (
     IDENTITY,
     METRICS,
     NOTICES,
+    ORIGIN,
     REPORT,
     SCORES,
     SPEC,
@@ -35,6 +36,9 @@ from beni.runs.frozen import is_frozen, load_frozen, save_frozen
 from beni.runs.identity import difference, now, provenance, relevant, run_folder, signature
 from beni.runs.lock import lock_of, set_aside
 from beni.runs.status import ending, hang, is_finished, read_status, read_status_or_why, write_status
+
+STARTED_WITH = ("created", "command", "hypothesis", "git", "code", "versions")
+"""Keys of identity.json that stay those of the first start."""
 
 
 class RunFolder:
@@ -124,14 +128,35 @@ class RunFolder:
                 + f"\n  fix: restore them, {how}or set checkpoint.resume=never to start over "
                 "(the old folder is kept)"
             )
+        notices = self._keep_origin(before, saved[-1])
         history = before.get("changed_data", [])
         if goes_on:
             history = [*history, {"time": now(), "after_step": saved[-1], "changes": goes_on}]
         if history:
             self.identity["changed_data"] = history
-        return [f"resumes after step {saved[-1]} with changed data ({line})" for line in goes_on] + [
-            f"initial weights differ from those the run started with ({line})" for line in weights
-        ]
+        return (
+            notices
+            + [f"resumes after step {saved[-1]} with changed data ({line})" for line in goes_on]
+            + [f"initial weights differ from those the run started with ({line})" for line in weights]
+        )
+
+    def _keep_origin(self, before: Mapping[str, Any], step: int) -> list[str]:
+        """Leaves in ``identity`` what the run was started with; where it goes on with other code, it says so too."""
+        own = {key: self.identity[key] for key in STARTED_WITH}
+        first = {key: before[key] for key in STARTED_WITH if key in before}
+        others = list(before.get("other_code", []))
+        current = others[-1] if others else first
+        self.identity |= first
+        changed = difference(
+            {key: current[key] for key in ("code", "versions") if key in current},
+            {key: own[key] for key in ("code", "versions") if key in current},
+        )
+        if changed:
+            told = {key: own[key] for key in ("code", "versions", "git")}
+            others.append({"time": now(), "after_step": step, **told})
+        if others:
+            self.identity["other_code"] = others
+        return [f"resumes after step {step} with other code ({line})" for line in changed]
 
     def update(self, **values: Any) -> None:
         """Merges ``values`` into status.json, which the disk has as soon as it takes it."""
@@ -177,8 +202,7 @@ class RunFolder:
         if problem and (self.path / STATUS).exists():
             self.backlog.tell(f"{self.path}: {problem}; a new one is started, without the time spent before")
         self.status = self.status or {"started": now()}
-        if (command := self.status.get("command")) is not None:  # of an arm: its process was started by the sweep
-            self.identity["command"] = command
+        self.identity |= read_json(self.path / ORIGIN, shape.OF_ORIGIN)[0]
         self.update(state="running", steps=self.run["train"]["steps"], step=self.status.get("step", 0), error=None)
 
     def _failed(self, error: BaseException) -> None:
@@ -221,7 +245,7 @@ def require_own(folder: Path, run: Mapping[str, Any]) -> None:
 
 def _require_files(folder: Path) -> None:
     """Raises ResumeError where a folder stands in the place of a file that the run writes."""
-    for name in (CONFIG, IDENTITY, STATUS, SPEC, METRICS, NOTICES, DATA_ERRORS, SCORES, GALLERY, REPORT):
+    for name in (CONFIG, IDENTITY, ORIGIN, STATUS, SPEC, METRICS, NOTICES, DATA_ERRORS, SCORES, GALLERY, REPORT):
         if (folder / name).is_dir():
             raise ResumeError(f"{folder / name} is a folder; the run writes a file there\n  fix: move it away")
 

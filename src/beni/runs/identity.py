@@ -20,6 +20,7 @@ from beni.components import PART_GROUPS
 from beni.config.check import TRUST_VARIABLE
 from beni.paths import PACKAGE, conf_dir
 from beni.redact import redacted_override
+from beni.runs.code import code_hash
 
 IRRELEVANT = (
     "choices",
@@ -129,15 +130,30 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -
     return lines
 
 
+def origin(run: Mapping[str, Any], command: str | None = None) -> dict[str, Any]:
+    """Where a run comes from: its command, the question that it is to answer, and the code that it is started with.
+
+    Whoever hands a run over to another process writes this into its folder: that process was called otherwise, and
+    runs a copy of the code, beside which nothing is known of its commit.
+
+    Args:
+        command: None takes that of this process.
+    """
+    return {
+        "command": command or (command_line(sys.argv[1:]) if _is_command() else "beni.train(run)"),
+        "hypothesis": _hypothesis(run),
+        "git": _git(),
+        "code": code_hash(),
+    }
+
+
 def provenance(run: dict[str, Any]) -> dict[str, Any]:
     """What identity.json says before training starts: signature, command, code, versions."""
     return {
         "signature": signature(run),
         "name": run_folder(run).name,
         "created": now(),
-        "command": command_line(sys.argv[1:]) if _is_command() else "beni.train(run)",
-        "hypothesis": _hypothesis(run),
-        "git": _git(),
+        **origin(run),
         "versions": {
             "python": platform.python_version(),
             **{package: _version(package) for package in ("beni", "torch", "transformers", "peft", "hydra-core")},

@@ -45,12 +45,15 @@ OF_IDENTITY = {
     "command": str,
     "hypothesis": TEXT_OR_NULL,
     "git": {"commit": TEXT_OR_NULL, "dirty": (bool, type(None))},
+    "code": str,
     "versions": {...: TEXT_OR_NULL},
+    "other_code": [{"time": Must(str), "after_step": int, "code": Must(str), "versions": Must({...: TEXT_OR_NULL})}],
     "data_fingerprint": str,
     "template_hash": str,
     "views": TEXT_OR_NULL,
     "hashes": {"data_order": str, "init": {...: TEXT_OR_NULL}},
 }
+OF_ORIGIN = {key: OF_IDENTITY[key] for key in ("command", "hypothesis", "git", "code")}
 OF_PROOF = OF_IDENTITY | {
     "data_fingerprint": Must(str),
     "template_hash": Must(str),
@@ -83,6 +86,16 @@ OF_SCORES_ROW = {
     "chance": NUMBER_OR_NULL,
 }
 OF_GALLERY_ROW = {"images": [str], "question": str, "expected": str, "drawings": [{"image": int, "file": str}]}
+OF_JOBS_ROW = {
+    "event": Must(frozenset({"submitted", "started", "ended"})),
+    "time": Must(str),
+    "backend": str,
+    "job": str,
+    "logs": str,
+    "node": str,
+    "attempt": int,
+    "step": int,
+}
 OF_BEST = {"step": Must(int), "metric": Must(str), "value": Must(NUMBER)}
 OF_MARKER = {"files": Must({...: int})}
 

@@ -33,22 +33,18 @@ class BeniSweeper(BasicSweeper):
         self.arms = arms
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
-        """Runs all arms, see ``beni.launch.sweep``."""
+        """Launches all arms at once."""
         assert self.config is not None  # these three: Hydra has called setup
         assert self.launcher is not None
         assert self.hydra_context is not None
         from beni.config.hydra_node import sweeper_problems
         from beni.errors import ConfigError
-        from beni.launch.sweep import arms_of, require_values, sweep
+        from beni.launch.sweep import arms_of, require_values
 
         if problems := list(sweeper_problems(self.config.hydra.sweeper)):
             raise ConfigError("\n".join(problems))
-        config, launcher, loader = self.config, self.launcher, self.hydra_context.config_loader
+        loader = self.hydra_context.config_loader
         swept = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
         require_values(swept)
         product = [values for batch in self.split_arguments(swept, None) for values in batch]
-        return sweep(
-            arms_of(self.arms or [""], product),
-            compose=lambda arm: loader.load_sweep_config(config, arm),
-            launch=lambda arms: launcher.launch(arms, initial_job_idx=0),
-        )
+        return self.launcher.launch(arms_of(self.arms or [""], product), initial_job_idx=0)

@@ -1,4 +1,4 @@
-"""What a run leaves behind and where: ``checkpoint``, ``eval``, ``paths``, ``study``, ``launcher``, ``model``."""
+"""What a run leaves behind and where: ``checkpoint``, ``eval``, ``paths``, ``study``, ``model``."""
 
 from __future__ import annotations
 
@@ -68,17 +68,6 @@ class Study:
 
     Attributes:
         name: folder of the study under ``paths.runs``.
-    """
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Launcher:
-    """Which launcher carries a multirun (hydra_plugins/beni, hydra-submitit-launcher).
-
-    Attributes:
-        name: of the cluster shape.
     """
 
     name: str

@@ -1,0 +1,234 @@
+"""``python -m beni.launch status|watch|logs|retry|cancel STUDY``: the runs of a study, on this machine or a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from beni.config.check import check
+from beni.config.command import report
+from beni.console import printing_command, to_stderr
+from beni.errors import PREEMPTED, BeniError, ConfigError, Preempted, ResumeError
+from beni.launch import jobs, slurm
+from beni.launch.launch import finish, hand_over, require
+from beni.launch.states import State, runs_of, states_of
+from beni.launch.submit import Frozen, check_arms
+from beni.runs.files import ORIGIN, read_json
+from beni.runs.frozen import load_frozen
+from beni.runs.identity import origin
+
+BAD = ("failed", "lost", "preempted")
+WATCH_S = 10.0
+WIDE = 240
+"""Characters of a line that is not read at a terminal."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command reads."""
+    made = argparse.ArgumentParser(prog="python -m beni.launch", description="The runs of a study, and their jobs.")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    told = {
+        "status": "a table of all runs: state, step, time left, job, node, reason",
+        "watch": "the same, until all have ended",
+        "logs": "what their jobs have printed, the earliest error first",
+        "retry": "launch again what failed, was lost, or nobody goes on with",
+        "cancel": "end what runs or waits; retry goes on with it",
+    }
+    for name, text in told.items():
+        one = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        one.add_argument("study", type=Path, help="folder of a study, or of one run")
+        if name == "retry":
+            one.add_argument("overrides", nargs="*", help="values of the launcher: launcher.mem_gb=128")
+        if name in ("logs", "retry", "cancel"):
+            one.add_argument("--run", default="", help="only runs with this text in their names")
+        if name == "logs":
+            one.add_argument("--lines", type=int, default=40, help="last lines of each file (%(default)s)")
+    return made
+
+
+@printing_command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0; 1 for status and watch where a run has not come to its end; 2 for a user error."""
+    arguments = parser().parse_args(argv)
+    try:
+        folders = [folder for folder in _runs(arguments.study) if getattr(arguments, "run", "") in folder.name]
+        return COMMANDS[arguments.command](folders, arguments)
+    except BeniError as error:
+        report(error)
+        return 2
+    except Preempted as error:
+        report(error)
+        return PREEMPTED
+    except KeyboardInterrupt:
+        return 130
+
+
+def _runs(study: Path) -> list[Path]:
+    folders = runs_of(study)
+    if not folders:
+        raise ResumeError(
+            f"{study} holds no run; expected a study such as runs/default, or the folder of a run\n"
+            f"  fix: name one of {', '.join(str(p) for p in sorted(study.parent.glob('*')) if p.is_dir()) or 'them'}"
+        )
+    return folders
+
+
+def status(folders: list[Path], arguments: argparse.Namespace) -> int:
+    """Prints the table."""
+    states = states_of(folders)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table(states))
+    print(summary(states))
+    return int(any(state.state in BAD for state in states))
+
+
+def watch(folders: list[Path], arguments: argparse.Namespace) -> int:
+    """Prints the table again whenever a state has changed, until all runs have ended."""
+    shown: list[tuple[str, str]] = []
+    while True:
+        states = states_of(folders)
+        now = [(state.state, state.job) for state in states]
+        if now != shown:
+            status(folders, arguments)
+            shown = now
+        if all(state.over for state in states):
+            return int(any(state.state in BAD for state in states))
+        time.sleep(WATCH_S)
+
+
+def logs(folders: list[Path], arguments: argparse.Namespace) -> int:
+    """Prints the ends of the logs of each run."""
+    for folder in folders:
+        print(f"== {folder.name}")
+        events = jobs.history(folder)
+        submitted = jobs.last(events, "submitted")
+        pattern = (submitted or {}).get("logs")
+        files = [Path(name) for name in sorted(glob.glob(pattern))] if pattern else []
+        if not files:
+            print("no log: its job has not begun, or it printed to the terminal")
+        for path in sorted(files, key=_first_error):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            if lines:
+                print(f"-- {path}")
+                print("\n".join(lines[-arguments.lines :]))
+    return 0
+
+
+def _first_error(path: Path) -> tuple[int, float]:
+    """Logs with an error before those without, the one that ended first in front: those of the other processes of a
+    run follow from it.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace")
+    bad = re.search(r"Error|Traceback|Killed", text) is not None
+    return (0 if bad else 1, path.stat().st_mtime)
+
+
+def retry(folders: list[Path], arguments: argparse.Namespace) -> int:
+    """Launches again what has ended without finishing, and what waits and nobody will start."""
+    states = [state for state in states_of(folders) if state.state in BAD or _nobody_starts(state)]
+    if not states:
+        print("nothing to retry: every run has finished, runs or waits for its turn")
+        return 0
+    values = _launcher_values(arguments.overrides)
+    runs = {}
+    for state in states:
+        run = load_frozen(state.folder)
+        run["launcher"] = run["launcher"] | values
+        check(run)
+        runs[state.folder] = run
+    check_arms(list(runs.values()))
+    require(runs)
+    frozen = []
+    for folder, run in runs.items():
+        before = read_json(folder / ORIGIN)[0]
+        frozen.append(Frozen.of(run, origin(run, before.get("command")) | {"hypothesis": before.get("hypothesis")}))
+    refused = hand_over(runs, to_stderr)
+    for arm in frozen:
+        if arm.folder in refused:
+            arm.withdraw()
+    finish([folder for folder, run in runs.items() if run["launcher"].get("wait", True)], refused, to_stderr)
+    return 0
+
+
+def cancel(folders: list[Path], arguments: argparse.Namespace) -> int:
+    """Ends the jobs of runs that wait or run."""
+    states = [state for state in states_of(folders) if not state.over]
+    on_slurm = [state.job for state in states if _backend(state) == "slurm"]
+    if on_slurm:
+        slurm.cancel(on_slurm)
+    here = [state for state in states if _backend(state) != "slurm" and state.state == "running"]
+    for state in here:
+        print(f"{state.folder.name} runs on {state.node or 'this machine'} as process {state.job}: end it there")
+    print(f"{len(on_slurm)} jobs cancelled; python -m beni.launch retry {arguments.study} goes on with them")
+    return 0
+
+
+def table(states: Sequence[State]) -> Table:
+    """One row a run."""
+    made = Table(box=None, pad_edge=False)
+    for name in ("run", "state", "step", "left", "job", "node", "reason"):
+        made.add_column(name, overflow="fold")
+    for state in states:
+        left = state.seconds_left()
+        made.add_row(
+            state.folder.name,
+            state.state,
+            f"{state.step}/{state.steps}" if state.steps else "",
+            _duration(left),
+            state.job,
+            state.node,
+            state.reason,
+        )
+    return made
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def summary(states: Sequence[State]) -> str:
+    """``12 runs: 8 finished, 3 running, 1 failed``."""
+    counts = Counter(state.state for state in states)
+    return f"{len(states)} runs: " + ", ".join(f"{count} {name}" for name, count in counts.most_common())
+
+
+def _backend(state: State) -> str:
+    submitted = jobs.last([dict(event) for event in state.events], "submitted")
+    return str((submitted or {}).get("backend", "local"))
+
+
+def _nobody_starts(state: State) -> bool:
+    return state.state == "waiting" and _backend(state) != "slurm"
+
+
+def _launcher_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """``launcher.mem_gb=128`` -> values of the section."""
+    values = {}
+    for word in overrides:
+        key, equals, text = word.partition("=")
+        if not equals or not key.startswith("launcher.") or key.count(".") != 1:
+            raise ConfigError(
+                f"{word}: a run that is retried is the same run; expected values of its launcher\n"
+                "  fix: write launcher.KEY=VALUE, such as launcher.mem_gb=128, or launch another run with beni.train"
+            )
+        values[key.removeprefix("launcher.")] = yaml.safe_load(text)
+    return values
+
+
+COMMANDS = {"status": status, "watch": watch, "logs": logs, "retry": retry, "cancel": cancel}
+
+if __name__ == "__main__":
+    sys.exit(main())

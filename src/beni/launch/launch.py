@@ -1,0 +1,175 @@
+"""Checked runs -> processes and jobs: what is finished or at work is left alone, the rest is frozen with its code and
+handed over to the backend that its ``launcher`` names.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from beni.errors import ResourceError
+from beni.launch import local, slurm
+from beni.launch.states import State, states_of
+from beni.launch.submit import ArmFailed, Frozen, settle_arm
+from beni.runs.code import take_snapshot
+from beni.runs.frozen import is_frozen
+from beni.runs.identity import origin, run_folder
+
+Say = Callable[[str], None]
+Runs = Mapping[Path, dict[str, Any]]
+"""Run folder -> the frozen run."""
+
+POLL_S = 10.0
+"""Seconds between two questions to the scheduler while runs are waited for."""
+
+
+def launch(runs: Sequence[tuple[dict[str, Any], str | None]], say: Say) -> None:
+    """Launches runs with the command that repeats each; a run that is named twice is launched once.
+
+    Args:
+        runs: that have been checked; None for a command takes that of this process.
+
+    Raises:
+        ResumeError: when another run stands in the folder of one, or a damaged one.
+        ResourceError: when this machine or the scheduler takes no run; what had been written for it is gone again.
+        ArmFailed: after all runs that are waited for, when some did not finish; says which and why.
+        Preempted: when a signal has ended the runs of this machine.
+    """
+    wanted = {run_folder(run): run for run, _ in runs}
+    commands = {run_folder(run): command for run, command in runs}
+    require(wanted)
+    new = {folder: wanted[folder] for folder in _to_launch(wanted, say)}
+    frozen = [Frozen.of(run, origin(run, commands[folder])) for folder, run in new.items()]
+    refused = hand_over(new, say)
+    for arm in frozen:
+        if arm.folder in refused:
+            arm.withdraw()
+    if refused and len(refused) == len(new):
+        raise ResourceError(f"no run was launched: {next(iter(refused.values()))}")
+    finish([folder for folder, run in wanted.items() if run["launcher"].get("wait", True)], refused, say)
+
+
+def require(runs: Runs) -> None:
+    """Raises ResourceError where this machine lacks what a backend needs."""
+    if any(run["launcher"]["backend"] == "slurm" for run in runs.values()):
+        slurm.require_slurm()
+
+
+def hand_over(runs: Runs, say: Say) -> dict[Path, str]:
+    """Gives frozen runs to their backends.
+
+    Returns:
+        The reason for each run that a backend has not taken.
+
+    Raises:
+        Preempted: when a signal has ended the runs of this machine.
+    """
+    refused: dict[Path, str] = {}
+    for backend, give in BACKENDS.items():
+        own = {folder: run for folder, run in runs.items() if run["launcher"]["backend"] == backend}
+        refused |= give(own, say) if own else {}
+    return refused
+
+
+def _to_slurm(runs: Runs, say: Say) -> dict[Path, str]:
+    folders = list(runs)
+    code = take_snapshot(folders[0].parent)
+    refused = slurm.submit(folders, [run["launcher"] for run in runs.values()], code)
+    reasons = {folder: group.reason for group in refused for folder in group.folders}
+    taken = [folder for folder in folders if folder not in reasons]
+    if taken:
+        say(f"{_runs(len(taken))} submitted to SLURM; python -m beni.launch status {_study(taken)} follows")
+    return reasons
+
+
+def _to_processes(runs: Runs, say: Say) -> dict[Path, str]:
+    folders = list(runs)
+    at_a_time = max(run["launcher"]["jobs"] for run in runs.values())
+    local.run_arms(folders, take_snapshot(folders[0].parent), at_a_time, say)
+    return {}
+
+
+def _to_this_process(runs: Runs, say: Say) -> dict[Path, str]:
+    """Errors come through as they are, for a debugger."""
+    from beni.run import train
+
+    for number, (folder, run) in enumerate(runs.items(), start=1):
+        say(f"arm {number}/{len(runs)}: {folder.name}")
+        train(run)
+    return {}
+
+
+BACKENDS: dict[str, Callable[[Runs, Say], dict[Path, str]]] = {
+    "slurm": _to_slurm,
+    "local": _to_processes,
+    "debug": _to_this_process,
+}
+"""``launcher.backend`` -> who takes its runs; SLURM first, since it does not let one wait."""
+
+
+def finish(folders: Sequence[Path], refused: Mapping[Path, str], say: Say) -> None:
+    """Waits until runs have ended, and says how.
+
+    Args:
+        folders: of the runs that are waited for.
+        refused: runs that were not launched, and why.
+
+    Raises:
+        ArmFailed: when one did not finish, or was refused.
+    """
+    awaited = [folder for folder in folders if folder not in refused]
+    failed = dict(refused)
+    for state in _ended(awaited):
+        if (reason := settle_arm(state.folder, ArmFailed(state.reason) if state.reason else None)) is not None:
+            failed[state.folder] = reason
+    if failed:
+        raise ArmFailed(
+            f"{len(failed)} of {len(awaited) + len(refused)} arms failed:\n"
+            + "\n".join(f"  {folder.name}: {reason}" for folder, reason in failed.items())
+            + f"\n  python -m beni.compare {_study(list(failed))} shows all"
+        )
+    if len(awaited) > 1:
+        say(f"{_runs(len(awaited))} finished; python -m beni.compare {_study(awaited)}")
+
+
+def _ended(folders: Sequence[Path]) -> list[State]:
+    """Waits until nobody works on a run any more, nor is going to."""
+    while True:
+        states = states_of(folders)
+        if not any(_at_work(state) for state in states):
+            return states
+        time.sleep(POLL_S)
+
+
+def _to_launch(wanted: Runs, say: Say) -> list[Path]:
+    """Runs that are neither finished nor at work, nor waiting for SLURM already."""
+    states = {one.folder: one for one in states_of([folder for folder in wanted if is_frozen(folder)])}
+    left, why = [], Counter[str]()
+    for folder, run in wanted.items():
+        state = states.get(folder)
+        if state is not None and _at_work(state):
+            why["are at work, or wait for the scheduler, already"] += 1
+        elif state is not None and state.state == "finished" and run["checkpoint"]["resume"] != "never":
+            why["have finished before"] += 1
+        else:
+            left.append(folder)
+    for words, count in why.items():
+        say(f"{count} of {len(wanted)} runs {words}")
+    return left
+
+
+def _at_work(state: State) -> bool:
+    """Whether somebody runs it or is going to: of a run of this machine that waits, nobody knows."""
+    on_slurm = any(event["event"] == "submitted" and event.get("backend") == "slurm" for event in state.events)
+    return state.state == "running" or (state.state == "waiting" and on_slurm)
+
+
+def _study(folders: Sequence[Path]) -> Path:
+    return folders[0].parent
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"

@@ -1,0 +1,166 @@
+"""Submits runs to SLURM, through submitit: one array for the runs that ask for the same, named after their study.
+
+A refusal of sbatch is one screen with its own words; what was written for runs that it took stays.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from beni.errors import ResourceError
+from beni.launch import jobs
+from beni.launch.arm import Arm
+from beni.runs.files import LOGS, to_json
+
+NAMED = ("partition", "account", "qos", "constraint")
+"""Values that submitit and SLURM call by the same name."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Runs that sbatch did not take.
+
+    Args:
+        folders: of the runs.
+        reason: sbatch's own words, and a fix.
+    """
+
+    folders: list[Path]
+    reason: str
+
+
+def require_slurm() -> None:
+    """Raises ResourceError where this machine cannot submit."""
+    missing = [command for command in ("sbatch", "srun") if shutil.which(command) is None]
+    if missing:
+        raise ResourceError(
+            f"SLURM's {' and '.join(missing)} cannot be found on this machine\n"
+            "  fix: start it on a login node of the cluster, or set launcher=local"
+        )
+
+
+def submit(folders: Sequence[Path], launchers: Sequence[Mapping[str, Any]], code: Path) -> list[Refused]:
+    """Hands frozen runs to SLURM, and notes the job of each in its ``jobs.jsonl``.
+
+    Args:
+        folders: of the runs.
+        launchers: the ``launcher`` section of each.
+        code: snapshot that they run.
+
+    Returns:
+        What was refused; everything else is submitted.
+    """
+    from submitit import SlurmExecutor
+
+    order = sorted(zip(folders, launchers, strict=True), key=lambda pair: to_json(pair[1]))
+    refused = []
+    for _, group in groupby(order, key=lambda pair: to_json(pair[1])):
+        alike = list(group)
+        launcher, names = alike[0][1], [folder for folder, _ in alike]
+        logs = Path(launcher["logs"] or names[0].parent / LOGS).resolve()
+        logs.mkdir(parents=True, exist_ok=True)
+        executor = SlurmExecutor(logs, python=launcher["python"])
+        executor.update_parameters(**parameters(launcher, _job_name(names), code))
+        try:
+            with executor.batch():
+                submitted = [executor.submit(Arm(str(folder.resolve()))) for folder in names]
+        except Exception as error:  # submitit has one of its own, and lets those of subprocess through
+            refused.append(Refused(names, _told(error, launcher)))
+            continue
+        for folder, job in zip(names, submitted, strict=True):
+            pattern = str(logs / f"{job.job_id}_*_log.*")
+            jobs.note(folder, "submitted", backend="slurm", job=job.job_id, logs=pattern, code=code.name)
+    return refused
+
+
+def parameters(launcher: Mapping[str, Any], name: str, code: Path) -> dict[str, Any]:
+    """What submitit is told of a job: the values of ``launcher``, and beni's own environment."""
+    further = {"requeue": True} | {key.replace("_", "-"): v for key, v in launcher["additional_parameters"].items()}
+    for key in ("wckey", "reservation"):
+        if launcher[key] is not None:
+            further[key] = launcher[key]
+    optional = {key: launcher[key] for key in NAMED if launcher[key] is not None}
+    if launcher["gpus_per_node"]:
+        optional["gpus_per_node"] = launcher["gpus_per_node"]
+    if launcher["mem_gb"] is not None:
+        optional["mem"] = f"{int(launcher['mem_gb'] * 1024)}MB"
+    # the variables of a login shell reach the job (sbatch --export=ALL); the code must come before an installed one
+    paths = [str(code.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return optional | {
+        "job_name": name,
+        "nodes": launcher["nodes"],
+        "ntasks_per_node": launcher["tasks_per_node"],
+        "cpus_per_task": launcher["cpus_per_task"],
+        "time": launcher["timeout_min"],
+        "signal_delay_s": launcher["signal_delay_s"],
+        "array_parallelism": launcher["array_parallelism"],
+        "additional_parameters": further,
+        "srun_args": ["--kill-on-bad-exit=1", *launcher["srun_args"]],
+        "setup": [f"export PYTHONPATH={shlex.quote(os.pathsep.join(paths))}", *launcher["setup"]],
+    }
+
+
+def scheduler_states(ids: Iterable[str]) -> dict[str, dict[str, str]] | None:
+    """Job -> ``state``, ``reason``, ``node`` and ``exit`` as SLURM has them: squeue for what is waiting or running,
+    sacct for the rest. None where SLURM does not answer.
+    """
+    wanted = sorted({one.split("_")[0] for one in ids})
+    if not wanted:
+        return {}
+    states: dict[str, dict[str, str]] = {}
+    past = _ask(["sacct", "-nPXD", "-o", "JobID,State,Reason,NodeList,ExitCode", "-j", ",".join(wanted)])
+    for line in (past or "").splitlines():
+        job, state, reason, node, code = (*line.split("|"), "", "", "", "")[:5]
+        states[job] = {"state": state.split()[0] if state else "", "reason": reason, "node": node, "exit": code}
+    live = _ask(["squeue", "-h", "-r", "-o", "%i|%T|%r|%N", "-j", ",".join(wanted)])
+    for line in (live or "").splitlines():
+        job, state, reason, node = (*line.split("|"), "", "", "")[:4]
+        states[job] = {"state": state, "reason": reason, "node": node, "exit": ""}
+    return None if past is None and live is None else states
+
+
+def cancel(ids: Sequence[str]) -> None:
+    """Raises ResourceError where SLURM refuses."""
+    done = subprocess.run(["scancel", *ids], capture_output=True, text=True, timeout=120)
+    if done.returncode != 0:
+        raise ResourceError(f"scancel {' '.join(ids)}: {done.stderr.strip()}\n  fix: cancel the jobs that are yours")
+
+
+def _ask(command: list[str]) -> str | None:
+    """What a command of SLURM's prints; None where there is none, or it does not answer."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _job_name(folders: Sequence[Path]) -> str:
+    return folders[0].name if len(folders) == 1 else folders[0].parent.name
+
+
+def _told(error: Exception, launcher: Mapping[str, Any]) -> str:
+    """sbatch's words, and what to set."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = next((line for line in said if "error" in line.lower()), said[-1] if said else type(error).__name__)
+    lower = line.lower()
+    fixes = {
+        "partition": "set launcher.partition to one that sinfo lists",
+        "account": "set launcher.account to one that sacctmgr show assoc user=$USER lists",
+        "qos": "set launcher.qos to one that sacctmgr show assoc user=$USER lists",
+        "node configuration": "lower launcher.cpus_per_task, launcher.mem_gb, launcher.gpus_per_node or launcher.nodes "
+        "to what sinfo -N -l shows",
+        "limit": "wait for jobs to end, or lower launcher.array_parallelism or the number of arms",
+        "time": "lower launcher.timeout_min to the limit that sinfo shows",
+        "gres": f"set launcher.gpus_per_node=0, which is {launcher['gpus_per_node']}",
+    }
+    fix = next((fix for word, fix in fixes.items() if word in lower), "see what sbatch says, or set launcher=local")
+    return f"sbatch: {line}\n  fix: {fix}"
