@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import pickle
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
-from omegaconf import DictConfig
 
 from beni.errors import BeniError, CompositionError, ConfigError, Preempted, ResumeError
 from beni.launch import submit
-from beni.launch.submit import ImpossibleArm, check_arms, freeze_arm, run_arms, settle_arm
+from beni.launch.submit import Frozen, ImpossibleArm, check_arms, freeze_arm, settle_arm
 from beni.runs.frozen import load_frozen
 from beni.runs.identity import run_folder
 from beni.runs.lock import lock_of
@@ -68,6 +65,29 @@ def test_an_arm_that_starts_over_sets_aside_what_is_there_and_then_goes_on(tiny_
     assert (kept["state"], kept["error"]) == (state, error)
 
 
+def test_an_arm_that_nobody_takes_leaves_its_folder_as_it_was(tiny_run: Runs) -> None:
+    new = Frozen.of(tiny_run(), {"command": "c"})
+    assert json.loads((new.folder / "origin.json").read_text()) == {"command": "c"}
+    new.withdraw()
+    assert not new.folder.parent.exists()
+
+    folder = freeze_arm(tiny_run())
+    write_status(folder, state="preempted", step=1)
+    again = Frozen.of(tiny_run(), {"command": "c"})
+    assert read_status(folder)["state"] == "queued"
+    again.withdraw()
+    assert (read_status(folder)["state"], read_status(folder)["step"]) == ("preempted", 1)
+
+
+def test_an_arm_that_was_taken_stays(tiny_run: Runs) -> None:
+    new = Frozen.of(tiny_run(), {})
+    with lock_of(new.folder):
+        new.withdraw()
+    write_status(new.folder, state="running", step=0)
+    new.withdraw()
+    assert new.folder.is_dir()
+
+
 def test_an_arm_that_failed_is_queued_again_and_keeps_its_step(tiny_run: Runs) -> None:
     folder = freeze_arm(tiny_run())
     write_status(folder, state="failed", step=1, error={"type": "DataError", "message": "gone", "traceback": ""})
@@ -80,58 +100,6 @@ def test_an_arm_that_failed_is_queued_again_and_keeps_its_step(tiny_run: Runs) -
 def test_a_folder_without_a_frozen_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match=r"config\.yaml"):
         load_frozen(tmp_path)
-
-
-def test_an_arm_killed_by_a_signal_says_so_and_the_next_one_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for folder in folders:
-        folder.mkdir()
-        write_status(folder, state="running", step=0)
-
-    def job(folder: Path) -> tuple[int, list[signal.Signals]]:
-        if folder == folders[1]:
-            write_status(folder, state="finished", step=2)
-            return 0, []
-        return -signal.SIGKILL, []
-
-    monkeypatch.setattr(submit, "_run_job", job)
-    said: list[str] = []
-    reasons = run_arms(folders, said.append)
-    assert reasons == ["the process ended before the run finished (killed by signal 9)", None]
-    assert read_status(folders[0])["state"] == "failed"
-    assert read_status(folders[0])["error"]["message"] == reasons[0]
-    assert [line[:7] for line in said] == ["arm 1/2", "arm 1/2", "arm 2/2"]
-
-
-def test_a_signal_is_passed_on_to_the_arm_that_runs_and_ends_the_sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for folder in folders:
-        folder.mkdir()
-        write_status(folder, state="queued", step=0)
-    status = json.dumps({"state": "preempted", "error": {"type": "Preempted", "message": "SIGTERM after step 3"}})
-    arm = f"""
-import os, pathlib, signal, sys, time
-def stop(number, frame):
-    pathlib.Path(sys.argv[1], "status.json").write_text({status!r})
-    sys.exit(75)
-signal.signal(signal.SIGTERM, stop)
-os.kill(os.getppid(), signal.SIGTERM)
-time.sleep(60)
-"""
-    popen = subprocess.Popen
-    monkeypatch.setattr(
-        submit.subprocess, "Popen", lambda command, **o: popen([sys.executable, "-c", arm, command[-1]])
-    )
-    before, said = signal.getsignal(signal.SIGTERM), []
-    with pytest.raises(Preempted, match="SIGTERM in arm 1 of 2"):
-        run_arms(folders, said.append)
-    assert said[-1] == "arm 1/2 preempted: SIGTERM after step 3"
-    assert [read_status(folder)["state"] for folder in folders] == ["preempted", "queued"]
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_job_that_a_signal_has_ended_exits_with_75(
@@ -152,19 +120,6 @@ def test_a_job_that_a_signal_has_ended_exits_with_75(
     write_status(folder, state="queued", step=0)  # the signal came before the run has opened its folder
     assert job.main([str(folder)]) == 75
     assert (settle_arm(folder), read_status(folder)["state"]) == ("SIGUSR2 after step 3", "preempted")
-
-
-def test_a_launcher_of_a_sweep_is_told_of_a_signal_by_an_error_that_it_can_bring_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from beni.config import command
-
-    def ends(composed: Any) -> None:
-        raise Preempted("SIGTERM after step 3")
-
-    monkeypatch.setattr(command.HydraConfig, "get", lambda: SimpleNamespace(mode=command.RunMode.MULTIRUN))
-    with pytest.raises(BeniError, match="SIGTERM after step 3"):
-        command.one_screen(ends)(DictConfig({}))
 
 
 def test_the_reason_a_run_noted_itself_is_kept(tmp_path: Path) -> None:

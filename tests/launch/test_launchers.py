@@ -1,50 +1,77 @@
-"""Cluster shapes compose with the parameters that they are named after; nothing is submitted."""
+"""Launchers compose with the values that they are named after, and say what they do not read."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from beni.paths import conf_dir
-
-
-def composed(*overrides: str) -> Any:
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("train", overrides=list(overrides), return_hydra_config=True)
+from beni.config.compose import compose
+from beni.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("shape", "nodes", "gpus", "fsdp"),
-    [("slurm_1gpu", 1, 1, "none"), ("slurm_node", 1, 8, "full"), ("slurm_multinode", 4, 8, "full")],
+    ("name", "nodes", "gpus", "fsdp"),
+    [
+        ("slurm_cpu", 1, 0, "none"),
+        ("slurm_1gpu", 1, 1, "none"),
+        ("slurm_node", 1, 8, "full"),
+        ("slurm_multinode", 4, 8, "full"),
+    ],
 )
-def test_a_slurm_shape_has_one_task_a_gpu_and_time_to_save(shape: str, nodes: int, gpus: int, fsdp: str) -> None:
-    run = composed(f"launcher={shape}")
-    launcher = run.hydra.launcher
-    assert launcher._target_.endswith("SlurmLauncher")
-    assert (launcher.nodes, launcher.gpus_per_node, launcher.tasks_per_node) == (nodes, gpus, gpus)
-    assert launcher.cpus_per_task >= 4
-    assert launcher.mem_gb >= 64 * gpus or launcher.mem_gb >= 512
-    assert launcher.timeout_min >= 60
-    assert launcher.signal_delay_s >= 60, "a job that is about to be stopped needs the time to write a checkpoint"
-    assert launcher.max_num_timeout >= 1, "a job that ran out of time goes on in another"
-    assert run.fsdp.mode == fsdp
-    assert run.launcher.name == shape
+def test_a_slurm_launcher_has_one_task_a_gpu_and_time_to_save(name: str, nodes: int, gpus: int, fsdp: str) -> None:
+    run = compose([f"launcher={name}"])
+    launcher = run["launcher"]
+    assert (launcher["name"], launcher["backend"], launcher["wait"]) == (name, "slurm", False)
+    assert (launcher["nodes"], launcher["gpus_per_node"], launcher["tasks_per_node"]) == (nodes, gpus, gpus or 1)
+    assert launcher["signal_delay_s"] >= 60, "a job that is about to be stopped needs the time to write a checkpoint"
+    assert run["fsdp"]["mode"] == fsdp
 
 
-def test_a_slurm_job_logs_below_its_study(tmp_path: Any) -> None:
-    run = composed("launcher=slurm_1gpu", f"paths.runs={tmp_path}", "study.name=mine")
-    assert run.hydra.launcher.submitit_folder == f"{tmp_path}/mine/.submitit/%j"
+def test_values_of_a_launcher_can_be_overridden_and_change_no_signature() -> None:
+    from beni.runs.identity import signature
+
+    plain, mine = (
+        compose(["launcher=slurm_1gpu", *more])
+        for more in ((), ("launcher.partition=a100", "launcher.additional_parameters.nice=5"))
+    )
+    assert (mine["launcher"]["partition"], mine["launcher"]["additional_parameters"]) == ("a100", {"nice": 5})
+    assert signature(plain) == signature(mine)
 
 
-@pytest.mark.parametrize("shape", ["local", "submitit_local", "slurm_1gpu", "slurm_node", "slurm_multinode"])
-def test_every_shape_checks_all_arms_before_the_first_starts(shape: str) -> None:
-    assert composed(f"launcher={shape}").hydra.sweeper._target_.endswith("BeniSweeper")
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["launcher.partition=a100"], "launcher.partition"),
+        (["launcher=slurm_cpu", "launcher.jobs=2"], "launcher.jobs"),
+        (["launcher=slurm_cpu", "launcher.patition=a"], "did you mean launcher.partition?"),
+        (["launcher=slurm_cpu", "launcher.backend=local"], "launcher.jobs is missing"),
+        (["launcher.jobs=0"], "launcher.jobs=0, expected a whole number of at least 1"),
+        (
+            ["launcher=slurm_cpu", "launcher.timeout_min=2"],
+            "signal_delay_s=120 is not less than the 2 minutes",
+        ),
+        (["launcher=slurm_cpu", "launcher.additional_parameters={time: 5}"], "set launcher.timeout_min"),
+        (["launcher=slurm_cpu", "launcher.additional_parameters={cpus_per_task: 5}"], "set launcher.cpus_per_task"),
+        (["launcher=slurm_cpu", "launcher.additional_parameters={nice: [5]}"], "launcher.additional_parameters.nice"),
+        (["hydra.launcher.partition=a100"], "set launcher.partition"),
+    ],
+)
+def test_a_value_that_a_launcher_does_not_read_is_refused(overrides: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(overrides)
+    assert expected in str(caught.value)
 
 
-def test_values_of_a_launcher_can_be_overridden() -> None:
-    run = composed("launcher=slurm_1gpu", "hydra.launcher.partition=a100", "hydra.launcher.timeout_min=90")
-    assert OmegaConf.to_container(run.hydra.launcher)["partition"] == "a100"
-    assert run.hydra.launcher.timeout_min == 90
+def test_values_of_a_site_reach_the_launchers_that_read_them(tmp_path: Path) -> None:
+    site = tmp_path / "local" / "default.yaml"
+    site.parent.mkdir()
+    site.write_text("# @package _global_\nlauncher: {partition: a100, account: lab}\n")
+
+    def launcher(*overrides: str) -> dict[str, Any]:
+        return compose([*overrides], config_dir=tmp_path)["launcher"]
+
+    assert launcher() == {"name": "local", "backend": "local", "jobs": 1}
+    assert (launcher("launcher=slurm_1gpu")["partition"], launcher("launcher=slurm_1gpu")["account"]) == ("a100", "lab")
+    assert launcher("launcher=slurm_1gpu", "launcher.partition=b")["partition"] == "b"

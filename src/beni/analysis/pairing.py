@@ -38,7 +38,7 @@ def prove_pairing(arm: Arm, baseline: Arm) -> Pairing:
         return Pairing("unknown", ("no seed finished in both arms",))
     found: dict[tuple[str, str], list[str]] = {}
     for seed in seeds:
-        for kind, sentence in _compare(arm.finished[seed], baseline.finished[seed]):
+        for kind, sentence in compare_runs(arm.finished[seed], baseline.finished[seed]):
             found.setdefault((kind, sentence), []).append(str(seed))
     every = len(seeds)
     told = [(kind, s if len(at) == every else f"{s} (seed {', '.join(at)})") for (kind, s), at in found.items()]
@@ -50,8 +50,11 @@ def prove_pairing(arm: Arm, baseline: Arm) -> Pairing:
     return Pairing("unknown" if by_kind["missing"] else "yes", by_kind["missing"], by_kind["note"])
 
 
-def _compare(run: Run, other: Run) -> Iterator[tuple[str, str]]:
-    """Yields (kind, sentence) for everything that is not provably equal in two runs of one seed."""
+def compare_runs(run: Run, other: Run) -> Iterator[tuple[str, str]]:
+    """Yields (kind, sentence) for everything that is not provably equal in two runs of one seed.
+
+    Kinds are ``differs``, ``missing`` (there is no proof) and ``note`` (it is the arm's own setting, or harmless).
+    """
     ours, theirs = _part(run.identity, "hashes"), _part(other.identity, "hashes")
     yield from _order(run, other, ours.get("data_order"), theirs.get("data_order"))
     mine, yours = _part(ours, "init"), _part(theirs, "init")
@@ -66,13 +69,7 @@ def _compare(run: Run, other: Run) -> Iterator[tuple[str, str]]:
             yield "note", f"initial weights of {component} differ, because the arm's train.init_from does"
         else:
             yield "differs", f"initial weights of {component} differ"
-    git, other_git = _part(run.identity, "git"), _part(other.identity, "git")
-    if git.get("commit") is None and other_git.get("commit") is None:
-        yield "note", "code ran outside a git checkout: only the version of beni identifies it"
-    else:
-        yield from _values("code (git commit)", git.get("commit"), other_git.get("commit"))
-    if git.get("dirty") or other_git.get("dirty"):
-        yield "note", "code has uncommitted changes: its equality is not proven"
+    yield from _code(run, other)
     versions, other_versions = _part(run.identity, "versions"), _part(other.identity, "versions")
     for package in sorted(versions.keys() | other_versions.keys()):
         if versions.get(package) != other_versions.get(package):
@@ -86,6 +83,24 @@ def _compare(run: Run, other: Run) -> Iterator[tuple[str, str]]:
             yield from _values(key.replace("_", " "), run.identity.get(key), other.identity.get(key))
         elif run.identity.get(key) != other.identity.get(key):
             yield "note", f"{key.replace('_', ' ')} differs, because the arm's {section} does"
+
+
+def _code(run: Run, other: Run) -> Iterator[tuple[str, str]]:
+    """By the hash of the files where both runs have it, which no other commit changes; else by the commit."""
+    for one in (run, other):
+        if one.identity.get("other_code"):
+            yield "differs", f"{one.name} was resumed with other code"
+    ours, theirs = run.identity.get("code"), other.identity.get("code")
+    if ours is not None and theirs is not None:
+        yield from _values("code", ours, theirs)
+        return
+    git, other_git = _part(run.identity, "git"), _part(other.identity, "git")
+    if git.get("commit") is None and other_git.get("commit") is None:
+        yield "note", "code ran outside a git checkout: only the version of beni identifies it"
+    else:
+        yield from _values("code (git commit)", git.get("commit"), other_git.get("commit"))
+    if git.get("dirty") or other_git.get("dirty"):
+        yield "note", "code has uncommitted changes: its equality is not proven"
 
 
 def _order(run: Run, other: Run, ours: Any, theirs: Any) -> Iterator[tuple[str, str]]:

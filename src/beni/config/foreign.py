@@ -49,6 +49,8 @@ def dropped_notices(run: Mapping[str, Any]) -> Iterator[str]:
     """What a person should know of values that were left out of ``run``."""
     for key, owner in run.get(DROPPED, {}).items():
         group = key.partition(".")[0]
+        if group == "launcher":
+            continue  # a site's values for its cluster are meant for some of its runs
         yield (
             f"{key} of the recipe or experiment is left out: it is a value of {group}={owner}, and this run has "
             f"{group}={run['choices'].get(group, 'another')}"

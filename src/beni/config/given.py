@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from beni.components import PART_GROUPS
-from beni.config.option_file import read_option_file
+from beni.config.option_file import PRESET_GROUPS, read_option_file
 
 PRESETS = "given_by_presets"
 """Entry of ``hydra.runtime.choices`` with what presets set."""
@@ -104,10 +104,13 @@ def own(hydra: DictConfig, group: str) -> dict[str, Any]:
 
 
 def options_with(hydra: DictConfig, group: str, key: str) -> list[str]:
-    """The options of ``group``, in all folders of the run, whose files have ``key``."""
+    """The options of ``group``, in all folders of the run, whose files have ``key`` for it."""
     folders = [Path(source.path, group) for source in hydra.runtime.config_sources if source["schema"] == "file"]
     files = sorted({path.stem: path for folder in folders for path in folder.glob("*.yaml")}.items())
-    return [name for name, path in files if key in read_option_file(path)]
+    contents = [(name, read_option_file(path)) for name, path in files]
+    return [
+        name for name, content in contents if key in (content.get(group) or {} if group in PRESET_GROUPS else content)
+    ]
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

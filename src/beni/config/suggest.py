@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from beni.config.sections.launcher import Slurm
 from beni.paths import conf_dir
 
 MOVED = {
@@ -20,6 +21,7 @@ MOVED = {
     },
     "train.log_every": "log.every",
     **{f"train.{key}": f"log.{key}" for key in ("profile", "watchdog_s", "peak_tflops")},
+    **{f"hydra.launcher.{key}": f"launcher.{key}" for key in Slurm.__dataclass_fields__},
 }
 """Keys that had another name, and the name they have now."""
 

@@ -1,0 +1,115 @@
+"""What a run is said to be doing, by its folder and by the scheduler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beni.launch import jobs, states
+from beni.launch.states import states_of
+from beni.runs.lock import lock_of
+from beni.runs.status import write_status
+
+ERROR = {"type": "DataError", "message": "row 3 has no image", "traceback": ""}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "study" / "run"
+    made.mkdir(parents=True)
+    return made
+
+
+def state(folder: Path) -> tuple[str, str]:
+    """Its state and reason."""
+    [one] = states_of([folder])
+    return one.state, one.reason
+
+
+@pytest.mark.parametrize(
+    ("status", "locked", "expected"),
+    [
+        ({"state": "queued"}, False, ("waiting", "")),
+        ({"state": "running"}, True, ("running", "")),
+        ({"state": "queued"}, True, ("running", "")),
+        ({"state": "running"}, False, ("lost", "the process was killed, or its machine stopped")),
+        ({"state": "failed", "error": ERROR}, False, ("failed", "row 3 has no image")),
+        ({"state": "preempted", "error": ERROR}, False, ("preempted", "row 3 has no image")),
+        ({"state": "finished"}, False, ("finished", "")),
+    ],
+)
+def test_of_a_run_of_this_machine_the_lock_tells_who_works(
+    folder: Path, status: dict[str, Any], locked: bool, expected: tuple[str, str]
+) -> None:
+    write_status(folder, step=1, **status)
+    if locked:
+        with lock_of(folder):
+            assert state(folder) == expected
+    else:
+        assert state(folder) == expected
+
+
+SLURM = {
+    "pending": ({"state": "PENDING", "reason": "Resources"}, {"state": "queued"}, ("waiting", "Resources")),
+    "begun": ({"state": "RUNNING"}, {"state": "queued"}, ("running", "")),
+    "queued again": ({"state": "PENDING", "reason": "BeginTime"}, {"state": "preempted"}, ("waiting", "BeginTime")),
+    "killed": (
+        {"state": "OUT_OF_MEMORY", "exit": "0:125"},
+        {"state": "running"},
+        ("lost", "SLURM: OUT_OF_MEMORY, exit code 0:125"),
+    ),
+    "node": ({"state": "NODE_FAIL", "exit": "1:0"}, {"state": "running"}, ("lost", "SLURM: NODE_FAIL, exit code 1:0")),
+    "cancelled": (
+        {"state": "CANCELLED", "exit": "0:0"},
+        {"state": "queued"},
+        ("lost", "SLURM: CANCELLED, exit code 0:0"),
+    ),
+    "failed": (
+        {"state": "FAILED", "exit": "2:0"},
+        {"state": "failed", "error": ERROR},
+        ("failed", "row 3 has no image"),
+    ),
+    "finished": ({"state": "RUNNING"}, {"state": "finished"}, ("finished", "")),
+    "gone": ({}, {"state": "running"}, ("lost", "SLURM: the job is gone")),
+}
+
+
+@pytest.mark.parametrize("case", SLURM)
+def test_of_a_job_of_slurm_both_are_asked(folder: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    job, status, expected = SLURM[case]
+    write_status(folder, step=1, **status)
+    jobs.note(folder, "submitted", backend="slurm", job="7_2", logs="", code="abc")
+    asked: list[Any] = []
+
+    def answer(ids: Any) -> Any:
+        asked.append(set(ids))
+        return {"7_2": job} if job else {}
+
+    monkeypatch.setattr(states, "scheduler_states", answer)
+    assert state(folder) == expected
+    assert asked == [{"7_2"}]
+
+
+def test_where_slurm_does_not_answer_the_folder_is_told_with_a_doubt(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_status(folder, state="running", step=1)
+    jobs.note(folder, "submitted", backend="slurm", job="7", logs="", code="abc")
+    monkeypatch.setattr(states, "scheduler_states", lambda ids: None)
+    assert state(folder) == ("running", states.UNKNOWN)
+
+
+def test_the_time_that_is_left_is_that_at_the_rate_of_the_newest_start(folder: Path) -> None:
+    write_status(folder, state="running", step=30, steps=50)
+    text = (folder / "status.json").read_text()
+    updated = "2026-01-01T00:10:00+00:00"
+    (folder / "status.json").write_text(text.replace(text.split('"updated": "')[1][:25], updated))
+    line = '{"event": "started", "time": "2026-01-01T00:00:00+00:00", "job": "7", "attempt": 1, "step": 10}\n'
+    (folder / "jobs.jsonl").write_text(line)
+    with lock_of(folder):
+        [one] = states_of([folder])
+    now = states._seconds(updated) + 60
+    assert one.seconds_left(now) == 20 * 30 - 60
+    assert one.seconds_left(now + 3600) == 0
