@@ -8,10 +8,10 @@ STAMP := .venv/.setup-stamp
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint types imports docs zoo bench ci
+.PHONY: help setup train test slurm slurm-up slurm-down lint types imports docs zoo bench ci
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## make .venv with pinned versions (PYTHON=python3.12 picks the interpreter)
 
@@ -29,6 +29,15 @@ train: setup ## train the default run: a small model on drawn shapes (ARGS="resa
 
 test: setup ## run the tests (ARGS="tests/unit -x" narrows them)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+slurm: setup ## interrupt runs on a SLURM of this machine, each in every way (as root; ARGS="--times 100 --seed 1")
+	$(BIN)/python tests/support/preemptions.py $(ARGS)
+
+slurm-up: setup ## start a SLURM of two nodes on this machine, as root
+	@$(BIN)/python tests/support/cluster.py up
+
+slurm-down: ## stop it
+	@$(BIN)/python tests/support/cluster.py down
 
 lint: setup ## check style and formatting
 	$(BIN)/ruff check .
