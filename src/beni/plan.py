@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from beni.measure.memory import Memory
     from beni.model.costing.table import SpecTable
+    from beni.model.modeling import BeniForConditionalGeneration
 
 
 WIDTH_OF_A_FILE = 120  # columns, where the output is a pipe or a log and has no width of its own
@@ -114,8 +115,11 @@ class Plan:
         return self.table.to_dict() | memory | {"views": self.views, "loading_flops": self.loading}
 
 
-def plan_of(run: dict[str, Any], assumed: Assumed) -> Plan:
+def plan_of(run: dict[str, Any], assumed: Assumed, model: BeniForConditionalGeneration | None = None) -> Plan:
     """The plan of a frozen run.
+
+    Args:
+        model: that ``propagate`` has made of the run, where the caller has it.
 
     Raises:
         BeniError: when the run cannot be.
@@ -128,7 +132,7 @@ def plan_of(run: dict[str, Any], assumed: Assumed) -> Plan:
 
     train = run["train"]
     require_division(train["batch_size"], assumed.world, train["accumulation"], run["schedule"]["cycle"])
-    model = propagate(run)
+    model = propagate(run) if model is None else model
     image = model.views.plan(assumed.size)
     length = assumed.text + placeholders(model.viewer.markup(image))
     if (limit := model.llm.max_positions) is not None and length > limit:

@@ -145,7 +145,8 @@ def test_a_bug_in_the_check_is_no_user_error(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_impossible_arm_is_named(tiny_run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = subprocess.CompletedProcess([], 0, stdout='noise\n[null, "E-X: too wide", "E-Y: too long"]\n', stderr="")
+    said = [{"problem": one} for one in (None, "E-X: too wide", "E-Y: too long")]
+    answer = subprocess.CompletedProcess([], 0, stdout=f"noise\n{json.dumps(said)}\n", stderr="")
     monkeypatch.setattr(submit.subprocess, "run", lambda *a, **k: answer)
     with pytest.raises(ImpossibleArm) as caught:
         check_arms([tiny_run(f"train.seed={seed}") for seed in range(3)])

@@ -1,7 +1,7 @@
 """One arm in a process of its own: ``python -m beni.launch.job RUN_FOLDER`` runs the frozen config of that folder.
 
-``--check`` instead reads frozen runs as a JSON list from stdin and writes a list of as many to stdout: null, or why the
-run is impossible.
+``--check`` instead reads frozen runs as a JSON list from stdin and writes a list of as many to stdout: of each what it
+would cost (launch/estimate.py), or why it is impossible.
 A queued or requeued job reads this file and never ``conf/``, so editing a YAML meanwhile changes nothing.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,9 @@ def main(arguments: list[str]) -> int:
     from beni import run  # here and not above: the rest of beni.launch stays free of torch
 
     if arguments == ["--check"]:
-        print(json.dumps([_problem(run.plan, frozen) for frozen in json.load(sys.stdin)]))
+        from beni.launch.estimate import judged
+
+        print(json.dumps([judged(frozen) for frozen in json.load(sys.stdin)]))
         return 0
     folder = Path(arguments[0])
     try:
@@ -63,14 +64,6 @@ def _frozen_here(folder: Path) -> dict[str, Any]:
             f"  fix: move it to {own}, or start the job where the run was frozen"
         )
     return frozen
-
-
-def _problem(plan: Callable[[dict[str, Any]], Any], frozen: dict[str, Any]) -> str | None:
-    try:
-        plan(frozen)
-    except BeniError as error:
-        return str(error)
-    return None
 
 
 def _note(folder: Path, error: BaseException) -> None:

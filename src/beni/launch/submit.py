@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from beni.errors import BeniError
+from beni.launch.estimate import Judged
 from beni.runs.backlog import room_for
 from beni.runs.files import ORIGIN, replace, to_json
 from beni.runs.folder import require_own
@@ -30,8 +31,11 @@ class ArmFailed(BeniError):
     """At least one arm of a sweep did not finish."""
 
 
-def check_arms(runs: Sequence[dict[str, Any]]) -> None:
+def check_arms(runs: Sequence[dict[str, Any]]) -> list[Judged]:
     """Spec-propagates every arm in one further process, before any of them starts.
+
+    Returns:
+        What each would cost.
 
     Raises:
         ImpossibleArm: with every arm that is impossible; nothing has been written then.
@@ -44,11 +48,12 @@ def check_arms(runs: Sequence[dict[str, Any]]) -> None:
     )
     if done.returncode != 0:
         raise RuntimeError(f"checking the arms ended with exit code {done.returncode}:\n{done.stderr}")
-    problems = json.loads(done.stdout.splitlines()[-1])
-    reasons = [f"{run_folder(run).name}: {p}" for run, p in zip(runs, problems, strict=True) if p is not None]
+    found: list[Judged] = json.loads(done.stdout.splitlines()[-1])
+    reasons = [f"{run_folder(run).name}: {p}" for run, one in zip(runs, found, strict=True) if (p := one["problem"])]
     if reasons:
         shown = "\n".join(reasons[:5]) + (f"\nand {len(reasons) - 5} more" if len(reasons) > 5 else "")
         raise ImpossibleArm(f"no arm was started, since {len(reasons)} of {len(runs)} are invalid\n{shown}")
+    return found
 
 
 def freeze_arm(run: dict[str, Any], origin: Mapping[str, Any] | None = None) -> Path:

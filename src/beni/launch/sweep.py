@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from beni.config.compose import composing, freeze
 from beni.config.hydra_node import sweeper_problems
 from beni.errors import ConfigError
+from beni.launch.estimate import told
 from beni.launch.launch import launch
 from beni.launch.submit import check_arms
 from beni.runs.identity import arm_command
@@ -88,7 +89,7 @@ def sweep(arms: Sequence[Arm], compose: Compose, say: Callable[[str], None]) -> 
     """
     composed = [compose(list(arm)) for arm in arms]
     runs = [freeze(config, config.hydra) for config in composed]
-    check_arms(runs)
+    say(told(check_arms(runs), [run["launcher"] for run in runs]))
     launch([(run, arm_command(arm)) for run, arm in zip(runs, arms, strict=True)], say)
 
 
