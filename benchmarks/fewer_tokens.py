@@ -24,7 +24,7 @@ from beni.evals.tradeoff import generation_seconds
 from beni.llm.tokenizer import load_tokenizer
 from beni.measure.latency import Ratio, ratio
 from beni.model.build import build
-from beni.plan import Assumed, plan_of
+from beni.model.costing.plan import Assumed, plan_of
 from harness import write_result
 
 ENCODER = (

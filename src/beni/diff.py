@@ -1,7 +1,7 @@
 """``python -m beni.diff RUN_A RUN_B``: in what two runs differ, and whether that is more than what was set.
 
-Settings that can change a result, those that cannot, and what the runs have noted of their code, versions, data, batches
-and initial weights. Runs are only read.
+Settings that can change a result, those that cannot, and what the runs have noted of their code, versions, data,
+batches and initial weights. Runs are only read.
 """
 
 from __future__ import annotations

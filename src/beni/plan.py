@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from beni.console import printing_command
@@ -19,9 +18,8 @@ from beni.errors import BeniError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from beni.measure.memory import Memory
+    from beni.model.costing.plan import Assumed, Plan
     from beni.model.costing.table import SpecTable
-    from beni.model.modeling import BeniForConditionalGeneration
 
 
 WIDTH_OF_A_FILE = 120  # columns, where the output is a pipe or a log and has no width of its own
@@ -50,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from beni.config.explain import explained
     from beni.errors import ConfigError
     from beni.launch.sweep import named_arms
+    from beni.model.costing.plan import Assumed
 
     try:
         with explained():
@@ -75,76 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class Assumed:
-    """The sample and the processes that a plan is made for.
-
-    Attributes:
-        size: (height, width) of an image in pixels.
-        text: tokens of text, ``labels`` of them supervised.
-        world: processes, ``local`` of them on each machine.
-    """
-
-    size: tuple[int, int]
-    text: int
-    labels: int
-    world: int
-    local: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run would be.
-
-    Attributes:
-        length: positions of the sample.
-        views: of its image.
-        loading: FLOPs that the loader takes to find the views of an image.
-    """
-
-    table: SpecTable
-    need: Memory
-    length: int
-    views: int
-    loading: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        need = self.need
-        memory = {"memory_bytes": need.peak, "loading_bytes": need.loading, "offloaded_bytes": need.offloaded}
-        return self.table.to_dict() | memory | {"views": self.views, "loading_flops": self.loading}
-
-
-def plan_of(run: dict[str, Any], assumed: Assumed, model: BeniForConditionalGeneration | None = None) -> Plan:
-    """The plan of a frozen run.
-
-    Args:
-        model: that ``propagate`` has made of the run, where the caller has it.
-
-    Raises:
-        BeniError: when the run cannot be.
-    """
-    from beni.data.order.schedule import require_division
-    from beni.errors import ConfigError
-    from beni.model.costing.memory import estimate_memory
-    from beni.model.costing.table import propagate, spec_table
-    from beni.model.viewer import placeholders
-
-    train = run["train"]
-    require_division(train["batch_size"], assumed.world, train["accumulation"], run["schedule"]["cycle"])
-    model = propagate(run) if model is None else model
-    image = model.views.plan(assumed.size)
-    length = assumed.text + placeholders(model.viewer.markup(image))
-    if (limit := model.llm.max_positions) is not None and length > limit:
-        raise ConfigError(
-            f"--text={assumed.text} makes a sample of {length} positions with its visual tokens, the llm has {limit}\n"
-            "  fix: set a smaller --text, or use fewer visual tokens"
-        )
-    table = spec_table(model, run, length, assumed.labels, image)
-    need = estimate_memory(model, run, assumed.world, length, assumed.labels, assumed.local)
-    return Plan(table, need, length, len(image.views), model.views.loading_flops())
-
-
 def show_arms(arms: Sequence[Sequence[str]], config_dir: str | None, assumed: Assumed, as_json: bool) -> int:
     """Prints a line for each arm of a sweep, and what is wrong with those that cannot be; the exit code is 2 then."""
     import json
@@ -157,6 +86,7 @@ def show_arms(arms: Sequence[Sequence[str]], config_dir: str | None, assumed: As
 
     from beni.analysis import formats
     from beni.config.compose import compose
+    from beni.model.costing.plan import plan_of
 
     shared = {word for word in arms[0] if all(word in arm for arm in arms)}
     plans: dict[str, Plan] = {}
@@ -194,6 +124,7 @@ def show(run: dict[str, Any], assumed: Assumed, as_json: bool) -> None:
 
     from beni.analysis import formats
     from beni.config.foreign import dropped_notices
+    from beni.model.costing.plan import plan_of
 
     plan = plan_of(run, assumed)
     table, need, world = plan.table, plan.need, assumed.world

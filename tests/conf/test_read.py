@@ -98,7 +98,9 @@ ELSEWHERE = {
     "images.concurrency": "data/fetch/loop.py",
     "fsdp.shard_size": "fsdp=hybrid, on several processes",
     "fsdp.reshard_after_forward": "distributed/fsdp.py, on several processes",
-    "launcher.name": "launch/, for a sweep",
+    "launcher.name": "a label for the reader",
+    "launcher.backend": "train.py and launch/launch.py",
+    "launcher.jobs": "launch/local.py, for a sweep",
     "train.guard.most": "training/guard.py, once a step is left out",
     "checkpoint.on_error": "training/checkpoint/saver.py, once a checkpoint cannot be written",
 }

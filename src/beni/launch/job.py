@@ -15,6 +15,7 @@ from typing import Any
 from beni.config.command import report
 from beni.console import replace_output
 from beni.errors import PREEMPTED, BeniError, Preempted, ResumeError
+from beni.launch.estimate import Judged
 from beni.runs.files import CONFIG
 from beni.runs.frozen import load_frozen
 from beni.runs.identity import run_folder
@@ -29,9 +30,7 @@ def main(arguments: list[str]) -> int:
     from beni import run  # here and not above: the rest of beni.launch stays free of torch
 
     if arguments == ["--check"]:
-        from beni.launch.estimate import judged
-
-        print(json.dumps([judged(frozen) for frozen in json.load(sys.stdin)]))
+        print(json.dumps([_judged(frozen) for frozen in json.load(sys.stdin)]))
         return 0
     folder = Path(arguments[0])
     try:
@@ -64,6 +63,28 @@ def _frozen_here(folder: Path) -> dict[str, Any]:
             f"  fix: move it to {own}, or start the job where the run was frozen"
         )
     return frozen
+
+
+def _judged(run: dict[str, Any]) -> Judged:
+    """Checks a frozen run as it is checked before it trains, and estimates its cost."""
+    from beni.model.costing.plan import Assumed, plan_of
+    from beni.run import plan
+
+    launcher = run["launcher"]
+    here = launcher.get("tasks_per_node", 1)
+    world = launcher.get("nodes", 1) * here
+    try:
+        made = plan_of(run, Assumed((768, 1024), 128, 64, world, here), plan(run))
+    except BeniError as error:
+        return {"problem": str(error), "tokens": 0, "trained": 0, "flops": 0, "memory": 0}
+    samples = run["train"]["steps"] * run["train"]["batch_size"]
+    return {
+        "problem": None,
+        "tokens": made.table.row("fusion").tokens,
+        "trained": sum(row.trained for row in made.table.rows),
+        "flops": float(made.table.train_flops_per_sample) * samples,
+        "memory": made.need.peak,
+    }
 
 
 def _note(folder: Path, error: BaseException) -> None:

@@ -11,8 +11,9 @@ import torch
 from beni.data.batch.collate import collate
 from beni.model.build import build
 from beni.model.costing.counts import Costs
+from beni.model.costing.plan import Assumed
 from beni.model.costing.table import propagate, spec_table
-from beni.plan import Assumed, show
+from beni.plan import show
 from beni.training.optim.build import build_optimizer
 from beni.training.step import clip_and_update, forward_backward
 from beni.types import ImageInputs
