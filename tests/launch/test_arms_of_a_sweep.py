@@ -1,30 +1,47 @@
-"""What a sweep does around its launcher: which arms there are, how they are checked, and what is said of each."""
+"""What a sweep does around its launcher: which arms there are, how they are checked, and what is launched."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from beni.errors import ConfigError, DataError
+from beni.errors import ConfigError, ResourceError
+from beni.launch import launch as launching
 from beni.launch import sweep as module
 from beni.launch.submit import ArmFailed, ImpossibleArm
-from beni.launch.sweep import arms_of, launch_here, sweep
+from beni.launch.sweep import arms_of, require_values, sweep
+from beni.runs.identity import run_folder
 from beni.runs.status import read_status, write_status
 
 Runs = Callable[..., dict[str, Any]]
+FINE = {"problem": None, "tokens": 9, "trained": 10, "flops": 1e9, "memory": 2**30}
 
 
 @pytest.fixture
 def composing(tiny_run: Runs, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], Any]:
     """Overrides -> what stands for Hydra's config; nothing is impossible."""
     monkeypatch.setattr(module, "freeze", lambda config, choices: config.run)
-    monkeypatch.setattr(module, "check_arms", lambda runs: None)
+    monkeypatch.setattr(module, "check_arms", lambda runs: [FINE for _ in runs])
     hydra = SimpleNamespace(runtime=SimpleNamespace(choices={}))
     return lambda arm: SimpleNamespace(run=tiny_run(*arm), hydra=hydra)
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Instead of starting processes: what the backend was given, and how each run ends."""
+    seen: dict[str, Any] = {"folders": [], "end": lambda folder: write_status(folder, state="finished", step=2)}
+
+    def take(runs: Any, say: Any) -> dict[Path, str]:
+        seen["folders"] += list(runs)
+        return {folder: why for folder in runs if (why := seen["end"](folder))}
+
+    monkeypatch.setitem(launching.BACKENDS, "local", take)
+    return seen
 
 
 def test_every_arm_meets_every_value_and_the_command_line_comes_last() -> None:
@@ -41,54 +58,91 @@ def test_an_arm_that_is_no_command_line_is_refused() -> None:
         arms_of(["a='x"], [[]])
 
 
-def test_arms_that_are_the_same_run_are_run_once_and_each_has_its_own_end(composing: Any) -> None:
-    launched: list[Any] = []
-
-    def launch(arms: Any) -> list[JobReturn]:
-        launched.extend(arms)
-        write_status(folders["train.seed=1"], state="finished", step=2)
-        return [
-            JobReturn(status=JobStatus.COMPLETED),
-            JobReturn(status=JobStatus.FAILED, _return_value=DataError("no such file\n  fix: x")),
-        ]
-
-    from beni.runs.identity import run_folder
-
+def test_arms_that_are_the_same_run_are_launched_once_and_each_has_its_own_end(composing: Any, given: Any) -> None:
     folders = {seed: run_folder(composing([seed]).run) for seed in ("train.seed=1", "train.seed=2")}
-    arms = [["train.seed=1"], ["train.seed=2"], ["train.seed=1"]]
+    error = {"type": "DataError", "message": "no such file\n  fix: x", "traceback": ""}
+
+    def end(folder: Path) -> None:
+        failed = folder == folders["train.seed=2"]
+        write_status(folder, step=2, **({"state": "failed", "error": error} if failed else {"state": "finished"}))
+
+    given["end"] = end
     with pytest.raises(ArmFailed) as caught:
-        sweep(arms, composing, launch)
-    assert launched == [["train.seed=1"], ["train.seed=2"]]
+        sweep([["train.seed=1"], ["train.seed=2"], ["train.seed=1"]], composing, lambda text: None)
+    assert given["folders"] == list(folders.values())
     failed = folders["train.seed=2"]
     assert str(caught.value).splitlines()[:2] == ["1 of 2 arms failed:", f"  {failed.name}: no such file"]
     assert f"python -m beni.compare {failed.parent}" in str(caught.value)
-    assert read_status(failed)["error"]["type"] == "DataError"
+
+
+def test_what_is_finished_or_at_work_is_left_alone(composing: Any, given: Any) -> None:
+    from beni.runs.lock import lock_of
+
+    said: list[str] = []
+    arms = [[f"train.seed={seed}"] for seed in range(3)]
+    folders = [run_folder(composing(arm).run) for arm in arms]
+    sweep(arms[:1], composing, said.append)
+    sweep(arms[1:2], composing, said.append)
+    write_status(folders[1], state="running", step=1)
+    given["folders"].clear()
+    with lock_of(folders[1]):
+        given["end"] = lambda folder: write_status(folder, state="finished", step=2)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(launching, "_ended", lambda awaited: [])
+            sweep(arms, composing, said.append)
+    assert given["folders"] == [folders[2]]
+    assert "1 of 3 runs have finished before" in said
+    assert "1 of 3 runs are at work, or wait for the scheduler, already" in said
+    assert (
+        said[0] == "1 runs: 9 visual tokens, 10 trainable parameters, 1.00G training FLOPs, up to 1.0 GiB per process"
+    )
 
 
 def test_nothing_is_written_or_launched_when_an_arm_is_impossible(
-    composing: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    composing: Any, given: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def refuse(runs: Any) -> None:
         raise ImpossibleArm("no arm was started")
 
     monkeypatch.setattr(module, "check_arms", refuse)
     with pytest.raises(ImpossibleArm):
-        sweep([["train.seed=1"]], composing, lambda arms: pytest.fail("launched"))
+        sweep([["train.seed=1"]], composing, lambda text: None)
+    assert given["folders"] == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_here_arms_run_one_after_another_and_give_back_how_they_ended(
-    composing: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Any] = []
+def test_a_run_that_no_backend_takes_leaves_no_folder(composing: Any, given: Any, tmp_path: Path) -> None:
+    given["end"] = lambda folder: "sbatch: invalid partition\n  fix: set launcher.partition"
+    with pytest.raises(ResourceError, match=r"(?s)no run was launched: sbatch: invalid partition\n  fix: "):
+        sweep([["train.seed=1"], ["train.seed=2"]], composing, lambda text: None)
+    assert not (tmp_path / "runs").exists() or list((tmp_path / "runs").iterdir()) == []
 
-    def run_arms(folders: Any, say: Any) -> list[str | None]:
-        seen.extend(folders)
-        return ["no such file", None]
 
-    monkeypatch.setattr(module, "run_arms", run_arms)
-    results = launch_here([["train.seed=1"], ["train.seed=2"]], composing, print)
-    assert [read_status(folder)["state"] for folder in seen] == ["queued", "queued"]
-    assert [result.status for result in results] == [JobStatus.FAILED, JobStatus.COMPLETED]
-    assert [result.overrides for result in results] == [["train.seed=1"], ["train.seed=2"]]
-    assert str(results[0]._return_value) == "no such file"
+def test_of_several_runs_those_that_were_refused_are_named_and_the_others_stay(composing: Any, given: Any) -> None:
+    first, second = (run_folder(composing([f"train.seed={seed}"]).run) for seed in (1, 2))
+
+    def end(folder: Path) -> str | None:
+        if folder == second:
+            return "sbatch: full\n  fix: wait"
+        write_status(folder, state="finished", step=2)
+        return None
+
+    given["end"] = end
+    with pytest.raises(ArmFailed, match="sbatch: full"):
+        sweep([["train.seed=1"], ["train.seed=2"]], composing, lambda text: None)
+    assert read_status(first)["state"] == "finished"
+    assert not second.exists()
+
+
+@pytest.mark.parametrize("override", ["connector=glob(zzz*)", "train.seed=range(3,3)"])
+def test_a_sweep_over_nothing_is_refused(override: str) -> None:
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+
+    from beni.paths import conf_dir
+
+    loader = ConfigLoaderImpl(create_config_search_path(str(conf_dir())))
+    parser = OverridesParser.create(config_loader=loader)
+    with pytest.raises(ConfigError, match=r"(?s)has no value to sweep over.*fix: name some"):
+        require_values(parser.parse_overrides([override]))
+    require_values(parser.parse_overrides(["connector=glob(lin*)", "train.seed=0,1", "train.steps=3"]))

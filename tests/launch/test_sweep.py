@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
@@ -143,51 +138,50 @@ def test_an_arm_that_cannot_be_starts_nothing(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_submitit_runs_the_same_path_without_a_cluster(tmp_path: Path, tiny_overrides: list[str]) -> None:
-    sweep = ("-m", "launcher=submitit_local", "study.name=jobs", "optim.lr=1e-4,1e38")
-    done = train(*sweep, *tiny_overrides, "train.steps=3", cwd=tmp_path)
+def test_two_arms_at_a_time_end_as_they_do_alone_and_the_same_command_does_nothing_more(
+    tmp_path: Path, tiny_overrides: list[str]
+) -> None:
+    sweep = ("-m", "study.name=pair", "train.seed=0,1", "launcher.jobs=2")
+    done = train(*sweep, *tiny_overrides, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 runs: " in done.stderr
+    assert "2 runs finished; python -m beni.compare" in done.stderr
+    alone = train("study.name=alone", "train.seed=1", *tiny_overrides, cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    losses = [losses_of(next((tmp_path / "runs").glob(f"{study}/*-s1-*"))) for study in ("pair", "alone")]
+    assert losses[0] == losses[1] != []
+    again = train(*sweep, *tiny_overrides, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "2 of 2 runs have finished before" in again.stderr
+    assert "arm 1/2" not in again.stderr
+    assert status("pair", tmp_path) == "2 runs: 2 finished"
 
-    assert done.returncode == 2, done.stderr
-    assert "1 of 2 arms failed" in done.stderr
-    study = tmp_path / "runs" / "jobs"
-    by_state = statuses(study)
-    assert sorted(by_state) == ["failed", "finished"]
-    assert by_state["finished"]["step"] == 3
-    assert "lower optim.lr" in by_state["failed"]["error"]["message"]
-    assert by_state["failed"]["error"]["type"] == "DivergenceError"
-    assert list((study / ".submitit").rglob("*_log.out")), "each job has its log below the study"
-    assert "lower optim.lr" in compare(study)
-    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+def losses_of(folder: Path) -> list[float]:
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row["train/loss"] for row in rows if "train/loss" in row]
+
+
+def status(study: str, cwd: Path) -> str:
+    """The last line of ``beni.launch status``."""
+    return run_module("beni.launch", "status", f"runs/{study}", cwd=cwd).stdout.splitlines()[-1]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_job_that_is_asked_to_end_is_queued_again_and_goes_on(tmp_path: Path, tiny_overrides: list[str]) -> None:
-    """As SLURM does with ``--signal``: submitit listens to SIGUSR2, once the run has saved what it has."""
-    values = [value for value in tiny_overrides if not value.startswith("train.steps=")]
-    sweep = ["-m", "launcher=submitit_local", "study.name=jobs", "train.steps=300", "checkpoint.every=1000"]
-    with (tmp_path / "said").open("w") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "beni.train", *sweep, *values],
-            cwd=tmp_path,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-        )
-    study = tmp_path / "runs" / "jobs"
-
-    def metrics() -> str:
-        return "".join(path.read_text() for path in study.glob("*/metrics.jsonl"))
-
-    while '{"step": 20,' not in metrics():
-        assert process.poll() is None, (tmp_path / "said").read_text()
-        time.sleep(0.02)
-    job = next(p for p in psutil.Process(process.pid).children(True) if "submitit.core._submit" in p.cmdline())
-    job.send_signal(signal.SIGUSR2)
-    assert process.wait() == 0, (tmp_path / "said").read_text()
-    steps = [row["step"] for row in map(json.loads, metrics().splitlines()) if "train/loss" in row]
-    assert steps == list(range(1, 301))  # none is taken twice: it went on where it had been asked to end
-    assert statuses(study)["finished"]["step"] == 300
-    logs = "".join(path.read_text() for path in study.glob(".submitit/*/*_log.*"))
-    assert logs.count("resumed after step") == 1
+def test_a_run_has_a_copy_of_the_code_that_it_is_made_of(
+    tmp_path: Path, tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the packages that the user trusts as well; what is edited later is another copy."""
+    monkeypatch.setenv("BENI_TRUSTED", "parts")
+    package = tmp_path / "parts"
+    package.mkdir()
+    part = "from beni.resampler.avg_pool import AvgPool\n\n\nclass Mine(AvgPool):\n    pass\n"
+    (package / "__init__.py").write_text(part)
+    own = ("study.name=own", "resampler=avg_pool", "resampler._target_=parts.Mine")
+    done = train("-m", *own, "train.seed=0,1", *tiny_overrides, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [code] = (tmp_path / "runs" / "own" / ".code").iterdir()
+    assert (code / "parts" / "__init__.py").read_text() == part
+    identities = [json.loads(p.read_text()) for p in (tmp_path / "runs" / "own").glob("*/identity.json")]
+    assert {one["code"] for one in identities} == {code.name}

@@ -20,6 +20,7 @@ from typing import IO, Any
 from beni.errors import Preempted
 from beni.launch import jobs
 from beni.launch.submit import ArmFailed, settle_arm
+from beni.runs.code import environment
 from beni.runs.files import LOGS
 from beni.runs.status import read_status
 from beni.training.preempt import SIGNALS
@@ -69,8 +70,7 @@ def run_arms(folders: Sequence[Path], code: Path, at_a_time: int, say: Callable[
 
 
 def _start(folder: Path, number: int, slot: int, code: Path, at_a_time: int) -> Running:
-    paths = [str(code.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | share_of_gpus(slot, at_a_time)
+    env = os.environ | environment(code) | share_of_gpus(slot, at_a_time)
     log, told = None, {}
     if at_a_time > 1:
         path = folder.parent / LOGS / f"{folder.name}_log.out"

@@ -5,7 +5,6 @@ A refusal of sbatch is one screen with its own words; what was written for runs 
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 from beni.errors import ResourceError
 from beni.launch import jobs
 from beni.launch.arm import Arm
+from beni.runs.code import environment
 from beni.runs.files import LOGS, to_json
 
 NAMED = ("partition", "account", "qos", "constraint")
@@ -92,8 +92,6 @@ def parameters(launcher: Mapping[str, Any], name: str, code: Path) -> dict[str, 
         optional["gpus_per_node"] = launcher["gpus_per_node"]
     if launcher["mem_gb"] is not None:
         optional["mem"] = f"{int(launcher['mem_gb'] * 1024)}MB"
-    # the variables of a login shell reach the job (sbatch --export=ALL); the code must come before an installed one
-    paths = [str(code.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
     return optional | {
         "job_name": name,
         "nodes": launcher["nodes"],
@@ -104,7 +102,7 @@ def parameters(launcher: Mapping[str, Any], name: str, code: Path) -> dict[str, 
         "array_parallelism": launcher["array_parallelism"],
         "additional_parameters": further,
         "srun_args": ["--kill-on-bad-exit=1", *launcher["srun_args"]],
-        "setup": [f"export PYTHONPATH={shlex.quote(os.pathsep.join(paths))}", *launcher["setup"]],
+        "setup": [f"export {k}={shlex.quote(v)}" for k, v in environment(code).items()] + [*launcher["setup"]],
     }
 
 

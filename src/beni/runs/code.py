@@ -25,11 +25,17 @@ MOST_MIB = 64
 LEFT_OUT = ("__pycache__", ".git", ".venv", "node_modules")
 
 
+def environment(code: Path) -> dict[str, str]:
+    """Variables with which a process imports a copy: it comes first, and the working directory not at all."""
+    paths = [str(code.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+
+
 def take_snapshot(study: Path) -> Path:
     """Copies the code that this process runs into the study, unless it is there.
 
     Returns:
-        The folder to put in front of ``PYTHONPATH``.
+        The folder that ``environment`` is given.
 
     Raises:
         ResourceError: when a package is too large to be code.
@@ -44,7 +50,7 @@ def take_snapshot(study: Path) -> Path:
     try:
         for package in packages:
             for path in _files(package):
-                copy = partial / package.name / path.relative_to(package)
+                copy = partial / path.relative_to(package.parent)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
         partial.chmod(0o755)
@@ -74,24 +80,28 @@ def code_hash(packages: list[Path] | None = None) -> str:
                     f"{package} is a trusted package of more than {MOST_MIB} MiB, and is copied into each study\n"
                     "  fix: move what is no code out of it, or install it (pip install, not editable)"
                 )
-            total.update(f"{package.name}/{path.relative_to(package)}\0{len(content)}\0".encode())
+            total.update(f"{path.relative_to(package.parent)}\0{len(content)}\0".encode())
             total.update(content)
     return total.hexdigest()[:12]
 
 
 def _packages() -> Iterator[Path]:
-    """Folders of the packages that a run imports and a person may edit, beni first."""
+    """Packages and modules that a run imports and a person may edit, beni first."""
     yield PACKAGE
     for prefix in trusted_prefixes():
         name = prefix.split(".")[0]
         found = importlib.util.find_spec(name) if name != "beni" else None
-        for place in (found.submodule_search_locations or []) if found else []:
+        places = [] if found is None else [*(found.submodule_search_locations or filter(None, [found.origin]))]
+        for place in places:
             if not {"site-packages", "dist-packages"} & set(Path(place).parts):
                 yield Path(place).resolve()
 
 
 def _files(package: Path) -> Iterator[Path]:
-    """Files of a package in one order, without what Python and tools leave."""
+    """Files of a package in one order, without what Python and tools leave; of a module, itself."""
+    if package.is_file():
+        yield package
+        return
     for folder, folders, names in os.walk(package):
         folders[:] = sorted(name for name in folders if name not in LEFT_OUT)
         for name in sorted(names):
