@@ -202,7 +202,8 @@ def _duration(seconds: float | None) -> str:
 def summary(states: Sequence[State]) -> str:
     """``12 runs: 8 finished, 3 running, 1 failed``."""
     counts = Counter(state.state for state in states)
-    return f"{len(states)} runs: " + ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    total = "1 run" if len(states) == 1 else f"{len(states)} runs"
+    return f"{total}: " + ", ".join(f"{count} {name}" for name, count in counts.most_common())
 
 
 def _backend(state: State) -> str:
