@@ -93,7 +93,7 @@ def test_what_is_finished_or_at_work_is_left_alone(composing: Any, given: Any) -
     assert given["folders"] == [folders[2]]
     assert "1 of 3 runs have finished before" in said
     assert "1 of 3 runs are at work, or wait for the scheduler, already" in said
-    assert said[0].startswith("1 run: 9 visual tokens, 10 trainable parameters, 1.00G training FLOPs, up to 1.0 GiB")
+    assert said[0].startswith("1 run: 9 visual tokens, 10 trainable parameters, 1.0G training FLOPs, up to 1.0 GiB")
 
 
 def test_nothing_is_written_or_launched_when_an_arm_is_impossible(

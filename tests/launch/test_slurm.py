@@ -83,7 +83,7 @@ def test_every_value_of_a_launcher_reaches_sbatch(tmp_path: Path, programs: Any)
         *("launcher.mem_gb=1.5", "launcher.timeout_min=77", "launcher.signal_delay_s=99", "launcher.partition=a100"),
         *("launcher.account=lab", "launcher.qos=low", "launcher.wckey=key", "launcher.constraint=big"),
         *("launcher.reservation=mine", "launcher.array_parallelism=1", "launcher.additional_parameters={nice: 7}"),
-        *("launcher.srun_args=[--mpi=none]", "launcher.setup=[module load cuda]", "launcher.python=/opt/py"),
+        *("launcher.srun_args=['--mpi=none']", "launcher.setup=[module load cuda]", "launcher.python=/opt/py"),
         f"launcher.logs={tmp_path}/logs",
     )
     slurm.submit(folders_of(tmp_path), [launcher] * 2, Path("/code/12ab"))
@@ -166,7 +166,7 @@ def test_a_refusal_has_the_words_of_sbatch_and_a_fix(tmp_path: Path, programs: A
     folders = folders_of(tmp_path)
     [refused] = slurm.submit(folders, [launchers()] * 2, Path("/code/12ab"))
     assert refused.folders == folders
-    assert said in refused.reason
+    assert refused.reason.startswith(f"sbatch: {said.removeprefix('sbatch: error: ')}\n")
     assert f"\n  fix: {fix}" in refused.reason
     assert [jobs.history(folder) for folder in folders] == [[], []]
 

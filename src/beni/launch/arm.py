@@ -62,11 +62,16 @@ class Arm:
 def _run(folder: Path) -> int:
     if _rank() == 0:
         jobs.note(folder, "started", job=job_id(), node=node(), attempt=attempt(), step=saved_step(folder))
-        threading.Thread(target=_end_when_superseded, args=(folder, attempt()), daemon=True).start()
         _wait_for_earlier(folder)
     from beni.launch.job import main  # imports torch
 
-    return main([str(folder)])
+    over = threading.Event()
+    if _rank() == 0:
+        threading.Thread(target=_end_when_superseded, args=(folder, attempt(), over), daemon=True).start()
+    try:
+        return main([str(folder)])
+    finally:
+        over.set()
 
 
 def _wait_for_earlier(folder: Path) -> None:
@@ -76,10 +81,9 @@ def _wait_for_earlier(folder: Path) -> None:
         time.sleep(1)
 
 
-def _end_when_superseded(folder: Path, own: int) -> None:
-    """Asks this process to save and end once a later start of the run has begun elsewhere."""
-    while True:
-        time.sleep(WATCH_S)
+def _end_when_superseded(folder: Path, own: int, over: threading.Event) -> None:
+    """Asks this process to save and end once a later start of the run has begun elsewhere, until it is ``over``."""
+    while not over.wait(WATCH_S):
         if superseded(folder, own):
             os.kill(os.getpid(), signal.SIGTERM)
             return

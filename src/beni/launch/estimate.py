@@ -35,8 +35,9 @@ def told(estimates: Sequence[Judged], launchers: Sequence[Mapping[str, Any]]) ->
     from beni.analysis import formats
 
     total = sum(one["flops"] for one in estimates)
+    runs = "1 run" if len(estimates) == 1 else f"{len(estimates)} runs"
     parts = [
-        f"{len(estimates)} run{'s' if len(estimates) > 1 else ''}: {_range([one['tokens'] for one in estimates])} visual tokens",
+        f"{runs}: {_range([one['tokens'] for one in estimates])} visual tokens",
         f"{_range([one['trained'] for one in estimates])} trainable parameters",
         f"{formats.count(total)} training FLOPs",
         f"up to {max(one['memory'] for one in estimates) / 2**30:.1f} GiB per process",

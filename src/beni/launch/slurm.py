@@ -5,10 +5,12 @@ A refusal of sbatch is one screen with its own words; what was written for runs 
 
 from __future__ import annotations
 
+import io
 import shlex
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -70,7 +72,7 @@ def submit(folders: Sequence[Path], launchers: Sequence[Mapping[str, Any]], code
         executor = SlurmExecutor(logs, python=launcher["python"])
         executor.update_parameters(**parameters(launcher, _job_name(names), code))
         try:
-            with executor.batch():
+            with redirect_stderr(io.StringIO()), executor.batch():  # submitit prints what it raises
                 submitted = [executor.submit(Arm(str(folder.resolve()))) for folder in names]
         except Exception as error:  # submitit has one of its own, and lets those of subprocess through
             refused.append(Refused(names, _told(error, launcher)))
@@ -84,9 +86,8 @@ def submit(folders: Sequence[Path], launchers: Sequence[Mapping[str, Any]], code
 def parameters(launcher: Mapping[str, Any], name: str, code: Path) -> dict[str, Any]:
     """What submitit is told of a job: the values of ``launcher``, and beni's own environment."""
     further = {"requeue": True} | {key.replace("_", "-"): v for key, v in launcher["additional_parameters"].items()}
-    for key in ("wckey", "reservation"):
-        if launcher[key] is not None:
-            further[key] = launcher[key]
+    if launcher["reservation"] is not None:
+        further["reservation"] = launcher["reservation"]
     optional = {key: launcher[key] for key in NAMED if launcher[key] is not None}
     if launcher["gpus_per_node"]:
         optional["gpus_per_node"] = launcher["gpus_per_node"]
@@ -94,6 +95,7 @@ def parameters(launcher: Mapping[str, Any], name: str, code: Path) -> dict[str, 
         optional["mem"] = f"{int(launcher['mem_gb'] * 1024)}MB"
     return optional | {
         "job_name": name,
+        "wckey": launcher["wckey"],  # submitit has one of its own, unless it is told None
         "nodes": launcher["nodes"],
         "ntasks_per_node": launcher["tasks_per_node"],
         "cpus_per_task": launcher["cpus_per_task"],
@@ -149,14 +151,15 @@ def _told(error: Exception, launcher: Mapping[str, Any]) -> str:
     """sbatch's words, and what to set."""
     said = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = next((line for line in said if "error" in line.lower()), said[-1] if said else type(error).__name__)
+    line = line.removeprefix("sbatch:").strip().removeprefix("error:").strip()
     lower = line.lower()
     fixes = {
-        "partition": "set launcher.partition to one that sinfo lists",
+        "limit": "wait for jobs to end, or lower launcher.array_parallelism or the number of arms",
         "account": "set launcher.account to one that sacctmgr show assoc user=$USER lists",
+        "partition": "set launcher.partition to one that sinfo lists",
         "qos": "set launcher.qos to one that sacctmgr show assoc user=$USER lists",
         "node configuration": "lower launcher.cpus_per_task, launcher.mem_gb, launcher.gpus_per_node or launcher.nodes "
         "to what sinfo -N -l shows",
-        "limit": "wait for jobs to end, or lower launcher.array_parallelism or the number of arms",
         "time": "lower launcher.timeout_min to the limit that sinfo shows",
         "gres": f"set launcher.gpus_per_node=0, which is {launcher['gpus_per_node']}",
     }
