@@ -86,8 +86,8 @@ def plan_notices(model: nn.Module, run: Mapping[str, Any]) -> Iterator[str]:
 def _learns_by_batch_norm(model: nn.Module, run: Mapping[str, Any]) -> bool:
     """Whether a vision encoder with BatchNorm begins with drawn weights, at the rate of everything else."""
     drawn = run["vision"].get("weights") == "random" and run["train"]["init_from"] is None
-    rate = run["optim"]["lr_scale"].get("vision", 1)
-    return drawn and rate >= 1 and run["train"]["plan"]["vision"] == "full" and bool(batch_norms(model.get_submodule("vision")))
+    learns = run["train"]["plan"]["vision"] == "full" and run["optim"]["lr_scale"].get("vision", 1) >= 1
+    return drawn and learns and bool(batch_norms(model.get_submodule("vision")))
 
 
 def has_weights(model: nn.Module, component: str) -> bool:
