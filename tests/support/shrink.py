@@ -30,8 +30,9 @@ SMALLEST = {
     "timm/vit_pe_lang_large_patch14_448.fb": {"name": "vit_pe_core_tiny_patch16_384.fb", "image_size": 64},
     "timm/fastvit_mci3.apple_mclip2_dfndr2b": {"name": "fastvit_mci0.apple_mclip", "image_size": 256},
     "timm/mobilenetv5_300m.gemma3n": {"image_size": 256},
+    "beni.vision.cnn.EfficientNetLite0": {"image_size": 224},
 }
-"""Models of timm -> the smallest of their kind, and pixels a side at which it has a grid of 3x3 or more."""
+"""Models of timm, or classes, -> the smallest of their kind, and pixels a side at which its tokens' places differ."""
 
 
 def shrink(architecture: dict[str, Any], image_size: int) -> tuple[dict[str, Any], int]:
@@ -57,7 +58,7 @@ def shrink_vision(values: dict[str, Any]) -> dict[str, Any]:
     elif values.get("architecture"):
         small["architecture"], small["image_size"] = shrink(values["architecture"], values["image_size"])
     elif "image_size" in values:
-        small |= SMALLEST.get(values.get("name"), {"image_size": 64})
+        small |= SMALLEST.get(values.get("name") or values["_target_"], {"image_size": 64})
     return small
 
 

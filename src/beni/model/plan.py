@@ -11,6 +11,7 @@ from torch import nn
 from beni.components import BACKBONES, COMPONENTS
 from beni.errors import TrainabilityError
 from beni.model.quantized import packed_layers
+from beni.nn.batch_norm import batch_norms
 from beni.views.base import Views
 
 
@@ -51,7 +52,8 @@ def require_weights_of(model: nn.Module, run: Mapping[str, Any]) -> None:
 
 def plan_notices(model: nn.Module, run: Mapping[str, Any]) -> Iterator[str]:
     """What a person should know of a run's plan: modes that were named for components without weights, an attention
-    that training does not use, gates that drop tokens before they have learned which, and what the loader computes.
+    that training does not use, gates that drop tokens before they have learned which, a CNN that learns from nothing,
+    and what the loader computes.
     """
     attention = run["llm"].get("attn_implementation", "auto")
     if attention != "auto" and run["compute"]["layout"] == "packed":
@@ -64,6 +66,11 @@ def plan_notices(model: nn.Module, run: Mapping[str, Any]) -> Iterator[str]:
             "selector.phase=drop with a gate that was not trained drops tokens nearly at random: train a run with "
             "selector.phase=soft, and start from it with train.init_from"
         )
+    if _learns_by_batch_norm(model, run):
+        yield (
+            "BatchNorm of vision keeps the statistics that were measured before training: at the rate of the rest its "
+            "features saturate, and pictures look alike; try optim.lr_scale.vision=0.03"
+        )
     views = getattr(model, "views", None)
     if isinstance(views, Views) and (loading := views.loading_flops()):
         option = run["choices"].get("views", "custom")
@@ -74,6 +81,13 @@ def plan_notices(model: nn.Module, run: Mapping[str, Any]) -> Iterator[str]:
                 f"train.plan.{component}={mode} changes nothing: {component}={run['choices'].get(component, 'it')} "
                 "has no weights"
             )
+
+
+def _learns_by_batch_norm(model: nn.Module, run: Mapping[str, Any]) -> bool:
+    """Whether a vision encoder with BatchNorm begins with drawn weights, at the rate of everything else."""
+    drawn = run["vision"].get("weights") == "random" and run["train"]["init_from"] is None
+    learns = run["train"]["plan"]["vision"] == "full" and run["optim"]["lr_scale"].get("vision", 1) >= 1
+    return drawn and learns and bool(batch_norms(model.get_submodule("vision")))
 
 
 def has_weights(model: nn.Module, component: str) -> bool:

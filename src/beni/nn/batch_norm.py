@@ -30,6 +30,11 @@ def flattened(features: Float[Tensor, "i d rows columns"]) -> Float[Tensor, "i n
     return features.flatten(2).transpose(1, 2)
 
 
+def batch_norms(model: nn.Module) -> list[Any]:
+    """Every BatchNorm of ``model``, of any number of dimensions."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
 @torch.no_grad()
 def settle_statistics(model: nn.Module, run: Callable[[Tensor], Any], size: tuple[int, int]) -> None:
     """Store in every BatchNorm of ``model`` the statistics of standard normal pixels, drawn from the global generator.
@@ -40,7 +45,7 @@ def settle_statistics(model: nn.Module, run: Callable[[Tensor], Any], size: tupl
         run: pixels ``(i, 3, height, width)`` through ``model``.
         size: (height, width) in pixels.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [norm for norm in batch_norms(model) if norm.track_running_stats]
     if not norms or any(p.is_meta for p in model.parameters()):
         return
     device = next(model.parameters()).device

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from beni.components import BACKBONES, COMPONENTS
 from beni.errors import TrainabilityError
+from beni.nn.batch_norm import batch_norms
 
 
 def set_modes(model: nn.Module, plan: Mapping[str, str]) -> None:
@@ -24,9 +25,8 @@ def set_modes(model: nn.Module, plan: Mapping[str, str]) -> None:
     for component, mode in plan.items():
         if mode == "frozen":
             getattr(model, component).eval()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
+    for norm in batch_norms(model):
+        norm.eval()
 
 
 def store_frozen_in_bf16(model: nn.Module, plan: Mapping[str, str]) -> None:

@@ -142,6 +142,20 @@ def test_an_attention_that_packed_training_does_not_use_is_told(tiny_run):
     assert list(plan_notices(propagate(padded), padded)) == []
 
 
+def test_a_cnn_that_learns_from_nothing_at_the_rate_of_the_rest_is_told(tiny_run):
+    cnn = ("vision.architecture.model_type=resnet", "vision.image_size=64", "train.plan.vision=full")
+    told, scaled, frozen = (
+        list(plan_notices(propagate(run), run))
+        for run in (
+            tiny_run(*cnn),
+            tiny_run(*cnn, "optim.lr_scale.vision=0.1"),
+            tiny_run(*cnn[:2], "train.plan.vision=frozen"),
+        )
+    )
+    assert [line for line in told if "optim.lr_scale.vision=0.03" in line] == told != []
+    assert scaled == frozen == []
+
+
 def test_a_gate_that_drops_before_it_was_trained_is_told(tiny_run):
     run = tiny_run("selector=gate_gumbel", "selector.phase=drop")
     assert "drops tokens nearly at random" in next(plan_notices(propagate(run), run))
