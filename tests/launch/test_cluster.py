@@ -1,4 +1,4 @@
-"""On a real SLURM with two nodes, which these tests start (support/cluster.py): nobody but SLURM says how a run ended."""
+"""On a real SLURM with two nodes, which these tests start (support/cluster.py)."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ SHORT = ("train.steps=5", "checkpoint.every=0")
 
 
 def test_a_sweep_over_two_nodes_each_is_submitted_at_once_and_compared(running: Path) -> None:
-    arms = ("resampler=none,avg_pool,perceiver", "train.seed=0,1", "+resampler.side=1")
+    arms = ("connector=linear,mlp2x_gelu,swiglu", "train.seed=0,1")
     run = Run(running, "sweep")
     done = run.command(
         "beni.train",
-        *("-m", *TINY, *SHORT, "study.name=sweep", *arms[:2], "launcher=slurm_multinode", "launcher.nodes=2"),
+        *("-m", *TINY, *SHORT, "study.name=sweep", *arms, "launcher=slurm_multinode", "launcher.nodes=2"),
         *("launcher.tasks_per_node=1", "launcher.gpus_per_node=0", "launcher.cpus_per_task=1", "launcher.mem_gb=1.5"),
         *("launcher.array_parallelism=2", "fsdp=none"),
     )
@@ -60,12 +60,10 @@ def test_what_interrupts_a_run_changes_no_number_of_it(running: Path) -> None:
 
 def test_a_run_that_cannot_be_fails_for_slurm_as_well_and_says_why_in_its_log(running: Path) -> None:
     data = running / "records.json"
-    data.write_text(
-        json.dumps([{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}] * 9)
-    )
-    run = Run(
-        running, "gone", "data=conversations", f"data.path={data}", "data.heldout=1", "launcher.setup=['sleep 5']"
-    )
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    data.write_text(json.dumps([{"conversations": turns}] * 9))
+    values = ("data=llava_instruct", f"data.path={data}", "data.heldout=1", "launcher.setup=['sleep 5']")
+    run = Run(running, "gone", *values)
     run.submit()
     data.unlink()
     watched = run.command("beni.launch", "watch", str(run.study))
@@ -86,10 +84,9 @@ def test_a_run_that_cannot_be_fails_for_slurm_as_well_and_says_why_in_its_log(ru
     ],
 )
 def test_what_sbatch_refuses_is_one_screen_and_leaves_nothing(running: Path, values: list[str], said: str) -> None:
-    run = Run(running, "refused", *values)
-    done = run.command(
-        "beni.train", *TINY, *SHORT, "study.name=refused", "launcher=slurm_cpu", "launcher.mem_gb=1", *values
-    )
+    run = Run(running, "refused")
+    job = ("launcher=slurm_cpu", "launcher.mem_gb=1", "study.name=refused")
+    done = run.command("beni.train", *TINY, *SHORT, *job, *values)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
