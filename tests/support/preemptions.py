@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -219,22 +220,19 @@ def campaign(home: Path, kinds: Sequence[str], seed: int, say: Callable[[str], N
     reference.finish()
     losses = reference.losses()
     assert [step for step, _ in losses] == list(range(1, STEPS + 1))
-    problems: list[str] = []
-    for start in range(0, len(kinds), 3):
-        batch = [
-            (kind, Run(home, f"run{start + i}", *KINDS[kind][1])) for i, kind in enumerate(kinds[start : start + 3])
-        ]
-        for _, run in batch:
-            run.submit()
-        for kind, run in batch:
-            run.wait_for(chance.randint(1, STEPS // 2))
-            KINDS[kind][0](run)
-        for kind, run in batch:
-            run.finish()
-            found = judge(run, losses)
-            problems += [f"{kind} ({run.study.name}): {problem}" for problem in found]
-            say(f"{kind}: {'; '.join(found) or 'equal'}")
-    return problems
+
+    def interrupt(number: int, kind: str, step: int) -> list[str]:
+        run = Run(home, f"run{number}", *KINDS[kind][1]).submit()
+        run.wait_for(step)
+        KINDS[kind][0](run)
+        run.finish()
+        found = judge(run, losses)
+        say(f"{kind}: {'; '.join(found) or 'equal'}")
+        return [f"{kind} ({run.study.name}): {problem}" for problem in found]
+
+    with ThreadPoolExecutor(3) as pool:
+        steps = [chance.randint(1, STEPS // 2) for _ in kinds]
+        return [problem for found in pool.map(interrupt, range(len(kinds)), kinds, steps) for problem in found]
 
 
 def main() -> int:
@@ -242,11 +240,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--times", type=int, default=len(KINDS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, help="instead of each once")
     arguments = parser.parse_args()
     cluster.up()
     chance = random.Random(arguments.seed)
-    kinds = [*KINDS, *chance.choices(list(KINDS), k=max(0, arguments.times - len(KINDS)))][: arguments.times]
-    with tempfile.TemporaryDirectory() as home:
+    kinds = (
+        arguments.kinds
+        or [*KINDS, *chance.choices(list(KINDS), k=max(0, arguments.times - len(KINDS)))][: arguments.times]
+    )
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         os.environ["OMP_NUM_THREADS"] = "1"
         problems = campaign(Path(home), kinds, arguments.seed, lambda line: print(line, flush=True))
     print("\n".join(problems) or f"{len(kinds)} interruptions, nothing lost, nothing twice")
