@@ -178,7 +178,7 @@ def test_a_run_has_a_copy_of_the_code_that_it_is_made_of(
     package.mkdir()
     part = (
         "from beni.resampler.avg_pool import AvgPool\n\n\nclass Mine(AvgPool):\n"
-        "    def __init__(self, *, tokens, side: int) -> None:\n        super().__init__(tokens=tokens, side=side)\n"
+        "    def __init__(self, tokens, *, side: int) -> None:\n        super().__init__(tokens, side=side)\n"
     )
     (package / "__init__.py").write_text(part)
     own = ("study.name=own", "resampler=avg_pool", "resampler._target_=parts.Mine")
