@@ -167,7 +167,8 @@ def node_down(run: Run) -> None:
     node = slurm("squeue", "-h", "-o", "%N", "-j", run.job()).strip()
     slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     time.sleep(2)
-    slurm("scontrol", "update", f"nodename={node}", "state=resume")
+    back = ("scontrol", "update", f"nodename={node}", "state=resume")  # refused while the job is still being ended
+    _until("the node's return", lambda: subprocess.run(back, capture_output=True).returncode == 0)
 
 
 def slurmd_killed(run: Run) -> None:
