@@ -69,7 +69,7 @@ def plan_notices(model: nn.Module, run: Mapping[str, Any]) -> Iterator[str]:
     if _learns_by_batch_norm(model, run):
         yield (
             "BatchNorm of vision keeps the statistics that were measured before training: at the rate of the rest its "
-            "features saturate, and pictures look alike; try optim.lr_scale.vision=0.03"
+            "features can saturate, so that pictures look alike; try optim.lr_scale.vision=0.03"
         )
     views = getattr(model, "views", None)
     if isinstance(views, Views) and (loading := views.loading_flops()):
