@@ -40,10 +40,11 @@ def main(composed: DictConfig) -> str:
 
 def submit(run: dict[str, Any]) -> str:
     """One run as a job of the cluster, checked here before it waits there."""
+    from beni.launch.estimate import told
     from beni.launch.launch import launch
     from beni.launch.submit import check_arms
 
-    check_arms([run])
+    to_stderr(told(check_arms([run]), [run["launcher"]]))
     launch([(run, None)], to_stderr)
     return str(run_folder(run))
 

@@ -50,6 +50,7 @@ JobAcctGatherParams=OverMemoryKill
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
 AccountingStoragePort={accounting}
+AccountingStorageEnforce=associations,limits
 MpiDefault=none
 ReturnToService=2
 JobRequeue=1

@@ -86,7 +86,9 @@ def compare_runs(run: Run, other: Run) -> Iterator[tuple[str, str]]:
 
 
 def _code(run: Run, other: Run) -> Iterator[tuple[str, str]]:
-    """By the hash of the files where both runs have it, which no other commit changes; else by the commit."""
+    """Compares the code: by the hash of the files where both runs have it, which no other commit changes; else by the
+    commit.
+    """
     for one in (run, other):
         if one.identity.get("other_code"):
             yield "differs", f"{one.name} was resumed with other code"

@@ -23,6 +23,9 @@ from beni.console import lost_result, replace_output
 from beni.errors import PREEMPTED, BeniError, Preempted
 from beni.redact import redacted
 
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C has ended, as a shell has it."""
+
 _SHOWING = ("--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help")
 """With these a command shows something and runs nothing: what it prints is its result."""
 
@@ -44,6 +47,8 @@ def run_command(main: Callable[[], None]) -> None:
     except Preempted as error:
         report(error)
         sys.exit(PREEMPTED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     if any(word in _SHOWING or word.startswith("--cfg=") for word in sys.argv[1:]):
         sys.exit(lost_result())
 
@@ -83,8 +88,6 @@ def one_screen(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]
             return task(composed)
         except (BeniError, Preempted) as error:
             if HydraConfig.get().mode is RunMode.MULTIRUN:
-                if isinstance(error, Preempted):  # Hydra and submitit bring back an Exception, and nothing else
-                    raise BeniError(str(error)) from error
                 raise
             report(error)
             sys.exit(PREEMPTED if isinstance(error, Preempted) else 2)

@@ -141,13 +141,13 @@ def saved_step(folder: Path) -> int:
 
 
 def job_id() -> str:
-    """As the scheduler's commands show it: an element of an array is ``<array>_<index>``."""
+    """This job, as the scheduler's commands show it: an element of an array is ``<array>_<index>``."""
     array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{index}" if array and index else raw_job_id()
 
 
 def raw_job_id() -> str:
-    """As SLURM numbers every job, an element of an array too."""
+    """This job, as SLURM numbers every job, an element of an array too."""
     return os.environ["SLURM_JOB_ID"]
 
 

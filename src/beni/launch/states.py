@@ -103,7 +103,7 @@ def _state(
     start = jobs.last(events, "started")
     known = {"folder": folder, "status": status, "events": events}
     if submitted is not None:
-        known["job"] = str(submitted.get("job", ""))
+        known |= {"job": str(submitted.get("job", "")), "node": str(submitted.get("node", ""))}
     if start is not None:
         known["node"] = str(start.get("node", ""))
     reason = first_line(status) if status.get("error") else problem or ""
