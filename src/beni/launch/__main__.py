@@ -172,9 +172,8 @@ def cancel(folders: list[Path], arguments: argparse.Namespace) -> int:
             ended += 1
         else:
             print(f"{state.folder.name} is {state.state}, not on SLURM: end the command that started it, where it runs")
-    print(
-        f"{ended} {'job' if ended == 1 else 'jobs'} cancelled; python -m beni.launch retry {arguments.study} goes on with them"
-    )
+    cancelled = f"{ended} {'job' if ended == 1 else 'jobs'} cancelled"
+    print(f"{cancelled}; python -m beni.launch retry {arguments.study} goes on with what has begun")
     return 0
 
 
