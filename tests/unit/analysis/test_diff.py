@@ -30,7 +30,10 @@ def test_another_seed_explains_batches_and_weights(make_run, capsys):
         ({"code": "b" * 12}, "code differs"),
         ({"versions": {"python": "3.11.2", "torch": "2.12.0"}}, "version of torch differs (2.13.0, baseline 2.12.0)"),
         ({"data_fingerprint": "e" * 16}, "data fingerprint differs"),
-        ({"other_code": ["commit abc"]}, "was resumed with other code"),
+        (
+            {"other_code": [{"time": "now", "after_step": 3, "code": "c" * 12, "versions": {}}]},
+            "was resumed with other code",
+        ),
         ({"hashes": {"data_order": "other", "init": {"vision": "v0", "llm": "l0"}}}, "data order differs"),
         (
             {"hashes": {"data_order": "0rder0", "init": {"vision": "?", "llm": "l0"}}},
