@@ -27,13 +27,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import psutil
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from beni.launch.states import STUCK
 from support import cluster
 
 STEPS = 600
@@ -356,7 +356,8 @@ def interrupt(run: Run, kind: str, step: int, chance: random.Random) -> None:
     while run.state != "finished":
         assert time.monotonic() < end, f"waited {MINUTES} minutes for the end of {run.folder.name}: {run.said()}"
         if run.lies_idle():
-            assert how.final is not None or NO_STEP in run.said(), f"nobody goes on with it: {run.said()}"
+            said = run.said()
+            assert how.final is not None or NO_STEP in said or STUCK in said, f"nobody goes on with it: {said}"
             done = run.command("beni.launch", "retry", str(run.folder), *(how.final or ()))
             assert done.returncode == 0, done.stderr
         time.sleep(1)
@@ -399,12 +400,14 @@ def _round(
 
 
 def start_at_once(over: threading.Event) -> None:
-    """Lets jobs that SLURM queues again, and holds for two minutes, begin at once, until it is ``over``."""
-    while not over.wait(2):
-        held: Any = subprocess.run(["squeue", "-h", "-r", "-o", "%A %r"], capture_output=True, text=True).stdout
-        for job, reason in (line.split(maxsplit=1) for line in held.splitlines()):
-            if reason == "BeginTime":
-                subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], capture_output=True)
+    """Lets jobs that SLURM queues again, and holds for two minutes, begin after some seconds, until it is ``over``."""
+    seen: set[str] = set()
+    while not over.wait(6):
+        done = subprocess.run(["squeue", "-h", "-r", "-o", "%A %r"], capture_output=True, text=True)
+        held = {line.split()[0] for line in done.stdout.splitlines() if line.endswith(" BeginTime")}
+        for job in held & seen:
+            subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], capture_output=True)
+        seen = held
 
 
 def main() -> int:

@@ -13,8 +13,6 @@ from functools import wraps
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from beni.config.explain import explained
@@ -78,8 +76,7 @@ def options_first(arguments: Sequence[str]) -> list[str]:
 def one_screen(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Ends a single run that meets a user error here, before Hydra puts a line of its own above the message.
 
-    In a multirun the error goes on to the launcher, which has other arms to see to, also where a signal has ended this
-    one.
+    The arms of a multirun do not come by: beni's launcher takes them (hydra_plugins/beni).
     """
 
     @wraps(task)
@@ -87,13 +84,9 @@ def one_screen(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]
         try:
             return task(composed)
         except (BeniError, Preempted) as error:
-            if HydraConfig.get().mode is RunMode.MULTIRUN:
-                raise
             report(error)
             sys.exit(PREEMPTED if isinstance(error, Preempted) else 2)
         except Exception as error:  # a bug; Hydra would print all overrides above it, secrets among them
-            if HydraConfig.get().mode is RunMode.MULTIRUN:
-                raise
             print(redacted("".join(traceback.format_exception(error))), file=sys.stderr, end="")
             sys.exit(1)
 

@@ -22,7 +22,7 @@ from beni.console import printing_command, to_stderr
 from beni.errors import PREEMPTED, BeniError, ConfigError, Preempted, ResumeError
 from beni.launch import jobs, local, slurm
 from beni.launch.launch import finish, hand_over, require
-from beni.launch.states import State, runs_of, states_of
+from beni.launch.states import STUCK, State, runs_of, states_of
 from beni.launch.submit import Frozen, check_arms
 from beni.runs.files import ORIGIN, read_json
 from beni.runs.frozen import load_frozen
@@ -152,6 +152,8 @@ def retry(folders: list[Path], arguments: argparse.Namespace) -> int:
     for folder, run in runs.items():
         before = read_json(folder / ORIGIN)[0]
         frozen.append(Frozen.of(run, origin(run, before.get("command")) | {"hypothesis": before.get("hypothesis")}))
+    if held := [state.job for state in states if STUCK in state.reason]:
+        slurm.cancel(held)
     refused = hand_over(runs, to_stderr)
     for arm in frozen:
         if arm.folder in refused:
