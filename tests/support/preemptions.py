@@ -302,6 +302,7 @@ class Round:
 
     def __init__(self, home: Path, study: str, kinds: Sequence[str] = ()) -> None:
         self.home, self.folder, self.kinds = home, home / "runs" / study, kinds
+        self.retried: set[str] = set()
         further = [KINDS[kind].launcher for kind in kinds] or [""] * len(ARMS)
         self.arms = [f"{arm} {values}".strip() for arm, values in zip(ARMS, further, strict=True)]
 
@@ -331,13 +332,10 @@ class Round:
         return Path(self.log.name).read_text()
 
     def end(self) -> list[str]:
-        """Waits for the submitter, which names no arm but those that somebody ended for good."""
+        """Waits for the submitter, which names no arm but those that nobody went on with."""
         self.submitter.wait(60 * MINUTES)
-        final = {
-            run.folder.name for run, kind in zip(self.runs(), self.kinds, strict=False) if KINDS[kind].final is not None
-        }
         named = {run.folder.name for run in self.runs() if f"  {run.folder.name}: " in self.said()}
-        wrong = [f"the submitter says that {name} failed" for name in sorted(named - final)]
+        wrong = [f"the submitter says that {name} failed" for name in sorted(named - self.retried)]
         if (code := self.submitter.returncode) != (2 if named else 0):
             wrong.append(f"the submitter ended with {code}: {self.said()}")
         return wrong
@@ -346,13 +344,13 @@ class Round:
         return [path for path in self.folder.glob("*/jobs.jsonl") if '"submitted"' in path.read_text()]
 
 
-def interrupt(run: Run, kind: str, step: int, chance: random.Random) -> None:
-    """Interrupts a run, and sees to it that it comes to its end."""
+def interrupt(run: Run, kind: str, step: int, chance: random.Random) -> bool:
+    """Interrupts a run, and sees to it that it comes to its end; whether somebody had to retry it."""
     how = KINDS[kind]
     if how.starts:
         run.wait_for(step)
         how.interrupt(run, chance)
-    end = time.monotonic() + 60 * MINUTES
+    end, retried = time.monotonic() + 60 * MINUTES, False
     while run.state != "finished":
         assert time.monotonic() < end, f"waited {MINUTES} minutes for the end of {run.folder.name}: {run.said()}"
         if run.lies_idle():
@@ -360,7 +358,9 @@ def interrupt(run: Run, kind: str, step: int, chance: random.Random) -> None:
             assert how.final is not None or NO_STEP in said or STUCK in said, f"nobody goes on with it: {said}"
             done = run.command("beni.launch", "retry", str(run.folder), *(how.final or ()))
             assert done.returncode == 0, done.stderr
+            retried = True
         time.sleep(1)
+    return retried
 
 
 def campaign(home: Path, kinds: Sequence[str], seed: int, say: Callable[[str], None]) -> list[str]:
@@ -387,7 +387,8 @@ def _round(
     def one(index: int) -> list[str]:
         run, kind = this.runs()[index], this.kinds[index]
         try:
-            interrupt(run, kind, chances[index].randint(1, STEPS * 2 // 3), chances[index])
+            if interrupt(run, kind, chances[index].randint(1, STEPS * 2 // 3), chances[index]):
+                this.retried.add(run.folder.name)
             found = judge(run, losses[index])
         except (AssertionError, subprocess.SubprocessError, psutil.Error) as error:
             found = [str(error)]
