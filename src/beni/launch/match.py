@@ -24,10 +24,10 @@ from beni.runs.identity import difference, relevant
 TOLD, REFUSED = 0.01, 0.1
 """Shares of the budget: an arm that is farther from it is pointed out, and refused."""
 
-LOOKS = 48
+LOOKS = 64
 """Most values of a key that are tried."""
 STRIDE = 32
-"""Values beside the last possible one that are tried where its double is impossible: of some keys only squares are."""
+"""How far beside one that can be a value is looked for: of some keys only squares can be."""
 SHOWN = 30
 """Arms whose solution is told."""
 
@@ -170,17 +170,28 @@ def _next(tried: Mapping[int, float | None], start: int, budget: float) -> int |
         if (below < budget) != (above < budget):
             share = 0.5 if len(tried) % 3 == 0 else (budget - below) / (above - below)  # halves in turn, to get there
             return _beside(low + round((high - low) * share), low, high, tried)
-    (low, below), (high, above) = known[0], known[-1]
-    if low == high:
-        guesses = (round(start * budget / below), 2 * start, start // 2) if below else (2 * start,)
-        return next((guess for guess in guesses if guess >= 1 and guess not in tried), None)
-    if below == above:
+    if len(known) == 1:
+        doubled = (round(start * budget / known[0][1]) if known[0][1] else start, 2 * start, start // 2)
+        return _first([*doubled, *(start + sign * n for n in range(1, STRIDE) for sign in (1, -1))], tried)
+    if known[0][1] == known[-1][1]:
         return None  # the value changes nothing
-    upwards = (above > below) == (budget > above)
-    edge = high if upwards else low
-    far = 2 * edge if upwards else edge // 2
-    between = range(edge + 1, min(far, edge + STRIDE)) if upwards else range(edge - 1, max(far, edge - STRIDE), -1)
-    return next((value for value in (far, *between) if value >= 1 and value not in tried), None)
+    upwards = (known[-1][1] > known[0][1]) == (budget > known[-1][1])
+    (behind, before), (edge, last) = known[-2:] if upwards else known[1::-1]
+    slope = (last - before) / (edge - behind)
+    target = edge + round((budget - last) / slope) if slope else 2 * edge
+    return _beyond(edge, min(max(target, edge // 8), 8 * edge), 1 if upwards else -1, tried)
+
+
+def _beyond(edge: int, target: int, way: int, tried: Mapping[int, float | None]) -> int | None:
+    """A value on the far side of ``edge``: the target, one beside it, one on the way to it, or one beside the edge."""
+    beside = [target + sign * n for n in range(1, STRIDE // 4) for sign in (-way, way)]
+    halves = [edge + (target - edge) // 2**n for n in range(1, 8)]
+    wanted = [target, *beside, *halves, *(edge + way * n for n in range(1, STRIDE))]
+    return _first([value for value in wanted if (value - edge) * way > 0], tried)
+
+
+def _first(values: Sequence[int], tried: Mapping[int, float | None]) -> int | None:
+    return next((value for value in values if value >= 1 and value not in tried), None)
 
 
 def _beside(target: int, low: int, high: int, tried: Mapping[int, float | None]) -> int | None:

@@ -43,7 +43,7 @@ def study_rules(run: Mapping[str, Any]) -> Iterator[str]:
     if match in ("prefill_flops", "params") and key == STEPS:
         yield (
             f"study.match={match}, but study.solve={STEPS} does not change it\n"
-            "  fix: set study.solve to an integer that does, such as resampler.num_latents, or to null in an arm with none"
+            "  fix: set study.solve to an integer that does, such as resampler.num_latents, or to null in one with none"
         )
     elif match == "steps" and key != STEPS:
         yield f"study.match=steps, but study.solve={key} does not change them\n  fix: set study.solve={STEPS}"
