@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from beni.errors import BeniError, ConfigError
 from beni.launch import job, match
 from beni.launch.match import Solution, nearest, solve, to_check, with_value
 from beni.model.costing.bill import Bill
+from beni.plan import main as plan
 from support.processes import run_module
 
 Runs = Callable[..., dict[str, Any]]
@@ -218,44 +222,56 @@ def test_what_misses_the_budget_is_told_first() -> None:
     ]
 
 
-SWEEP = ("-m", "study.name=pair", "resampler=none,avg_pool", "train.seed=0,1", "study.match=train_flops")
-
-
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(500)
 def test_a_matched_sweep_is_found_again_and_each_run_repeats_from_its_command(
-    tmp_path: Any, tiny_overrides: list[str]
+    tmp_path: Path, tiny_values: list[str]
 ) -> None:
-    import shlex
+    own = [word for word in tiny_values if not word.startswith("train.steps=")]
+    matched = ("study.name=pair", "study.match=train_flops", "train.steps=40", "checkpoint.every=0")
+    sweep = (*own, *matched, "resampler=none,avg_pool", "train.seed=0,1")
 
-    import yaml
+    def train(*arguments: str) -> str:
+        done = run_module("beni.train", *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
 
-    own = [word for word in tiny_overrides if not word.startswith("paths.runs=")]
-    sweep = (*SWEEP, "resampler.side=1", *own[: own.index("train.steps=2")], "train.steps=4", *own)
-    sweep = ("-m", *(word for word in sweep if word not in ("-m", "train.steps=2", "resampler.side=1")))
-    done = run_module("beni.train", *sweep, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    folders = sorted((tmp_path / "runs" / "pair").glob("*/config.yaml"))
-    frozen = {path.parent: yaml.safe_load(path.read_text()) for path in folders}
-    assert len(frozen) == 4
-    steps = {(run["choices"]["resampler"], run["train"]["steps"]) for run in frozen.values()}
-    assert len(steps) == 2
-    assert ("none", 4) in steps
-    assert {run["study"]["match"] for run in frozen.values()} == {"train_flops"}
-    [budget] = {run["study"]["budget"] for run in frozen.values()}
-    assert budget > 1e6
-    assert "study.match=train_flops: " in done.stderr
+    def frozen() -> dict[Path, dict[str, Any]]:
+        found = sorted((tmp_path / "runs" / "pair").glob("*/config.yaml"))
+        return {path.parent: yaml.safe_load(path.read_text()) for path in found}
 
-    again = run_module("beni.train", *sweep, cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert "4 of 4 runs have finished before" in again.stderr
-    for folder in frozen:
+    assert "study.match=train_flops: " in train("-m", *sweep)
+    runs = frozen()
+    steps = {(run["choices"]["resampler"], run["train"]["steps"]) for run in runs.values()}
+    assert (len(runs), len(steps)) == (4, 2)
+    assert ("none", 40) in steps
+    [(named, budget)] = {(run["study"]["match"], run["study"]["budget"]) for run in runs.values()}
+    assert named == "train_flops"
+
+    assert "4 of 4 runs have finished before" in train("-m", *sweep)
+    for folder, run in runs.items():
         command = shlex.split(json.loads((folder / "identity.json").read_text())["command"])
-        assert f"train.steps={frozen[folder]['train']['steps']}" in command
-        repeated = run_module("beni.train", *command[3:], cwd=tmp_path)
-        assert repeated.returncode == 0, repeated.stderr
-    assert sorted((tmp_path / "runs" / "pair").glob("*/config.yaml")) == folders
-    later = ("resampler=none", "train.seed=2", f"study.budget={budget}")
-    kept = [word for word in sweep if not word.startswith(("-m", "resampler=", "train.seed="))]
-    done = run_module("beni.train", *kept, *later[:1], *later[1:], cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+        assert command[:3] == ["python", "-m", "beni.train"]
+        assert command[-2:] == [f"study.budget={budget}", f"train.steps={run['train']['steps']}"]
+        train(*command[3:])
+    assert frozen() == runs
+
+    later = [word for word in own if not word.startswith("train.seed=")]
+    train(*later, *matched[:2], "checkpoint.every=0", "resampler=avg_pool", "train.seed=1", f"study.budget={budget}")
+    assert frozen() == runs, "the budget alone leads to the same run"
+
+
+def test_a_plan_of_a_sweep_has_the_steps_that_were_chosen(
+    tiny_values: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*tiny_values, "train.steps=500", "study.match=train_flops"]
+    assert plan([*words, "resampler=none,avg_pool,perceiver", "--json"]) == 0
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert found["resampler=none"]["steps"] == 500
+    assert len({one["steps"] for one in found.values()}) == 3
+    assert "resampler=avg_pool: train.steps=" in told.err
+    assert plan([*words, "resampler=none,avg_pool"]) == 0
+    assert " 500 " in capsys.readouterr().out
+    assert plan([*tiny_values, "study.match=params", "study.solve=null", "resampler=none,perceiver"]) == 2
+    assert "study.match=params: as it is, the arm has " in capsys.readouterr().err
