@@ -24,6 +24,8 @@ READING = ["data=vqa", "data.path=x.jsonl", "train.guard.spike=skip"]
         "tracker=tensorboard",
         "launcher=slurm_1gpu",
         "study.name=other",
+        "study.match=tokens",
+        "study.match=tokens study.budget=1000",
         "paths.runs=elsewhere",
         "checkpoint.every=7",
         "checkpoint.resume=never",

@@ -1,4 +1,4 @@
-"""What a run leaves behind and where: ``checkpoint``, ``eval``, ``paths``, ``study``, ``model``."""
+"""What a run leaves behind and where: ``checkpoint``, ``eval``, ``paths``, ``model``."""
 
 from __future__ import annotations
 
@@ -63,17 +63,6 @@ class Paths:
 
 
 @dataclass(frozen=True)
-class Study:
-    """Which question the run belongs to (runs/identity.py, analysis/).
-
-    Attributes:
-        name: folder of the study under ``paths.runs``.
-    """
-
-    name: str
-
-
-@dataclass(frozen=True)
 class Model:
     """Who assembles the parts.
 
@@ -99,10 +88,7 @@ def checkpoint_rules(run: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def name_rules(run: Mapping[str, Any]) -> Iterator[str]:
+def folder_rules(run: Mapping[str, Any]) -> Iterator[str]:
     """Rules about names of folders, as problems with their fixes."""
-    name = run["study"]["name"]
-    if not name.strip() or "/" in name or name.startswith("."):
-        yield f"study.name={name}, expected the name of a folder below paths.runs\n  fix: set study.name=default"
     if not run["paths"]["runs"].strip():
         yield "paths.runs is empty, expected a folder\n  fix: set paths.runs=runs"
