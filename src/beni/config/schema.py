@@ -23,6 +23,7 @@ from beni.config.sections.results import (
     Paths,
     Study,
     checkpoint_rules,
+    eval_rules,
     name_rules,
 )
 from beni.config.sections.train import Train, train_rules
@@ -58,6 +59,7 @@ RULES: tuple[Callable[[Mapping[str, Any]], Iterator[str]], ...] = (
     schedule_rules,
     optim_rules,
     checkpoint_rules,
+    eval_rules,
     fsdp_rules,
     adapter_rules,
     name_rules,
