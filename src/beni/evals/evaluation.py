@@ -131,7 +131,9 @@ class Evaluation:
         names = list(self.ablations)
         if "dropped" in names and not can_drop(self.subject.model.fusion):
             names.remove("dropped")
-            self.listener.notice("held-out samples are not scored dropped: this fusion reads the encoders' features too")
+            self.listener.notice(
+                "held-out samples are not scored dropped: this fusion reads the encoders' features too"
+            )
         return [FURTHER[name](samples) for name in names]
 
     def _heldout(self) -> Sequence[Sample]:

@@ -53,7 +53,9 @@ def test_every_tile_moves_and_another_picture_is_shuffled_otherwise():
     mixed = [np.asarray(shuffled(one, Place("s", i)))[..., 0] for i in range(2)]
     assert not (mixed[0] == numbers).any()
     assert (mixed[0] != mixed[1]).any()
-    assert all(len(set(tile.flatten().tolist())) == 1 for rows in np.split(mixed[0], 4) for tile in np.split(rows, 4, 1))
+    assert all(
+        len(set(tile.flatten().tolist())) == 1 for rows in np.split(mixed[0], 4) for tile in np.split(rows, 4, 1)
+    )
 
 
 @given(SIDES, SIDES)
