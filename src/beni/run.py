@@ -265,6 +265,8 @@ def _evaluation(
         shown=run["eval"]["gallery"],
         attention=run["eval"]["attention"],
         ahead=run["images"]["ahead"] or 1,
+        ablations=run["eval"]["ablations"],
+        last=run["train"]["steps"],
     )
 
 

@@ -86,6 +86,8 @@ MISTAKES = {
     "log.watchdog_s=inf": ("log.watchdog_s=inf, expected a finite number", "set log.watchdog_s=300"),
     "checkpoint.keep_best=accuracy": ("checkpoint.keep_best=accuracy", "set checkpoint.keep_best=eval/accuracy"),
     "checkpoint.keep_best=eval/loss": ("eval.every=0 makes only the last", "set eval.every"),
+    "eval.ablations=[noise,swapped,noise]": ("names one of them twice", "set 'eval.ablations=[noise,swapped]'"),
+    "eval.ablations=[blank]": ("eval.ablations=['blank'], expected", "fix: set"),
     "checkpoint.on_error=stop": ("checkpoint.on_error=stop", "set checkpoint.on_error="),
     "train.seed=-1": ("train.seed=-1", "set train.seed=0 or more"),
     "train.accumulation=65": ("train.batch_size=32", "set train.accumulation=32 or less"),

@@ -33,6 +33,7 @@ READING = ["data=vqa", "data.path=x.jsonl", "train.guard.spike=skip"]
         "log.watchdog_s=0",
         "eval.gallery=3",
         "eval.batch_size=1",
+        "eval.ablations=[noise]",
         "log.every=3",
         "compute.workers=3",
         "images.max_bad=0.5",

@@ -42,6 +42,9 @@ class Eval:
         gallery: held-out pictures shown in the report with the model's answers.
         attention: last layers of the llm, of those that attend, of which the gallery shows what the answers look at; 0
             shows none.
+        ablations: what the last evaluation scores beside the true and the blank pictures, which all do: pictures that
+            are ``shuffled`` (4x4 tiles change places), ``swapped`` (that of another sample), ``noise`` (random pixels),
+            and half of the visual tokens ``dropped``.
     """
 
     every: Annotated[int, AtLeast(0)]
@@ -49,6 +52,7 @@ class Eval:
     batch_size: Annotated[int, AtLeast(1)]
     gallery: Annotated[int, AtLeast(0)]
     attention: Annotated[int, AtLeast(0)]
+    ablations: list[Literal["shuffled", "swapped", "noise", "dropped"]]
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,16 @@ def checkpoint_rules(run: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"checkpoint.keep_best={best} compares evaluations, but eval.every=0 makes only the last\n"
             "  fix: set eval.every, or checkpoint.keep_best=null"
+        )
+
+
+def eval_rules(run: Mapping[str, Any]) -> Iterator[str]:
+    """Rules about ablations, as problems with their fixes."""
+    named = run["eval"]["ablations"]
+    if len(once := list(dict.fromkeys(named))) < len(named):
+        yield (
+            f"eval.ablations=[{','.join(named)}] names one of them twice, expected each once\n"
+            f"  fix: set 'eval.ablations=[{','.join(once)}]'"
         )
 
 
