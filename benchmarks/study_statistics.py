@@ -128,7 +128,7 @@ def main() -> None:
         ("simulation", "first", "second"),
         rows,
         [
-            "null: share with p <= 0.05 for one arm, and for any arm after Holm. The test speaks of the pictures asked: "
+            "null: share with p <= 0.05 of one arm, and of any after Holm. The test speaks of the pictures asked: "
             "where arms differ in which pictures they are good at, it finds that; the interval does not.",
             "coverage and power: share of 95 % intervals that hold the true difference, and share of studies in which "
             "p <= 0.05 (one arm, nothing corrected) and the interval is clear of 0.",

@@ -69,7 +69,8 @@ class Study:
     Attributes:
         name: folder of the study under ``paths.runs``.
         stop: probability with which the best arm may ever be dropped: runs are launched seed by seed, and arms that can
-            no longer win are not trained further (analysis/elimination.py); null trains all.
+            no longer win are not trained further (launch/dropping.py); null trains all. Runs started alone, without
+            ``-m``, on this machine are trained.
     """
 
     name: str
