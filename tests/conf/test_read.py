@@ -104,6 +104,7 @@ ELSEWHERE = {
     "study.match": "launch/match.py, before a run is frozen",
     "study.budget": "launch/match.py",
     "study.solve": "launch/match.py",
+    "study.stop": "launch/dropping.py, when a job begins",
     "train.guard.most": "training/guard.py, once a step is left out",
     "checkpoint.on_error": "training/checkpoint/saver.py, once a checkpoint cannot be written",
 }

@@ -84,7 +84,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """``running | finished | failed | preempted``, or ``unknown`` without a readable status.json."""
+        """``running | finished | failed | preempted | dropped``, or ``unknown`` without a readable status.json."""
         return str(self.status.get("state") or "unknown")
 
     @property
@@ -182,9 +182,18 @@ class Run:
 
     def examples(self, variant: str = "true") -> dict[str, dict[str, Any]]:
         """example id -> its row in scores.jsonl, of the last evaluation that scored this variant."""
-        rows = [row for row in self.scores if row["variant"] == variant]
-        last = max((row["step"] for row in rows), default=0)
-        return {row["id"]: row for row in rows if row["step"] == last}
+        return self._examples.get(variant, {})
+
+    @cached_property
+    def _examples(self) -> dict[str, dict[str, dict[str, Any]]]:
+        last: dict[str, int] = {}
+        for row in self.scores:
+            last[row["variant"]] = max(row["step"], last.get(row["variant"], 0))
+        found: dict[str, dict[str, dict[str, Any]]] = {variant: {} for variant in last}
+        for row in self.scores:
+            if row["step"] == last[row["variant"]]:
+                found[row["variant"]][row["id"]] = row
+        return found
 
     def samples_per_s(self) -> float | None:
         """Training throughput: from status.json, else the median over the lines of metrics.jsonl."""

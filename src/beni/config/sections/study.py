@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from beni.config.ranges import Above, Example
+from beni.config.ranges import Above, Below, Example
 
 STEPS = "train.steps"
 """Key that is solved for unless another one is named."""
@@ -24,12 +24,16 @@ class Study:
         budget: how much of that; null takes what the first arm of a sweep has as it is configured. A frozen run holds
             the number.
         solve: key of the integer that is chosen such that an arm meets the budget; null leaves the arm as it is.
+        stop: probability with which the best arm may ever be dropped: runs are launched seed by seed, and arms that can
+            no longer win are not trained further (launch/dropping.py); null trains all. Runs started alone, without
+            ``-m``, on this machine are trained.
     """
 
     name: str
     match: Literal["tokens", "train_flops", "prefill_flops", "steps", "params"] | None
     budget: Annotated[float, Above(0), Example("1e15")] | None
     solve: str | None
+    stop: Annotated[float, Above(0), Below(1)] | None
 
 
 def study_rules(run: Mapping[str, Any]) -> Iterator[str]:
@@ -38,6 +42,13 @@ def study_rules(run: Mapping[str, Any]) -> Iterator[str]:
     name, match, key = study["name"], study["match"], study["solve"]
     if not name.strip() or "/" in name or name.startswith("."):
         yield f"study.name={name}, expected the name of a folder below paths.runs\n  fix: set study.name=default"
+    launcher = run["launcher"]
+    processes = launcher.get("nodes", 1) * launcher.get("tasks_per_node", 1)
+    if study["stop"] is not None and processes > 1:
+        yield (
+            f"study.stop={study['stop']} is decided by the one process of a run, and this launcher starts {processes}\n"
+            "  fix: set study.stop=null, or launcher.nodes=1 launcher.tasks_per_node=1"
+        )
     if match is None or key is None:
         return
     if match in ("prefill_flops", "params") and key == STEPS:
