@@ -54,13 +54,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A study compared on one metric. ``notes`` are the sentences a reader needs before the numbers."""
+    """A study compared on one metric.
+
+    Args:
+        notes: the sentences a reader needs before the numbers.
+        ranking: groups of arm labels, the best first; arms of one group cannot be told apart, any two of different
+            groups can. ``None`` where the noise supports no such order, or nothing says how large it is.
+    """
 
     folder: Path
     metric: str
     baseline: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    ranking: tuple[tuple[str, ...], ...] | None = None
 
     @property
     def damaged(self) -> list[tuple[str, Run]]:

@@ -47,6 +47,13 @@ class Difference:
         sd_examples: standard deviation of the pairs around the mean of their seed, ``None`` without pairs.
         unpaired: seeds that finished in one of the two arms only.
         unmatched: examples, over the shared seeds, that were scored in one of the two arms only, and left out.
+        low: lower end of the 95 % interval over seeds and pictures; ``None`` where nothing can be resampled.
+        high: upper end of it.
+        p: two-sided sign-flip permutation test of the per-seed means, ``None`` with one seed.
+        p_adjusted: ``p`` after Holm's correction over all arms that are compared with the baseline.
+        mde: smallest true difference that as many seeds find with 80 % power at 5 % (two-sided), ``None`` with one
+            seed.
+        supported: whether the interval is clear of 0 and ``p_adjusted`` at most 0.05; ``None`` where one is unknown.
     """
 
     mean: float
@@ -59,6 +66,12 @@ class Difference:
     sd_examples: float | None
     unpaired: tuple[int | None, ...] = ()
     unmatched: int = 0
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    p_adjusted: float | None = None
+    mde: float | None = None
+    supported: bool | None = None
 
     def describe(self) -> str:
         """Both levels in words."""
