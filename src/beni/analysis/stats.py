@@ -104,7 +104,7 @@ def metric_value(run: Run, metric: str) -> float | None:
 
 
 def variant_metric(metric: str, variant: str) -> str:
-    """``eval/accuracy/color`` and ``blank`` -> ``eval/accuracy_blank/color``: the same questions about other pictures."""
+    """``eval/accuracy/color``, ``blank`` -> ``eval/accuracy_blank/color``: the same questions about other pictures."""
     head, slash, rest = metric.partition("/")
     name, kind_slash, kind = rest.partition("/")
     return f"{head}{slash}{name.partition('_')[0]}_{variant}{kind_slash}{kind}"

@@ -74,7 +74,8 @@ def whiskers(rows: Sequence[Whisker], *, label: str) -> Markup:
     axis = "".join(f'<span style="left:{place(mark) / _WIDTH:.2%}">{mark:+g}</span>' for mark in marks)
     return Markup(
         f'<figure class="whiskers" role="img" aria-label="{escape(label)}">{"".join(parts)}'
-        f'<div class="whisker axis"><span class="name"></span><div>{axis}</div><span class="value"></span></div></figure>'
+        f'<div class="whisker axis"><span class="name"></span><div>{axis}</div><span class="value"></span></div>'
+        "</figure>"
     )
 
 
@@ -115,10 +116,13 @@ def pareto(points: Sequence[Point], *, higher: bool, cost: str, score: str) -> M
     svg.append('<path class="c1 faint" d="{}"/>'.format("".join(f"M{a[0]:.1f} {a[1]:.1f}V{b[1]:.1f}" for a, b in bars)))
     svg.append('<path class="c1 dot" d="{}"/>'.format("".join(f"M{x:.1f} {y:.1f}h0" for x, y in placed)))
     labels = [f'<span class="y" style="top:{place(low_x, y)[1] / _HEIGHT:.2%}">{y:g}</span>' for y in y_marks]
-    labels += [f'<span class="x" style="left:{place(x, low_y)[0] / _WIDTH:.2%}">{formats.count(x)}</span>' for x in x_marks]
+    labels += [
+        f'<span class="x" style="left:{place(x, low_y)[0] / _WIDTH:.2%}">{formats.count(x)}</span>' for x in x_marks
+    ]
     at = [(x / _WIDTH, y / _HEIGHT) for x, y in placed]
     labels += [
-        f'<span class="number" style="left:calc({x:.2%} + {dx:.0f}px);top:calc({y:.2%} + {dy:.0f}px)">{point.number}</span>'
+        f'<span class="number" style="left:calc({x:.2%} + {dx:.0f}px);top:calc({y:.2%} + {dy:.0f}px)">'
+        f"{point.number}</span>"
         for point, (x, y), shift in zip(points, at, shifts(at), strict=True)
         if shift is not None
         for dx, dy in [shift]
@@ -126,8 +130,9 @@ def pareto(points: Sequence[Point], *, higher: bool, cost: str, score: str) -> M
     told = f"{score} against {cost}" + (", logarithmic" if logarithmic else "")
     return Markup(
         f'<figure class="plot pareto" role="img" aria-label="{escape(told)}"><div class="frame">'
-        f'<svg viewBox="0 0 {_WIDTH:.0f} {_HEIGHT:.0f}" preserveAspectRatio="none" aria-hidden="true">{"".join(svg)}</svg>'
-        f'{"".join(labels)}</div><figcaption>{escape(told)}; dashed: the Pareto front</figcaption></figure>'
+        f'<svg viewBox="0 0 {_WIDTH:.0f} {_HEIGHT:.0f}" preserveAspectRatio="none" aria-hidden="true">'
+        f"{''.join(svg)}</svg>"
+        f"{''.join(labels)}</div><figcaption>{escape(told)}; dashed: the Pareto front</figcaption></figure>"
     )
 
 
