@@ -91,8 +91,8 @@ def _arms(comparison: Comparison) -> Section:
     header = (*header, "effect")
     texts = (
         "Score: mean ± standard deviation over seeds. Difference: arm minus baseline, paired by seed and example. "
-        "Noise: standard deviation of the difference between seeds. p: sign-flip test over seeds, Holm's correction. MDE: "
-        "smallest true difference that so many seeds find with 80 % power.",
+        "Noise: standard deviation of the difference between seeds. p: sign-flip test over seeds, Holm's correction. "
+        "MDE: smallest true difference that so many seeds find with 80 % power.",
     )
     rows = tuple(_arm(comparison, row) for row in comparison.rows)
     return Section("Arms", texts, header, rows, plots=("differences",))

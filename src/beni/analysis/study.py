@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from markupsafe import Markup
+
 from beni.analysis.budgets import Budgets
 from beni.analysis.comparison import Comparison, Row
 from beni.analysis.pages import render
@@ -36,7 +38,7 @@ def is_urgent(note: str) -> bool:
     return note.split(":")[0].isupper()
 
 
-def _plots(comparison: Comparison, budgets: Budgets) -> dict[str, str]:
+def _plots(comparison: Comparison, budgets: Budgets) -> dict[str, Markup]:
     higher, numbers = higher_is_better(comparison.metric), _numbers(comparison.rows)
     training = [amount["train_flops"] for amount in budgets.amounts]
     prefill = [row.cost.prefill_flops for row in comparison.rows]
@@ -50,7 +52,7 @@ def _plots(comparison: Comparison, budgets: Budgets) -> dict[str, str]:
     shown = [
         Whisker(
             label=row.arm.label,
-            text=f"{one.mean:+.3f} {interval(one.low, one.high)}",
+            text=f"{one.mean:+.3f}" + ("" if one.low is None else f" {interval(one.low, one.high)}"),
             mean=one.mean,
             low=one.low,
             high=one.high,

@@ -71,7 +71,9 @@ def whiskers(rows: Sequence[Whisker], *, label: str) -> Markup:
             f'<path class="c1 dot" d="M{place(row.mean):.1f} 12h0"/></svg>'
             f'<span class="value">{escape(row.text)}</span></div>'
         )
-    axis = "".join(f'<span style="left:{place(mark) / _WIDTH:.2%}">{mark:+g}</span>' for mark in marks)
+    axis = "".join(
+        f'<span style="left:{place(mark) / _WIDTH:.2%}">{f"{mark:+g}" if mark else 0}</span>' for mark in marks
+    )
     return Markup(
         f'<figure class="whiskers" role="img" aria-label="{escape(label)}">{"".join(parts)}'
         f'<div class="whisker axis"><span class="name"></span><div>{axis}</div><span class="value"></span></div>'

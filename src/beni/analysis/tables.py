@@ -195,8 +195,8 @@ def _plain(item: Summary | Difference | None) -> dict[str, Any] | None:
     return None if item is None else asdict(item)
 
 
-def _markdown_table(header: Iterable[str], rows: Iterable[list[str]]) -> str:
-    lines = [list(header), *rows]
+def _markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(header), *map(list, rows)]
     cells = [" | ".join(_escape(cell) for cell in line) for line in lines]
     return "\n".join(f"| {line} |" for line in [cells[0], " | ".join(["---"] * len(lines[0])), *cells[1:]])
 
