@@ -156,18 +156,19 @@ def _kinds(comparison: Comparison) -> Section:
     kinds = sorted({str(k) for row in comparison.rows for run in row.arm.finished.values() for k in _kinds_of(run)})
     if len(kinds) < 2 or comparison.metric.count("/") != 1:
         return Section("By kind of question")
-    header = ("kind", *(row.arm.label for row in comparison.rows))
-    rows, baseline = [], baseline_of(comparison)
-    for kind in kinds[:_OTHER]:
-        scores = [summarize(row.arm, f"{comparison.metric}/{kind}") for row in comparison.rows]
-        own = next(score for row, score in zip(comparison.rows, scores, strict=True) if row is baseline)
-        cells = [formats.score(score.mean) + ("" if score is own else _beside(score, own)) for score in scores]
-        rows.append((kind, *cells))
+    shown = kinds[:_OTHER]
+    own = {kind: summarize(baseline_of(comparison).arm, f"{comparison.metric}/{kind}") for kind in shown}
+    rows = []
+    for row in comparison.rows:
+        scores = {kind: summarize(row.arm, f"{comparison.metric}/{kind}") for kind in shown}
+        same = row.arm.label == comparison.baseline
+        told = (formats.score(s.mean) + ("" if same else _beside(s, own[kind])) for kind, s in scores.items())
+        rows.append((row.arm.label, *told))
     left = f" The first {_OTHER} of {len(kinds)} kinds are shown." if len(kinds) > _OTHER else ""
     texts = (
         f"Mean over seeds, in brackets the paired difference to the baseline; not corrected for many tests.{left}",
     )
-    return Section("By kind of question", texts, header, tuple(rows))
+    return Section("By kind of question", texts, ("arm", *shown), tuple(rows))
 
 
 def _beside(score: Summary, own: Summary) -> str:
