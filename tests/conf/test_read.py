@@ -101,6 +101,7 @@ ELSEWHERE = {
     "launcher.name": "a label for the reader",
     "launcher.backend": "train.py and launch/launch.py",
     "launcher.jobs": "launch/local.py, for a sweep",
+    "study.stop": "launch/dropping.py, when a job begins",
     "train.guard.most": "training/guard.py, once a step is left out",
     "checkpoint.on_error": "training/checkpoint/saver.py, once a checkpoint cannot be written",
 }

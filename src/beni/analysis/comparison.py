@@ -7,8 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from beni.analysis.inference import LEVEL, seeds_for
 from beni.analysis.pairing import Pairing, prove_pairing
-from beni.analysis.stats import Difference, Summary, metric_value, paired_difference, summarize, variant_metric
+from beni.analysis.stats import (
+    Difference,
+    Summary,
+    corrected,
+    metric_value,
+    paired_difference,
+    ranked,
+    summarize,
+    variant_metric,
+)
 from beni.errors import BeniError
 from beni.runs.read import Arm, Fates, Run, arms, collect_study, number
 
@@ -103,6 +113,9 @@ def compare_study(
         known = sorted({key for run in finished for row in run.metrics for key in row if "/" in key})
         raise BeniError(f"--metric {metric}: no finished run has it; expected one of {', '.join(known) or '(none)'}")
     rows = []
+    others = [arm for arm in groups if arm is not reference]
+    paired = corrected([paired_difference(arm, reference, metric) for arm in others])
+    differences = dict(zip((arm.label for arm in others), paired, strict=True))
     for arm in groups:
         own = arm is reference
         rows.append(
@@ -111,14 +124,15 @@ def compare_study(
                 score=summarize(arm, metric),
                 blank=summarize(arm, variant_metric(metric, "blank")),
                 chance=summarize(arm, "eval/chance").mean,
-                difference=None if own else paired_difference(arm, reference, metric),
+                difference=differences.get(arm.label),
                 pairing=None if own else prove_pairing(arm, reference),
                 cost=_cost(arm),
             )
         )
     notes = [f"No run has {ACCURACY}: compared by {LOSS} (lower is better)."] if fallen_back else []
     notes += _hypotheses(runs)
-    return Comparison(Path(folder), metric, reference.label, tuple(rows), (*notes, *_notes(rows)))
+    ranking = ranked(groups, metric)
+    return Comparison(Path(folder), metric, reference.label, tuple(rows), (*notes, *_notes(rows)), ranking)
 
 
 def _has(run: Run, metric: str) -> bool:
@@ -153,12 +167,37 @@ def _notes(rows: list[Row]) -> Iterable[str]:
             "Score: mean ± standard deviation over seeds. "
             "Difference: paired by seed and example, ± standard error clustered by seed."
         )
+        yield from _reach([row.difference for row in rows if row.difference is not None])
+    dropped = [row.arm.label for row in rows if any(run.state == "dropped" for run in row.arm.runs)]
+    if dropped:
+        yield (
+            f"DROPPED by study.stop: {', '.join(dropped)}; they have fewer seeds, and are paired over those they have."
+        )
     for row in rows:
         if row.pairing is not None and row.pairing.verdict == "confounded":
             yield f"CONFOUNDED: {row.arm.label} differs from the baseline in more than its overrides."
     twice = [row.arm.label for row in rows if len({run.seed for run in row.arm.runs}) < len(row.arm.runs)]
     if twice:
         yield f"A seed was run more than once in {', '.join(twice)}; the latest finished run is used."
+
+
+def _reach(differences: list[Difference]) -> Iterable[str]:
+    """What the sign-flip test cannot show with so few seeds."""
+    tested = [len(one.per_seed) for one in differences if one.p is not None]
+    if not tested:
+        return
+    seeds, needed = max(tested), seeds_for(len(tested))
+    if seeds < seeds_for(1):
+        yield (
+            f"{seeds} paired seeds: the sign-flip test cannot reach p = {LEVEL} (smallest p {2 / 2**seeds:g}); "
+            f"use {seeds_for(1)} or more."
+        )
+    elif seeds < needed:
+        yield (
+            f"{seeds} paired seeds and {len(tested)} arms: after Holm's correction no difference can reach "
+            f"p = {LEVEL} (smallest {min(1, len(tested) * 2 / 2**seeds):.3g}); use {needed} seeds, or compare fewer "
+            "arms."
+        )
 
 
 def _find(groups: list[Arm], wanted: str | None) -> Arm:

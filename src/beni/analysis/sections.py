@@ -9,7 +9,7 @@ from beni.analysis import formats, variants
 from beni.analysis.budgets import Budgets
 from beni.analysis.changes import between_seeds, changed_answers
 from beni.analysis.comparison import Comparison, Row
-from beni.analysis.stats import Difference, Summary, summarize
+from beni.analysis.stats import Difference, Summary, lower_is_better, summarize
 from beni.runs.read import Run
 
 BASELINE = "baseline"
@@ -55,11 +55,6 @@ def sections(comparison: Comparison, budgets: Budgets) -> list[Section]:
         _reproduce(comparison),
     )
     return [section for section in made if section.rows or section.lines]
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether the larger value of a metric is the better one."""
-    return "loss" not in metric
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -119,13 +114,13 @@ def _arm(comparison: Comparison, row: Row) -> tuple[str, ...]:
 
 def _costs(comparison: Comparison, budgets: Budgets) -> Section:
     header = ("arm", "score", "visual tokens", "trained params", "steps", "train FLOPs", "prefill FLOPs", "peak memory")
-    header = (*header, "samples/s", "MFU", "time")
+    header = (*header, "samples/s", "time")
     rows = []
     for row, amount in zip(comparison.rows, budgets.amounts, strict=True):
         cost = row.cost
         counts = (cost.visual_tokens, cost.trained_parameters, amount["steps"], amount["train_flops"])
         told = [formats.count(value) for value in (*counts, cost.prefill_flops)]
-        rest = [formats.gib(cost.peak_memory_gib), formats.count(cost.samples_per_s), formats.share(cost.mfu)]
+        rest = [formats.gib(cost.peak_memory_gib), formats.count(cost.samples_per_s)]
         rows.append((row.arm.label, formats.score(row.score.mean), *told, *rest, formats.duration(cost.seconds)))
     texts = (
         "Means over the finished seeds, peak memory the largest. Train FLOPs: forward and backward of all steps. "
@@ -267,7 +262,7 @@ def headline(comparison: Comparison, budgets: Budgets) -> Sequence[str]:
     if finished == 1:
         words.append("One seed per arm: the differences hold for this seed; the variation between seeds is unknown.")
     seeds = {run.seed for row in comparison.rows for run in row.arm.runs}
-    better = "higher" if higher_is_better(comparison.metric) else "lower"
+    better = "lower" if lower_is_better(comparison.metric) else "higher"
     words.append(
         f"{len(comparison.rows)} arms and {len(seeds)} seeds compared by {comparison.metric} ({better} is better) with "
         f"the baseline {comparison.baseline}."

@@ -1,19 +1,22 @@
-"""Scores of an arm over its seeds, and paired differences between arms. First form: no p-values, no intervals.
+"""Scores of an arm over its seeds, and paired differences between arms with their intervals and tests (inference.py).
 
 - An observation of a pair is one example under one seed: the same id answered by both arms, trained with the same
   seed (hence the same data order and the same initial weights of what they share).
 - Two levels of chance: which seed was drawn, and which examples were asked. With two seeds or more the standard error
-  is clustered by seed and holds both; with one seed nothing can be said about the first.
+  is clustered by seed and holds for the pictures that were asked, the interval for others too; with one seed nothing
+  can be said about the first.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from beni.analysis.inference import LEVEL, detectable, holm, interval, seeds_for, sign_flip
 from beni.runs.read import Arm, Run, number
 
 
@@ -140,8 +143,8 @@ def paired_difference(arm: Arm, baseline: Arm, metric: str, against: str | None 
     seeds = [seed for seed in arm.finished if seed in baseline.finished]
     unpaired = tuple(sorted(set(arm.finished) ^ set(baseline.finished), key=lambda seed: (seed is None, seed or 0)))
     pairs: dict[int | None, np.ndarray] = {}
+    pictures: dict[int | None, list[str]] = {}
     ids: set[str] = set()
-    clusters: set[str] = set()
     unmatched = 0
     for seed in seeds:
         sides = zip((arm, baseline), metrics, strict=True)
@@ -152,12 +155,14 @@ def paired_difference(arm: Arm, baseline: Arm, metric: str, against: str | None 
             pairs[seed] = np.array([ours[key] - theirs[key] for key in shared])
             rows = arm.finished[seed].examples("true")
             ids.update(shared)
-            clusters.update(str(rows.get(key, {}).get("cluster", key)) for key in shared)
+            pictures[seed] = [str(rows.get(key, {}).get("cluster", key)) for key in shared]
     if not pairs:
         return _whole_runs(arm, baseline, metrics, seeds, unpaired)
     per_seed = {seed: float(values.mean()) for seed, values in pairs.items()}
     total = sum(values.size for values in pairs.values())
     mean = float(sum(values.sum() for values in pairs.values()) / total)
+    ends = interval(*_sums(pairs, pictures))
+    sd_seeds = _mean_sd(list(per_seed.values()))[1]
     spread = sum(float(((values - values.mean()) ** 2).sum()) for values in pairs.values())
     return Difference(
         mean=mean,
@@ -165,12 +170,70 @@ def paired_difference(arm: Arm, baseline: Arm, metric: str, against: str | None 
         per_seed=per_seed,
         pairs=total,
         examples=len(ids),
-        clusters=len(clusters),
-        sd_seeds=_mean_sd(list(per_seed.values()))[1],
+        clusters=len({one for of_seed in pictures.values() for one in of_seed}),
+        sd_seeds=sd_seeds,
         sd_examples=math.sqrt(spread / (total - len(pairs))) if total > len(pairs) else None,
         unpaired=unpaired,
         unmatched=unmatched,
+        low=None if ends is None else ends[0],
+        high=None if ends is None else ends[1],
+        p=sign_flip(list(per_seed.values())),
+        mde=None if sd_seeds is None else detectable(sd_seeds, len(per_seed)),
     )
+
+
+def corrected(differences: Sequence[Difference | None]) -> list[Difference | None]:
+    """Differences of several arms to one baseline -> the same with ``p_adjusted`` and ``supported``."""
+    adjusted = holm([None if one is None else one.p for one in differences])
+    made: list[Difference | None] = []
+    for one, p in zip(differences, adjusted, strict=True):
+        if one is None or one.low is None or one.high is None or p is None:
+            made.append(one)
+        else:
+            made.append(replace(one, p_adjusted=p, supported=not one.low <= 0 <= one.high and p <= LEVEL))
+    return made
+
+
+def ranked(arms: Sequence[Arm], metric: str) -> tuple[tuple[str, ...], ...] | None:
+    """Labels in groups, the best first, of which any two of different groups differ by the sign-flip test over shared
+    seeds after Holm's correction for all pairs; ``None`` where that is one group.
+    """
+    scores = [(arm.label, summarize(arm, metric)) for arm in arms]
+    known = [(label, score) for label, score in scores if score.mean is not None]
+    known.sort(key=lambda one: one[1].mean or 0.0, reverse=not lower_is_better(metric))
+    pairs = [(i, j) for j in range(len(known)) for i in range(j)]
+    longest = max((len(score.values) for _, score in known), default=0)
+    if not pairs or longest < seeds_for(len(pairs)):
+        return None
+    apart = np.ones((len(known), len(known)), dtype=bool)
+    for (i, j), p in zip(pairs, holm([_pair_p(known[i][1], known[j][1]) for i, j in pairs]), strict=True):
+        apart[i, j] = p is not None and p <= LEVEL
+    cuts = [0, *(cut for cut in range(1, len(known)) if apart[:cut, cut:].all()), len(known)]
+    if len(cuts) == 2:
+        return None
+    return tuple(tuple(label for label, _ in known[a:b]) for a, b in itertools.pairwise(cuts))
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric is a loss, and not a score."""
+    return any(part.startswith("loss") for part in metric.split("/"))
+
+
+def _pair_p(one: Summary, other: Summary) -> float | None:
+    return sign_flip([one.values[seed] - other.values[seed] for seed in one.values if seed in other.values])
+
+
+def _sums(
+    pairs: Mapping[int | None, np.ndarray], pictures: Mapping[int | None, list[str]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(seeds, pictures) sums of differences and how many each holds."""
+    columns = {one: i for i, one in enumerate(dict.fromkeys(one for of_seed in pictures.values() for one in of_seed))}
+    sums, counts = np.zeros((2, len(pairs), len(columns)))
+    for row, (seed, values) in enumerate(pairs.items()):
+        at = [columns[one] for one in pictures[seed]]
+        np.add.at(sums[row], at, values)
+        np.add.at(counts[row], at, 1)
+    return sums, counts
 
 
 def _whole_runs(
@@ -184,7 +247,11 @@ def _whole_runs(
     if mean is None:
         return None
     se = None if sd is None else sd / math.sqrt(len(per_seed))
-    return Difference(mean, se, per_seed, 0, 0, 0, sd, None, unpaired)
+    values = np.array(list(per_seed.values()))[:, None]
+    low, high = interval(values, np.ones_like(values)) or (None, None)
+    mde = None if sd is None else detectable(sd, len(per_seed))
+    p = sign_flip(list(per_seed.values()))
+    return Difference(mean, se, per_seed, 0, 0, 0, sd, None, unpaired, low=low, high=high, p=p, mde=mde)
 
 
 def _clustered_se(groups: list[np.ndarray], mean: float) -> float | None:

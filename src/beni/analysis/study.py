@@ -10,7 +10,8 @@ from markupsafe import Markup
 from beni.analysis.budgets import Budgets
 from beni.analysis.comparison import Comparison, Row
 from beni.analysis.pages import render
-from beni.analysis.sections import headline, higher_is_better, interval, sections
+from beni.analysis.sections import headline, interval, sections
+from beni.analysis.stats import lower_is_better
 from beni.analysis.study_plots import Point, Whisker, pareto, whiskers
 
 
@@ -39,7 +40,7 @@ def is_urgent(note: str) -> bool:
 
 
 def _plots(comparison: Comparison, budgets: Budgets) -> dict[str, Markup]:
-    higher, numbers = higher_is_better(comparison.metric), _numbers(comparison.rows)
+    higher, numbers = not lower_is_better(comparison.metric), _numbers(comparison.rows)
     training = [amount["train_flops"] for amount in budgets.amounts]
     prefill = [row.cost.prefill_flops for row in comparison.rows]
     drawn = {

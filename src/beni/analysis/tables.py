@@ -14,13 +14,13 @@ from typing import Any
 from beni.analysis import formats, variants
 from beni.analysis.budgets import Budgets, amounts_of, budgets_of
 from beni.analysis.comparison import Comparison, Row
-from beni.analysis.sections import headline, interval, p_value, sections
+from beni.analysis.sections import headline, sections
 from beni.analysis.stats import Difference, Summary, metric_value
 from beni.analysis.study import study_page
 from beni.runs.files import replace
 from beni.runs.read import number
 
-SCORE_HEADER = ("arm", "seeds", "score", "blank", "difference", "95 % interval", "p (Holm)", "pairs", "paired")
+SCORE_HEADER = ("arm", "seeds", "score", "blank", "difference", "pairs", "paired")
 COST_HEADER = tuple(
     [
         "arm",
@@ -62,9 +62,7 @@ def score_cells(row: Row) -> list[str]:
         difference, pairs = formats.signed(row.difference.mean, row.difference.se), formats.count(row.difference.pairs)
     means = formats.mean_sd(row.score.mean, row.score.sd), formats.score(row.blank.mean)
     verdict = formats.MISSING if row.pairing is None or row.difference is None else row.pairing.verdict
-    one = row.difference
-    tested = (interval(one.low, one.high), p_value(one.p_adjusted)) if one else (formats.MISSING, formats.MISSING)
-    return [row.arm.label, row.seeds, *means, difference, *tested, pairs, verdict]
+    return [row.arm.label, row.seeds, *means, difference, pairs, verdict]
 
 
 def cost_cells(row: Row) -> list[str]:

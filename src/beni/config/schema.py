@@ -24,6 +24,7 @@ from beni.config.sections.results import (
     Study,
     checkpoint_rules,
     name_rules,
+    stop_rules,
 )
 from beni.config.sections.train import Train, train_rules
 
@@ -61,6 +62,7 @@ RULES: tuple[Callable[[Mapping[str, Any]], Iterator[str]], ...] = (
     fsdp_rules,
     adapter_rules,
     name_rules,
+    stop_rules,
     launcher_rules,
 )
 """Rules between values of a run whose values all fit their types."""

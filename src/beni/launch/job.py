@@ -15,6 +15,7 @@ from typing import Any
 from beni.config.command import report
 from beni.console import replace_output
 from beni.errors import PREEMPTED, BeniError, Preempted, ResumeError
+from beni.launch.dropping import dropped
 from beni.launch.estimate import Judged
 from beni.runs.files import CONFIG
 from beni.runs.frozen import load_frozen
@@ -23,18 +24,24 @@ from beni.runs.status import ending, read_status, write_status
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code 0 when the run is finished, 2 for a user error, 75 after a signal, 1 for a bug (with its traceback)."""
+    """Exit code 0 when the run is finished, or not trained since its arm can no longer win (``study.stop``); 2 for a
+    user error, 75 after a signal, 1 for a bug (with its traceback).
+    """
     if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
         print(__doc__, file=sys.stderr)
         return 2
-    from beni import run  # here and not above: the rest of beni.launch stays free of torch
-
     if arguments == ["--check"]:
         print(json.dumps([_judged(frozen) for frozen in json.load(sys.stdin)]))
         return 0
     folder = Path(arguments[0])
     try:
-        run.train(_frozen_here(folder))
+        frozen = _frozen_here(folder)
+        if (why := dropped(folder, frozen)) is not None:
+            print(f"not trained: {why}", file=sys.stderr)
+            return 0
+        from beni import run  # here and not above: the rest of beni.launch stays free of torch
+
+        run.train(frozen)
     except BeniError as error:
         report(error)
         _note(folder, error)

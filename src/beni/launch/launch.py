@@ -12,6 +12,7 @@ from typing import Any
 
 from beni.errors import ResourceError
 from beni.launch import local, slurm
+from beni.launch.dropping import dropped
 from beni.launch.states import State, states_of
 from beni.launch.submit import ArmFailed, Frozen, settle_arm
 from beni.runs.code import take_snapshot
@@ -38,7 +39,7 @@ def launch(runs: Sequence[tuple[dict[str, Any], str | None]], say: Say) -> None:
         ArmFailed: after all runs that are waited for, when some did not finish; says which and why.
         Preempted: when a signal has ended the runs of this machine.
     """
-    wanted = {run_folder(run): run for run, _ in runs}
+    wanted = {run_folder(run): run for run, _ in _in_blocks(runs)}
     commands = {run_folder(run): command for run, command in runs}
     require(wanted)
     new = {folder: wanted[folder] for folder in _to_launch(wanted, say)}
@@ -50,6 +51,13 @@ def launch(runs: Sequence[tuple[dict[str, Any], str | None]], say: Say) -> None:
     if refused and len(refused) == len(new):
         raise ResourceError(f"no run was launched: {next(iter(refused.values()))}")
     finish([folder for folder, run in wanted.items() if run["launcher"].get("wait", True)], refused, say)
+
+
+def _in_blocks(runs: Sequence[tuple[dict[str, Any], str | None]]) -> Sequence[tuple[dict[str, Any], str | None]]:
+    """Seed by seed where arms may be dropped between seeds (``study.stop``); else in their order."""
+    if all(run["study"].get("stop") is None for run, _ in runs):
+        return runs
+    return sorted(runs, key=lambda one: one[0]["train"]["seed"])
 
 
 def require(runs: Runs) -> None:
@@ -98,7 +106,10 @@ def _to_this_process(runs: Runs, say: Say) -> dict[Path, str]:
 
     for number, (folder, run) in enumerate(runs.items(), start=1):
         say(f"arm {number}/{len(runs)}: {folder.name}")
-        train(run)
+        if (why := dropped(folder, run)) is None:
+            train(run)
+        else:
+            say(f"not trained: {why}")
     return {}
 
 
@@ -122,7 +133,8 @@ def finish(folders: Sequence[Path], refused: Mapping[Path, str], say: Say) -> No
     """
     awaited = [folder for folder in folders if folder not in refused]
     failed = dict(refused)
-    for state in _ended(awaited):
+    states = _ended(awaited)
+    for state in states:
         if (reason := settle_arm(state.folder, ArmFailed(state.reason) if state.reason else None)) is not None:
             failed[state.folder] = reason
     if failed:
@@ -131,8 +143,10 @@ def finish(folders: Sequence[Path], refused: Mapping[Path, str], say: Say) -> No
             + "\n".join(f"  {folder.name}: {reason}" for folder, reason in failed.items())
             + f"\n  python -m beni.compare {_study(list(failed))} shows all"
         )
+    ended = sum(state.state == "dropped" for state in states)
     if len(awaited) > 1:
-        say(f"{_runs(len(awaited))} finished; python -m beni.compare {_study(awaited)}")
+        rest = f", {ended} dropped by study.stop" if ended else ""
+        say(f"{_runs(len(awaited) - ended)} finished{rest}; python -m beni.compare {_study(awaited)}")
 
 
 def _ended(folders: Sequence[Path]) -> list[State]:
@@ -154,11 +168,17 @@ def _to_launch(wanted: Runs, say: Say) -> list[Path]:
             why["are at work, or wait for the scheduler, already"] += 1
         elif state is not None and state.state == "finished" and run["checkpoint"]["resume"] != "never":
             why["have finished before"] += 1
+        elif state is not None and state.state == "dropped" and _stays_dropped(run):
+            why["were dropped by study.stop; study.stop=null trains them"] += 1
         else:
             left.append(folder)
     for words, count in why.items():
         say(f"{count} of {len(wanted)} runs {words}")
     return left
+
+
+def _stays_dropped(run: Mapping[str, Any]) -> bool:
+    return run["study"].get("stop") is not None and run["checkpoint"]["resume"] != "never"
 
 
 def _at_work(state: State) -> bool:

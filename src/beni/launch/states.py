@@ -35,8 +35,8 @@ class State:
 
     Args:
         folder: of the run.
-        state: ``waiting``, ``running``, ``finished``, ``failed``, ``preempted`` (nobody goes on with it), ``lost``
-            (it was killed without a word).
+        state: ``waiting``, ``running``, ``finished``, ``dropped`` (by ``study.stop``), ``failed``, ``preempted``
+            (nobody goes on with it), ``lost`` (it was killed without a word).
         status: what ``status.json`` says.
         job: of the scheduler, or of a process; empty where there is none.
         node: where it runs, or ran.
@@ -109,6 +109,8 @@ def _state(
     reason = first_line(status) if status.get("error") else problem or ""
     if said == "finished":
         return State(state="finished", **known)
+    if said == "dropped":
+        return State(state="dropped", reason=reason, **known)
     if submitted is None or submitted.get("backend") != "slurm":
         return _here(said, reason, known)
     if scheduler is None:

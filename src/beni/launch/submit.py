@@ -122,14 +122,15 @@ class Frozen:
 
 
 def settle_arm(folder: Path, error: BaseException | None = None) -> str | None:
-    """None when the arm in ``folder`` is finished; else why not, which ``status.json`` says too afterwards.
+    """None when the arm in ``folder`` is finished, or dropped by ``study.stop``; else why not, which ``status.json``
+    says too afterwards.
 
     Args:
         folder: of an arm whose job has ended.
         error: what to note for an arm that ended without noting a reason itself, for instance killed.
     """
     status = read_status(folder)
-    if status.get("state") == "finished":
+    if status.get("state") in ("finished", "dropped"):
         return None
     if in_use(folder):
         return "in use by another process"

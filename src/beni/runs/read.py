@@ -94,8 +94,8 @@ class Run:
 
     @property
     def state(self) -> str:
-        """``running | finished | failed | preempted``, or ``unknown`` without a readable status.json; of a known fate
-        ``waiting`` and ``lost`` as well.
+        """``running | finished | failed | preempted | dropped``, or ``unknown`` without a readable status.json; of a
+        known fate ``waiting`` and ``lost`` as well.
         """
         return self.fate.state if self.fate else str(self.status.get("state") or "unknown")
 

@@ -24,7 +24,7 @@ class Must:
 
 
 OF_STATUS = {
-    "state": Must(frozenset({"queued", "running", "preempted", "failed", "finished"})),
+    "state": Must(frozenset({"queued", "running", "preempted", "failed", "finished", "dropped"})),
     "step": int,
     "steps": int,
     "started": str,

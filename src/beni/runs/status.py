@@ -1,8 +1,8 @@
 """``status.json``: how a run is doing. Whoever says something there does it with ``write_status``, in one piece: the
 run itself, the watchdog of any rank, and a launcher about an arm whose process cannot.
 
-Keys: ``state`` (``queued | running | preempted | failed | finished``), ``step``, ``steps``, ``started``, ``updated``,
-``error`` (null, or ``type``, ``message`` and ``traceback``), and whatever the run has measured.
+Keys: ``state`` (``queued | running | preempted | failed | finished | dropped``), ``step``, ``steps``, ``started``,
+``updated``, ``error`` (null, or ``type``, ``message`` and ``traceback``), and whatever the run has measured.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from beni.config.ranges import AtLeast
+from beni.config.ranges import Above, AtLeast, Below
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,12 @@ class Study:
 
     Attributes:
         name: folder of the study under ``paths.runs``.
+        stop: probability with which the best arm may ever be dropped: runs are launched seed by seed, and arms that can
+            no longer win are not trained further (analysis/elimination.py); null trains all.
     """
 
     name: str
+    stop: Annotated[float, Above(0), Below(1)] | None
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,17 @@ def checkpoint_rules(run: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"checkpoint.keep_best={best} compares evaluations, but eval.every=0 makes only the last\n"
             "  fix: set eval.every, or checkpoint.keep_best=null"
+        )
+
+
+def stop_rules(run: Mapping[str, Any]) -> Iterator[str]:
+    """What ``study.stop`` needs, as problems with their fixes."""
+    launcher = run["launcher"]
+    processes = launcher.get("nodes", 1) * launcher.get("tasks_per_node", 1)
+    if run["study"]["stop"] is not None and processes > 1:
+        yield (
+            f"study.stop={run['study']['stop']} is decided by the one process of a run, and this launcher starts "
+            f"{processes}\n  fix: set study.stop=null, or launcher.nodes=1 launcher.tasks_per_node=1"
         )
 
 
