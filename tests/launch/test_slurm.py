@@ -244,6 +244,18 @@ def test_a_run_that_a_signal_has_ended_is_queued_again_while_slurm_says_running(
     assert ("scontrol requeue 7" in (here / "calls").read_text()) == again
 
 
+def test_the_last_element_of_an_array_which_has_the_number_of_the_array_asks_for_itself_alone(
+    job: Path, programs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    here = programs(
+        scontrol="print('JobId=9 JobState=RUNNING' if sys.argv[-1] == '7_1' else 'JobState=RUNNING\\nJobState=PENDING')"
+    )
+    assert ended(job, 75, monkeypatch)[1]["next"] == "requeued"
+    assert [line.split()[-1] for line in (here / "calls").read_text().splitlines()] == ["7_1", "7_1"]
+
+
 def test_a_run_that_saves_no_step_in_two_starts_is_not_queued_again(
     job: Path, programs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

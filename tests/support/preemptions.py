@@ -219,7 +219,12 @@ def node_down(run: Run, chance: random.Random) -> None:
     slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     time.sleep(2)
     back = ("scontrol", "update", f"nodename={node}", "state=resume")  # refused while the job is still being ended
-    _until("the node's return", lambda: subprocess.run(back, capture_output=True).returncode == 0)
+
+    def returned() -> bool:
+        done = subprocess.run(back, capture_output=True)
+        return done.returncode == 0 or "DOWN" not in slurm("scontrol", "show", "node", "--oneliner", node)
+
+    _until("the node's return", returned)
 
 
 def slurmd_killed(run: Run, chance: random.Random) -> None:
