@@ -141,7 +141,8 @@ def _has(run: Run, metric: str) -> bool:
 
 def _hypotheses(runs: Iterable[Run]) -> list[str]:
     """What the experiments of the runs were to show, each once."""
-    return [f"Hypothesis: {text}" for text in dict.fromkeys(run.hypothesis for run in runs) if text]
+    texts = dict.fromkeys(run.hypothesis for run in runs)
+    return [text if text.startswith("Question:") else f"Hypothesis: {text}" for text in texts if text]
 
 
 def _notes(rows: list[Row]) -> Iterable[str]:

@@ -29,7 +29,7 @@ def _values(comparison: Comparison, budgets: Budgets) -> dict[str, Any]:
         "urgent": [*(line for line in said if is_urgent(line)), *(n for n in comparison.notes if is_urgent(n))],
         "notes": [note for note in comparison.notes if not is_urgent(note) and note not in said],
         "sections": shown,
-        "plots": {section.title: [plot for name in section.plots if (plot := drawn[name])] for section in shown},
+        "plots": {section.title: [plot for name in section.plots if (plot := drawn.get(name))] for section in shown},
         "numbers": _numbers(comparison.rows),
     }
 
@@ -45,10 +45,11 @@ def _plots(comparison: Comparison, budgets: Budgets) -> dict[str, Markup]:
     prefill = [row.cost.prefill_flops for row in comparison.rows]
     drawn = {
         name: pareto(_points(comparison.rows, costs, numbers), higher=higher, cost=cost, score=comparison.metric)
-        for name, cost, costs in (
-            ("prefill", "prefill FLOPs of a sample", prefill),
-            ("training", "training FLOPs", training),
+        for name, cost_of, cost, costs in (
+            ("prefill", "prefill_flops", "prefill FLOPs of a sample", prefill),
+            ("training", "train_flops", "training FLOPs", training),
         )
+        if cost_of != budgets.match  # of a budget that all arms share there is nothing to be seen
     }
     shown = [
         Whisker(

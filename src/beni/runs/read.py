@@ -313,13 +313,29 @@ def arms(runs: Sequence[Run]) -> list[Arm]:
 
 
 def _labels(firsts: list[Run]) -> list[str]:
-    """One label an arm: the choices that vary, then the values that vary among arms with the same choice."""
+    """One label an arm: the choices that vary, then the values that vary among arms with the same choice. A value that
+    ``study.match`` has chosen is left out, unless arms could not be told apart without it.
+    """
+    short = [" ".join(parts) for parts in _varying(firsts, without_chosen=True)]
+    if len(set(short)) < len(short):
+        short = [" ".join(parts) for parts in _varying(firsts)]
+    labels: list[str] = []
+    for index, (run, varying) in enumerate(zip(firsts, short, strict=True)):
+        match = _NAME.match(run.name)
+        label = varying or (match["choices"] if match else run.name)
+        labels.append(f"{label} #{index + 1}" if label in labels else label)
+    return labels
+
+
+def _varying(firsts: list[Run], *, without_chosen: bool = False) -> Iterator[list[str]]:
+    """Yields what sets each arm apart, as overrides."""
     choices = [_mapping(run.config.get("choices")) for run in firsts]
     leaves = [_settings(run) for run in firsts]
     groups = dict.fromkeys(name for chosen in choices for name in chosen if name not in NOT_IN_LABELS)
     varying = [name for name in groups if len({str(chosen.get(name)) for chosen in choices}) > 1]
-    labels: list[str] = []
     for index, run in enumerate(firsts):
+        study = _mapping(run.config.get("study"))
+        chosen_key = study.get("solve") if without_chosen and study.get("match") is not None else None
         parts = [f"{name}={plain(choices[index][name])}" for name in varying if name in choices[index]]
         for key, value in leaves[index].items():
             owner = next((name for name in varying if key.startswith(f"{name}.")), None)
@@ -328,12 +344,11 @@ def _labels(firsts: list[Run]) -> list[str]:
                 for other, chosen in zip(leaves, choices, strict=True)
                 if owner is None or chosen.get(owner) == choices[index].get(owner)
             )
-            if not key.endswith("_target_") and any(other.get(key, _ABSENT) != value for other in rivals):
+            if key == chosen_key or key.endswith("_target_"):
+                continue
+            if any(other.get(key, _ABSENT) != value for other in rivals):
                 parts.append(f"{key}={plain(value)}")
-        match = _NAME.match(run.name)
-        label = " ".join(parts) or (match["choices"] if match else run.name)
-        labels.append(f"{label} #{index + 1}" if label in labels else label)
-    return labels
+        yield parts
 
 
 def plain(value: object) -> str:
