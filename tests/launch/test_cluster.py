@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from support import cluster
-from support.preemptions import KINDS, STEPS, TINY, campaign, command, drawn, slurm, start_at_once, submit
+from support.preemptions import KINDS, STEPS, TINY, campaign, command, slurm, start_at_once, submit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -79,8 +79,12 @@ def test_a_sweep_is_submitted_by_a_command_that_returns_followed_and_compared(
     assert compared.returncode == 0, compared.stderr
 
 
+SHORT_CAMPAIGN = ("usr2", "sigterm", "requeue", "evicted with grace", "cancelled", "killed")
+"""One for each arm; what SLURM does after a node is lost takes it minutes, and is left to a campaign by hand."""
+
+
 def test_what_interrupts_a_run_changes_no_number_of_it(running: Path) -> None:
-    assert campaign(running, drawn(len(KINDS), seed=0), seed=0, say=print) == []
+    assert campaign(running, SHORT_CAMPAIGN, seed=0, say=print) == []
 
 
 def test_a_run_that_cannot_be_fails_for_slurm_as_well_and_says_why_in_its_log(running: Path) -> None:

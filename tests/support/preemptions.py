@@ -1,6 +1,6 @@
 """A study of six arms on a real SLURM (cluster.py) whose runs something interrupts, and what must hold afterwards.
 
-    python tests/support/preemptions.py --times 100 --seed 0      # a campaign; make slurm runs a short one
+    python tests/support/preemptions.py --times 100 --seed 0      # a campaign; make slurm runs a shorter one
 
 Every arm of a round is hit by one kind of interruption at a random step, besides what its neighbours on the node get
 of theirs. Afterwards the run must have come to its end by itself, or by ``beni.launch retry`` where the interruption is

@@ -73,7 +73,14 @@ def verdict(difference: Difference | None) -> str:
     """What the noise allows to say of a difference."""
     if difference is None or difference.supported is None:
         return "not known"
-    return "supported" if difference.supported else "within noise"
+    if difference.supported:
+        return "supported"
+    return "not supported" if _clear(difference) else "within noise"
+
+
+def _clear(difference: Difference) -> bool:
+    """Whether the interval does not hold 0."""
+    return difference.low is not None and difference.high is not None and not difference.low <= 0 <= difference.high
 
 
 def baseline_of(comparison: Comparison) -> Row:
@@ -284,6 +291,12 @@ def support(comparison: Comparison) -> str:
         return "No difference is supported: nothing says how large the noise is, so no order of the arms is given."
     clear = [row for row in known if row.difference and row.difference.supported]
     if not clear:
+        suggested = [row.arm.label for row in known if row.difference and _clear(row.difference)]
+        if suggested:
+            return (
+                "No difference to the baseline is supported once corrected for many tests, so no order of the arms is "
+                f"given. Intervals by themselves are clear of 0: {'; '.join(suggested)}."
+            )
         return (
             "No difference to the baseline is supported: none is clear of the noise, so no order of the arms is given."
         )
