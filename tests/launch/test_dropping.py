@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from beni.launch import job
+from beni.launch import job, launch
 from beni.launch.dropping import dropped
 from beni.launch.states import states_of
 from beni.launch.submit import settle_arm
-from beni.runs.status import read_status
+from beni.runs.status import read_status, write_status
+from support.processes import run_module
 
 Make = Callable[..., Path]
 
@@ -63,3 +64,33 @@ def test_the_job_of_a_dropped_arm_ends_well_without_training_and_is_no_failure(
     [state] = states_of([folder])
     assert (state.state, state.over) == ("dropped", True)
     assert state.reason.startswith("resampler=perceiver is better")
+
+
+@pytest.mark.parametrize(("stop", "expected"), [(None, [0, 1, 0, 1]), (0.01, [0, 0, 1, 1])])
+def test_runs_are_launched_seed_by_seed_where_arms_may_be_dropped(stop: float | None, expected: list[int]) -> None:
+    runs = [({"study": {"stop": stop}, "train": {"seed": seed}, "arm": arm}, None) for arm in "ab" for seed in (0, 1)]
+    ordered = launch._in_blocks(runs)
+    assert [run["train"]["seed"] for run, _ in ordered] == expected
+    assert [run["arm"] for run, _ in ordered if run["train"]["seed"] == 0] == ["a", "b"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_sweep_on_this_machine_does_not_train_an_arm_that_is_beaten_and_says_so(
+    tmp_path: Path, tiny_overrides: list[str]
+) -> None:
+    def sweep(seeds: str) -> str:
+        arms = ("resampler=none,avg_pool", f"train.seed={seeds}", "study.stop=0.5", "study.name=race")
+        done = run_module("beni.train", "-m", *tiny_overrides, *arms, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    sweep("0,1")
+    study = tmp_path / "runs" / "race"
+    for folder in study.glob("*-s[01]-*"):  # scores that leave no doubt, with a spread between seeds
+        lead = 0.0 if "avg_pool" in folder.name else 0.5 + 0.001 * ("-s1-" in folder.name)
+        write_status(folder, **read_status(folder) | {"eval/accuracy": 0.3 + lead})
+    assert "1 run finished, 1 dropped by study.stop" in sweep("2")
+    [last] = study.glob("*avg_pool*-s2-*")
+    assert read_status(last)["state"] == "dropped"
+    assert "1 of 2 runs were dropped by study.stop" in sweep("2")

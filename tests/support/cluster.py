@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(os.environ.get("BENI_SLURM", "/tmp/beni-slurm"))
 FIRST_PORT = 17400
 NODES = 2
@@ -50,6 +52,7 @@ JobAcctGatherParams=OverMemoryKill
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
 AccountingStoragePort={accounting}
+AccountingStorageEnforce=associations,limits
 MpiDefault=none
 ReturnToService=2
 JobRequeue=1
@@ -149,7 +152,10 @@ def start_node(name: str) -> None:
 
 def kill_node(name: str) -> None:
     """SIGKILL to the slurmd of a node; what it has started lives on, as on a machine whose slurmd crashes."""
-    os.kill(int((ROOT / "run" / f"slurmd.{name}.pid").read_text()), signal.SIGKILL)
+    pid = ROOT / "run" / f"slurmd.{name}.pid"
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    _wait("the end of a killed process", lambda: not _alive(pid))
+    pid.unlink()
 
 
 def _configure() -> Path:
@@ -267,10 +273,9 @@ def _listens(port: int) -> bool:
 
 def _alive(pid: Path) -> bool:
     try:
-        os.kill(int(pid.read_text()), 0)
-    except (OSError, ValueError):
+        return psutil.Process(int(pid.read_text())).status() != psutil.STATUS_ZOMBIE
+    except (OSError, ValueError, psutil.Error):
         return False
-    return True
 
 
 def _end(pid: Path) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from beni.analysis.inference import LEVEL, detectable, holm, interval, seeds_for, sign_flip
+from beni.analysis.inference import LEVEL, detectable, holm, interval, seeds_for, sign_flip, two_level_p
 from beni.runs.read import Arm, Run, number
 
 
@@ -52,7 +52,8 @@ class Difference:
         unmatched: examples, over the shared seeds, that were scored in one of the two arms only, and left out.
         low: lower end of the 95 % interval over seeds and pictures; ``None`` where nothing can be resampled.
         high: upper end of it.
-        p: two-sided sign-flip permutation test of the per-seed means, ``None`` with one seed.
+        p: two-sided sign-flip permutation test of the per-seed means, or a t-test over seeds and pictures where its p
+            is larger; ``None`` with one seed.
         p_adjusted: ``p`` after Holm's correction over all arms that are compared with the baseline.
         mde: smallest true difference that as many seeds find with 80 % power at 5 % (two-sided), ``None`` with one
             seed.
@@ -161,7 +162,8 @@ def paired_difference(arm: Arm, baseline: Arm, metric: str, against: str | None 
     per_seed = {seed: float(values.mean()) for seed, values in pairs.items()}
     total = sum(values.size for values in pairs.values())
     mean = float(sum(values.sum() for values in pairs.values()) / total)
-    ends = interval(*_sums(pairs, pictures))
+    sums = _sums(pairs, pictures)
+    ends = interval(*sums)
     sd_seeds = _mean_sd(list(per_seed.values()))[1]
     spread = sum(float(((values - values.mean()) ** 2).sum()) for values in pairs.values())
     return Difference(
@@ -177,7 +179,7 @@ def paired_difference(arm: Arm, baseline: Arm, metric: str, against: str | None 
         unmatched=unmatched,
         low=None if ends is None else ends[0],
         high=None if ends is None else ends[1],
-        p=sign_flip(list(per_seed.values())),
+        p=two_level_p(list(per_seed.values()), *sums),
         mde=None if sd_seeds is None else detectable(sd_seeds, len(per_seed)),
     )
 
@@ -195,8 +197,8 @@ def corrected(differences: Sequence[Difference | None]) -> list[Difference | Non
 
 
 def ranked(arms: Sequence[Arm], metric: str) -> tuple[tuple[str, ...], ...] | None:
-    """Labels in groups, the best first, of which any two of different groups differ by the sign-flip test over shared
-    seeds after Holm's correction for all pairs; ``None`` where that is one group.
+    """Labels in groups, the best first, of which any two of different groups differ, on the pictures that were asked,
+    by the sign-flip test over shared seeds after Holm's correction for all pairs; ``None`` where that is one group.
     """
     scores = [(arm.label, summarize(arm, metric)) for arm in arms]
     known = [(label, score) for label, score in scores if score.mean is not None]

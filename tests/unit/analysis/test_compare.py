@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from beni import compare
+from beni.analysis.comparison import compare_study
 from beni.compare import main
 
 
@@ -116,3 +117,32 @@ def test_comparing_and_rendering_import_neither_torch_nor_matplotlib(study):
     environment = os.environ | {"PYTHONPATH": str(Path(compare.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+def test_few_seeds_and_many_arms_are_told_that_nothing_can_reach_significance(make_run):
+    for seed in range(6):
+        make_run("none", seed, right=0.5)
+        make_run("perceiver", seed, right=0.8 + 0.025 * (seed % 2))
+        folder = make_run("avg_pool", seed, right=0.6).parent
+    comparison = compare_study(folder)
+    assert any("6 paired seeds and 2 arms" in note and "use 7 seeds" in note for note in comparison.notes)
+    assert [row.difference.supported for row in comparison.rows if row.difference] == [False, False]
+    assert comparison.ranking is None
+
+
+def test_six_seeds_of_two_arms_support_a_ranking(make_run):
+    for seed in range(6):
+        make_run("none", seed, right=0.5)
+        folder = make_run("perceiver", seed, right=0.8 + 0.025 * (seed % 2)).parent
+    comparison = compare_study(folder)
+    difference = comparison.rows[1].difference
+    assert (difference.p, difference.p_adjusted, difference.supported) == (2 / 64, 2 / 64, True)
+    assert 0.2 < difference.low < 0.3125 < difference.high < 0.5
+    assert difference.mde < 0.1
+    assert comparison.ranking == (("resampler=perceiver",), ("resampler=none",))
+
+
+def test_arms_that_were_dropped_are_told(make_run):
+    make_run("none", 0)
+    folder = make_run("perceiver", 0, state="dropped").parent
+    assert any(note.startswith("DROPPED by study.stop: resampler=perceiver") for note in compare_study(folder).notes)

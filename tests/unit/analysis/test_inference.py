@@ -1,0 +1,96 @@
+"""Intervals and tests against scipy, published formulas, and small simulations; the long form is a benchmark."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from beni.analysis.inference import bca, detectable, holm, interval, seeds_for, sign_flip, spread, t_above, t_quantile
+
+
+@pytest.mark.parametrize("freedom", [1, 2.7, 5, 40, 1000])
+def test_quantiles_of_student_are_those_of_scipy(freedom: float) -> None:
+    assert t_quantile(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-7)
+    assert t_above(3.0, freedom) == pytest.approx(stats.t.sf(3.0, freedom), rel=1e-7)
+    assert t_above(-1.0, freedom) == pytest.approx(stats.t.sf(-1.0, freedom), rel=1e-7)
+
+
+@pytest.mark.parametrize("seeds", [2, 5, 6, 10])
+def test_sign_flips_are_those_of_scipy(seeds: int) -> None:
+    values = np.random.default_rng(seeds).normal(0.4, 1, seeds)
+    theirs = stats.permutation_test(
+        (values,), lambda x, axis: np.mean(x, axis=axis), permutation_type="samples", n_resamples=np.inf
+    )
+    assert sign_flip(values.tolist()) == pytest.approx(theirs.pvalue)
+
+
+def test_the_smallest_p_is_two_of_all_flips_and_one_seed_has_none() -> None:
+    assert sign_flip([0.1, 0.2, 0.3, 0.1, 0.2]) == 2 / 2**5
+    assert sign_flip([0.1] * 6) == 2 / 2**6
+    assert sign_flip([0.3]) is None
+    assert sign_flip([1.0] * 20) == pytest.approx(1 / 20001, rel=2)
+
+
+def test_holm_is_the_hand_computed_example_and_leaves_unknown_ones_out() -> None:
+    assert holm([0.01, 0.04, None, 0.03, 0.005]) == pytest.approx([0.03, 0.06, None, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert [seeds_for(tests) for tests in (1, 2, 5, 15)] == [6, 7, 8, 10]
+
+
+def test_bca_limits_are_those_of_scipy() -> None:
+    values = np.random.default_rng(3).exponential(size=30)
+    theirs = stats.bootstrap((values,), np.mean, method="BCa", n_resamples=3000, rng=np.random.default_rng(0))
+    left_out = (values.sum() - values) / 29
+    influence = left_out.mean() - left_out
+    acceleration = (influence**3).sum() / (6 * (influence**2).sum() ** 1.5)
+    ours = bca(theirs.bootstrap_distribution, values.mean(), acceleration, 0.05)
+    assert ours == pytest.approx(tuple(theirs.confidence_interval), rel=1e-9)
+
+
+def test_with_one_seed_the_error_is_the_published_clustered_one() -> None:
+    groups = [np.array([1.0, 0, 1]), np.array([0.0]), np.array([1.0, 1]), np.array([0.0, -1])]
+    sums, counts = np.array([[g.sum() for g in groups]]), np.array([[float(g.size) for g in groups]])
+    mean = sums.sum() / 8
+    # Miller 2024, equation 4: all products of residuals within a cluster
+    published = math.sqrt(sum((a - mean) * (b - mean) for g in groups for a in g for b in g)) / 8
+    known = spread(sums, counts)
+    assert known is not None
+    assert known.se == pytest.approx(published * math.sqrt(4 / 3))
+    assert known.freedom == 3
+
+
+def test_seeds_alone_give_the_t_interval_where_the_draws_are_symmetric() -> None:
+    values = np.array([[-2.0], [-1], [0], [0], [1], [2]])
+    low, high = interval(values, np.ones_like(values)) or (0, 0)
+    expected = stats.t.ppf(0.975, 5) * values.std(ddof=1) / math.sqrt(6)
+    assert (low, high) == pytest.approx((-expected, expected), rel=0.08)
+    assert interval(np.ones((1, 1)), np.ones((1, 1))) is None
+    assert interval(np.ones((3, 2)), np.ones((3, 2))) == (1.0, 1.0)
+
+
+def test_pictures_that_all_seeds_share_widen_the_error() -> None:
+    pictures = np.random.default_rng(0).normal(size=50)
+    shared = spread(np.tile(pictures, (6, 1)) + np.arange(6)[:, None] * 0.001, np.ones((6, 50)))
+    assert shared is not None
+    assert shared.se == pytest.approx(pictures.std(ddof=1) / math.sqrt(50), rel=0.01)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(5)
+    held = 0
+    for _ in range(300):
+        sums = 0.1 + 0.02 * rng.normal(size=(6, 1)) + 0.2 * rng.normal(size=40) + 0.3 * rng.normal(size=(6, 40))
+        low, high = interval(sums, np.ones_like(sums)) or (0, 0)
+        held += low <= 0.1 <= high
+    assert 0.91 <= held / 300 <= 0.985
+
+
+def test_what_can_be_detected_is_detected_four_times_in_five() -> None:
+    effect = detectable(1.0, 8)
+    assert effect is not None
+    values = np.random.default_rng(0).normal(effect, 1, size=(4000, 8))
+    assert np.mean(stats.ttest_1samp(values, 0, axis=1).pvalue <= 0.05) == pytest.approx(0.8, abs=0.04)
+    assert detectable(1.0, 1) is None
