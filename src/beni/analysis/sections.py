@@ -73,7 +73,7 @@ def verdict(difference: Difference | None) -> str:
     """What the noise allows to say of a difference."""
     if difference is None or difference.supported is None:
         return "not known"
-    return "supported" if difference.supported else "within noise"
+    return "supported" if difference.supported else "not supported"
 
 
 def baseline_of(comparison: Comparison) -> Row:
@@ -284,8 +284,6 @@ def support(comparison: Comparison) -> str:
         return "No difference is supported: nothing says how large the noise is, so no order of the arms is given."
     clear = [row for row in known if row.difference and row.difference.supported]
     if not clear:
-        return (
-            "No difference to the baseline is supported: none is clear of the noise, so no order of the arms is given."
-        )
+        return "No difference to the baseline is supported by its interval and its test: no order of the arms is given."
     told = "; ".join(f"{row.arm.label} {formats.signed(row.difference.mean)}" for row in clear if row.difference)
     return f"Supported against the baseline: {told}. The noise supports no order of all arms."
