@@ -14,7 +14,7 @@ from typing import Any
 from beni.analysis import formats, variants
 from beni.analysis.budgets import Budgets, amounts_of, budgets_of
 from beni.analysis.comparison import Comparison, Row
-from beni.analysis.sections import headline, sections
+from beni.analysis.sections import headline, interval, p_value, sections
 from beni.analysis.stats import Difference, Summary, metric_value
 from beni.analysis.study import study_page
 from beni.runs.files import replace
@@ -80,6 +80,9 @@ def details(comparison: Comparison) -> list[str]:
     for row in comparison.rows:
         if row.pairing is not None:
             levels = row.difference.describe() if row.difference else "no finished seed in common with the baseline"
+            if row.difference and row.difference.low is not None:
+                ends = interval(row.difference.low, row.difference.high)
+                levels = f"95 % interval {ends}, p {p_value(row.difference.p_adjusted)} (Holm); {levels}"
             notes = "".join(f" (note: {note})" for note in row.pairing.notes)
             lines.append(f"{row.arm.label}: {levels}. paired: {row.pairing}{notes}")
     return lines
