@@ -307,6 +307,7 @@ class Round:
 
     def __init__(self, home: Path, study: str, kinds: Sequence[str] = ()) -> None:
         self.home, self.folder, self.kinds = home, home / "runs" / study, kinds
+        self.log = home / f"{study}.log"
         self.retried: set[str] = set()
         further = [KINDS[kind].launcher for kind in kinds] or [""] * len(ARMS)
         self.arms = [f"{arm} {values}".strip() for arm, values in zip(ARMS, further, strict=True)]
@@ -315,13 +316,13 @@ class Round:
         """Starts the submitter, and waits until all arms are SLURM's."""
         words = ",".join(f"'{arm}'" for arm in self.arms)
         values = ("-m", *TINY, *JOB, "fsdp=none", f"study.name={self.folder.name}", f"hydra.sweeper.arms=[{words}]")
-        self.log = (self.home / f"{self.folder.name}.log").open("w+")
-        self.submitter = subprocess.Popen(
-            [sys.executable, "-m", "beni.train", *values, "launcher.wait=true"],
-            cwd=self.home,
-            stdout=self.log,
-            stderr=self.log,
-        )
+        with self.log.open("w") as log:
+            self.submitter = subprocess.Popen(
+                [sys.executable, "-m", "beni.train", *values, "launcher.wait=true"],
+                cwd=self.home,
+                stdout=log,
+                stderr=log,
+            )
         _until(f"jobs of {self.folder.name}", lambda: len(self._submitted()) == len(ARMS), self.said)
 
     def runs(self) -> list[Run]:
@@ -334,7 +335,7 @@ class Round:
 
     def said(self) -> str:
         """What the submitter has said."""
-        return Path(self.log.name).read_text()
+        return self.log.read_text()
 
     def end(self) -> list[str]:
         """Waits for the submitter, which names no arm but those that nobody went on with."""
