@@ -92,6 +92,10 @@ GRANTS = "".join(
 )
 
 
+STARTED: list[subprocess.Popen[bytes]] = []
+"""Programs that this process has started; they outlive it."""
+
+
 class NoCluster(Exception):
     """Why there can be none on this machine."""
 
@@ -246,7 +250,9 @@ def _controller() -> None:
 def _start(*command: str) -> subprocess.Popen[bytes]:
     name = Path(command[0]).name
     with (ROOT / "log" / f"{name}.out").open("ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    STARTED.append(process)
+    return process
 
 
 def _ask(*command: str) -> str:
