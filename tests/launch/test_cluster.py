@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from support import cluster
-from support.preemptions import KINDS, STEPS, TINY, campaign, command, slurm, start_at_once, submit
+from support.preemptions import KINDS, STEPS, TINY, campaign, command, slurm, start_at_once, submit, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -74,8 +74,8 @@ def test_a_sweep_is_submitted_by_a_command_that_returns_followed_and_compared(
     assert watched.stdout.splitlines()[-1] == "6 runs: 6 finished", watched.stdout
     jobs = [json.loads(path.read_text().splitlines()[0])["job"] for path in study.glob("*/jobs.jsonl")]
     assert len({job.split("_")[0] for job in jobs}) == 1, "one array"
-    states = slurm("sacct", "-nPX", "-o", "State,ExitCode", "-j", jobs[0].split("_")[0]).split()
-    assert states == ["COMPLETED|0:0"] * 6
+    asked = ("sacct", "-nPX", "-o", "State,ExitCode", "-j", jobs[0].split("_")[0])
+    until("the end of all jobs", lambda: slurm(*asked).split() == ["COMPLETED|0:0"] * 6, lambda: slurm(*asked))
     compared = command(running, "beni.compare", str(study))
     assert compared.returncode == 0, compared.stderr
 
@@ -99,7 +99,8 @@ def test_a_run_that_cannot_be_fails_for_slurm_as_well_and_says_why_in_its_log(ru
     assert watched.returncode == 1
     assert watched.stdout.splitlines()[-1] == "1 run: 1 failed", watched.stdout
     assert "records.json" in watched.stdout
-    assert slurm("sacct", "-nPX", "-o", "State,ExitCode", "-j", run.job()).split() == ["FAILED|2:0"]
+    asked = ("sacct", "-nPX", "-o", "State,ExitCode", "-j", run.job())
+    until("the end of the job", lambda: slurm(*asked).split() == ["FAILED|2:0"], lambda: slurm(*asked))
     assert "records.json" in run.command("beni.launch", "logs", str(run.study)).stdout
 
 

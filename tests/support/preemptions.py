@@ -96,7 +96,7 @@ class Run:
 
     def wait_for(self, step: int) -> None:
         """Until so many steps are taken."""
-        _until(f"step {step} of {self.folder.name}", lambda: any(one >= step for one, _ in self.losses()), self.said)
+        until(f"step {step} of {self.folder.name}", lambda: any(one >= step for one, _ in self.losses()), self.said)
 
     @property
     def state(self) -> str:
@@ -115,7 +115,7 @@ class Run:
 
     def finish(self) -> None:
         """Until it is finished."""
-        _until(f"the end of {self.folder.name}", lambda: self.state == "finished", self.said)
+        until(f"the end of {self.folder.name}", lambda: self.state == "finished", self.said)
 
 
 def command(home: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -133,7 +133,8 @@ def submit(home: Path, study: str, *overrides: str) -> Run:
     return Run(config.parent)
 
 
-def _until(what: str, done: Callable[[], bool], explain: Callable[[], str] = str) -> None:
+def until(what: str, done: Callable[[], bool], explain: Callable[[], str] = str) -> None:
+    """Waits for something to be true; raises AssertionError with an explanation where it takes too long."""
     end = time.monotonic() + 60 * MINUTES
     while not done():
         assert time.monotonic() < end, f"waited {MINUTES} minutes for {what}: {explain()}"
@@ -192,7 +193,7 @@ def time_limit(run: Run, chance: random.Random) -> None:
     for process in (found := processes(run)):
         process.suspend()
     try:
-        _until("the signal before the limit", lambda: all(_signalled(process, signal.SIGUSR2) for process in found))
+        until("the signal before the limit", lambda: all(_signalled(process, signal.SIGUSR2) for process in found))
     finally:
         for process in found:
             with suppress(psutil.NoSuchProcess):
@@ -224,7 +225,7 @@ def node_down(run: Run, chance: random.Random) -> None:
         done = subprocess.run(back, capture_output=True)
         return done.returncode == 0 or "DOWN" not in slurm("scontrol", "show", "node", "--oneliner", node)
 
-    _until("the node's return", returned)
+    until("the node's return", returned)
 
 
 def slurmd_killed(run: Run, chance: random.Random) -> None:
@@ -244,7 +245,7 @@ def node_of(run: Run) -> str:
         names = slurm("squeue", "-h", "-o", "%N", "-j", run.job()).strip()
         return bool(names)
 
-    _until(f"a node of {run.folder.name}", found, run.said)
+    until(f"a node of {run.folder.name}", found, run.said)
     return slurm("scontrol", "show", "hostnames", names).split()[0]
 
 
@@ -323,7 +324,7 @@ class Round:
                 stdout=log,
                 stderr=log,
             )
-        _until(f"jobs of {self.folder.name}", lambda: len(self._submitted()) == len(ARMS), self.said)
+        until(f"jobs of {self.folder.name}", lambda: len(self._submitted()) == len(ARMS), self.said)
 
     def runs(self) -> list[Run]:
         """In the order of the arms."""
