@@ -88,7 +88,7 @@ def test_what_is_finished_or_at_work_is_left_alone(composing: Any, given: Any) -
     with lock_of(folders[1]):
         given["end"] = lambda folder: write_status(folder, state="finished", step=2)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(launching, "_ended", lambda awaited: [])
+            patch.setattr(launching, "_ended", lambda awaited, say: [])
             sweep(arms, composing, said.append)
     assert given["folders"] == [folders[2]]
     assert "1 of 3 runs have finished before" in said
