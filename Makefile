@@ -8,7 +8,7 @@ STAMP := .venv/.setup-stamp
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test slurm slurm-up slurm-down lint types imports docs zoo bench ci
+.PHONY: help setup train test slurm interruptions slurm-up slurm-down lint types imports docs zoo bench ci
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -27,10 +27,13 @@ $(STAMP): pyproject.toml constraints.txt
 train: setup ## train the default run: a small model on drawn shapes (ARGS="resampler=none" changes it)
 	$(BIN)/python -m beni.train $(ARGS)
 
-test: setup ## run the tests (ARGS="tests/unit -x" narrows them)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: setup ## run the tests but those on SLURM (ARGS="tests/unit -x" narrows them)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/launch/test_cluster.py $(ARGS)
 
-slurm: setup ## interrupt runs on a SLURM of this machine, each in every way (as root; ARGS="--times 100 --seed 1")
+slurm: setup ## run the tests on a SLURM of two nodes, which they start on this machine (as root)
+	$(BIN)/python -m pytest -q tests/launch/test_cluster.py $(ARGS)
+
+interruptions: setup ## interrupt runs on such a SLURM in every way (as root; ARGS="--times 100 --seed 1")
 	$(BIN)/python tests/support/preemptions.py $(ARGS)
 
 slurm-up: setup ## start a SLURM of two nodes on this machine, as root

@@ -43,6 +43,7 @@ TINY = (
 SHORT = (
     *("train.steps=6", "train.batch_size=8", "compute.threads=1", "compute.workers=0", "log.every=1"),
     *("compute.device=cpu", "checkpoint.export=false", "eval.gallery=0", "eval.examples=12", "eval.batch_size=4"),
+    "eval.ablations=[]",
 )
 
 LORA = ("adapter=lora", "adapter.r=4", "train.plan.llm=lora", "train.plan.vision=frozen")

@@ -1,7 +1,7 @@
 """``python -m beni.compare runs/<study>``: which arm is better, by how much, at what cost, and is the pair fair?
 
-Prints the table and writes compare.md, compare.csv and compare.json into the study folder. Runs are only read, so it
-may be called while the study is still running.
+Prints the table and writes report.html, report.md, results.csv and results.json into the study folder. Runs are only
+read, so it may be called while the study is still running.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from beni.errors import BeniError, ResourceError
 
 if TYPE_CHECKING:
     from beni.analysis.comparison import Comparison
+    from beni.runs.read import Fate
 
 WIDTH_OF_A_FILE = 160  # columns, where the output is a pipe or a log and has no width of its own
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from beni.config.command import report
 
     try:
-        comparison = compare_study(arguments.study, baseline=arguments.baseline, metric=arguments.metric)
+        comparison = compare_study(arguments.study, baseline=arguments.baseline, metric=arguments.metric, fates=_fates)
         console = Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_A_FILE)
         console.print(compare_table(comparison))
         written = _written(comparison)
@@ -56,6 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     console.print(Text("written: " + " ".join(map(str, written))), soft_wrap=True)
     return 0
+
+
+def _fates(folders: Sequence[Path]) -> dict[Path, Fate]:
+    """What became of runs, also of those whose process can no longer say so."""
+    from beni.launch.states import states_of
+    from beni.runs.read import Fate
+
+    return {state.folder: Fate(state.state, state.reason) for state in states_of(folders)}
 
 
 def _written(comparison: Comparison) -> list[Path]:

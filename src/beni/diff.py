@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BeniError as error:
         report(error)
         return 2
+    for one in (run, other):
+        _print(f"damaged: {one.folder}", one.damage)
     _print("settings", settings)
     _print("settings that cannot change a result", others)
     found: dict[str, list[str]] = {"differs": [], "missing": [], "note": []}

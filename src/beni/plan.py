@@ -44,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit code is 2 when the run cannot be."""
     arguments = parser().parse_intermixed_args(argv)
     from beni.config.command import report
-    from beni.config.compose import compose
     from beni.config.explain import explained
     from beni.errors import ConfigError
     from beni.launch.sweep import named_arms
@@ -65,16 +64,53 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not 1 <= local <= arguments.world:
                 raise ConfigError(f"--local-world={local}, expected 1 to --world={arguments.world}")
             sample = Assumed((height, width), arguments.text, arguments.labels, arguments.world, local)
+            runs = composed(arms, arguments.config_dir)
             if len(arms) > 1:
-                return show_arms(arms, arguments.config_dir, sample, arguments.json)
-            show(compose(arms[0], arguments.config_dir), sample, arguments.json)
+                return show_arms(arms, runs, sample, arguments.json)
+            if isinstance(runs[0], BeniError):
+                raise runs[0]
+            show(runs[0], sample, arguments.json)
     except BeniError as error:
         report(error)
         return 2
     return 0
 
 
-def show_arms(arms: Sequence[Sequence[str]], config_dir: str | None, assumed: Assumed, as_json: bool) -> int:
+def composed(arms: Sequence[Sequence[str]], config_dir: str | None) -> list[dict[str, Any] | BeniError]:
+    """The frozen run of each arm, with what ``study.match`` chooses, or why there is none.
+
+    Raises:
+        ConfigError: when the arms do not have one budget.
+    """
+    from beni.config.compose import compose
+    from beni.launch import match
+    from beni.launch.job import judge
+    from beni.launch.submit import ImpossibleArm
+
+    made: list[dict[str, Any] | BeniError] = []
+    for arm in arms:
+        try:
+            made.append(compose(arm, config_dir))
+        except BeniError as error:
+            made.append(error)
+    runs = [run for run in made if not isinstance(run, BeniError)]
+    if not any(map(match.is_matched, runs)) or len(runs) < len(made):
+        return made
+    found = judge(match.to_check(runs, arms))
+    for line in match.told(runs, arms, found):
+        print(line, file=sys.stderr)
+    for number, (run, one) in enumerate(zip(runs, found, strict=True)):
+        if one["problem"] is not None:
+            made[number] = ImpossibleArm(one["problem"])
+        else:
+            own = [f"{key}={value}" for key, value in match.chosen(run, one).items()]
+            made[number] = compose([*arms[number], *own], config_dir)
+    return made
+
+
+def show_arms(
+    arms: Sequence[Sequence[str]], runs: Sequence[dict[str, Any] | BeniError], assumed: Assumed, as_json: bool
+) -> int:
     """Prints a line for each arm of a sweep, and what is wrong with those that cannot be; the exit code is 2 then."""
     import json
     import shlex
@@ -85,31 +121,34 @@ def show_arms(arms: Sequence[Sequence[str]], config_dir: str | None, assumed: As
     from rich.table import Table
 
     from beni.analysis import formats
-    from beni.config.compose import compose
     from beni.model.costing.plan import plan_of
 
     shared = {word for word in arms[0] if all(word in arm for arm in arms)}
     plans: dict[str, Plan] = {}
     refused: dict[str, BeniError] = {}
-    for arm in arms:
+    steps: dict[str, int] = {}
+    for arm, run in zip(arms, runs, strict=True):
         name = shlex.join(word for word in arm if word not in shared)
         try:
-            plans[name] = plan_of(compose(arm, config_dir), assumed)
+            if isinstance(run, BeniError):
+                raise run
+            plans[name], steps[name] = plan_of(run, assumed), run["train"]["steps"]
         except BeniError as error:
             refused[name] = error
     if as_json:
-        print(json.dumps({name: plan.to_dict() for name, plan in plans.items()}))
+        print(json.dumps({name: plan.to_dict() | {"steps": steps[name]} for name, plan in plans.items()}))
     else:
         out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("arm", "visual tokens", "trainable", "training FLOPs", "prefill FLOPs", "memory"):
+        for name in ("arm", "visual tokens", "trainable", "steps", "training FLOPs", "prefill FLOPs", "memory"):
             out.add_column(name, justify="left" if name == "arm" else "right")
         for name, plan in plans.items():
             table = plan.table
             trained, flops = sum(row.trained for row in table.rows), table.train_flops_per_sample
-            numbers = (formats.count(one) for one in (trained, flops, table.prefill_flops))
+            costs = (formats.count(one) for one in (flops, table.prefill_flops))
             fused = table.row("fusion")
             tokens = formats.tokens(fused.tokens, fused.fixed, fused.mean)
-            out.add_row(escape(name), tokens, *numbers, f"{plan.need.peak / 2**30:.1f} GiB")
+            memory = f"{plan.need.peak / 2**30:.1f} GiB"
+            out.add_row(escape(name), tokens, formats.count(trained), str(steps[name]), *costs, memory)
         (Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_A_FILE)).print(out)
     for name, error in refused.items():
         print(f"{name}\n{type(error).__name__}: {error}", file=sys.stderr)

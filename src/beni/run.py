@@ -34,6 +34,7 @@ from beni.llm.layout import Layout
 from beni.measure import memory
 from beni.measure.peak import Peak, find_peak
 from beni.measure.profile import Profile
+from beni.model.costing.bill import Bill, bill_of
 from beni.model.costing.counts import Costs
 from beni.model.costing.memory import estimate_memory, remedies
 from beni.model.costing.table import SpecTable, propagate, spec_table
@@ -56,6 +57,9 @@ from beni.training.preempt import Preemption
 from beni.training.settings import TrainerSettings
 from beni.training.throughput import Meter
 
+BILLED = 64
+"""Steps whose samples are counted for a bill: packs hold more or less of them."""
+
 
 def plan(run: Mapping[str, Any]) -> BeniForConditionalGeneration:
     """The run's model on the meta device, without weights.
@@ -66,6 +70,20 @@ def plan(run: Mapping[str, Any]) -> BeniForConditionalGeneration:
     check(dict(run))
     hub.require_weights(run)
     return propagate(run)
+
+
+def bill(run: Mapping[str, Any]) -> Bill:
+    """What the run would be billed for, by a few samples of its data as its spec table is.
+
+    Raises:
+        BeniError: when the run cannot be, or its data cannot be read here.
+    """
+    planned = plan(run)
+    data = assemble(run, planned.viewer)
+    with closing(data.fetcher):
+        probe = data.probe()
+    samples = data.schedule.samples(BILLED) / BILLED
+    return bill_of(planned, run, probe.length, probe.label_rows, probe.image, samples)
 
 
 @unfailing_output()
@@ -247,6 +265,8 @@ def _evaluation(
         shown=run["eval"]["gallery"],
         attention=run["eval"]["attention"],
         ahead=run["images"]["ahead"] or 1,
+        ablations=run["eval"]["ablations"],
+        last=run["train"]["steps"],
     )
 
 

@@ -31,19 +31,34 @@ def main(composed: DictConfig) -> str:
     run = freeze(composed, known.hydra)
     require_there(run["data"])
     hub.require_weights(run)
-    if run["launcher"]["backend"] == "slurm":
+    submits = run["launcher"]["backend"] == "slurm"
+    if submits or run["study"]["match"] is not None:
+        run = checked(run, composed, known)
+    if submits:
         return submit(run)
     from beni.run import train  # imports torch: only once the run is known to be sound
 
     return str(train(run))
 
 
-def submit(run: dict[str, Any]) -> str:
-    """One run as a job of the cluster, checked here before it waits there."""
-    from beni.launch.launch import launch
+def checked(run: dict[str, Any], composed: DictConfig, config: DictConfig) -> dict[str, Any]:
+    """The run once it has been checked in a further process, with what ``study.match`` chooses."""
+    from beni.launch import match
+    from beni.launch.estimate import told
     from beni.launch.submit import check_arms
 
-    check_arms([run])
+    arm = [str(word) for word in config.hydra.overrides.task]
+    [found] = check_arms(match.to_check([run], [arm]))
+    for line in match.told([run], [arm], [found]):
+        to_stderr(line)
+    to_stderr(told([found], [run["launcher"]]))
+    return match.settled(composed, config.hydra, run, found)
+
+
+def submit(run: dict[str, Any]) -> str:
+    """One run as a job of the cluster, after it was checked here."""
+    from beni.launch.launch import launch
+
     launch([(run, None)], to_stderr)
     return str(run_folder(run))
 

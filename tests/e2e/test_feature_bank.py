@@ -12,6 +12,8 @@ from beni.run import train
 from beni.vision.hf import HFVision
 
 PICTURES, BATCH = 12, 4
+NEW = 4
+"""Pictures that ablations make: two held-out ones shuffled, and noise in the place of both."""
 SETTINGS = (
     *("data=llava_pretrain", "template=chat", "train.plan.vision=frozen", f"train.batch_size={BATCH}"),
     *("data.heldout=2", "train.steps=10", "compute.workers=0", "eval.examples=2", "connector.dropout=0.1"),
@@ -66,11 +68,12 @@ def test_a_second_epoch_and_a_second_run_never_call_the_encoder(run_once, tmp_pa
     bare, _, all_views = run_once("bare")
     first, status, encoded = run_once("first", bank)
     assert digits(first) == digits(bare)
-    assert all_views == 10 * BATCH + 2 + 1  # training, held out, and one blank picture for all blanks
+    # training, held out and with half of the tokens dropped, swapped, one blank picture for all blanks, new pictures
+    assert all_views == 10 * BATCH + 2 + 2 + 2 + 1 + NEW
     # an epoch of ten samples ends in the third step: from then on every view is known
     hits = [line["train/feature_bank_hits"] for line in first if "train/feature_bank_hits" in line]
     assert hits[3:] == [1.0] * 7
-    assert encoded <= 3 * BATCH + 2 + 1
+    assert encoded <= 3 * BATCH + 2 + 1 + NEW
     assert status["feature_bank"]["encoded"] == encoded
 
     second, status, encoded = run_once("second", bank)

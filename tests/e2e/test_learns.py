@@ -25,6 +25,11 @@ def test_a_small_model_learns_the_colours_it_sees_and_not_those_it_cannot(tmp_pa
     assert status["eval/accuracy"] > status["eval/chance"] + 0.08
     assert abs(status["eval/accuracy_blank"] - status["eval/chance"]) < 0.1
     scores = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
-    colours = [r["score"] for r in scores if r["kind"] == "colour" and r["variant"] == "true"]
-    assert sum(colours) / len(colours) > 0.35  # one in six by chance
+
+    def colours(variant: str) -> float:
+        of = [row["score"] for row in scores if row["kind"] == "colour" and row["variant"] == variant]
+        return sum(of) / len(of)
+
+    assert colours("true") > 0.35  # one in six by chance
+    assert all(colours(variant) < colours("true") - 0.1 for variant in ("blank", "swapped", "noise"))
     assert "</html>" in (folder / "report.html").read_text()

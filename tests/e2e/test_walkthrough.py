@@ -62,7 +62,7 @@ def test_the_two_ranks_are_compared(walked):
     folder, said = walked
     assert len(list(folder.glob("runs/finetune/*/report.html"))) == 2
     assert "CONFOUNDED" not in said["compare"]
-    assert (folder / "runs" / "finetune" / "compare.md").is_file()
+    assert (folder / "runs" / "finetune" / "report.md").is_file()
 
 
 def test_the_program_prints_an_answer(walked):

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support import cluster
-from support.preemptions import KINDS, TINY, Run, campaign, slurm
+from support.preemptions import KINDS, STEPS, TINY, campaign, command, slurm, start_at_once, submit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -26,36 +33,59 @@ def running(absent: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(config))
         patch.setenv("OMP_NUM_THREADS", "1")
+        over = threading.Event()
+        threading.Thread(target=start_at_once, args=(over,), daemon=True).start()
         yield tmp_path_factory.mktemp("cluster")
+        over.set()
     cluster.down()
 
 
 SHORT = ("train.steps=5", "checkpoint.every=0")
 
 
-def test_a_sweep_over_two_nodes_each_is_submitted_at_once_and_compared(running: Path) -> None:
-    arms = ("connector=linear,mlp2x_gelu,swiglu", "train.seed=0,1")
-    run = Run(running, "sweep")
-    done = run.command(
-        "beni.train",
-        *("-m", *TINY, *SHORT, "study.name=sweep", *arms, "launcher=slurm_multinode", "launcher.nodes=2"),
-        *("launcher.tasks_per_node=1", "launcher.gpus_per_node=0", "launcher.cpus_per_task=1", "launcher.mem_gb=1.5"),
-        *("launcher.array_parallelism=2", "fsdp=none"),
-    )
+ARMS = ("connector=linear,mlp2x_gelu,swiglu", "train.seed=0,1")
+ONE_NODE = ("launcher=slurm_cpu", "launcher.cpus_per_task=1", "launcher.mem_gb=1.5")
+TWO_NODES = (
+    *("launcher=slurm_multinode", "launcher.nodes=2", "launcher.tasks_per_node=1", "launcher.gpus_per_node=0"),
+    *("launcher.cpus_per_task=1", "launcher.mem_gb=1.5", "fsdp=none"),
+)
+
+
+@pytest.mark.parametrize("job", [TWO_NODES, ONE_NODE], ids=["two nodes", "one node"])
+def test_a_sweep_is_submitted_by_a_command_that_returns_followed_and_compared(
+    running: Path, job: Sequence[str], request: pytest.FixtureRequest
+) -> None:
+    name = request.node.callspec.id.replace(" ", "_")
+    study = running / "runs" / name
+    overrides = ("-m", *TINY, *SHORT, f"study.name={name}", *ARMS, *job, "launcher.array_parallelism=2")
+    done = command(running, "beni.train", *overrides)
     assert done.returncode == 0, done.stderr
     assert "6 runs submitted to SLURM" in done.stderr
-    watched = run.command("beni.launch", "watch", str(run.study))
+    again = command(running, "beni.train", *overrides)
+    assert re.findall(r"^(\d) of 6 runs", again.stderr, re.MULTILINE), again.stderr
+    assert "submitted" not in again.stderr
+    at_work = 0
+    while "PENDING" in (waiting := slurm("squeue", "-h", "-r", "-o", "%T %j")):
+        at_work = max(at_work, waiting.count("RUNNING"))
+        assert {line.split()[1] for line in waiting.splitlines()} <= {path.name for path in study.iterdir()}
+        time.sleep(0.5)
+    assert at_work <= 2, "no more at a time than launcher.array_parallelism"
+    watched = command(running, "beni.launch", "watch", str(study))
     assert watched.stdout.splitlines()[-1] == "6 runs: 6 finished", watched.stdout
-    jobs = [json.loads(path.read_text().splitlines()[0])["job"] for path in run.study.glob("*/jobs.jsonl")]
+    jobs = [json.loads(path.read_text().splitlines()[0])["job"] for path in study.glob("*/jobs.jsonl")]
     assert len({job.split("_")[0] for job in jobs}) == 1, "one array"
     states = slurm("sacct", "-nPX", "-o", "State,ExitCode", "-j", jobs[0].split("_")[0]).split()
     assert states == ["COMPLETED|0:0"] * 6
-    compared = run.command("beni.compare", str(run.study))
+    compared = command(running, "beni.compare", str(study))
     assert compared.returncode == 0, compared.stderr
 
 
+SHORT_CAMPAIGN = ("usr2", "sigterm", "requeue", "evicted with grace", "cancelled", "killed")
+"""One for each arm; what SLURM does after a node is lost takes it minutes, and is left to a campaign by hand."""
+
+
 def test_what_interrupts_a_run_changes_no_number_of_it(running: Path) -> None:
-    assert campaign(running, list(KINDS), seed=0, say=print) == []
+    assert campaign(running, SHORT_CAMPAIGN, seed=0, say=print) == []
 
 
 def test_a_run_that_cannot_be_fails_for_slurm_as_well_and_says_why_in_its_log(running: Path) -> None:
@@ -63,8 +93,7 @@ def test_a_run_that_cannot_be_fails_for_slurm_as_well_and_says_why_in_its_log(ru
     turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     data.write_text(json.dumps([{"conversations": turns}] * 9))
     values = ("data=llava_instruct", f"data.path={data}", "data.heldout=1", "launcher.setup=['sleep 5']")
-    run = Run(running, "gone", *values)
-    run.submit()
+    run = submit(running, "gone", *values)
     data.unlink()
     watched = run.command("beni.launch", "watch", str(run.study))
     assert watched.returncode == 1
@@ -84,25 +113,78 @@ def test_a_run_that_cannot_be_fails_for_slurm_as_well_and_says_why_in_its_log(ru
     ],
 )
 def test_what_sbatch_refuses_is_one_screen_and_leaves_nothing(running: Path, values: list[str], said: str) -> None:
-    run = Run(running, "refused")
     job = ("launcher=slurm_cpu", "launcher.mem_gb=1", "study.name=refused")
-    done = run.command("beni.train", *TINY, *SHORT, *job, *values)
+    done = command(running, "beni.train", *TINY, *SHORT, *job, *values)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
-    assert not run.study.exists() or list(run.study.glob("*/status.json")) == []
+    assert list(running.glob("runs/refused/*/status.json")) == []
 
 
-def test_code_and_options_that_are_edited_meanwhile_change_nothing(running: Path) -> None:
-    """A part of the user's own, whose file is broken while its job waits."""
-    package = running / "mine" / "parts_of_mine.py"
-    package.parent.mkdir()
+def test_code_and_options_that_are_edited_while_a_run_waits_and_is_queued_again_change_nothing(running: Path) -> None:
+    """A part of the user's own and its option file, both broken once the job is submitted."""
+    package, option = running / "mine" / "parts_of_mine.py", running / "conf" / "resampler" / "mine.yaml"
+    for path in (package, option):
+        path.parent.mkdir(parents=True)
     package.write_text("from beni.resampler.avg_pool import AvgPool\n\n\nclass Mine(AvgPool):\n    pass\n")
+    option.write_text("_target_: parts_of_mine.Mine\nside: 1\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENI_TRUSTED", "parts_of_mine")
         patch.setenv("PYTHONPATH", str(package.parent), prepend=":")
-        run = Run(running, "edited", "resampler=avg_pool", "resampler.side=1", "resampler._target_=parts_of_mine.Mine")
-        run.overrides = (*run.overrides, *SHORT, "launcher.setup=['sleep 5']")
-        run.submit()
+        run = submit(running, "edited", "--config-dir", str(option.parent.parent), "resampler=mine")
         package.write_text("raise RuntimeError('edited')\n")
+        option.write_text("_target_: parts_of_mine.Gone\nside: 3\n")
+        run.wait_for(100)
+        KINDS["usr2"].interrupt(run, random.Random(0))
         run.finish()
+    assert [step for step, _ in run.losses()] == list(range(1, STEPS + 1))
+    starts = [line for line in (run.folder / "jobs.jsonl").read_text().splitlines() if '"started"' in line]
+    assert len(starts) == 2, starts
+
+
+def test_a_full_queue_is_one_screen_and_leaves_nothing(running: Path) -> None:
+    limit = ("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs={}")
+    slurm(*(word.format(0) for word in limit))
+    try:
+        job = ("launcher=slurm_cpu", "launcher.mem_gb=1", "study.name=full")
+        done = command(running, "beni.train", "-m", *TINY, *SHORT, *job, "train.seed=0,1")
+    finally:
+        slurm(*(word.format(-1) for word in limit))
+    assert done.returncode == 2
+    assert "fix: wait for jobs to end" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(running.glob("runs/full/*/status.json")) == []
+
+
+def test_a_command_that_waits_can_be_left_and_its_runs_go_on(running: Path) -> None:
+    job = ("launcher=slurm_cpu", "launcher.mem_gb=1.5", "launcher.cpus_per_task=1", "launcher.wait=true")
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "beni.train", *TINY, *SHORT, *job, "study.name=left"],
+        cwd=running,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert waiting.stderr is not None
+    said = ""
+    while "submitted to SLURM" not in said:
+        said += waiting.stderr.readline()
+    time.sleep(1)
+    waiting.send_signal(signal.SIGINT)
+    said += waiting.communicate(timeout=60)[1]
+    assert waiting.returncode == 130
+    assert "the jobs go on without this command" in said
+    assert "Traceback" not in said
+    watched = command(running, "beni.launch", "watch", str(running / "runs" / "left"))
+    assert watched.stdout.splitlines()[-1] == "1 run: 1 finished", watched.stdout
+
+
+def test_a_waiting_run_that_is_cancelled_is_told_and_can_be_launched_again(running: Path) -> None:
+    run = submit(running, "cancelled", *SHORT, "launcher.additional_parameters={begin: now+1hour}")
+    assert "BeginTime" in run.said()
+    done = run.command("beni.launch", "cancel", str(run.study))
+    assert done.stdout.startswith("1 job cancelled"), done.stdout + done.stderr
+    assert run.lies_idle(), run.said()
+    assert "CANCELLED" in run.said()
+    again = run.command("beni.launch", "retry", str(run.study), "launcher.additional_parameters={}")
+    assert again.returncode == 0, again.stderr
+    run.finish()

@@ -126,3 +126,20 @@ def test_gpus_are_divided(monkeypatch: pytest.MonkeyPatch, visible: str, at_a_ti
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     shares = [share_of_gpus(slot, at_a_time) for slot in range(at_a_time)]
     assert shares == [{"CUDA_VISIBLE_DEVICES": one} if one else {} for one in expected]
+
+
+def test_a_process_is_ended_by_the_number_that_was_noted_and_no_other(folders: list[Path]) -> None:
+    wait = [sys.executable, "-c", "import time; time.sleep(60)"]
+    own, other = (subprocess.Popen([*wait, str(folder)]) for folder in folders[:2])
+    noted = {"job": str(own.pid), "node": local.HERE}
+    try:
+        assert not local.end(folders[1], noted), "the number is that of another run by now"
+        assert not local.end(folders[0], noted | {"node": "elsewhere"})
+        assert local.end(folders[0], noted)
+        assert own.wait(10) == -signal.SIGTERM
+        assert not local.end(folders[0], noted), "it has ended"
+        assert other.poll() is None
+    finally:
+        for one in (own, other):
+            one.kill()
+            one.wait()

@@ -59,7 +59,7 @@ def folders_of(tmp_path: Path, names: str = "ab") -> list[Path]:
 
 
 def test_runs_that_ask_for_the_same_are_one_array_and_each_knows_its_job(tmp_path: Path, programs: Any) -> None:
-    here = programs(sbatch=SBATCH, srun="")
+    here = programs(sbatch=SBATCH, srun="", scontrol="(here / 'updates').write_text(sys.stdin.read())")
     folders = folders_of(tmp_path, "abc")
     small, large = launchers("launcher.mem_gb=4"), launchers("launcher.mem_gb=8")
     assert slurm.submit(folders, [small, large, small], Path("/code/12ab")) == []
@@ -68,6 +68,8 @@ def test_runs_that_ask_for_the_same_are_one_array_and_each_knows_its_job(tmp_pat
     ids = {folder.name: line["job"] for folder, line in zip(folders, lines, strict=True) if line is not None}
     array = next(one.split("_")[0] for one in ids.values() if "_" in one)
     assert sorted(ids.values()) == sorted([f"{array}_0", f"{array}_1", ids["b"]])
+    named = [f"update jobid={ids[name]} jobname={name}" for name in "ac"]
+    assert (here / "updates").read_text().splitlines() == named
     texts = {("array" in text): text for text in (path.read_text() for path in here.glob("batch*.sh"))}
     assert "#SBATCH --array=0-1%2" in texts[True]
     assert "#SBATCH --job-name=study" in texts[True]
@@ -240,6 +242,18 @@ def test_a_run_that_a_signal_has_ended_is_queued_again_while_slurm_says_running(
     assert code == 75
     assert line["next"] == ("requeued" if again else f"the scheduler says {state}")
     assert ("scontrol requeue 7" in (here / "calls").read_text()) == again
+
+
+def test_the_last_element_of_an_array_which_has_the_number_of_the_array_asks_for_itself_alone(
+    job: Path, programs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    here = programs(
+        scontrol="print('JobId=9 JobState=RUNNING' if sys.argv[-1] == '7_1' else 'JobState=RUNNING\\nJobState=PENDING')"
+    )
+    assert ended(job, 75, monkeypatch)[1]["next"] == "requeued"
+    assert [line.split()[-1] for line in (here / "calls").read_text().splitlines()] == ["7_1", "7_1"]
 
 
 def test_a_run_that_saves_no_step_in_two_starts_is_not_queued_again(

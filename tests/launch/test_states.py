@@ -53,6 +53,11 @@ def test_of_a_run_of_this_machine_the_lock_tells_who_works(
 
 SLURM = {
     "pending": ({"state": "PENDING", "reason": "Resources"}, {"state": "queued"}, ("waiting", "Resources")),
+    "held": (
+        {"state": "PENDING", "reason": "launch failed requeued held"},
+        {"state": "running"},
+        ("lost", "SLURM holds its job: launch failed requeued held"),
+    ),
     "begun": ({"state": "RUNNING"}, {"state": "queued"}, ("running", "")),
     "queued again": ({"state": "PENDING", "reason": "BeginTime"}, {"state": "preempted"}, ("waiting", "BeginTime")),
     "killed": (

@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(os.environ.get("BENI_SLURM", "/tmp/beni-slurm"))
 FIRST_PORT = 17400
 NODES = 2
@@ -50,6 +52,7 @@ JobAcctGatherParams=OverMemoryKill
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
 AccountingStoragePort={accounting}
+AccountingStorageEnforce=associations,limits
 MpiDefault=none
 ReturnToService=2
 JobRequeue=1
@@ -87,6 +90,10 @@ GRANTS = "".join(
     f"create user if not exists slurm@'{host}' identified by 'slurm'; grant all on slurm_acct_db.* to slurm@'{host}'; "
     for host in ("localhost", "127.0.0.1")
 )
+
+
+STARTED: list[subprocess.Popen[bytes]] = []
+"""Programs that this process has started; they outlive it."""
 
 
 class NoCluster(Exception):
@@ -149,7 +156,10 @@ def start_node(name: str) -> None:
 
 def kill_node(name: str) -> None:
     """SIGKILL to the slurmd of a node; what it has started lives on, as on a machine whose slurmd crashes."""
-    os.kill(int((ROOT / "run" / f"slurmd.{name}.pid").read_text()), signal.SIGKILL)
+    pid = ROOT / "run" / f"slurmd.{name}.pid"
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    _wait("the end of a killed process", lambda: not _alive(pid))
+    pid.unlink()
 
 
 def _configure() -> Path:
@@ -240,7 +250,9 @@ def _controller() -> None:
 def _start(*command: str) -> subprocess.Popen[bytes]:
     name = Path(command[0]).name
     with (ROOT / "log" / f"{name}.out").open("ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    STARTED.append(process)
+    return process
 
 
 def _ask(*command: str) -> str:
@@ -267,10 +279,9 @@ def _listens(port: int) -> bool:
 
 def _alive(pid: Path) -> bool:
     try:
-        os.kill(int(pid.read_text()), 0)
-    except (OSError, ValueError):
+        return psutil.Process(int(pid.read_text())).status() != psutil.STATUS_ZOMBIE
+    except (OSError, ValueError, psutil.Error):
         return False
-    return True
 
 
 def _end(pid: Path) -> None:

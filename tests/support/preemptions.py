@@ -1,10 +1,11 @@
-"""Runs on a real SLURM (cluster.py) that something interrupts, and what must hold afterwards.
+"""A study of six arms on a real SLURM (cluster.py) whose runs something interrupts, and what must hold afterwards.
 
-    python tests/support/preemptions.py --times 100 --seed 0      # a campaign; make slurm runs a short one
+    python tests/support/preemptions.py --times 100 --seed 0      # a campaign; make slurm runs a shorter one
 
-Every kind of interruption hits a run at a random moment. Afterwards the run must have come to its end by itself, or by
-``beni.launch retry`` where the interruption is final, and its losses must be those of an undisturbed run: every step
-once, each bit for bit.
+Every arm of a round is hit by one kind of interruption at a random step, besides what its neighbours on the node get
+of theirs. Afterwards the run must have come to its end by itself, or by ``beni.launch retry`` where the interruption is
+final; its losses must be those of an undisturbed run, every step once, bit for bit; and the submitter, which waits,
+must have named no arm that finished.
 """
 
 from __future__ import annotations
@@ -13,24 +14,29 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import psutil
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from beni.launch.states import STUCK
 from support import cluster
 
-STEPS = 1500
+STEPS = 600
 TINY = (
     *(f"vision.architecture.{key}=32" for key in ("hidden_size", "intermediate_size")),
     *("vision.architecture.num_hidden_layers=1", "vision.architecture.num_attention_heads=2"),
@@ -38,44 +44,41 @@ TINY = (
     *("llm.architecture.num_hidden_layers=1", "llm.architecture.num_attention_heads=2"),
     *("llm.architecture.num_key_value_heads=1", f"train.steps={STEPS}", "train.batch_size=4", "data.heldout=4"),
     *("eval.examples=4", "eval.gallery=0", "compute.threads=1", "compute.workers=0", "log.every=1"),
-    *("checkpoint.every=100", "checkpoint.export=false"),
+    *("checkpoint.every=50", "checkpoint.export=false"),
 )
 JOB = (
     *("launcher=slurm_cpu", "launcher.cpus_per_task=1", "launcher.mem_gb=1.5", "launcher.signal_delay_s=30"),
     "launcher.timeout_min=30",
 )
-MINUTES = 8
-"""Within which an interrupted run must have ended; SLURM holds a job that it queues again for two."""
+TWO_NODES = "launcher.nodes=2"
+ARMS = (
+    *(f"connector={connector} train.seed={seed}" for connector in ("linear", "mlp2x_gelu") for seed in (0, 1)),
+    *(f"connector=swiglu train.seed={seed} {TWO_NODES}" for seed in (0, 1)),
+)
+"""Overrides of each; two of them are of two processes, one a node."""
+MINUTES = 10
+"""Within which all that is waited for must have come."""
+NO_STEP = "starts have saved no step"
+"""Why a run was not queued again that was interrupted too often, which is as it should be."""
 
 
+@dataclass(frozen=True)
 class Run:
-    """One run of a study of its own.
+    """One run of a study.
 
     Args:
-        home: the working directory.
-        name: of the study.
-        overrides: further ones.
+        folder: of the run, below ``<home>/runs/<study>``.
     """
 
-    def __init__(self, home: Path, name: str, *overrides: str) -> None:
-        self.home, self.study, self.overrides = home, home / "runs" / name, overrides
-
-    def command(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """``python -m MODULE ARGUMENTS`` where the run is."""
-        return subprocess.run(
-            [sys.executable, "-m", module, *arguments], cwd=self.home, capture_output=True, text=True, timeout=300
-        )
-
-    def submit(self) -> Run:
-        """Hands it to SLURM."""
-        done = self.command("beni.train", *TINY, *JOB, f"study.name={self.study.name}", *self.overrides)
-        assert done.returncode == 0, done.stderr
-        return self
+    folder: Path
 
     @property
-    def folder(self) -> Path:
-        [config] = self.study.glob("*/config.yaml")
-        return config.parent
+    def study(self) -> Path:
+        return self.folder.parent
+
+    def command(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """``python -m MODULE ARGUMENTS`` in the study's working directory."""
+        return command(self.study.parent.parent, module, *arguments)
 
     def job(self) -> str:
         """Its newest job."""
@@ -93,19 +96,41 @@ class Run:
 
     def wait_for(self, step: int) -> None:
         """Until so many steps are taken."""
-        _until(f"step {step} of {self.study.name}", lambda: any(one >= step for one, _ in self.losses()))
+        _until(f"step {step} of {self.folder.name}", lambda: any(one >= step for one, _ in self.losses()), self.said)
 
-    def states(self) -> dict[str, Any]:
-        """``status.json``."""
-        return json.loads((self.folder / "status.json").read_text())
+    @property
+    def state(self) -> str:
+        """As ``status.json`` has it."""
+        return json.loads((self.folder / "status.json").read_text())["state"]
 
     def said(self) -> str:
-        """What ``beni.launch status`` prints of it."""
-        return self.command("beni.launch", "status", str(self.study)).stdout
+        """The line of ``beni.launch status`` about it."""
+        lines = self.command("beni.launch", "status", str(self.folder)).stdout.splitlines()
+        return next((line for line in lines if line.startswith(self.folder.name)), "")
+
+    def lies_idle(self) -> bool:
+        """Whether nobody goes on with it, for ``beni.launch status``."""
+        words = self.said().split()
+        return len(words) > 1 and words[1] in ("lost", "preempted", "failed")
 
     def finish(self) -> None:
         """Until it is finished."""
-        _until(f"the end of {self.study.name}", lambda: self.states()["state"] == "finished", self.said)
+        _until(f"the end of {self.folder.name}", lambda: self.state == "finished", self.said)
+
+
+def command(home: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``python -m MODULE ARGUMENTS`` in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=home, capture_output=True, text=True, timeout=300
+    )
+
+
+def submit(home: Path, study: str, *overrides: str) -> Run:
+    """Hands one run to SLURM."""
+    done = command(home, "beni.train", *TINY, *JOB, f"study.name={study}", *overrides)
+    assert done.returncode == 0, done.stderr
+    [config] = (home / "runs" / study).glob("*/config.yaml")
+    return Run(config.parent)
 
 
 def _until(what: str, done: Callable[[], bool], explain: Callable[[], str] = str) -> None:
@@ -121,7 +146,7 @@ def slurm(*command: str) -> str:
 
 
 def processes(run: Run) -> list[psutil.Process]:
-    """Processes of the run's job, below submitit's."""
+    """Processes of the run's job, one a rank."""
     found = []
     for process in psutil.process_iter(["cmdline", "environ"]):
         words, variables = process.info["cmdline"] or [], process.info["environ"] or {}
@@ -131,71 +156,128 @@ def processes(run: Run) -> list[psutil.Process]:
     return found
 
 
-def usr2(run: Run) -> None:
+def usr2(run: Run, chance: random.Random) -> None:
     """The signal before a time limit."""
     slurm("scancel", "--signal=USR2", run.job())
 
 
-def requeue(run: Run) -> None:
+def sigterm(run: Run, chance: random.Random) -> None:
+    """The signal of an eviction."""
+    slurm("scancel", "--signal=TERM", run.job())
+
+
+def requeue(run: Run, chance: random.Random) -> None:
     """A person, or an administrator, queues the job again: SLURM kills it without a word."""
     slurm("scontrol", "requeue", run.job())
 
 
-def evicted(run: Run) -> None:
+def evicted(run: Run, chance: random.Random) -> None:
     """A job of a higher partition takes the node, after the grace time of ``low`` or at once in ``now``."""
-    node = slurm("squeue", "-h", "-o", "%N", "-j", run.job()).strip()
-    slurm("sbatch", "-p", "high", "-w", node, "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
+    slurm("sbatch", "-p", "high", "-w", node_of(run), "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
 
 
-def cancelled(run: Run) -> None:
-    """``scancel`` is final; retry goes on."""
+def cancelled(run: Run, chance: random.Random) -> None:
+    """``scancel`` is final."""
     slurm("scancel", run.job())
-    _until("the job's end", lambda: not slurm("squeue", "-h", "-j", run.job()).strip())
-    _retry(run)
 
 
-def killed(run: Run) -> None:
-    """SIGKILL to the process, as by a lack of memory on its machine; retry goes on."""
-    for process in processes(run):
+def killed(run: Run, chance: random.Random) -> None:
+    """SIGKILL to one process of the job."""
+    for process in chance.sample(found := processes(run), min(1, len(found))):
         process.send_signal(signal.SIGKILL)
-    _until("the job's end", lambda: not slurm("squeue", "-h", "-j", run.job()).strip())
-    _retry(run)
 
 
-def node_down(run: Run) -> None:
+def time_limit(run: Run, chance: random.Random) -> None:
+    """The run stands still until SLURM has sent the signal before the limit."""
+    for process in (found := processes(run)):
+        process.suspend()
+    try:
+        _until("the signal before the limit", lambda: all(_signalled(process, signal.SIGUSR2) for process in found))
+    finally:
+        for process in found:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+def _signalled(process: psutil.Process, number: int) -> bool:
+    """Whether a signal waits for a process, or it is gone."""
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except OSError:
+        return True
+    waiting = [int(line.split()[1], 16) for line in lines if line.startswith(("ShdPnd", "SigPnd"))]
+    return any(mask >> (number - 1) & 1 for mask in waiting)
+
+
+def out_of_memory(run: Run, chance: random.Random) -> None:
+    """SLURM has killed it while it started, since the arm asks for too little; it is retried with more."""
+
+
+def node_down(run: Run, chance: random.Random) -> None:
     """An administrator sets the node down."""
-    node = slurm("squeue", "-h", "-o", "%N", "-j", run.job()).strip()
+    node = node_of(run)
     slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     time.sleep(2)
     back = ("scontrol", "update", f"nodename={node}", "state=resume")  # refused while the job is still being ended
-    _until("the node's return", lambda: subprocess.run(back, capture_output=True).returncode == 0)
+
+    def returned() -> bool:
+        done = subprocess.run(back, capture_output=True)
+        return done.returncode == 0 or "DOWN" not in slurm("scontrol", "show", "node", "--oneliner", node)
+
+    _until("the node's return", returned)
 
 
-def slurmd_killed(run: Run) -> None:
+def slurmd_killed(run: Run, chance: random.Random) -> None:
     """The node's slurmd dies, and its process lives on while SLURM starts the job again."""
-    node = slurm("squeue", "-h", "-o", "%N", "-j", run.job()).strip()
+    node = node_of(run)
     cluster.kill_node(node)
     time.sleep(1)
     cluster.start_node(node)
 
 
-def _retry(run: Run) -> None:
-    assert " lost" in run.said() or " preempted" in run.said() or " failed" in run.said(), run.said()
-    done = run.command("beni.launch", "retry", str(run.study))
-    assert done.returncode == 0, done.stderr
+def node_of(run: Run) -> str:
+    """The node, or the first one, where it runs."""
+    names = ""
+
+    def found() -> bool:
+        nonlocal names
+        names = slurm("squeue", "-h", "-o", "%N", "-j", run.job()).strip()
+        return bool(names)
+
+    _until(f"a node of {run.folder.name}", found, run.said)
+    return slurm("scontrol", "show", "hostnames", names).split()[0]
 
 
-KINDS: dict[str, tuple[Callable[[Run], None], tuple[str, ...]]] = {
-    "usr2": (usr2, ()),
-    "requeue": (requeue, ()),
-    "evicted with grace": (evicted, ("launcher.partition=low",)),
-    "evicted at once": (evicted, ("launcher.partition=now",)),
-    "cancelled": (cancelled, ()),
-    "killed": (killed, ()),
-    "node down": (node_down, ()),
-    "slurmd killed": (slurmd_killed, ()),
+@dataclass(frozen=True)
+class Kind:
+    """A kind of interruption.
+
+    Args:
+        interrupt: does it.
+        launcher: what a run is submitted with that it hits.
+        final: whether ``beni.launch retry`` has to go on with the run; with which values, if there are any.
+        starts: whether the run takes steps before.
+    """
+
+    interrupt: Callable[[Run, random.Random], None]
+    launcher: str = ""
+    final: tuple[str, ...] | None = None
+    starts: bool = True
+
+
+KINDS: Mapping[str, Kind] = {
+    "usr2": Kind(usr2),
+    "sigterm": Kind(sigterm),
+    "requeue": Kind(requeue),
+    "evicted with grace": Kind(evicted, "launcher.partition=low"),
+    "evicted at once": Kind(evicted, "launcher.partition=now"),
+    "cancelled": Kind(cancelled, final=()),
+    "killed": Kind(killed, final=()),
+    "time limit": Kind(time_limit, "launcher.timeout_min=2 launcher.signal_delay_s=60"),
+    "out of memory": Kind(out_of_memory, "launcher.mem_gb=0.2", final=("launcher.mem_gb=1.5",), starts=False),
+    "node down": Kind(node_down),
+    "slurmd killed": Kind(slurmd_killed),
 }
-"""What interrupts a run, and what such a run is submitted with."""
 
 
 def judge(run: Run, reference: Sequence[tuple[int, float]]) -> list[str]:
@@ -204,7 +286,7 @@ def judge(run: Run, reference: Sequence[tuple[int, float]]) -> list[str]:
     problems = []
     if [step for step, _ in losses] != [step for step, _ in reference]:
         problems.append(f"its steps are {_gaps([step for step, _ in losses])}")
-    if wrong := [step for step, loss in losses if loss != dict(reference)[step]]:
+    if wrong := [step for step, loss in losses if loss != dict(reference).get(step)]:
         problems.append(f"{len(wrong)} losses differ, the first at step {wrong[0]}")
     return problems
 
@@ -214,26 +296,125 @@ def _gaps(steps: Sequence[int]) -> str:
     return f"{steps[0]} to {steps[-1]}" + (f" with {', '.join(breaks[:5])}" if breaks else "") if steps else "none"
 
 
-def campaign(home: Path, kinds: Sequence[str], seed: int, say: Callable[[str], None]) -> list[str]:
-    """Interrupts a run for each of ``kinds``, three at a time; what was wrong, one line each."""
-    chance = random.Random(seed)
-    reference = Run(home, "reference").submit()
-    reference.finish()
-    losses = reference.losses()
-    assert [step for step, _ in losses] == list(range(1, STEPS + 1))
+class Round:
+    """The study of six arms once, submitted by a command that waits for it.
 
-    def interrupt(number: int, kind: str, step: int) -> list[str]:
-        run = Run(home, f"run{number}", *KINDS[kind][1]).submit()
+    Args:
+        home: the working directory.
+        study: its name.
+        kinds: what interrupts each arm; empty leaves all undisturbed.
+    """
+
+    def __init__(self, home: Path, study: str, kinds: Sequence[str] = ()) -> None:
+        self.home, self.folder, self.kinds = home, home / "runs" / study, kinds
+        self.log = home / f"{study}.log"
+        self.retried: set[str] = set()
+        further = [KINDS[kind].launcher for kind in kinds] or [""] * len(ARMS)
+        self.arms = [f"{arm} {values}".strip() for arm, values in zip(ARMS, further, strict=True)]
+
+    def submit(self) -> None:
+        """Starts the submitter, and waits until all arms are SLURM's."""
+        words = ",".join(f"'{arm}'" for arm in self.arms)
+        values = ("-m", *TINY, *JOB, "fsdp=none", f"study.name={self.folder.name}", f"hydra.sweeper.arms=[{words}]")
+        with self.log.open("w") as log:
+            self.submitter = subprocess.Popen(
+                [sys.executable, "-m", "beni.train", *values, "launcher.wait=true"],
+                cwd=self.home,
+                stdout=log,
+                stderr=log,
+            )
+        _until(f"jobs of {self.folder.name}", lambda: len(self._submitted()) == len(ARMS), self.said)
+
+    def runs(self) -> list[Run]:
+        """In the order of the arms."""
+        found = {}
+        for path in self._submitted():
+            config = yaml.safe_load((path.parent / "config.yaml").read_text())
+            found[f"connector={config['choices']['connector']} train.seed={config['train']['seed']}"] = Run(path.parent)
+        return [found[arm.removesuffix(TWO_NODES).strip()] for arm in ARMS]
+
+    def said(self) -> str:
+        """What the submitter has said."""
+        return self.log.read_text()
+
+    def end(self) -> list[str]:
+        """Waits for the submitter, which names no arm but those that nobody went on with."""
+        self.submitter.wait(60 * MINUTES)
+        named = {run.folder.name for run in self.runs() if f"  {run.folder.name}: " in self.said()}
+        wrong = [f"the submitter says that {name} failed" for name in sorted(named - self.retried)]
+        if (code := self.submitter.returncode) != (2 if named else 0):
+            wrong.append(f"the submitter ended with {code}: {self.said()}")
+        return wrong
+
+    def _submitted(self) -> list[Path]:
+        return [path for path in self.folder.glob("*/jobs.jsonl") if '"submitted"' in path.read_text()]
+
+
+def interrupt(run: Run, kind: str, step: int, chance: random.Random) -> bool:
+    """Interrupts a run, and sees to it that it comes to its end; whether somebody had to retry it."""
+    how = KINDS[kind]
+    if how.starts:
         run.wait_for(step)
-        KINDS[kind][0](run)
-        run.finish()
-        found = judge(run, losses)
-        say(f"{kind}: {'; '.join(found) or 'equal'}")
-        return [f"{kind} ({run.study.name}): {problem}" for problem in found]
+        how.interrupt(run, chance)
+    end, retried = time.monotonic() + 60 * MINUTES, False
+    while run.state != "finished":
+        assert time.monotonic() < end, f"waited {MINUTES} minutes for the end of {run.folder.name}: {run.said()}"
+        if run.lies_idle():
+            said = run.said()
+            assert how.final is not None or NO_STEP in said or STUCK in said, f"nobody goes on with it: {said}"
+            done = run.command("beni.launch", "retry", str(run.folder), *(how.final or ()))
+            assert done.returncode == 0, done.stderr
+            retried = True
+        time.sleep(1)
+    return retried
 
-    with ThreadPoolExecutor(3) as pool:
-        steps = [chance.randint(1, STEPS // 2) for _ in kinds]
-        return [problem for found in pool.map(interrupt, range(len(kinds)), kinds, steps) for problem in found]
+
+def campaign(home: Path, kinds: Sequence[str], seed: int, say: Callable[[str], None]) -> list[str]:
+    """Rounds in which each of ``kinds`` interrupts an arm; what was wrong, one line each."""
+    chance = random.Random(seed)
+    undisturbed = Round(home, "undisturbed")
+    undisturbed.submit()
+    wrong = undisturbed.end()
+    losses = [run.losses() for run in undisturbed.runs()]
+    assert all([step for step, _ in one] == list(range(1, STEPS + 1)) for one in losses), undisturbed.said()
+    for number in range(0, len(kinds), len(ARMS)):
+        some = [*kinds[number : number + len(ARMS)]]
+        some += chance.choices(list(KINDS), k=len(ARMS) - len(some))
+        wrong += _round(Round(home, f"round{number // len(ARMS)}", some), losses, chance, say)
+    return wrong
+
+
+def _round(
+    this: Round, losses: Sequence[Sequence[tuple[int, float]]], chance: random.Random, say: Callable[[str], None]
+) -> list[str]:
+    this.submit()
+    chances = [random.Random(chance.random()) for _ in this.kinds]
+
+    def one(index: int) -> list[str]:
+        run, kind = this.runs()[index], this.kinds[index]
+        try:
+            if interrupt(run, kind, chances[index].randint(1, STEPS * 2 // 3), chances[index]):
+                this.retried.add(run.folder.name)
+            found = judge(run, losses[index])
+        except (AssertionError, subprocess.SubprocessError, psutil.Error) as error:
+            found = [str(error)]
+        say(f"{this.folder.name} {ARMS[index]}: {kind}: {'; '.join(found) or 'equal'}")
+        return [f"{this.folder.name} {ARMS[index]}: {kind}: {problem}" for problem in found]
+
+    with ThreadPoolExecutor(len(ARMS)) as pool:
+        wrong = [problem for found in pool.map(one, range(len(this.kinds))) for problem in found]
+    return wrong + [f"{this.folder.name}: {problem}" for problem in this.end()]
+
+
+def start_at_once(over: threading.Event) -> None:
+    """Lets jobs that SLURM queues again, and holds for two minutes, begin after some seconds, until it is ``over``."""
+    seen: set[str] = set()
+    while not over.wait(6):
+        done = subprocess.run(["squeue", "-h", "-r", "-o", "%A %r"], capture_output=True, text=True)
+        held = {line.split()[0] for line in done.stdout.splitlines() if line.endswith(" BeginTime")}
+        for job in held & seen:
+            subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], capture_output=True)
+        seen = held
 
 
 def main() -> int:
@@ -242,18 +423,25 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=len(KINDS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, help="instead of each once")
+    parser.add_argument("--home", type=Path, help="folder of the runs (default: one that is removed if all went well)")
     arguments = parser.parse_args()
     cluster.up()
-    chance = random.Random(arguments.seed)
-    kinds = (
-        arguments.kinds
-        or [*KINDS, *chance.choices(list(KINDS), k=max(0, arguments.times - len(KINDS)))][: arguments.times]
-    )
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-        os.environ["OMP_NUM_THREADS"] = "1"
-        problems = campaign(Path(home), kinds, arguments.seed, lambda line: print(line, flush=True))
+    threading.Thread(target=start_at_once, args=(threading.Event(),), daemon=True).start()
+    kinds = arguments.kinds or drawn(arguments.times, arguments.seed)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    home = arguments.home or Path(tempfile.mkdtemp())
+    problems = campaign(home, kinds, arguments.seed, lambda line: print(line, flush=True))
+    if arguments.home is None and not problems:
+        shutil.rmtree(home)
     print("\n".join(problems) or f"{len(kinds)} interruptions, nothing lost, nothing twice")
     return int(bool(problems))
+
+
+def drawn(times: int, seed: int) -> list[str]:
+    """So many kinds, each as often as the others, in a random order."""
+    kinds = [kind for _ in range(-(-times // len(KINDS))) for kind in KINDS][:times]
+    random.Random(seed).shuffle(kinds)
+    return kinds
 
 
 if __name__ == "__main__":

@@ -12,15 +12,15 @@ from beni.analysis.pairing import Pairing, prove_pairing
 from beni.analysis.stats import (
     Difference,
     Summary,
-    blank_metric,
     corrected,
     metric_value,
     paired_difference,
     ranked,
     summarize,
+    variant_metric,
 )
 from beni.errors import BeniError
-from beni.runs.read import Arm, Run, arms, collect_study, number
+from beni.runs.read import Arm, Fates, Run, arms, collect_study, number
 
 ACCURACY, LOSS = "eval/accuracy", "eval/loss"
 
@@ -90,17 +90,20 @@ class Comparison:
         return [(row.arm.label, run) for row in self.rows for run in row.arm.runs if run.state != "finished"]
 
 
-def compare_study(folder: Path | str, *, baseline: str | None = None, metric: str | None = None) -> Comparison:
+def compare_study(
+    folder: Path | str, *, baseline: str | None = None, metric: str | None = None, fates: Fates | None = None
+) -> Comparison:
     """Reads ``runs/<study>`` and compares its arms.
 
     Args:
         baseline: label of the arm to compare with; None takes the first that was started and has a finished run.
         metric: a key of metrics.jsonl; None takes the accuracy, and the held-out loss where no finished run has one.
+        fates: what became of the runs (launch/states.py); None believes each status.json.
 
     Raises:
         BeniError: no such study, no such baseline arm, or a metric that no finished run has.
     """
-    runs = collect_study(folder)
+    runs = collect_study(folder, fates)
     groups = arms(runs)
     reference = _find(groups, baseline)
     finished = [run for arm in groups for run in arm.finished.values()]
@@ -119,7 +122,7 @@ def compare_study(folder: Path | str, *, baseline: str | None = None, metric: st
             Row(
                 arm=arm,
                 score=summarize(arm, metric),
-                blank=summarize(arm, blank_metric(metric)),
+                blank=summarize(arm, variant_metric(metric, "blank")),
                 chance=summarize(arm, "eval/chance").mean,
                 difference=differences.get(arm.label),
                 pairing=None if own else prove_pairing(arm, reference),
@@ -138,7 +141,8 @@ def _has(run: Run, metric: str) -> bool:
 
 def _hypotheses(runs: Iterable[Run]) -> list[str]:
     """What the experiments of the runs were to show, each once."""
-    return [f"Hypothesis: {text}" for text in dict.fromkeys(run.hypothesis for run in runs) if text]
+    texts = dict.fromkeys(run.hypothesis for run in runs)
+    return [text if text.startswith("Question:") else f"Hypothesis: {text}" for text in texts if text]
 
 
 def _notes(rows: list[Row]) -> Iterable[str]:

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from rich.table import Table
 from rich.text import Text
+
+from beni.analysis.pages import render
 
 STYLES = {
     ("text", False): "dim",
@@ -26,12 +27,8 @@ STYLES = {
 
 def write_page(path: Path, seen: Mapping[str, Any]) -> None:
     """Writes the page."""
-    templates = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(
-        loader=templates, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(environment.get_template("look.html.jinja").render(seen=seen), encoding="utf-8")
+    path.write_text(render("look.html.jinja", {"seen": seen}), encoding="utf-8")
 
 
 def terminal(seen: Mapping[str, Any]) -> Iterator[Text | Table]:

@@ -51,24 +51,14 @@ def prove_pairing(arm: Arm, baseline: Arm) -> Pairing:
 
 
 def compare_runs(run: Run, other: Run) -> Iterator[tuple[str, str]]:
-    """Yields (kind, sentence) for everything that is not provably equal in two runs of one seed.
+    """Yields (kind, sentence) for everything that is not provably equal in two runs.
 
     Kinds are ``differs``, ``missing`` (there is no proof) and ``note`` (it is the arm's own setting, or harmless).
     """
-    ours, theirs = _part(run.identity, "hashes"), _part(other.identity, "hashes")
-    yield from _order(run, other, ours.get("data_order"), theirs.get("data_order"))
-    mine, yours = _part(ours, "init"), _part(theirs, "init")
-    if not mine or not yours:
-        yield "missing", "initial weights not recorded"
-    for component in sorted(mine.keys() & yours.keys()):
-        if mine[component] == yours[component] or run.config.get(component) != other.config.get(component):
-            continue
-        if _size(run, component) != _size(other, component):
-            yield "note", f"{component} has another size, because its neighbours differ"
-        elif _source(run) != _source(other):
-            yield "note", f"initial weights of {component} differ, because the arm's train.init_from does"
-        else:
-            yield "differs", f"initial weights of {component} differ"
+    if run.seed == other.seed:
+        yield from _start(run, other)
+    else:
+        yield "note", "batches and initial weights differ, because the seeds do"
     yield from _code(run, other)
     versions, other_versions = _part(run.identity, "versions"), _part(other.identity, "versions")
     for package in sorted(versions.keys() | other_versions.keys()):
@@ -85,8 +75,28 @@ def compare_runs(run: Run, other: Run) -> Iterator[tuple[str, str]]:
             yield "note", f"{key.replace('_', ' ')} differs, because the arm's {section} does"
 
 
+def _start(run: Run, other: Run) -> Iterator[tuple[str, str]]:
+    """Compares what a seed decides: the order of the data, and the initial weights of what both runs have."""
+    ours, theirs = _part(run.identity, "hashes"), _part(other.identity, "hashes")
+    yield from _order(run, other, ours.get("data_order"), theirs.get("data_order"))
+    mine, yours = _part(ours, "init"), _part(theirs, "init")
+    if not mine or not yours:
+        yield "missing", "initial weights not recorded"
+    for component in sorted(mine.keys() & yours.keys()):
+        if mine[component] == yours[component] or run.config.get(component) != other.config.get(component):
+            continue
+        if _size(run, component) != _size(other, component):
+            yield "note", f"{component} has another size, because its neighbours differ"
+        elif _source(run) != _source(other):
+            yield "note", f"initial weights of {component} differ, because the arm's train.init_from does"
+        else:
+            yield "differs", f"initial weights of {component} differ"
+
+
 def _code(run: Run, other: Run) -> Iterator[tuple[str, str]]:
-    """By the hash of the files where both runs have it, which no other commit changes; else by the commit."""
+    """Compares the code: by the hash of the files where both runs have it, which no other commit changes; else by the
+    commit.
+    """
     for one in (run, other):
         if one.identity.get("other_code"):
             yield "differs", f"{one.name} was resumed with other code"

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from beni.analysis import cost, formats
+from beni.analysis.pages import render
 from beni.analysis.plots import Curve, plot, smooth
 from beni.analysis.stats import example_values, metric_value
 from beni.components import COMPONENTS
@@ -28,23 +27,8 @@ _MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".we
 def render_report(run_folder: Path | str) -> Path:
     """Writes ``run_folder/report.html`` and returns its path. Failed, running and damaged runs render, too."""
     run = collect_run(run_folder)
-    templates = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(
-        loader=templates, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    filters = (
-        formats.score,
-        formats.signed,
-        formats.count,
-        formats.duration,
-        formats.gib,
-        formats.share,
-        formats.grid,
-        plain,
-    )
-    environment.filters.update({function.__name__: function for function in filters})
     path = run.folder / REPORT
-    path.write_text(environment.get_template("report.html.jinja").render(page(run)), encoding="utf-8")
+    path.write_text(render("report.html.jinja", page(run)), encoding="utf-8")
     return path
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from beni.analysis.inference import LEVEL, detectable, holm, interval, seeds_for, sign_flip
+from beni.analysis.inference import LEVEL, detectable, holm, interval, seeds_for, sign_flip, two_level_p
 from beni.runs.read import Arm, Run, number
 
 
@@ -52,7 +52,8 @@ class Difference:
         unmatched: examples, over the shared seeds, that were scored in one of the two arms only, and left out.
         low: lower end of the 95 % interval over seeds and pictures; ``None`` where nothing can be resampled.
         high: upper end of it.
-        p: two-sided sign-flip permutation test of the per-seed means, ``None`` with one seed.
+        p: two-sided sign-flip permutation test of the per-seed means, or a t-test over seeds and pictures where its p
+            is larger; ``None`` with one seed.
         p_adjusted: ``p`` after Holm's correction over all arms that are compared with the baseline.
         mde: smallest true difference that as many seeds find with 80 % power at 5 % (two-sided), ``None`` with one
             seed.
@@ -106,21 +107,22 @@ def metric_value(run: Run, metric: str) -> float | None:
     return found if found is not None and math.isfinite(found) else None
 
 
-def blank_metric(metric: str) -> str:
-    """``eval/accuracy/color`` -> ``eval/accuracy_blank/color``: the same question about a blank picture."""
+def variant_metric(metric: str, variant: str) -> str:
+    """``eval/accuracy/color``, ``blank`` -> ``eval/accuracy_blank/color``: the same questions about other pictures."""
     head, slash, rest = metric.partition("/")
     name, kind_slash, kind = rest.partition("/")
-    return f"{head}{slash}{name.removesuffix('_blank')}_blank{kind_slash}{kind}"
+    return f"{head}{slash}{name.partition('_')[0]}_{variant}{kind_slash}{kind}"
 
 
 def example_values(run: Run, metric: str) -> dict[str, float]:
     """example id -> value of an ``eval/`` metric in the last evaluation; empty when it has no row per example."""
     head, _, rest = metric.partition("/")
     name, _, kind = rest.partition("/")
-    field = {"accuracy": "score", "loss": "loss"}.get(name.removesuffix("_blank"))
+    base, _, variant = name.partition("_")
+    field = {"accuracy": "score", "loss": "loss"}.get(base)
     if head != "eval" or field is None:
         return {}
-    rows = run.examples("blank" if name.endswith("_blank") else "true")
+    rows = run.examples(variant or "true")
     values = {key: number(row.get(field)) for key, row in rows.items() if not kind or row.get("kind") == kind}
     return {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
 
@@ -132,8 +134,13 @@ def summarize(arm: Arm, metric: str) -> Summary:
     return Summary(values, *_mean_sd(list(values.values())))
 
 
-def paired_difference(arm: Arm, baseline: Arm, metric: str) -> Difference | None:
-    """Arm minus baseline over shared seeds and example ids; ``None`` when they share no finished seed."""
+def paired_difference(arm: Arm, baseline: Arm, metric: str, against: str | None = None) -> Difference | None:
+    """Arm minus baseline over shared seeds and example ids; ``None`` when they share no finished seed.
+
+    Args:
+        against: metric of the baseline; None for the same one.
+    """
+    metrics = (metric, against or metric)
     seeds = [seed for seed in arm.finished if seed in baseline.finished]
     unpaired = tuple(sorted(set(arm.finished) ^ set(baseline.finished), key=lambda seed: (seed is None, seed or 0)))
     pairs: dict[int | None, np.ndarray] = {}
@@ -141,7 +148,8 @@ def paired_difference(arm: Arm, baseline: Arm, metric: str) -> Difference | None
     ids: set[str] = set()
     unmatched = 0
     for seed in seeds:
-        ours, theirs = (example_values(side.finished[seed], metric) for side in (arm, baseline))
+        sides = zip((arm, baseline), metrics, strict=True)
+        ours, theirs = (example_values(side.finished[seed], one) for side, one in sides)
         shared = sorted(ours.keys() & theirs.keys())
         unmatched += len(ours.keys() ^ theirs.keys())
         if shared:
@@ -150,11 +158,12 @@ def paired_difference(arm: Arm, baseline: Arm, metric: str) -> Difference | None
             ids.update(shared)
             pictures[seed] = [str(rows.get(key, {}).get("cluster", key)) for key in shared]
     if not pairs:
-        return _whole_runs(arm, baseline, metric, seeds, unpaired)
+        return _whole_runs(arm, baseline, metrics, seeds, unpaired)
     per_seed = {seed: float(values.mean()) for seed, values in pairs.items()}
     total = sum(values.size for values in pairs.values())
     mean = float(sum(values.sum() for values in pairs.values()) / total)
-    ends = interval(*_sums(pairs, pictures))
+    sums = _sums(pairs, pictures)
+    ends = interval(*sums)
     sd_seeds = _mean_sd(list(per_seed.values()))[1]
     spread = sum(float(((values - values.mean()) ** 2).sum()) for values in pairs.values())
     return Difference(
@@ -170,7 +179,7 @@ def paired_difference(arm: Arm, baseline: Arm, metric: str) -> Difference | None
         unmatched=unmatched,
         low=None if ends is None else ends[0],
         high=None if ends is None else ends[1],
-        p=sign_flip(list(per_seed.values())),
+        p=two_level_p(list(per_seed.values()), *sums),
         mde=None if sd_seeds is None else detectable(sd_seeds, len(per_seed)),
     )
 
@@ -188,8 +197,8 @@ def corrected(differences: Sequence[Difference | None]) -> list[Difference | Non
 
 
 def ranked(arms: Sequence[Arm], metric: str) -> tuple[tuple[str, ...], ...] | None:
-    """Labels in groups, the best first, of which any two of different groups differ by the sign-flip test over shared
-    seeds after Holm's correction for all pairs; ``None`` where that is one group.
+    """Labels in groups, the best first, of which any two of different groups differ, on the pictures that were asked,
+    by the sign-flip test over shared seeds after Holm's correction for all pairs; ``None`` where that is one group.
     """
     scores = [(arm.label, summarize(arm, metric)) for arm in arms]
     known = [(label, score) for label, score in scores if score.mean is not None]
@@ -230,10 +239,11 @@ def _sums(
 
 
 def _whole_runs(
-    arm: Arm, baseline: Arm, metric: str, seeds: list[int | None], unpaired: tuple[int | None, ...]
+    arm: Arm, baseline: Arm, metrics: tuple[str, str], seeds: list[int | None], unpaired: tuple[int | None, ...]
 ) -> Difference | None:
     """The difference where a metric exists only once a run (for instance ``train/loss``)."""
-    ends = {seed: [metric_value(side.finished[seed], metric) for side in (arm, baseline)] for seed in seeds}
+    sides = tuple(zip((arm, baseline), metrics, strict=True))
+    ends = {seed: [metric_value(side.finished[seed], one) for side, one in sides] for seed in seeds}
     per_seed = {seed: ours - theirs for seed, (ours, theirs) in ends.items() if None not in (ours, theirs)}
     mean, sd = _mean_sd(list(per_seed.values()))
     if mean is None:

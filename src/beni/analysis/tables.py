@@ -1,18 +1,24 @@
-"""A comparison written down: the cells of its tables, and the files compare.md, compare.csv and compare.json."""
+"""A comparison written down: its tables at a terminal, and the files of a study: report and results."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from beni.analysis import formats
+from beni.analysis import formats, variants
+from beni.analysis.budgets import Budgets, amounts_of, budgets_of
 from beni.analysis.comparison import Comparison, Row
-from beni.analysis.stats import Difference, Summary
+from beni.analysis.sections import headline, interval, p_value, sections
+from beni.analysis.stats import Difference, Summary, metric_value
+from beni.analysis.study import study_page
+from beni.runs.files import replace
+from beni.runs.read import number
 
 SCORE_HEADER = ("arm", "seeds", "score", "blank", "difference", "pairs", "paired")
 COST_HEADER = tuple(
@@ -31,17 +37,25 @@ COST_HEADER = tuple(
 
 
 def write_comparison(comparison: Comparison) -> list[Path]:
-    """Writes compare.md, compare.csv and compare.json into the study folder."""
-    texts = {"md": to_markdown(comparison), "csv": to_csv(comparison), "json": to_json(comparison)}
-    paths = []
-    for suffix, text in texts.items():
-        paths.append(comparison.folder / f"compare.{suffix}")
-        paths[-1].write_text(text, encoding="utf-8")
-    return paths
+    """Writes report.html, report.md, results.csv and results.json into the study folder.
+
+    Raises:
+        OSError: when the disk does not take them.
+    """
+    budgets = budgets_of([row.arm for row in comparison.rows])
+    texts = {
+        "report.html": study_page(comparison, budgets),
+        "report.md": to_markdown(comparison, budgets),
+        "results.csv": to_csv(comparison),
+        "results.json": to_json(comparison, budgets),
+    }
+    for name, text in texts.items():
+        replace(comparison.folder / name, text)
+    return [comparison.folder / name for name in texts]
 
 
 def score_cells(row: Row) -> list[str]:
-    """Arm, seeds, score, blank score, difference, pairs, paired: as shown in the terminal and in Markdown."""
+    """The cells of ``SCORE_HEADER``, as shown in the terminal."""
     if row.difference is None:
         difference, pairs = ("baseline" if row.pairing is None else formats.MISSING), formats.MISSING
     else:
@@ -52,7 +66,7 @@ def score_cells(row: Row) -> list[str]:
 
 
 def cost_cells(row: Row) -> list[str]:
-    """Arm and its cost, as shown in the terminal and in Markdown."""
+    """Arm and its cost, as shown in the terminal."""
     cost = row.cost
     counts = (cost.visual_tokens, cost.trained_parameters, cost.train_flops_per_sample, cost.prefill_flops)
     speed = (formats.duration(cost.seconds), formats.count(cost.samples_per_s), formats.share(cost.mfu))
@@ -66,6 +80,9 @@ def details(comparison: Comparison) -> list[str]:
     for row in comparison.rows:
         if row.pairing is not None:
             levels = row.difference.describe() if row.difference else "no finished seed in common with the baseline"
+            if row.difference and row.difference.low is not None:
+                ends = interval(row.difference.low, row.difference.high)
+                levels = f"95 % interval {ends}, p {p_value(row.difference.p_adjusted)} (Holm); {levels}"
             notes = "".join(f" (note: {note})" for note in row.pairing.notes)
             lines.append(f"{row.arm.label}: {levels}. paired: {row.pairing}{notes}")
     return lines
@@ -90,49 +107,49 @@ def damaged_lines(comparison: Comparison) -> list[str]:
     ]
 
 
-def to_markdown(comparison: Comparison) -> str:
-    """The comparison for a pull request."""
+def to_markdown(comparison: Comparison, budgets: Budgets) -> str:
+    """The report for a pull request: the sentences and tables of report.html."""
+    said = headline(comparison, budgets)
     blocks = [f"# {comparison.folder.resolve().name}: {comparison.metric}"]
-    blocks += [_escape(note) for note in comparison.notes]
-    blocks.append(_markdown_table(SCORE_HEADER, (score_cells(row) for row in comparison.rows)))
-    if told := details(comparison):
-        blocks.append("## Pairs\n\n" + "\n".join(f"- {_escape(line)}" for line in told))
-    blocks.append(
-        "## Cost\n\nMeans over seeds; FLOPs are per sample.\n\n"
-        + _markdown_table(COST_HEADER, (cost_cells(row) for row in comparison.rows))
-    )
-    if told := damaged_lines(comparison):
-        blocks.append("## Damaged\n\n" + "\n".join(f"- {_escape(line)}" for line in told))
-    if told := unfinished_lines(comparison):
-        blocks.append("## Not finished\n\n" + "\n".join(f"- {_escape(line)}" for line in told))
+    blocks += [_escape(line) for line in (*said, *(note for note in comparison.notes if note not in said))]
+    for section in sections(comparison, budgets):
+        blocks.append(f"## {section.title}")
+        blocks += [_escape(text) for text in section.texts]
+        if section.rows:
+            blocks.append(_markdown_table(section.header, section.rows))
+        if section.lines:
+            blocks.append("\n".join(f"- {_escape(line)}" for line in section.lines))
+        blocks += [f"{_escape(what)}:\n\n{_code(command)}" for what, command in section.commands]
     return "\n\n".join(blocks) + "\n"
 
 
 def to_csv(comparison: Comparison) -> str:
-    """One line an arm, plain numbers; empty where nothing is known."""
+    """One line a run, finished or not, plain numbers; empty where nothing is known.
+
+    Columns: what the run is, its state, every ``eval/`` metric that any run has at its end, what it cost, and the
+    hashes that identify it.
+    """
+    runs = [(row, run) for row in comparison.rows for run in row.arm.runs]
+    wanted = {comparison.metric, *(key for _, run in runs for key in run.status if key.startswith("eval/"))}
+    wanted |= {key for _, run in runs for line in run.metrics[-1:] for key in line if key.startswith("eval/")}
     records = []
-    for row in comparison.rows:
-        difference = row.difference
+    for row, run in runs:
+        finished = run.state == "finished"
         records.append(
             {
                 "arm": row.arm.label,
-                "metric": comparison.metric,
-                "runs": len(row.arm.runs),
-                "finished": len(row.arm.finished),
-                "failed": len(row.arm.failed),
-                "score_mean": row.score.mean,
-                "score_sd": row.score.sd,
-                "blank_mean": row.blank.mean,
-                "blank_sd": row.blank.sd,
-                "chance": row.chance,
-                "difference": difference.mean if difference else None,
-                "difference_se": difference.se if difference else None,
-                "paired_seeds": len(difference.per_seed) if difference else None,
-                "pairs": difference.pairs if difference else None,
-                "paired": str(row.pairing) if row.pairing else "baseline",
-                **asdict(row.cost),
-                "failures": "; ".join(run.reason or "" for run in row.arm.failed),
+                "seed": run.seed,
+                "state": run.state,
+                "baseline": row.arm.label == comparison.baseline,
             }
+            | {"used": row.arm.finished.get(run.seed) is run, "reason": run.reason, "damage": "; ".join(run.damage)}
+            | {metric: metric_value(run, metric) if finished else None for metric in sorted(wanted)}
+            | amounts_of(run)
+            | {"visual_tokens": number(run.spec.get("visual_tokens")), "samples_per_s": run.samples_per_s()}
+            | {key: number(run.status.get(key)) for key in ("seconds", "peak_memory_gib", "mfu")}
+            | {"paired": str(row.pairing) if row.pairing else "baseline"}
+            | {key: run.identity.get(key) for key in ("signature", "code", "data_fingerprint", "template_hash")}
+            | {"folder": run.folder.name, "command": run.identity.get("command")}
         )
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
@@ -141,13 +158,17 @@ def to_csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-def to_json(comparison: Comparison) -> str:
+def to_json(comparison: Comparison, budgets: Budgets) -> str:
     """Everything, down to the value of each seed."""
+    wanted = variants.names(row.arm for row in comparison.rows)
     document = {
         "study": comparison.folder.resolve().name,
         "metric": comparison.metric,
         "baseline": comparison.baseline,
         "notes": comparison.notes,
+        "ranking": comparison.ranking,
+        "match": budgets.match,
+        "budgets": budgets.notes,
         "arms": [
             {
                 "label": row.arm.label,
@@ -162,8 +183,10 @@ def to_json(comparison: Comparison) -> str:
                 "difference": _plain(row.difference),
                 "pairing": asdict(row.pairing) if row.pairing else None,
                 "cost": asdict(row.cost),
+                "amounts": amount,
+                "ablations": [asdict(one) for one in variants.scores(row.arm, comparison.metric, wanted)],
             }
-            for row in comparison.rows
+            for row, amount in zip(comparison.rows, budgets.amounts, strict=True)
         ],
     }
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
@@ -173,10 +196,16 @@ def _plain(item: Summary | Difference | None) -> dict[str, Any] | None:
     return None if item is None else asdict(item)
 
 
-def _markdown_table(header: Iterable[str], rows: Iterable[list[str]]) -> str:
-    lines = [list(header), *rows]
+def _markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(header), *map(list, rows)]
     cells = [" | ".join(_escape(cell) for cell in line) for line in lines]
     return "\n".join(f"| {line} |" for line in [cells[0], " | ".join(["---"] * len(lines[0])), *cells[1:]])
+
+
+def _code(text: str) -> str:
+    """A block whose fence is longer than any row of backticks in the text."""
+    fence = "`" * max(3, 1 + max((len(row) for row in re.findall("`+", text)), default=0))
+    return f"{fence}bash\n{text}\n{fence}"
 
 
 def _escape(text: str) -> str:

@@ -13,8 +13,6 @@ from functools import wraps
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from beni.config.explain import explained
@@ -22,6 +20,9 @@ from beni.config.source import option_files
 from beni.console import lost_result, replace_output
 from beni.errors import PREEMPTED, BeniError, Preempted
 from beni.redact import redacted
+
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C has ended, as a shell has it."""
 
 _SHOWING = ("--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help")
 """With these a command shows something and runs nothing: what it prints is its result."""
@@ -44,6 +45,8 @@ def run_command(main: Callable[[], None]) -> None:
     except Preempted as error:
         report(error)
         sys.exit(PREEMPTED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     if any(word in _SHOWING or word.startswith("--cfg=") for word in sys.argv[1:]):
         sys.exit(lost_result())
 
@@ -73,8 +76,7 @@ def options_first(arguments: Sequence[str]) -> list[str]:
 def one_screen(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Ends a single run that meets a user error here, before Hydra puts a line of its own above the message.
 
-    In a multirun the error goes on to the launcher, which has other arms to see to, also where a signal has ended this
-    one.
+    The arms of a multirun do not come by: beni's launcher takes them (hydra_plugins/beni).
     """
 
     @wraps(task)
@@ -82,15 +84,9 @@ def one_screen(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]
         try:
             return task(composed)
         except (BeniError, Preempted) as error:
-            if HydraConfig.get().mode is RunMode.MULTIRUN:
-                if isinstance(error, Preempted):  # Hydra and submitit bring back an Exception, and nothing else
-                    raise BeniError(str(error)) from error
-                raise
             report(error)
             sys.exit(PREEMPTED if isinstance(error, Preempted) else 2)
         except Exception as error:  # a bug; Hydra would print all overrides above it, secrets among them
-            if HydraConfig.get().mode is RunMode.MULTIRUN:
-                raise
             print(redacted("".join(traceback.format_exception(error))), file=sys.stderr, end="")
             sys.exit(1)
 

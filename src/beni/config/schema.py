@@ -16,16 +16,8 @@ from beni.config.sections.inputs import Images, Records, Schedule, Template, sch
 from beni.config.sections.launcher import LAUNCHERS, Launcher, launcher_rules
 from beni.config.sections.log import Log, log_rules
 from beni.config.sections.optim import OPTIMIZERS, Optim, optim_rules
-from beni.config.sections.results import (
-    Checkpoint,
-    Eval,
-    Model,
-    Paths,
-    Study,
-    checkpoint_rules,
-    name_rules,
-    stop_rules,
-)
+from beni.config.sections.results import Checkpoint, Eval, Model, Paths, checkpoint_rules, eval_rules, folder_rules
+from beni.config.sections.study import Study, study_rules
 from beni.config.sections.train import Train, train_rules
 
 SECTIONS: dict[str, type[Any]] = {
@@ -59,10 +51,11 @@ RULES: tuple[Callable[[Mapping[str, Any]], Iterator[str]], ...] = (
     schedule_rules,
     optim_rules,
     checkpoint_rules,
+    eval_rules,
     fsdp_rules,
     adapter_rules,
-    name_rules,
-    stop_rules,
+    folder_rules,
+    study_rules,
     launcher_rules,
 )
 """Rules between values of a run whose values all fit their types."""

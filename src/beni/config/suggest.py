@@ -25,6 +25,9 @@ MOVED = {
 }
 """Keys that had another name, and the name they have now."""
 
+SWEPT = "hydra.sweeper.params."
+"""Mapping whose keys have dots themselves, which an override takes for those between sections."""
+
 
 def closest(word: str, candidates: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The candidate most like ``word``, or None when none is like it."""
@@ -42,6 +45,12 @@ def unknown_key(path: str, tree: Mapping[str, Any], choices: Mapping[str, Any]) 
     """
     if path in MOVED:
         return f"unknown key {path}: it is {MOVED[path]} now\n  fix: set {MOVED[path]} instead"
+    if path.startswith(SWEPT):
+        key = path.removeprefix(SWEPT)
+        return (
+            f"unknown key {path}: the keys of {SWEPT[:-1]} have dots, which divide sections here\n"
+            f"  fix: write '{SWEPT[:-1]}={{{key}: ...}}', or leave it out and set {key}"
+        )
     node: Any = tree
     found: list[str] = []
     rest = path.split(".")

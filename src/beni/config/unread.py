@@ -152,6 +152,12 @@ UNREAD = (
         lambda run: "connector.depth=1, which has no hidden layer",
         "set connector.depth=2",
     ),
+    Unread(
+        ("study.budget", "study.solve"),
+        lambda run: run["study"]["match"] is not None,
+        lambda run: "study.match=null",
+        "set study.match=train_flops",
+    ),
 )
 
 

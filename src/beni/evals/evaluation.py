@@ -1,8 +1,8 @@
-"""The evaluation of a run: scores of held-out samples under every ablation, and a gallery of some of them."""
+"""The evaluation of a run: scores of held-out samples under ablations, and a gallery of some of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,7 +10,8 @@ from beni.data.fetch.fetcher import Fetcher
 from beni.data.sample import Sample
 from beni.data.source import Source
 from beni.errors import DataError
-from beni.evals.ablations import ABLATIONS
+from beni.evals.ablations import ALWAYS, FURTHER, TRUE, Ablation
+from beni.evals.dropping import can_drop
 from beni.evals.gallery import GalleryItem, draw_gallery
 from beni.evals.heldout import reachable, spread
 from beni.evals.scores import score, summarise
@@ -54,6 +55,8 @@ class Evaluation:
         shown: samples of the gallery.
         attention: last layers of the llm whose attention the gallery draws; 0 draws none.
         ahead: samples whose pictures are asked for while those of others are waited for.
+        ablations: names of those that the last evaluation scores beside the true and the blank pictures.
+        last: optimizer steps of the run, after which the last evaluation is.
     """
 
     def __init__(
@@ -67,9 +70,12 @@ class Evaluation:
         shown: int,
         attention: int,
         ahead: int,
+        ablations: Sequence[str],
+        last: int,
     ) -> None:
         self.subject, self.source, self.fetcher, self.listener = subject, source, fetcher, listener
         self.places, self.shown, self.attention, self.ahead = places, shown, attention, ahead
+        self.ablations, self.last = ablations, last
         self._samples: Sequence[Sample] = ()
         self._scores = Scores()
 
@@ -84,13 +90,24 @@ class Evaluation:
         """
         samples = self._samples = self._heldout()
         self.subject.model.eval()
-        rows = [row for ablation in ABLATIONS for row in score(self.subject, self.source.metric, samples, ablation)]
-        read = len(rows) // len(ABLATIONS)
-        if read < len(samples):
-            self.listener.notice(f"{len(samples) - read} held-out samples are left out: their images cannot be read")
+        rows = list(self._rows(samples, TRUE))
+        if len(rows) < len(samples):
+            left_out = len(samples) - len(rows)
+            self.listener.notice(f"{left_out} held-out samples are left out: their images cannot be read")
         if not rows:
             raise DataError("no held-out sample has readable images\n  fix: see data_errors.jsonl")
-        values = {key: value for ablation in ABLATIONS for key, value in summarise(rows, ablation).items()}
+        values = summarise(rows, TRUE)
+        read = {row["id"] for row in rows}
+        samples = samples if len(read) == len(samples) else [sample for sample in samples if sample.id in read]
+        for ablation in (*ALWAYS[1:], *(self._further(samples) if step == self.last else ())):
+            found = list(self._rows(samples, ablation))
+            if len(found) < len(samples):
+                self.listener.notice(
+                    f"{len(samples) - len(found)} held-out samples are not scored {ablation.name}: "
+                    "there is no other picture to show"
+                )
+            rows += found
+            values |= summarise(found, ablation)
         self._scores = Scores(rows, values)
         self.listener.scored(step, self._scores)
         return values
@@ -102,6 +119,22 @@ class Evaluation:
             self.listener.notice("no gallery: transformers cannot generate from embeddings with this llm")
             return []
         return draw_gallery(self.subject, samples, self._scores.rows, self.attention, self.listener.notice)
+
+    def _rows(self, samples: Sequence[Sample], ablation: Ablation) -> Iterator[dict[str, Any]]:
+        return score(self.subject, self.source.metric, samples, ablation)
+
+    def _further(self, samples: Sequence[Sample]) -> list[Ablation]:
+        """What the last evaluation scores beside what every evaluation does; why it does not is told."""
+        if self.ablations and not any(sample.images for sample in samples):
+            self.listener.notice("no ablations of pictures: no held-out sample has one")
+            return []
+        names = list(self.ablations)
+        if "dropped" in names and not can_drop(self.subject.model.fusion):
+            names.remove("dropped")
+            self.listener.notice(
+                "held-out samples are not scored dropped: this fusion reads the encoders' features too"
+            )
+        return [FURTHER[name](samples) for name in names]
 
     def _heldout(self) -> Sequence[Sample]:
         samples, between, tell = self.source.heldout(), self.subject.between, self.listener.notice

@@ -1,4 +1,4 @@
-"""A gallery for the report: held-out pictures with what the model answers, and what it answers under each ablation.
+"""A gallery for the report: held-out pictures with what the model answers, and what it answers to a blank one.
 
 Beside each answer stand drawings to be laid over its pictures: what the selector keeps, what other stages have left,
 and what the answer looks at.
@@ -17,7 +17,7 @@ from PIL.Image import Image as Picture
 
 from beni.data.images import BadImage, decode
 from beni.data.sample import Sample
-from beni.evals.ablations import ABLATIONS, TRUE
+from beni.evals.ablations import ALWAYS, TRUE
 from beni.evals.drawings import Artist, Drawing, artist_of, outlined
 from beni.evals.subject import Asked, Subject
 from beni.model.pictures import Looked
@@ -64,10 +64,10 @@ def draw_gallery(
         decoded = [(sample, pictures) for sample, pictures in readable if pictures]
         asked = {
             ablation: [
-                Asked(sample, [ablation.change(picture) for picture in pictures[: len(sample.asked_images)]])
+                Asked(sample, ablation.of(sample, pictures[: len(sample.asked_images)]) or [])
                 for sample, pictures in decoded
             ]
-            for ablation in ABLATIONS
+            for ablation in ALWAYS
         }
         said = {ablation: subject.say(some) for ablation, some in asked.items()}
         for i, (sample, pictures) in enumerate(decoded):

@@ -10,12 +10,13 @@ from beni.data.images import BadImage, decode
 from beni.data.metric import Metric
 from beni.data.sample import Sample
 from beni.evals.ablations import TRUE, Ablation
+from beni.evals.dropping import dropping
 from beni.evals.subject import Subject
 from beni.types import ViewedImage
 
 
 def score(subject: Subject, metric: Metric, samples: Iterable[Sample], ablation: Ablation) -> Iterator[dict[str, Any]]:
-    """One row per sample whose pictures can be read: the fields of scores.jsonl but ``step``."""
+    """One row per sample whose pictures can be read, and changed: the fields of scores.jsonl but ``step``."""
     for group in _batches(metric, samples, subject.batch_size):
         subject.between()
         asked = [(sample, viewed) for sample in group if (viewed := _viewed(subject, sample, ablation)) is not None]
@@ -25,7 +26,8 @@ def score(subject: Subject, metric: Metric, samples: Iterable[Sample], ablation:
             for (sample, viewed), own in zip(asked, texts, strict=True)
             for text in own
         ]
-        given = iter(subject.read(items) if items else ())
+        with dropping(subject.model.fusion, ablation.dropped):
+            given = iter(subject.read(items) if items else ())
         for (sample, _), own in zip(asked, texts, strict=True):
             readings = {text: next(given) for text in own}
             verdict = metric.judge(sample, readings)
@@ -43,8 +45,10 @@ def score(subject: Subject, metric: Metric, samples: Iterable[Sample], ablation:
 
 
 def summarise(rows: Iterable[dict[str, Any]], ablation: Ablation) -> dict[str, float]:
-    """Rows of one ablation to the flat keys of metrics.jsonl."""
+    """Rows of one ablation to the flat keys of metrics.jsonl; none where there are no rows."""
     chosen = [row for row in rows if row["variant"] == ablation.name]
+    if not chosen:
+        return {}
     suffix = ablation.suffix
     values = {f"eval/loss{suffix}": _mean(row["loss"] for row in chosen)}
     scored = [row for row in chosen if row["score"] is not None]
@@ -64,11 +68,12 @@ def _read(subject: Subject, sample: Sample, viewed: list[ViewedImage]) -> Item:
 
 
 def _viewed(subject: Subject, sample: Sample, ablation: Ablation) -> list[ViewedImage] | None:
-    """What the model is shown of the pictures; None where one of them cannot be read."""
+    """What the model is shown of the pictures; None where one of them cannot be read, or has no other to be shown."""
     try:
-        return [subject.viewer(ablation.change(decode(image))) for image in sample.images]
+        shown = ablation.of(sample, [decode(image) for image in sample.images])
     except BadImage:
         return None
+    return None if shown is None else [subject.viewer(picture) for picture in shown]
 
 
 def _batches(metric: Metric, samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:

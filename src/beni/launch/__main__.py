@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from beni.config.check import check
 from beni.config.command import report
 from beni.console import printing_command, to_stderr
 from beni.errors import PREEMPTED, BeniError, ConfigError, Preempted, ResumeError
-from beni.launch import jobs, slurm
+from beni.launch import jobs, local, slurm
 from beni.launch.launch import finish, hand_over, require
-from beni.launch.states import State, runs_of, states_of
+from beni.launch.states import STUCK, State, runs_of, states_of
 from beni.launch.submit import Frozen, check_arms
 from beni.runs.files import ORIGIN, read_json
 from beni.runs.frozen import load_frozen
@@ -152,6 +152,8 @@ def retry(folders: list[Path], arguments: argparse.Namespace) -> int:
     for folder, run in runs.items():
         before = read_json(folder / ORIGIN)[0]
         frozen.append(Frozen.of(run, origin(run, before.get("command")) | {"hypothesis": before.get("hypothesis")}))
+    if held := [state.job for state in states if STUCK in state.reason]:
+        slurm.cancel(held)
     refused = hand_over(runs, to_stderr)
     for arm in frozen:
         if arm.folder in refused:
@@ -161,15 +163,19 @@ def retry(folders: list[Path], arguments: argparse.Namespace) -> int:
 
 
 def cancel(folders: list[Path], arguments: argparse.Namespace) -> int:
-    """Ends the jobs of runs that wait or run."""
+    """Ends the jobs of runs that wait or run, and the processes of this machine."""
     states = [state for state in states_of(folders) if not state.over]
     on_slurm = [state.job for state in states if _backend(state) == "slurm"]
     if on_slurm:
         slurm.cancel(on_slurm)
-    here = [state for state in states if _backend(state) != "slurm" and state.state == "running"]
-    for state in here:
-        print(f"{state.folder.name} runs on {state.node or 'this machine'} as process {state.job}: end it there")
-    print(f"{len(on_slurm)} jobs cancelled; python -m beni.launch retry {arguments.study} goes on with them")
+    ended = len(on_slurm)
+    for state in (state for state in states if _backend(state) != "slurm"):
+        if state.state == "running" and local.end(state.folder, _submitted(state)):
+            ended += 1
+        else:
+            print(f"{state.folder.name} is {state.state}, not on SLURM: end the command that started it, where it runs")
+    cancelled = f"{ended} {'job' if ended == 1 else 'jobs'} cancelled"
+    print(f"{cancelled}; python -m beni.launch retry {arguments.study} goes on with what has begun")
     return 0
 
 
@@ -207,8 +213,12 @@ def summary(states: Sequence[State]) -> str:
 
 
 def _backend(state: State) -> str:
-    submitted = jobs.last([dict(event) for event in state.events], "submitted")
-    return str((submitted or {}).get("backend", "local"))
+    return str(_submitted(state).get("backend", "local"))
+
+
+def _submitted(state: State) -> Mapping[str, Any]:
+    """The newest line about who was given the run; empty where nobody was."""
+    return jobs.last([dict(event) for event in state.events], "submitted") or {}
 
 
 def _nobody_starts(state: State) -> bool:

@@ -104,7 +104,7 @@ def _after(folder: Path, code: int) -> int:
         further = _why_not_again(folder) or "requeued"
     jobs.note(folder, "ended", job=job_id(), attempt=attempt(), code=code, step=step, next=further)
     if further == "requeued":
-        subprocess.run(["scontrol", "requeue", raw_job_id()], timeout=60, check=False)
+        subprocess.run(["scontrol", "requeue", job_id()], timeout=60, check=False)
     return code
 
 
@@ -126,7 +126,7 @@ def job_state() -> str | None:
     """What SLURM says of this job; during the grace time before an eviction ``RUNNING``, afterwards ``COMPLETING``."""
     try:
         done = subprocess.run(
-            ["scontrol", "show", "job", "--oneliner", raw_job_id()], capture_output=True, text=True, timeout=60
+            ["scontrol", "show", "job", "--oneliner", job_id()], capture_output=True, text=True, timeout=60
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -141,14 +141,11 @@ def saved_step(folder: Path) -> int:
 
 
 def job_id() -> str:
-    """As the scheduler's commands show it: an element of an array is ``<array>_<index>``."""
+    """This job, as the scheduler's commands show it: an element of an array is ``<array>_<index>``. Its own number
+    would not do, since the last element has that of the whole array.
+    """
     array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{index}" if array and index else raw_job_id()
-
-
-def raw_job_id() -> str:
-    """As SLURM numbers every job, an element of an array too."""
-    return os.environ["SLURM_JOB_ID"]
+    return f"{array}_{index}" if array and index else os.environ["SLURM_JOB_ID"]
 
 
 def node() -> str:

@@ -6,10 +6,24 @@ A text of 128 tokens, half of them supervised, and an image of 768x1024 pixels s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 GPU_TFLOPS = 400
 """Rate at which GPU-hours are counted: what an H100 reaches in bf16 on a good day."""
+
+
+class Matched(TypedDict):
+    """How a run meets the budget of its study.
+
+    Attributes:
+        budget: how much it was to have of what ``study.match`` names.
+        amount: how much it has.
+        value: that was chosen for the key ``study.solve``; None where the run was left as it is.
+    """
+
+    budget: float
+    amount: float
+    value: int | None
 
 
 class Judged(TypedDict):
@@ -21,6 +35,7 @@ class Judged(TypedDict):
         trained: trainable parameters.
         flops: of all training steps.
         memory: bytes of each process at its most.
+        matched: under ``study.match``.
     """
 
     problem: str | None
@@ -28,6 +43,7 @@ class Judged(TypedDict):
     trained: int
     flops: float
     memory: int
+    matched: NotRequired[Matched]
 
 
 def told(estimates: Sequence[Judged], launchers: Sequence[Mapping[str, Any]]) -> str:

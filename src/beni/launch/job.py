@@ -1,7 +1,8 @@
 """One arm in a process of its own: ``python -m beni.launch.job RUN_FOLDER`` runs the frozen config of that folder.
 
 ``--check`` instead reads frozen runs as a JSON list from stdin and writes a list of as many to stdout: of each what it
-would cost (launch/estimate.py), or why it is impossible.
+would cost (launch/estimate.py), or why it is impossible. Under ``study.match`` it also chooses what the budget leaves
+open (launch/match.py).
 A queued or requeued job reads this file and never ``conf/``, so editing a YAML meanwhile changes nothing.
 """
 
@@ -9,17 +10,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from beni.config.command import report
+from beni.config.sections.study import STEPS
 from beni.console import replace_output
 from beni.errors import PREEMPTED, BeniError, Preempted, ResumeError
 from beni.launch.dropping import dropped
 from beni.launch.estimate import Judged
+from beni.launch.match import Amount, is_matched, solve, with_value
 from beni.runs.files import CONFIG
 from beni.runs.frozen import load_frozen
-from beni.runs.identity import run_folder
+from beni.runs.identity import relevant, run_folder
 from beni.runs.status import ending, read_status, write_status
 
 
@@ -31,7 +35,7 @@ def main(arguments: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     if arguments == ["--check"]:
-        print(json.dumps([_judged(frozen) for frozen in json.load(sys.stdin)]))
+        print(json.dumps(judge(json.load(sys.stdin))))
         return 0
     folder = Path(arguments[0])
     try:
@@ -72,6 +76,63 @@ def _frozen_here(folder: Path) -> dict[str, Any]:
     return frozen
 
 
+def judge(runs: Sequence[dict[str, Any]]) -> list[Judged]:
+    """Checks frozen runs of one sweep as they are checked before they train, and estimates their cost, after what
+    ``study.match`` leaves open has been chosen. Runs that differ in their seed alone are looked at once.
+    """
+    known: dict[str, Judged] = {}
+    found = []
+    matched = solve(runs, _amounts()) if any(map(is_matched, runs)) else [None for _ in runs]
+    for run, solution in zip(runs, matched, strict=True):
+        if isinstance(solution, BeniError):
+            found.append(_impossible(solution))
+            continue
+        run = run if solution is None else solution.run
+        key = _key(run)
+        if key not in known:
+            known[key] = _judged(run)
+        one = known[key].copy()
+        if solution is not None:
+            budget, amount = _plain(solution.budget), solution.amount
+            one["matched"] = {"budget": budget, "amount": amount, "value": solution.value}
+            if run["study"]["match"] == "train_flops":
+                one["flops"] = amount  # of the run's own samples
+        found.append(one)
+    return found
+
+
+def _amounts() -> Amount:
+    """A run -> its amount of what ``study.match`` names; what costs do not depend on is looked at once."""
+    from beni.run import bill
+
+    bills: dict[str, Any] = {}
+
+    def amount(run: Mapping[str, Any]) -> float:
+        study, steps = run["study"], run["train"]["steps"]
+        if study["match"] == "steps":
+            return steps
+        key = _key(relevant(with_value(run, STEPS, 1)))
+        if key not in bills:
+            bills[key] = bill(with_value(run, "train.seed", 0))
+        return bills[key].amount(study["match"], steps)
+
+    return amount
+
+
+def _key(run: Mapping[str, Any]) -> str:
+    """What tells runs apart that differ in more than their seed."""
+    return json.dumps(with_value(run, "train.seed", 0), sort_keys=True, default=str)
+
+
+def _plain(budget: float) -> float:
+    """A whole number as an int, which an override writes as it is."""
+    return int(budget) if float(budget).is_integer() else budget
+
+
+def _impossible(error: BeniError) -> Judged:
+    return {"problem": str(error), "tokens": 0, "trained": 0, "flops": 0, "memory": 0}
+
+
 def _judged(run: dict[str, Any]) -> Judged:
     """Checks a frozen run as it is checked before it trains, and estimates its cost."""
     from beni.model.costing.plan import Assumed, plan_of
@@ -83,7 +144,7 @@ def _judged(run: dict[str, Any]) -> Judged:
     try:
         made = plan_of(run, Assumed((768, 1024), 128, 64, world, here), plan(run))
     except BeniError as error:
-        return {"problem": str(error), "tokens": 0, "trained": 0, "flops": 0, "memory": 0}
+        return _impossible(error)
     samples = run["train"]["steps"] * run["train"]["batch_size"]
     return {
         "problem": None,

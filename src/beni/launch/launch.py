@@ -133,7 +133,7 @@ def finish(folders: Sequence[Path], refused: Mapping[Path, str], say: Say) -> No
     """
     awaited = [folder for folder in folders if folder not in refused]
     failed = dict(refused)
-    states = _ended(awaited)
+    states = _ended(awaited, say)
     for state in states:
         if (reason := settle_arm(state.folder, ArmFailed(state.reason) if state.reason else None)) is not None:
             failed[state.folder] = reason
@@ -149,13 +149,16 @@ def finish(folders: Sequence[Path], refused: Mapping[Path, str], say: Say) -> No
         say(f"{_runs(len(awaited) - ended)} finished{rest}; python -m beni.compare {_study(awaited)}")
 
 
-def _ended(folders: Sequence[Path]) -> list[State]:
+def _ended(folders: Sequence[Path], say: Say) -> list[State]:
     """Waits until nobody works on a run any more, nor is going to."""
-    while True:
-        states = states_of(folders)
-        if not any(_at_work(state) for state in states):
-            return states
-        time.sleep(POLL_S)
+    try:
+        while any(map(_at_work, states := states_of(folders))):
+            time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        study = _study(folders)
+        say(f"the jobs go on without this command; python -m beni.launch status {study} follows them, cancel ends them")
+        raise
+    return states
 
 
 def _to_launch(wanted: Runs, say: Say) -> list[Path]:

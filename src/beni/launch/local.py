@@ -11,11 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+import psutil
 
 from beni.errors import Preempted
 from beni.launch import jobs
@@ -24,6 +26,9 @@ from beni.runs.code import environment
 from beni.runs.files import LOGS
 from beni.runs.status import read_status
 from beni.training.preempt import SIGNALS
+
+HERE = os.uname().nodename
+"""Name of this machine."""
 
 
 @dataclass
@@ -86,7 +91,7 @@ def _start(folder: Path, number: int, slot: int, code: Path, at_a_time: int) -> 
         preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
     )
     with suppress(OSError):  # a folder that is gone: the process says so
-        jobs.note(folder, "submitted", backend="local", job=str(process.pid), code=code.name, **told)
+        jobs.note(folder, "submitted", backend="local", job=str(process.pid), node=HERE, code=code.name, **told)
     return Running(number, slot, process, log)
 
 
@@ -119,6 +124,27 @@ def visible_gpus() -> list[str]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     return [str(number) for number, line in enumerate(done.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+def end(folder: Path, submitted: Mapping[str, Any]) -> bool:
+    """Asks the process of a run to save and end.
+
+    Args:
+        submitted: the line of ``jobs.jsonl`` about the process.
+
+    Returns:
+        Whether it is one of this machine that works on the run.
+    """
+    if submitted.get("node") != HERE:
+        return False
+    try:
+        process = psutil.Process(int(submitted["job"]))
+        if folder.name not in {os.path.basename(word) for word in process.cmdline()}:
+            return False
+        process.terminate()
+    except psutil.Error:
+        return False
+    return True
 
 
 def _first_to_end(running: Sequence[Running]) -> Running:

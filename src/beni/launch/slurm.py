@@ -1,4 +1,4 @@
-"""Submits runs to SLURM, through submitit: one array for the runs that ask for the same, named after their study.
+"""Submits runs to SLURM, through submitit: one array for the runs that ask for the same, each job named after its run.
 
 A refusal of sbatch is one screen with its own words; what was written for runs that it took stays.
 """
@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -80,6 +80,8 @@ def submit(folders: Sequence[Path], launchers: Sequence[Mapping[str, Any]], code
         for folder, job in zip(names, submitted, strict=True):
             pattern = str(logs / f"{job.job_id}_*_log.*")
             jobs.note(folder, "submitted", backend="slurm", job=job.job_id, logs=pattern, code=code.name)
+        if len(names) > 1:
+            _name({job.job_id: folder.name for folder, job in zip(names, submitted, strict=True)})
     return refused
 
 
@@ -125,6 +127,13 @@ def scheduler_states(ids: Iterable[str]) -> dict[str, dict[str, str]] | None:
         job, state, reason, node = (*line.split("|"), "", "", "")[:4]
         states[job] = {"state": state, "reason": reason, "node": node, "exit": ""}
     return None if past is None and live is None else states
+
+
+def _name(runs: Mapping[str, str]) -> None:
+    """Gives every job of an array the name of its run, where SLURM lets it: one that has ended keeps the study's."""
+    lines = "".join(f"update jobid={job} jobname={name}\n" for job, name in runs.items())
+    with suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(["scontrol"], input=lines, capture_output=True, text=True, timeout=120)
 
 
 def cancel(ids: Sequence[str]) -> None:

@@ -26,6 +26,9 @@ LIVE = frozenset({"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED",
 
 BEGUN = ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED")
 
+STUCK = "launch failed requeued held"
+"""Reason of a job that a node did not take, and that SLURM holds until an administrator releases it."""
+
 UNKNOWN = "SLURM does not answer; this is what the run has written"
 
 
@@ -103,7 +106,7 @@ def _state(
     start = jobs.last(events, "started")
     known = {"folder": folder, "status": status, "events": events}
     if submitted is not None:
-        known["job"] = str(submitted.get("job", ""))
+        known |= {"job": str(submitted.get("job", "")), "node": str(submitted.get("node", ""))}
     if start is not None:
         known["node"] = str(start.get("node", ""))
     reason = first_line(status) if status.get("error") else problem or ""
@@ -136,6 +139,8 @@ def _there(said: str, reason: str, job: Mapping[str, str], known: dict[str, Any]
     known["node"] = job.get("node") or known.get("node", "")
     if word in BEGUN:
         return State(state="running", **known)
+    if detail == STUCK:
+        return State(state="lost", reason=f"SLURM holds its job: {detail}", **known)
     if word in LIVE:
         return State(state="waiting", reason="" if detail in ("None", "") else detail, **known)
     if said in ("failed", "preempted") and reason:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from beni.config.compose import composing, freeze
 from beni.config.hydra_node import sweeper_problems
 from beni.errors import ConfigError
+from beni.launch import match
 from beni.launch.estimate import told
 from beni.launch.launch import launch
 from beni.launch.submit import check_arms
@@ -89,8 +90,15 @@ def sweep(arms: Sequence[Arm], compose: Compose, say: Callable[[str], None]) -> 
     """
     composed = [compose(list(arm)) for arm in arms]
     runs = [freeze(config, config.hydra) for config in composed]
-    say(told(check_arms(runs), [run["launcher"] for run in runs]))
-    launch([(run, arm_command(arm)) for run, arm in zip(runs, arms, strict=True)], say)
+    found = check_arms(match.to_check(runs, arms))
+    for line in match.told(runs, arms, found):
+        say(line)
+    launched = []
+    for config, run, arm, one in zip(composed, runs, arms, found, strict=True):
+        own = [f"{key}={value}" for key, value in match.chosen(run, one).items()]
+        launched.append((match.settled(config, config.hydra, run, one), arm_command([*arm, *own])))
+    say(told(found, [run["launcher"] for run in runs]))
+    launch(launched, say)
 
 
 def _words(arm: str) -> list[str]:

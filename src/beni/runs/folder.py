@@ -37,6 +37,8 @@ from beni.runs.identity import difference, now, provenance, relevant, run_folder
 from beni.runs.lock import lock_of, set_aside
 from beni.runs.status import ending, hang, is_finished, read_status, read_status_or_why, write_status
 
+A_GLANCE = 1.0
+"""Seconds for which who only asks whether a folder is in use may hold its lock."""
 STARTED_WITH = ("created", "command", "hypothesis", "git", "code", "versions")
 """Keys of identity.json that stay those of the first start."""
 
@@ -74,7 +76,7 @@ class RunFolder:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = lock_of(self.path)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=A_GLANCE)
         except Timeout:
             raise ResumeError(f"{self.path} is in use by another process; wait for it or stop it") from None
         except OSError as error:  # which a Timeout is as well

@@ -45,6 +45,7 @@ IRRELEVANT = (
     "eval.every",
     "eval.gallery",
     "eval.attention",
+    "eval.ablations",
     "eval.batch_size",
     "compute.feature_bank",
     "compute.workers",

@@ -12,8 +12,8 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,14 @@ _NAME = re.compile(r"^(?P<choices>.*?)-s(?P<seed>\d+)-[0-9a-f]{6,}$")
 _ABSENT = object()
 
 
+@dataclass(frozen=True)
+class Fate:
+    """What became of a run, by whom launched it (launch/states.py): a state, and why, or an empty text."""
+
+    state: str
+    reason: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """One run folder.
@@ -56,6 +64,7 @@ class Run:
         identity: signature, git commit, versions and hashes.
         status: state, step, error and headline scores.
         problems: one sentence for each of the three files above that cannot be read.
+        fate: what became of it, where that was asked; a process that was killed leaves the status ``running``.
     """
 
     folder: Path
@@ -63,6 +72,7 @@ class Run:
     identity: Mapping[str, Any]
     status: Mapping[str, Any]
     problems: tuple[str, ...] = ()
+    fate: Fate | None = None
 
     @property
     def name(self) -> str:
@@ -84,15 +94,18 @@ class Run:
 
     @property
     def state(self) -> str:
-        """``running | finished | failed | preempted | dropped``, or ``unknown`` without a readable status.json."""
-        return str(self.status.get("state") or "unknown")
+        """``running | finished | failed | preempted | dropped``, or ``unknown`` without a readable status.json; of a
+        known fate ``waiting`` and ``lost`` as well.
+        """
+        return self.fate.state if self.fate else str(self.status.get("state") or "unknown")
 
     @property
     def reason(self) -> str | None:
-        """Why a run failed, on one line: ``DataError: row 3 has no image``."""
+        """Why a run failed, waits or was lost, on one line: ``DataError: row 3 has no image``."""
         error = self.status.get("error")
-        if not error:
-            return None
+        told = (self.fate.reason if self.fate else "") or None
+        if not error or self.state == "lost":
+            return told
         if not isinstance(error, Mapping):
             return str(error)
         message = str(error.get("message") or "").strip()
@@ -184,6 +197,11 @@ class Run:
         """example id -> its row in scores.jsonl, of the last evaluation that scored this variant."""
         return self._examples.get(variant, {})
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The variants that scores.jsonl has rows of, in their order there."""
+        return tuple(self._examples)
+
     @cached_property
     def _examples(self) -> dict[str, dict[str, dict[str, Any]]]:
         last: dict[str, int] = {}
@@ -245,8 +263,15 @@ def collect_run(folder: Path | str) -> Run:
     return Run(folder, config, identity, status, problems)
 
 
-def collect_study(path: Path | str) -> list[Run]:
+Fates = Callable[[Sequence[Path]], Mapping[Path, Fate]]
+"""Run folders -> what became of them."""
+
+
+def collect_study(path: Path | str, fates: Fates | None = None) -> list[Run]:
     """All runs of ``runs/<study>``, in the order in which they were started.
+
+    Args:
+        fates: asked once for all of them; None believes each status.json.
 
     Raises:
         BeniError: the folder does not exist, is itself a run, or holds no run.
@@ -262,7 +287,8 @@ def collect_study(path: Path | str) -> list[Run]:
     runs = [collect_run(folder) for folder in folders]
     if not runs:
         raise BeniError(f"{path} holds no run; expected {wanted}")
-    return sorted(runs, key=_age)
+    known = fates(folders) if fates else {}
+    return sorted((replace(run, fate=known.get(run.folder)) for run in runs), key=_age)
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -287,13 +313,29 @@ def arms(runs: Sequence[Run]) -> list[Arm]:
 
 
 def _labels(firsts: list[Run]) -> list[str]:
-    """One label an arm: the choices that vary, then the values that vary among arms with the same choice."""
+    """One label an arm: the choices that vary, then the values that vary among arms with the same choice. A value that
+    ``study.match`` has chosen is left out, unless arms could not be told apart without it.
+    """
+    short = [" ".join(parts) for parts in _varying(firsts, without_chosen=True)]
+    if len(set(short)) < len(short):
+        short = [" ".join(parts) for parts in _varying(firsts)]
+    labels: list[str] = []
+    for index, (run, varying) in enumerate(zip(firsts, short, strict=True)):
+        match = _NAME.match(run.name)
+        label = varying or (match["choices"] if match else run.name)
+        labels.append(f"{label} #{index + 1}" if label in labels else label)
+    return labels
+
+
+def _varying(firsts: list[Run], *, without_chosen: bool = False) -> Iterator[list[str]]:
+    """Yields what sets each arm apart, as overrides."""
     choices = [_mapping(run.config.get("choices")) for run in firsts]
     leaves = [_settings(run) for run in firsts]
     groups = dict.fromkeys(name for chosen in choices for name in chosen if name not in NOT_IN_LABELS)
     varying = [name for name in groups if len({str(chosen.get(name)) for chosen in choices}) > 1]
-    labels: list[str] = []
     for index, run in enumerate(firsts):
+        study = _mapping(run.config.get("study"))
+        chosen_key = study.get("solve") if without_chosen and study.get("match") is not None else None
         parts = [f"{name}={plain(choices[index][name])}" for name in varying if name in choices[index]]
         for key, value in leaves[index].items():
             owner = next((name for name in varying if key.startswith(f"{name}.")), None)
@@ -302,12 +344,11 @@ def _labels(firsts: list[Run]) -> list[str]:
                 for other, chosen in zip(leaves, choices, strict=True)
                 if owner is None or chosen.get(owner) == choices[index].get(owner)
             )
-            if not key.endswith("_target_") and any(other.get(key, _ABSENT) != value for other in rivals):
+            if key == chosen_key or key.endswith("_target_"):
+                continue
+            if any(other.get(key, _ABSENT) != value for other in rivals):
                 parts.append(f"{key}={plain(value)}")
-        match = _NAME.match(run.name)
-        label = " ".join(parts) or (match["choices"] if match else run.name)
-        labels.append(f"{label} #{index + 1}" if label in labels else label)
-    return labels
+        yield parts
 
 
 def plain(value: object) -> str:

@@ -34,7 +34,8 @@ OF_STATUS = {
     "wall_s": NUMBER,
     "parameters": {...: {...: int}},
     **dict.fromkeys(("samples_per_s", "mfu", "hfu", "peak_memory_gib", "goodput/compute"), NUMBER_OR_NULL),
-    **dict.fromkeys(("eval/accuracy", "eval/accuracy_blank", "eval/chance", "eval/loss"), NUMBER_OR_NULL),
+    **dict.fromkeys(("eval/accuracy", "eval/chance", "eval/loss"), NUMBER_OR_NULL),
+    **{f"eval/accuracy_{name}": NUMBER_OR_NULL for name in ("blank", "shuffled", "swapped", "noise", "dropped")},
     "best": {"step": int, "metric": str, "value": NUMBER, "checkpoint": str},
     "scored": {"step": int, "rows": int},
 }

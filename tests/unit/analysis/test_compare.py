@@ -21,36 +21,51 @@ def study(make_run):
 
 
 def table(study):
-    return list(csv.DictReader((study / "compare.csv").read_text().splitlines()))
+    return list(csv.DictReader((study / "results.csv").read_text().splitlines()))
 
 
-def test_a_study_ends_in_a_table_and_three_files(study, capsys):
+def arms(study):
+    return json.loads((study / "results.json").read_text())["arms"]
+
+
+def test_a_study_ends_in_a_table_and_four_files(study, capsys):
     assert main([str(study)]) == 0
     shown = capsys.readouterr().out
     assert "resampler=perceiver" in shown
     rows = table(study)
-    assert [row["arm"] for row in rows] == ["resampler=none", "resampler=perceiver"]
-    assert float(rows[1]["difference"]) == pytest.approx(0.2)
-    assert (rows[1]["pairs"], rows[1]["paired"], rows[1]["visual_tokens"]) == ("80", "yes", "16.0")
-    document = json.loads((study / "compare.json").read_text())
-    assert document["arms"][1]["difference"]["per_seed"].keys() == {"0", "1"}
-    assert "| resampler=perceiver | 2/2 | 0.900 ± 0.000 |" in (study / "compare.md").read_text()
+    assert [(row["arm"], row["seed"]) for row in rows] == [
+        (f"resampler={name}", seed) for name in ("none", "perceiver") for seed in ("0", "1")
+    ]
+    assert (rows[2]["paired"], rows[2]["visual_tokens"], rows[2]["eval/accuracy"]) == ("yes", "16.0", "0.9")
+    difference = arms(study)[1]["difference"]
+    assert difference["per_seed"].keys() == {"0", "1"}
+    assert (difference["mean"], difference["pairs"]) == (pytest.approx(0.2), 80)
+    assert "| resampler=perceiver | 2/2 | 0.900 ± 0.000 |" in (study / "report.md").read_text()
+    assert "</html>" in (study / "report.html").read_text()
 
 
 def test_the_baseline_can_be_chosen_by_its_label(study, capsys):
     assert main([str(study), "--baseline", "resampler=perceiver"]) == 0
-    rows = table(study)
-    assert float(rows[0]["difference"]) == pytest.approx(-0.2)
-    assert rows[1]["paired"] == "baseline"
+    assert arms(study)[0]["difference"]["mean"] == pytest.approx(-0.2)
+    assert [row["paired"] for row in table(study)] == ["yes", "yes", "baseline", "baseline"]
 
 
 def test_a_failed_arm_is_shown_with_its_reason_beside_the_finished_ones(study, make_run, capsys):
     make_run("qformer", 0, state="failed", status={"error": {"type": "CompositionError", "message": "E-HEADS: 7 | 3"}})
     assert main([str(study)]) == 0
     assert "CompositionError: E-HEADS: 7 | 3" in capsys.readouterr().out
-    rows = table(study)
-    assert [(row["finished"], row["failed"]) for row in rows] == [("2", "0"), ("2", "0"), ("0", "1")]
-    assert "E-HEADS: 7 \\| 3" in (study / "compare.md").read_text()
+    assert [row["state"] for row in table(study)] == ["finished"] * 4 + ["failed"]
+    assert table(study)[4]["eval/accuracy"] == ""
+    assert "E-HEADS: 7 \\| 3" in (study / "report.md").read_text()
+
+
+def test_a_run_whose_process_is_gone_is_lost_with_the_reason(study, make_run, capsys):
+    make_run("qformer", 0, state="running")
+    assert main([str(study)]) == 0
+    assert "resampler=qformer (seed 0): lost at step 120, the process was killed" in " ".join(
+        (study / "report.md").read_text().replace("\\", "").split()
+    )
+    assert "lost" in table(study)[4]["state"]
 
 
 def test_one_seed_says_so_in_its_first_line(make_run, capsys):
@@ -83,7 +98,7 @@ def test_a_study_without_a_finished_run_says_so(make_run, capsys):
 def test_a_wrong_argument_exits_with_2_and_the_choices(study, capsys, arguments, message):
     assert main([str(study), *arguments]) == 2
     assert message in capsys.readouterr().err
-    assert not (study / "compare.md").exists()
+    assert not (study / "report.md").exists()
 
 
 def test_a_wrong_path_exits_with_2(tmp_path, capsys):

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from beni.analysis.stats import blank_metric, metric_value, paired_difference, summarize
+from beni.analysis.stats import metric_value, paired_difference, summarize, variant_metric
 from beni.runs.read import arms, collect_study
 
 
@@ -93,4 +93,4 @@ def test_a_kind_is_scored_on_its_own_examples(make_run):
     run = collect_study(make_run(right=1.0).parent)[0]
     assert metric_value(run, "eval/accuracy/color") == 1.0
     assert metric_value(run, "eval/accuracy/weather") is None
-    assert blank_metric("eval/accuracy/color") == "eval/accuracy_blank/color"
+    assert variant_metric("eval/accuracy/color", "blank") == "eval/accuracy_blank/color"

@@ -62,6 +62,16 @@ def test_a_sweep_that_would_not_be_one_is_refused(tmp_path: Path, sweeper: str) 
     assert all(part in str(caught.value) for part in SWEEPS[sweeper])
 
 
+def test_a_swept_key_with_a_dot_is_explained() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["experiment=resampler_pair", "hydra.sweeper.params.train.seed=0"])
+    problem, fix = str(caught.value).splitlines()
+    assert problem.startswith("unknown key hydra.sweeper.params.train.seed: the keys of hydra.sweeper.params have dots")
+    assert fix == "  fix: write 'hydra.sweeper.params={train.seed: ...}', or leave it out and set train.seed"
+    fixed = ["experiment=resampler_pair", "hydra.sweeper.params={train.seed: 0}"]
+    assert compose(fixed)["study"]["name"] == "resampler_pair"
+
+
 def test_a_sweep_that_says_its_mode_composes() -> None:
     assert compose(["experiment=resampler_pair"])["study"]["name"] == "resampler_pair"
 

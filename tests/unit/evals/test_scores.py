@@ -13,7 +13,7 @@ from beni.data.batch.loader import item
 from beni.data.images import Image, decode
 from beni.data.metric import BestChoice, ExactAnswer, LossOnly, Reading
 from beni.errors import DataError
-from beni.evals.ablations import ABLATIONS, BLANK, TRUE, Ablation
+from beni.evals.ablations import ALWAYS, BLANK, TRUE, Ablation
 from beni.evals.scores import score, summarise
 from beni.evals.subject import Subject
 
@@ -105,10 +105,10 @@ def test_a_sample_whose_picture_cannot_be_read_has_no_row(subject_of, make_sampl
 
 def test_an_ablation_is_what_the_model_is_shown(subject_of, make_sample):
     subject, one = subject_of(), make_sample(0, [(24, 24)])
-    losses = {a.name: rows_of(subject, LossOnly(), [one], a)[0]["loss"] for a in ABLATIONS}
+    losses = {a.name: rows_of(subject, LossOnly(), [one], a)[0]["loss"] for a in ALWAYS}
     assert losses["true"] != losses["blank"]
-    turned = Ablation("turned", lambda picture: picture.rotate(180), "_turned")
-    twice = Ablation("twice", lambda picture: picture.rotate(180).rotate(180), "_twice")
+    turned = Ablation("turned", lambda picture, place: picture.rotate(180))
+    twice = Ablation("twice", lambda picture, place: picture.rotate(180).rotate(180))
     assert rows_of(subject, LossOnly(), [one], turned)[0]["loss"] not in losses.values()
     assert rows_of(subject, LossOnly(), [one], twice)[0]["loss"] == losses["true"]
 

@@ -28,6 +28,19 @@ def test_a_value_is_in_the_label_only_where_arms_with_the_same_choice_differ_in_
     ]
 
 
+def test_a_value_that_was_chosen_for_a_budget_is_left_out_of_labels_that_differ_without_it(make_run):
+    matched = {"study__match": "train_flops", "study__solve": "train.steps"}
+    make_run("none", **matched)
+    study = make_run("perceiver", train__steps=700, **matched).parent
+    assert [arm.label for arm in arms(collect_study(study))] == ["resampler=none", "resampler=perceiver"]
+    make_run("perceiver", train__steps=900, **matched)
+    assert [arm.label for arm in arms(collect_study(study))] == [
+        "resampler=none train.steps=600",
+        "resampler=perceiver train.steps=700",
+        "resampler=perceiver train.steps=900",
+    ]
+
+
 def test_what_cannot_change_a_result_does_not_split_an_arm(make_run):
     make_run("none", 0)
     study = make_run("none", 1, log__every=50, tracker__mode="online", choices__tracker="wandb").parent

@@ -1,4 +1,4 @@
-"""What a run leaves behind and where: ``checkpoint``, ``eval``, ``paths``, ``study``, ``model``."""
+"""What a run leaves behind and where: ``checkpoint``, ``eval``, ``paths``, ``model``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from beni.config.ranges import Above, AtLeast, Below
+from beni.config.ranges import AtLeast
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ class Eval:
         gallery: held-out pictures shown in the report with the model's answers.
         attention: last layers of the llm, of those that attend, of which the gallery shows what the answers look at; 0
             shows none.
+        ablations: what the last evaluation scores beside the true and the blank pictures, which all do: pictures that
+            are ``shuffled`` (4x4 tiles change places), ``swapped`` (that of another sample), ``noise`` (random pixels),
+            and half of the visual tokens ``dropped``.
     """
 
     every: Annotated[int, AtLeast(0)]
@@ -49,6 +52,7 @@ class Eval:
     batch_size: Annotated[int, AtLeast(1)]
     gallery: Annotated[int, AtLeast(0)]
     attention: Annotated[int, AtLeast(0)]
+    ablations: list[Literal["shuffled", "swapped", "noise", "dropped"]]
 
 
 @dataclass(frozen=True)
@@ -60,21 +64,6 @@ class Paths:
     """
 
     runs: str
-
-
-@dataclass(frozen=True)
-class Study:
-    """Which question the run belongs to (runs/identity.py, analysis/).
-
-    Attributes:
-        name: folder of the study under ``paths.runs``.
-        stop: probability with which the best arm may ever be dropped: runs are launched seed by seed, and arms that can
-            no longer win are not trained further (launch/dropping.py); null trains all. Runs started alone, without
-            ``-m``, on this machine are trained.
-    """
-
-    name: str
-    stop: Annotated[float, Above(0), Below(1)] | None
 
 
 @dataclass(frozen=True)
@@ -103,21 +92,17 @@ def checkpoint_rules(run: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def stop_rules(run: Mapping[str, Any]) -> Iterator[str]:
-    """What ``study.stop`` needs, as problems with their fixes."""
-    launcher = run["launcher"]
-    processes = launcher.get("nodes", 1) * launcher.get("tasks_per_node", 1)
-    if run["study"]["stop"] is not None and processes > 1:
+def eval_rules(run: Mapping[str, Any]) -> Iterator[str]:
+    """Rules about ablations, as problems with their fixes."""
+    named = run["eval"]["ablations"]
+    if len(once := list(dict.fromkeys(named))) < len(named):
         yield (
-            f"study.stop={run['study']['stop']} is decided by the one process of a run, and this launcher starts "
-            f"{processes}\n  fix: set study.stop=null, or launcher.nodes=1 launcher.tasks_per_node=1"
+            f"eval.ablations=[{','.join(named)}] names one of them twice, expected each once\n"
+            f"  fix: set 'eval.ablations=[{','.join(once)}]'"
         )
 
 
-def name_rules(run: Mapping[str, Any]) -> Iterator[str]:
+def folder_rules(run: Mapping[str, Any]) -> Iterator[str]:
     """Rules about names of folders, as problems with their fixes."""
-    name = run["study"]["name"]
-    if not name.strip() or "/" in name or name.startswith("."):
-        yield f"study.name={name}, expected the name of a folder below paths.runs\n  fix: set study.name=default"
     if not run["paths"]["runs"].strip():
         yield "paths.runs is empty, expected a folder\n  fix: set paths.runs=runs"
