@@ -11,7 +11,7 @@ import yaml
 
 from beni.launch import job, launch
 from beni.launch.dropping import dropped
-from beni.launch.states import states_of
+from beni.launch.states import runs_of, states_of
 from beni.launch.submit import settle_arm
 from beni.runs.status import read_status, write_status
 from support.processes import run_module
@@ -87,10 +87,10 @@ def test_a_sweep_on_this_machine_does_not_train_an_arm_that_is_beaten_and_says_s
 
     sweep("0,1")
     study = tmp_path / "runs" / "race"
-    for folder in study.glob("*-s[01]-*"):  # scores that leave no doubt, with a spread between seeds
+    for folder in runs_of(study):  # scores that leave no doubt, with a spread between seeds
         lead = 0.0 if "avg_pool" in folder.name else 0.5 + 0.001 * ("-s1-" in folder.name)
         write_status(folder, **read_status(folder) | {"eval/accuracy": 0.3 + lead})
     assert "1 run finished, 1 dropped by study.stop" in sweep("2")
-    [last] = study.glob("*avg_pool*-s2-*")
+    [last] = [folder for folder in runs_of(study) if "avg_pool" in folder.name and "-s2-" in folder.name]
     assert read_status(last)["state"] == "dropped"
     assert "1 of 2 runs were dropped by study.stop" in sweep("2")
