@@ -17,7 +17,7 @@ from beni.analysis.comparison import Comparison, Row
 from beni.analysis.sections import headline, interval, p_value, sections
 from beni.analysis.stats import Difference, Summary, metric_value
 from beni.analysis.study import study_page
-from beni.runs.files import replace
+from beni.runs.files import REPORT, replace
 from beni.runs.read import number
 
 SCORE_HEADER = ("arm", "seeds", "score", "blank", "difference", "pairs", "paired")
@@ -44,7 +44,7 @@ def write_comparison(comparison: Comparison) -> list[Path]:
     """
     budgets = budgets_of([row.arm for row in comparison.rows])
     texts = {
-        "report.html": study_page(comparison, budgets),
+        REPORT: study_page(comparison, budgets),
         "report.md": to_markdown(comparison, budgets),
         "results.csv": to_csv(comparison),
         "results.json": to_json(comparison, budgets),
