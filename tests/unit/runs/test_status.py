@@ -34,7 +34,8 @@ def test_a_status_reads_back_with_when_it_was_written(tmp_path):
         ("[1]", "status.json is damaged: it is [1], expected an object"),
         (
             '{"state": "done"}',
-            "status.json is damaged: state is 'done', expected one of dropped, failed, finished, preempted, queued, running",
+            "status.json is damaged: state is 'done', expected one of dropped, failed, finished, preempted, queued, "
+            "running",
         ),
         ('{"state": "running", "step": "3"}', "status.json is damaged: step is '3', expected a whole number"),
     ],
