@@ -109,7 +109,10 @@ def test_a_run_that_cannot_be_fails_for_slurm_as_well_and_says_why_in_its_log(ru
     [
         (["launcher.partition=nowhere"], "invalid partition specified: nowhere\n  fix: set launcher.partition"),
         (["launcher.account=nobody"], "Invalid account"),
-        (["launcher.cpus_per_task=64"], "Requested node configuration is not available"),
+        (
+            ["launcher.cpus_per_task=64"],
+            "SLURM would never start them: PartitionConfig\n  fix: lower launcher.cpus_per_task",
+        ),
         (["launcher.gpus_per_node=2"], "fix: set launcher.gpus_per_node=0"),
     ],
 )
@@ -124,17 +127,18 @@ def test_what_sbatch_refuses_is_one_screen_and_leaves_nothing(running: Path, val
 
 def test_code_and_options_that_are_edited_while_a_run_waits_and_is_queued_again_change_nothing(running: Path) -> None:
     """A part of the user's own and its option file, both broken once the job is submitted."""
-    package, option = running / "mine" / "parts_of_mine.py", running / "conf" / "resampler" / "mine.yaml"
+    package, option = running / "mine" / "parts_of_mine.py", running / "conf" / "experiment" / "mine.yaml"
     for path in (package, option):
         path.parent.mkdir(parents=True)
     package.write_text("from beni.resampler.avg_pool import AvgPool\n\n\nclass Mine(AvgPool):\n    pass\n")
-    option.write_text("_target_: parts_of_mine.Mine\nside: 1\n")
+    option.write_text("# @package _global_\ndata: {heldout: 8}\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENI_TRUSTED", "parts_of_mine")
         patch.setenv("PYTHONPATH", str(package.parent), prepend=":")
-        run = submit(running, "edited", "--config-dir", str(option.parent.parent), "resampler=mine")
+        mine = ("resampler=avg_pool", "resampler.side=1", "resampler._target_=parts_of_mine.Mine")
+        run = submit(running, "edited", "--config-dir", str(option.parent.parent), "experiment=mine", *mine)
         package.write_text("raise RuntimeError('edited')\n")
-        option.write_text("_target_: parts_of_mine.Gone\nside: 3\n")
+        option.write_text("# @package _global_\ndata: {heldout: none}\n")
         run.wait_for(100)
         KINDS["usr2"].interrupt(run, random.Random(0))
         run.finish()

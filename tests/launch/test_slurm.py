@@ -197,6 +197,16 @@ def test_the_scheduler_is_asked_once_and_what_is_live_counts(programs: Any) -> N
     assert slurm.scheduler_states([]) == {}
 
 
+def test_a_job_that_can_never_start_is_taken_back_and_refused(tmp_path: Path, programs: Any) -> None:
+    here = programs(sbatch=SBATCH, srun="", scancel="", squeue="print('None\\nPartitionConfig')")
+    folders = folders_of(tmp_path)
+    [refused] = slurm.submit(folders, [launchers()] * 2, Path("/code/12ab"))
+    assert refused.folders == folders
+    assert "never start them: PartitionConfig\n  fix: lower launcher.cpus_per_task" in refused.reason
+    assert "scancel 100_0 100_1" in (here / "calls").read_text()
+    assert jobs.history(folders[0]) == []
+
+
 def test_a_scheduler_that_does_not_answer_is_none(programs: Any) -> None:
     programs(sacct="raise SystemExit(1)", squeue="raise SystemExit(1)")
     assert slurm.scheduler_states(["7"]) is None

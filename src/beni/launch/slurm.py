@@ -26,6 +26,15 @@ NAMED = ("partition", "account", "qos", "constraint")
 """Values that submitit and SLURM call by the same name."""
 
 
+NEVER = ("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints")
+"""Reasons of jobs that wait for something that their partition does not have."""
+
+SIZE = (
+    "lower launcher.cpus_per_task, launcher.mem_gb, launcher.gpus_per_node, launcher.nodes or launcher.timeout_min to "
+    "what sinfo -N -l shows, or name another launcher.partition"
+)
+
+
 @dataclass(frozen=True)
 class Refused:
     """Runs that sbatch did not take.
@@ -76,6 +85,11 @@ def submit(folders: Sequence[Path], launchers: Sequence[Mapping[str, Any]], code
                 submitted = [executor.submit(Arm(str(folder.resolve()))) for folder in names]
         except Exception as error:  # submitit has one of its own, and lets those of subprocess through
             refused.append(Refused(names, _told(error, launcher)))
+            continue
+        ids = [job.job_id for job in submitted]
+        if (reason := _never(ids)) is not None:
+            cancel(ids)
+            refused.append(Refused(names, f"SLURM would never start them: {reason}\n  fix: {SIZE}"))
             continue
         for folder, job in zip(names, submitted, strict=True):
             pattern = str(logs / f"{job.job_id}_*_log.*")
@@ -129,6 +143,12 @@ def scheduler_states(ids: Iterable[str]) -> dict[str, dict[str, str]] | None:
     return None if past is None and live is None else states
 
 
+def _never(ids: Sequence[str]) -> str | None:
+    """Why jobs that sbatch took can never start in their partition; None where SLURM knows of no reason."""
+    told = _ask(["squeue", "-h", "-r", "-o", "%r", "-j", ",".join(ids)]) or ""
+    return next((reason for reason in told.split() if reason in NEVER), None)
+
+
 def _name(runs: Mapping[str, str]) -> None:
     """Gives every job of an array the name of its run, where SLURM lets it: one that has ended keeps the study's."""
     lines = "".join(f"update jobid={job} jobname={name}\n" for job, name in runs.items())
@@ -167,8 +187,7 @@ def _told(error: Exception, launcher: Mapping[str, Any]) -> str:
         "account": "set launcher.account to one that sacctmgr show assoc user=$USER lists",
         "partition": "set launcher.partition to one that sinfo lists",
         "qos": "set launcher.qos to one that sacctmgr show assoc user=$USER lists",
-        "node configuration": "lower launcher.cpus_per_task, launcher.mem_gb, launcher.gpus_per_node or launcher.nodes "
-        "to what sinfo -N -l shows",
+        "node configuration": SIZE,
         "time": "lower launcher.timeout_min to the limit that sinfo shows",
         "gres": f"set launcher.gpus_per_node=0, which is {launcher['gpus_per_node']}",
     }

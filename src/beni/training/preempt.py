@@ -5,7 +5,7 @@ while steps are taken, and the ranks agree on them in a collective that every st
 steps there is nothing to save: there they end a run of one process where it is, and one of several where its ranks
 meet next, so that none is left waiting for one that has gone. Ctrl-C again means at once.
 
-When the run has ended, whoever handled the signal before is told: submitit asks SLURM to queue the job again.
+When the run has ended, whoever handled the signal before is told, without a frame (launch/arm.py).
 """
 
 from __future__ import annotations
