@@ -125,12 +125,22 @@ def test_what_sbatch_refuses_is_one_screen_and_leaves_nothing(running: Path, val
     assert list(running.glob("runs/refused/*/status.json")) == []
 
 
+MINE = """
+from beni.resampler.avg_pool import AvgPool
+
+
+class Mine(AvgPool):
+    def __init__(self, tokens, *, side: int) -> None:
+        super().__init__(tokens, side=side)
+"""
+
+
 def test_code_and_options_that_are_edited_while_a_run_waits_and_is_queued_again_change_nothing(running: Path) -> None:
     """A part of the user's own and its option file, both broken once the job is submitted."""
     package, option = running / "mine" / "parts_of_mine.py", running / "conf" / "experiment" / "mine.yaml"
     for path in (package, option):
         path.parent.mkdir(parents=True)
-    package.write_text("from beni.resampler.avg_pool import AvgPool\n\n\nclass Mine(AvgPool):\n    pass\n")
+    package.write_text(MINE)
     option.write_text("# @package _global_\ndata: {heldout: 8}\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENI_TRUSTED", "parts_of_mine")
