@@ -168,7 +168,7 @@ def show(run: dict[str, Any], assumed: Assumed, as_json: bool) -> None:
     plan = plan_of(run, assumed)
     table, need, world = plan.table, plan.need, assumed.world
     if as_json:
-        print(json.dumps(plan.to_dict()))
+        print(json.dumps(plan.to_dict() | {"steps": run["train"]["steps"]}))
         return
     for notice in dropped_notices(run):
         print(notice, file=sys.stderr)

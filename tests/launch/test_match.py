@@ -260,7 +260,7 @@ def test_a_matched_sweep_is_found_again_and_each_run_repeats_from_its_command(
     tmp_path: Path, tiny_values: list[str]
 ) -> None:
     own = [word for word in tiny_values if not word.startswith("train.steps=")]
-    matched = ("study.name=pair", "study.match=train_flops", "train.steps=40", "checkpoint.every=0")
+    matched = ("study.name=pair", "study.match=train_flops", "train.steps=250", "checkpoint.every=0")
     sweep = (*own, *matched, "resampler=none,perceiver", "train.seed=0,1")
 
     def train(*arguments: str) -> str:
@@ -276,7 +276,7 @@ def test_a_matched_sweep_is_found_again_and_each_run_repeats_from_its_command(
     runs = frozen()
     steps = {(run["choices"]["resampler"], run["train"]["steps"]) for run in runs.values()}
     assert (len(runs), len(steps)) == (4, 2)
-    assert ("none", 40) in steps
+    assert ("none", 250) in steps
     [(named, budget)] = {(run["study"]["match"], run["study"]["budget"]) for run in runs.values()}
     assert named == "train_flops"
 
