@@ -171,6 +171,11 @@ def test_a_full_queue_is_one_screen_and_leaves_nothing(running: Path) -> None:
     assert list(running.glob("runs/full/*/status.json")) == []
 
 
+def interruptible() -> None:
+    """A shell lets what it runs in the background ignore Ctrl-C, and a test's programs with it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_a_command_that_waits_can_be_left_and_its_runs_go_on(running: Path) -> None:
     job = ("launcher=slurm_cpu", "launcher.mem_gb=1.5", "launcher.cpus_per_task=1", "launcher.wait=true")
     waiting = subprocess.Popen(
@@ -178,6 +183,7 @@ def test_a_command_that_waits_can_be_left_and_its_runs_go_on(running: Path) -> N
         cwd=running,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=interruptible,
     )
     assert waiting.stderr is not None
     said = ""
