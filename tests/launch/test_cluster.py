@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from support import cluster
-from support.preemptions import KINDS, STEPS, TINY, campaign, command, slurm, start_at_once, submit, until
+from support.preemptions import KINDS, STEPS, TINY, campaign, command, slurm, administrate, submit, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -34,7 +34,7 @@ def running(absent: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         patch.setenv("SLURM_CONF", str(config))
         patch.setenv("OMP_NUM_THREADS", "1")
         over = threading.Event()
-        threading.Thread(target=start_at_once, args=(over,), daemon=True).start()
+        threading.Thread(target=administrate, args=(over,), daemon=True).start()
         yield tmp_path_factory.mktemp("cluster")
         over.set()
     cluster.down()

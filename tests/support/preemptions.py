@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -189,15 +190,25 @@ def killed(run: Run, chance: random.Random) -> None:
 
 
 def time_limit(run: Run, chance: random.Random) -> None:
-    """The run stands still until SLURM has sent the signal before the limit."""
+    """The run stands still until SLURM has sent the signal before the limit, or has queued it again anyway."""
+    before = restarts(run)
     for process in (found := processes(run)):
         process.suspend()
+
+    def over() -> bool:
+        return all(_signalled(process, signal.SIGUSR2) for process in found) or restarts(run) != before
+
     try:
-        until("the signal before the limit", lambda: all(_signalled(process, signal.SIGUSR2) for process in found))
+        until("the signal before the limit", over)
     finally:
         for process in found:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
+
+
+def restarts(run: Run) -> str:
+    """How often SLURM has queued it again; a process that stands still outlives that where its slurmd was killed."""
+    return re.findall(r"Restarts=(\d+)", slurm("scontrol", "show", "job", "--oneliner", run.job()))[-1]
 
 
 def _signalled(process: psutil.Process, number: int) -> bool:
@@ -407,15 +418,25 @@ def _round(
     return wrong + [f"{this.folder.name}: {problem}" for problem in this.end()]
 
 
-def start_at_once(over: threading.Event) -> None:
-    """Lets jobs that SLURM queues again, and holds for two minutes, begin after some seconds, until it is ``over``."""
+def administrate(over: threading.Event) -> None:
+    """Does after some seconds, until it is ``over``, what an administrator does later: lets jobs begin that SLURM has
+    queued again and holds for two minutes, and brings back nodes that stay down.
+    """
     seen: set[str] = set()
     while not over.wait(6):
-        done = subprocess.run(["squeue", "-h", "-r", "-o", "%A %r"], capture_output=True, text=True)
-        held = {line.split()[0] for line in done.stdout.splitlines() if line.endswith(" BeginTime")}
+        jobs = _lines("squeue", "-h", "-r", "-o", "%A %r")
+        held = {line.split()[0] for line in jobs if line.endswith(" BeginTime")}
+        down = {line.split()[0] for line in _lines("sinfo", "-h", "-N", "-o", "%N %T") if " down" in line}
         for job in held & seen:
             subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], capture_output=True)
-        seen = held
+        for node in down & seen:
+            cluster.start_node(node)
+            subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True)
+        seen = held | down
+
+
+def _lines(*command: str) -> list[str]:
+    return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
 
 
 def main() -> int:
@@ -427,7 +448,7 @@ def main() -> int:
     parser.add_argument("--home", type=Path, help="folder of the runs (default: one that is removed if all went well)")
     arguments = parser.parse_args()
     cluster.up()
-    threading.Thread(target=start_at_once, args=(threading.Event(),), daemon=True).start()
+    threading.Thread(target=administrate, args=(threading.Event(),), daemon=True).start()
     kinds = arguments.kinds or drawn(arguments.times, arguments.seed)
     os.environ["OMP_NUM_THREADS"] = "1"
     home = arguments.home or Path(tempfile.mkdtemp())
