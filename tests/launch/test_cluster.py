@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from support import cluster
-from support.preemptions import KINDS, STEPS, TINY, campaign, command, slurm, administrate, submit, until
+from support.preemptions import KINDS, STEPS, TINY, administrate, campaign, command, slurm, submit, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
