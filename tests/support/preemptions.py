@@ -452,6 +452,7 @@ def main() -> int:
     kinds = arguments.kinds or drawn(arguments.times, arguments.seed)
     os.environ["OMP_NUM_THREADS"] = "1"
     home = arguments.home or Path(tempfile.mkdtemp())
+    home.mkdir(parents=True, exist_ok=True)
     problems = campaign(home, kinds, arguments.seed, lambda line: print(line, flush=True))
     if arguments.home is None and not problems:
         shutil.rmtree(home)

@@ -89,12 +89,12 @@ def baseline_of(comparison: Comparison) -> Row:
 
 
 def _arms(comparison: Comparison) -> Section:
-    header = ("arm", "seeds", "score", "difference", "95 % interval", "noise", "p (Holm)", "MDE", "pairs", "paired")
+    header = ("arm", "seeds", "score", "difference", "95 % interval", "noise", "p", "MDE", "pairs", "paired")
     header = (*header, "effect")
     texts = (
         "Score: mean ± standard deviation over seeds. Difference: arm minus baseline, paired by seed and example. "
-        "Noise: standard deviation of the difference between seeds. p: sign-flip test over seeds, Holm's correction. "
-        "MDE: smallest true difference that so many seeds find with 80 % power.",
+        "Noise: standard deviation of the difference between seeds. p: sign-flip test over seeds, corrected for all "
+        "arms. MDE: smallest true difference that so many seeds find with 80 % power.",
     )
     rows = tuple(_arm(comparison, row) for row in comparison.rows)
     return Section("Arms", texts, header, rows, plots=("differences",))
