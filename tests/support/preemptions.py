@@ -374,7 +374,7 @@ def interrupt(run: Run, kind: str, step: int, chance: random.Random) -> bool:
         if run.lies_idle():
             said = run.said()
             assert how.final is not None or NO_STEP in said or STUCK in said, f"nobody goes on with it: {said}"
-            done = run.command("beni.launch", "retry", str(run.folder), *(how.final or ()))
+            done = run.command("beni.launch", "retry", str(run.folder), "launcher.wait=false", *(how.final or ()))
             assert done.returncode == 0, done.stderr
             retried = True
         time.sleep(1)
@@ -420,13 +420,15 @@ def _round(
 
 def administrate(over: threading.Event) -> None:
     """Does after some seconds, until it is ``over``, what an administrator does later: lets jobs begin that SLURM has
-    queued again and holds for two minutes, and brings back nodes that stay down.
+    queued again and holds for two minutes, and brings back nodes that stay down or are drained.
     """
     seen: set[str] = set()
     while not over.wait(6):
         jobs = _lines("squeue", "-h", "-r", "-o", "%A %r")
         held = {line.split()[0] for line in jobs if line.endswith(" BeginTime")}
-        down = {line.split()[0] for line in _lines("sinfo", "-h", "-N", "-o", "%N %T") if " down" in line}
+        # SLURM itself drains a node to which a job comes back before its earlier start has ended ("Duplicate jobid").
+        nodes = [line.split() for line in _lines("sinfo", "-h", "-N", "-o", "%N %T")]
+        down = {name for name, state in nodes if state.startswith(("down", "drain"))}
         for job in held & seen:
             subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], capture_output=True)
         for node in down & seen:
