@@ -377,7 +377,7 @@ def interrupt(run: Run, kind: str, step: int, chance: random.Random) -> bool:
             done = run.command("beni.launch", "retry", str(run.folder), "launcher.wait=false", *(how.final or ()))
             assert done.returncode == 0, done.stderr
             retried = True
-        time.sleep(1)
+        time.sleep(5)  # asking takes half a second of a core
     return retried
 
 
