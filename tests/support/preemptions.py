@@ -322,12 +322,13 @@ class Round:
         self.log = home / f"{study}.log"
         self.retried: set[str] = set()
         further = [KINDS[kind].launcher for kind in kinds] or [""] * len(ARMS)
-        self.arms = [f"{arm} {values}".strip() for arm, values in zip(ARMS, further, strict=True)]
+        # What is on the command line holds for all arms, so what an arm may have of its own stands in all of them.
+        self.arms = [" ".join((arm, *JOB, values)).strip() for arm, values in zip(ARMS, further, strict=True)]
 
     def submit(self) -> None:
         """Starts the submitter, and waits until all arms are SLURM's."""
         words = ",".join(f"'{arm}'" for arm in self.arms)
-        values = ("-m", *TINY, *JOB, "fsdp=none", f"study.name={self.folder.name}", f"hydra.sweeper.arms=[{words}]")
+        values = ("-m", *TINY, "fsdp=none", f"study.name={self.folder.name}", f"hydra.sweeper.arms=[{words}]")
         with self.log.open("w") as log:
             self.submitter = subprocess.Popen(
                 [sys.executable, "-m", "beni.train", *values, "launcher.wait=true"],
