@@ -22,6 +22,7 @@ from beni.console import unfailing_output
 from beni.data.batch.loader import first_pictures
 from beni.data.batch.probe import Probe
 from beni.data.fetch.verdicts import Verdicts
+from beni.data.render.identity import specimen
 from beni.distributed.collectives import Peers, any_rank, barrier
 from beni.distributed.environment import Environment, process_group, read_environment
 from beni.distributed.fsdp import is_sharded, require_offload
@@ -341,6 +342,7 @@ def _write_identity(
         "data_fingerprint": fingerprint,
         "data_samples": {"training": len(data.source), "held out": len(data.source.heldout())},
         "template_hash": data.renderer.hash(),
+        "specimen": specimen(data.renderer),
         "views": model.views.fingerprint(),
         "special_tokens": vars(data.renderer.tokens),
         "hashes": {

@@ -20,8 +20,9 @@ from PIL import Image as PILImage
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from beni.data.batch.collate import stack_views
+from beni.data.batch.collate import content, stack_views
 from beni.data.images import Image, decode
+from beni.data.render.identity import require_trained
 from beni.data.render.template import Renderer
 from beni.data.render.tokens import IMAGE
 from beni.data.sample import Message, Sample
@@ -65,12 +66,8 @@ class BeniProcessor(ProcessorMixin):
                 "  fix: write it again with python -m beni.export <run folder>"
             )
         self.renderer = Renderer(tokenizer, config.template)
-        if self.renderer.hash() != config.template["hash"]:
-            raise ConfigError(
-                f"{tokenizer.name_or_path}: tokenizer and template have the hash {self.renderer.hash()}, and the model "
-                f"was trained with {config.template['hash']}\n"
-                "  fix: use the tokenizer that was saved with the model; python -m beni.export <run folder> writes both"
-            )
+        fix = "use the tokenizer that was saved with the model; python -m beni.export <run folder> writes both"
+        require_trained(self.renderer, config.template, tokenizer.name_or_path or "the tokenizer", fix)
         tokenizer.padding_side = "left"  # what is generated follows the last position of a row
         tokenizer.chat_template = chat_template(config.template["jinja"], config.template["system"])
         super().__init__(tokenizer, chat_template=tokenizer.chat_template)
@@ -216,7 +213,10 @@ class BeniProcessor(ProcessorMixin):
         batch: dict[str, Any] = {
             "input_ids": _left(ids, self.renderer.tokens.pad),
             "attention_mask": _left([np.ones_like(row) for row in ids], 0),
-            "samples": SampleInputs(prompts=tuple(row.asked for row in rows if row.asked is not None)),
+            "samples": SampleInputs(
+                ids=() if rows[0].labels is not None else tuple(content(row.images) for row in rows),
+                prompts=tuple(row.asked for row in rows if row.asked is not None),
+            ),
         }
         if images:
             batch["pixels"] = stack_views([view for image in images for view in image.pixels])
