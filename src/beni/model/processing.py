@@ -22,7 +22,7 @@ from transformers.processing_utils import MultiModalData
 
 from beni.data.batch.collate import content, stack_views
 from beni.data.images import Image, decode
-from beni.data.render.identity import require_trained
+from beni.data.render.identity import require_own_chat_template, require_trained
 from beni.data.render.template import Renderer
 from beni.data.render.tokens import IMAGE
 from beni.data.sample import Message, Sample
@@ -52,16 +52,12 @@ class BeniProcessor(ProcessorMixin):
     tokenizer: PreTrainedTokenizerBase
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: BeniConfig, viewer: Viewer | None = None) -> None:
-        if config.template is None:
-            raise ConfigError(
-                f"{config.name_or_path or 'this model'} was saved without the template that it was trained with\n"
-                "  fix: write it again with python -m beni.export <run folder>"
-            )
-        self.renderer = Renderer(tokenizer, config.template)
+        template = saved_template(config)
+        self.renderer = Renderer(tokenizer, dict(template))
         fix = "use the tokenizer that was saved with the model; python -m beni.export <run folder> writes both"
-        require_trained(self.renderer, config.template, tokenizer.name_or_path or "the tokenizer", fix)
+        require_trained(self.renderer, template, tokenizer.name_or_path or "the tokenizer", fix)
         tokenizer.padding_side = "left"  # what is generated follows the last position of a row
-        tokenizer.chat_template = chat_template(config.template["jinja"], config.template["system"])
+        tokenizer.chat_template = chat_template(template["jinja"], template["system"])
         super().__init__(tokenizer, chat_template=tokenizer.chat_template)
         self.config, self._viewer = config, viewer
 
@@ -73,7 +69,9 @@ class BeniProcessor(ProcessorMixin):
         ``AutoConfig``.
         """
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **options)
-        return cls(tokenizer, BeniConfig.from_pretrained(pretrained_model_name_or_path, **options))
+        config = BeniConfig.from_pretrained(pretrained_model_name_or_path, **options)
+        require_own_chat_template(tokenizer, saved_template(config), str(pretrained_model_name_or_path))
+        return cls(tokenizer, config)
 
     def to_dict(self) -> dict[str, Any]:
         """What processor_config.json says: all else is in config.json and the tokenizer's files."""
@@ -262,6 +260,20 @@ class BeniProcessor(ProcessorMixin):
             batch["images"] = ImageInputs(tuple(image.layout for image in images), torch.tensor(owners))
         labels = [row.labels for row in rows if row.labels is not None]
         return BatchFeature(batch | ({"labels": _left(labels, IGNORE)} if labels else {}))
+
+
+def saved_template(config: BeniConfig) -> Mapping[str, Any]:
+    """The template that a model was trained with: the section of its run, ``jinja``, ``hash`` and ``specimen``.
+
+    Raises:
+        ConfigError: when none was saved with the model.
+    """
+    if config.template is None:
+        raise ConfigError(
+            f"{config.name_or_path or 'this model'} was saved without the template that it was trained with\n"
+            "  fix: write it again with python -m beni.export <run folder>"
+        )
+    return config.template
 
 
 @dataclass(frozen=True)
