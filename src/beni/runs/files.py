@@ -22,7 +22,8 @@
         model/, adapters/       what the run leaves behind (checkpoint.export)
         export/                 what beni.export writes
         profile/                traces of the steps in log.profile
-        evaluations/<name>/     what beni.evaluate has scored: scores.jsonl and summary.json
+        evaluations/<name>/     what beni.evaluate has scored: scores.jsonl and summary.json; while it goes on,
+                                journal.jsonl and progress.json (evals/journal.py)
 
 What stands within a checkpoint is named in training/checkpoint/files.py.
 """
