@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from beni.model.modeling import BeniForConditionalGeneration as BeniForConditionalGeneration
     from beni.model.processing import BeniProcessor as BeniProcessor
     from beni.run import train as train
+    from beni.trained import Trained as Trained
 
 # GNU OpenMP reads this once, when torch loads it, so it cannot wait for a command. By default idle threads spin for
 # long: where cores are shared (a loader process is enough on two) a step of the main job took 5.2 s. This much spinning
@@ -36,12 +37,13 @@ for _logger, _said in _needless.items():
     logging.getLogger(_logger).addFilter(lambda record, said=_said: said not in record.getMessage())
 
 __version__ = "0.1.0"
-__all__ = ["BeniConfig", "BeniForConditionalGeneration", "BeniProcessor", "build", "compose", "train"]
+__all__ = ["BeniConfig", "BeniForConditionalGeneration", "BeniProcessor", "Trained", "build", "compose", "train"]
 
 _HOMES = {
     "BeniConfig": "beni.model.configuration",
     "BeniForConditionalGeneration": "beni.model.modeling",
     "BeniProcessor": "beni.model.processing",
+    "Trained": "beni.trained",
     "build": "beni.model.build",
     "compose": "beni.config.compose",
     "train": "beni.run",

@@ -150,7 +150,7 @@ def test_what_cannot_be_a_program_or_takes_one_shape_is_said_with_the_reason(tmp
     ("words", "said"),
     [
         (["--checkpoint", "7"], "has no checkpoint of step 7; there are: 1, 2, 3, 4"),
-        (["--checkpoint", "last"], "checkpoint last, expected newest, best or the number of a step"),
+        (["--checkpoint", "first"], "checkpoint first, expected last, best or the number of a step"),
         (["--text", "1"], "--text=1, expected at least 3 tokens"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,13 +12,14 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from beni.data.batch.collate import Item, collate, stack_views
+from beni.data.batch.collate import Item, collate, content, stack_views
 from beni.data.batch.loader import Viewer
 from beni.data.metric import Reading
 from beni.data.render.template import Encoded, Renderer
 from beni.data.sample import Sample
 from beni.model.context import rows_of
 from beni.model.modeling import BeniForConditionalGeneration
+from beni.model.padding import reads_padding
 from beni.model.pictures import Looked
 from beni.nn.precision import autocast
 from beni.stage import StageContext
@@ -27,12 +27,6 @@ from beni.types import IGNORE, ImageInputs, Pixels, SampleInputs, ViewedImage, V
 
 LONGEST_ANSWER = 32
 """New tokens of a generated answer."""
-PADS = 3
-"""Positions put before a text to see whether they change anything."""
-READ = 0.05
-"""Share of the range of the logits by which they then differ. Measured on tiny models with large weights: at most 5e-7
-in fp32 and 0 in bf16 for 27 families, 0.7 to 0.8 for RWKV, xLSTM and RecurrentGemma.
-"""
 
 
 @dataclass(frozen=True)
@@ -85,24 +79,33 @@ class Subject:
         for i in range(len(items)):
             mine = out.samples == i
             exact = bool((greedy[mine] == out.targets[mine]).all())
-            readings.append(Reading(float(each[mine].mean()), exact, self.renderer.decode(greedy[mine].tolist())))
+            said = self.renderer.decode(greedy[mine].tolist())
+            readings.append(Reading(float(each[mine].mean()), exact, said, int(mine.sum())))
         return readings
 
     def answer(self, asked: Sequence[Asked]) -> list[str]:
         """What the model says, as text."""
         return [self.renderer.decode(ids) for ids in self.say(asked)]
 
-    def say(self, asked: Sequence[Asked]) -> list[list[int]]:
+    def say(self, asked: Sequence[Asked], most: int | None = None) -> list[list[int]]:
         """What the model says, greedily, up to its first end token; in batches, and yet to each question alone.
 
         An llm that takes the padding of a batch for text is asked one by one.
+
+        Args:
+            most: new tokens of an answer; None takes ``LONGEST_ANSWER``.
         """
         prompts = [self.prompt(one) for one in asked]
-        size = 1 if len(prompts) > 1 and self._reads_padding() else self.batch_size
+        size = (
+            1
+            if len(prompts) > 1 and reads_padding(self.model, self.renderer.tokens, self.device, self.precision)
+            else self.batch_size
+        )
         said = []
         for first in range(0, len(prompts), size):
             self.between()
-            said += self.generate(prompts[first : first + size])
+            batch = prompts[first : first + size]
+            said += self.generate(batch) if most is None else self.generate(batch, most)
         return said
 
     @torch.no_grad()
@@ -169,20 +172,6 @@ class Subject:
             )
         return [_to_end(row.tolist(), tokens.eos) for row in said]
 
-    @torch.no_grad()
-    def _reads_padding(self) -> bool:
-        """Whether padding before a text changes what the llm makes of it: some recurrent ones read it as text."""
-        tokens = self.renderer.tokens
-        text = torch.arange(8) * 7919 % self.model.llm.vocab_size
-        text = text[text != tokens.image]
-        behind = torch.cat([torch.full((PADS,), tokens.pad), text])
-        mask = (torch.arange(len(behind)) >= PADS).long()
-        with autocast(self.device, self.precision):
-            alone = self.model(text[None].to(self.device)).logits
-            padded = self.model(behind[None].to(self.device), attention_mask=mask[None].to(self.device)).logits
-        padded = padded[:, PADS:]
-        return bool((padded - alone).abs().max() > READ * alone.abs().max())
-
     def _encode_once(self, images: Sequence[ViewedImage]) -> VisualTokens | None:
         """Every picture encoded once, however many questions and choices share it, and all blank ones once."""
         if not images:
@@ -204,16 +193,6 @@ class Subject:
 
     def _pixels(self, images: Sequence[ViewedImage]) -> Pixels:
         return to_device(stack_views([view for image in images for view in image.pixels]), self.device)
-
-
-def content(images: Sequence[ViewedImage]) -> str:
-    """A name for pictures by what an encoder sees of them: what is drawn for a picture in evaluation depends on it."""
-    digest = hashlib.blake2b(digest_size=12)
-    for image in images:
-        digest.update(repr(image.layout).encode())
-        for view in image.pixels:
-            digest.update(view.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _to_end(ids: Sequence[int], eos: Sequence[int]) -> list[int]:

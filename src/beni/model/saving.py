@@ -7,13 +7,12 @@ from pathlib import Path
 from torch import Tensor
 from transformers import GenerationConfig
 
+from beni.data.render.identity import specimen
 from beni.data.render.template import Renderer
 from beni.data.render.tokens import SpecialTokens
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.processing import BeniProcessor
-
-LONGEST_ANSWER = 256
-"""New tokens of an answer that comes to no end token."""
+from beni.model.speaking import LONGEST_ANSWER
 
 
 def save(
@@ -25,10 +24,16 @@ def save(
         renderer: of the run: its template, system message and tokenizer.
         state: the weights, of a sharded model; its own when None.
     """
-    model.config.template = renderer.settings | {"jinja": renderer.jinja, "hash": renderer.hash()}
-    model.generation_config = generation_defaults(renderer.tokens)
+    describe(model, renderer)
     model.save_pretrained(folder, state_dict=state)  # which empties it
     BeniProcessor(renderer.tokenizer, model.config).save_pretrained(folder)
+
+
+def describe(model: BeniForConditionalGeneration, renderer: Renderer) -> None:
+    """Tells a model the template that it was trained with, and the end tokens of its answers."""
+    told = {"jinja": renderer.jinja, "hash": renderer.hash(), "specimen": specimen(renderer)}
+    model.config.template = renderer.settings | told
+    model.generation_config = generation_defaults(renderer.tokens)
 
 
 def generation_defaults(tokens: SpecialTokens) -> GenerationConfig:

@@ -51,6 +51,7 @@ OF_IDENTITY = {
     "other_code": [{"time": Must(str), "after_step": int, "code": Must(str), "versions": Must({...: TEXT_OR_NULL})}],
     "data_fingerprint": str,
     "template_hash": str,
+    "specimen": {"text": Must(str), "tokens": Must([str]), "special": Must({}), "vocabulary": Must(int)},
     "views": TEXT_OR_NULL,
     "hashes": {"data_order": str, "init": {...: TEXT_OR_NULL}},
 }

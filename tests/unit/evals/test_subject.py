@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from beni.data.batch.collate import Item, collate
+from beni.data.batch.collate import Item, collate, content
 from beni.data.batch.loader import item
 from beni.data.images import decode
 from beni.data.render.template import Encoded
-from beni.evals.subject import Asked, Subject, content, left_padded
+from beni.evals.subject import Asked, Subject, left_padded
 from beni.evals.tradeoff import Stopwatch
 from beni.types import IGNORE
 

@@ -11,7 +11,8 @@ from beni.data.render.template import Renderer
 from beni.errors import ConfigError, DataError
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.processing import BeniProcessor
-from beni.model.saving import LONGEST_ANSWER, save
+from beni.model.saving import save
+from beni.model.speaking import LONGEST_ANSWER
 
 TEMPLATES = ("chat", "chatml", "llava_v1", "plain")
 

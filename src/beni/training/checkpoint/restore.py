@@ -26,7 +26,7 @@ def restore(
     """The model in evaluation mode, and the step that its weights are of.
 
     Args:
-        which: ``newest``, ``best`` (by ``checkpoint.keep_best``) or the number of a step.
+        which: ``last`` (or ``newest``), ``best`` (by ``checkpoint.keep_best``) or the number of a step.
         average: the average of the weights (``train.ema``), not the weights themselves.
 
     Raises:
@@ -61,7 +61,7 @@ def _step(root: Path, which: str) -> int:
     there = steps(root)
     if not there:
         raise ResumeError(f"{root.parent} has no checkpoint")
-    if which == "newest":
+    if which in ("last", "newest"):
         return there[-1]
     if which == "best":
         best, problem = read_best(root)
@@ -71,7 +71,7 @@ def _step(root: Path, which: str) -> int:
             raise ResumeError(f"{root.parent} keeps no best checkpoint\n  fix: train with checkpoint.keep_best")
         return best.step
     if not which.isdigit():
-        raise ResumeError(f"checkpoint {which}, expected newest, best or the number of a step")
+        raise ResumeError(f"checkpoint {which}, expected last, best or the number of a step")
     return int(which)
 
 
