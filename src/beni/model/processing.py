@@ -7,7 +7,6 @@ the text depends on its size; so images come with the text.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,7 +249,7 @@ def as_image(picture: Any) -> Image:
     if isinstance(picture, PILImage.Image):
         return Image(picture.copy, "image")  # decoding closes what it opens, which is the caller's
     if isinstance(picture, bytes):
-        return Image(lambda: PILImage.open(io.BytesIO(picture)), "image")
+        return Image.from_bytes(picture, "image")
     if isinstance(picture, str | Path) and "://" not in str(picture):
         return Image.from_path(Path(picture))
     what = picture if isinstance(picture, str) else type(picture).__name__

@@ -26,6 +26,7 @@ TITLE = "beni"
 FONTS = ["system-ui", "sans-serif"]
 MONO = ["ui-monospace", "monospace"]
 """Fonts of the reader's machine: a page that fetches them from elsewhere is slow, and broken without a network."""
+HEIGHT = "calc(100vh - 150px)"
 CSS = "footer {display: none !important}"
 
 
@@ -48,8 +49,8 @@ class Page:
                 settings = self._settings(page)
                 seen = gr.Gallery(
                     label="What the model saw",
-                    columns=2,
-                    height=300,
+                    columns=1,
+                    height=420,
                     object_fit="contain",
                     interactive=False,
                     elem_id="seen",
@@ -58,7 +59,9 @@ class Page:
                 gr.ChatInterface(
                     self.reply,
                     multimodal=True,
-                    chatbot=gr.Chatbot(height="68vh", render_markdown=False, elem_id="talk", show_label=False),
+                    chatbot=gr.Chatbot(
+                        height=HEIGHT, render_markdown=False, elem_id="talk", show_label=False, buttons=["copy"]
+                    ),
                     textbox=gr.MultimodalTextbox(
                         file_types=list(FORMATS),
                         file_count="multiple",
@@ -132,7 +135,7 @@ class Page:
         except Failed as error:
             gr.Warning(f"What the model saw cannot be shown: {error}")
             return []
-        return [(_opened(one["url"]), f"image {one['image'] + 1}: {one['name']}, {one['note']}") for one in drawn]
+        return [(_opened(one["url"]), f"{one['image'] + 1}: {one['name']}, {one['note']}") for one in drawn]
 
 
 def serve_app(gateway: str, key: str | None, host: str, port: int, examples: Path | None) -> None:

@@ -86,7 +86,7 @@ class Gateway:
         app.add_url_rule("/v1/models/<path:model>", view_func=self.one_model)
         app.add_url_rule("/healthz", view_func=self.health)
         app.add_url_rule("/metrics", view_func=self.prometheus)
-        app.add_url_rule("/openapi.json", view_func=lambda: document(self.limits))
+        app.add_url_rule("/openapi.json", view_func=lambda: document(self.limits, list(self.workers.models())))
         return app
 
     def chat(self) -> Response:

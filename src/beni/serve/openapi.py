@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -102,11 +102,12 @@ FAILURES = {"400": "A wrong request", "401": "No key, or an unknown one", "404":
 BUSY = {"413": "Too large", "415": "No JSON", "429": "Too many requests", "503": "No worker", "504": "Too late"}
 
 
-@cache
-def document(limits: Limits) -> dict[str, Any]:
-    """The document of a gateway with these limits."""
+def document(limits: Limits, models: Sequence[str]) -> dict[str, Any]:
+    """The document of a gateway with these limits, and of the models that it serves now."""
     kinds: list[tuple[type[BaseModel], Any]] = [(ChatRequest, "validation"), (LookRequest, "validation")]
     schemas = models_json_schema(kinds, ref_template="#/components/schemas/{model}")[1]["$defs"]
+    for kind, _ in kinds if models else ():
+        schemas[kind.__name__]["properties"]["model"]["enum"] = sorted(models)
     chat, look, key = "ChatRequest", "LookRequest", [{"key": []}, {}]
     stream = {"text/event-stream": {"schema": {"type": "string"}}}
     return {

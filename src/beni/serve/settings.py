@@ -33,7 +33,7 @@ class Limits:
         max_images: of a request.
         max_messages: of a request.
         max_characters: of all texts of a request.
-        max_tokens: new ones of an answer; also where the request says nothing.
+        max_tokens: new ones of an answer.
         concurrency: requests that are being answered at once; more are refused with 429.
         rate: requests of a key (or of an address, without keys) in a minute; 0 sets no limit.
         timeout: seconds for an answer.
@@ -50,7 +50,7 @@ class Limits:
     max_images: int = 8
     max_messages: int = 100
     max_characters: int = 100_000
-    max_tokens: int = 256
+    max_tokens: int = 1024
     concurrency: int = 128
     rate: int = 600
     timeout: float = 120.0

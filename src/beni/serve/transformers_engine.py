@@ -81,7 +81,9 @@ class TransformersEngine:
 
     def _look(self, chat: Chat, answer: str) -> list[Seen]:
         try:
-            return list(self._seen(chat, answer))
+            return self._seen(chat, answer)
+        except Refused:
+            raise
         except BeniError as error:
             raise Refused(400, told(error), "invalid_conversation") from None
 
