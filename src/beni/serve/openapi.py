@@ -109,7 +109,7 @@ def document(limits: Limits, models: Sequence[str]) -> dict[str, Any]:
     for kind, _ in kinds if models else ():
         schemas[kind.__name__]["properties"]["model"]["enum"] = sorted(models)
     chat, look, key = "ChatRequest", "LookRequest", [{"key": []}, {}]
-    stream = {"text/event-stream": {"schema": {"type": "string"}}}
+    stream: dict[str, Any] = {"text/event-stream": {}}
     return {
         "openapi": "3.1.0",
         "info": {
