@@ -67,7 +67,7 @@ class Service:
         end = time.monotonic() + STARTS
         while time.monotonic() < end:
             for line in list(self.lines):
-                if f"beni.serve {name}: " in line and (found := ADDRESS.search(line)):
+                if f"beni.serve.{name} " in line and (found := ADDRESS.search(line)):
                     return found[0]
             assert self.process.poll() is None, self.said
             time.sleep(0.05)

@@ -119,8 +119,8 @@ def worker(arguments: argparse.Namespace) -> None:
 
     from beni.distributed.environment import read_environment
     from beni.distributed.host import use_host
-    from beni.serve.running import serve_worker
     from beni.serve.transformers_engine import TransformersEngine
+    from beni.serve.worker import serve_worker
     from beni.trained import Trained
 
     for name, least in (("batch", 1), ("linger", 0.0), ("waiting", 1), ("threads", 0)):
@@ -141,7 +141,7 @@ def gateway(arguments: argparse.Namespace) -> None:
         OSError: when the address cannot be had.
     """
     from beni.serve.access import Keys
-    from beni.serve.running import serve_gateway
+    from beni.serve.gateway import serve_gateway
 
     limits = Limits(**{one.name: getattr(arguments, one.name) for one in fields(Limits)})
     local = arguments.host in LOOPBACK

@@ -10,7 +10,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from beni.serve.refused import Refused
 from beni.serve.relay import Left, Relay
 from beni.serve.settings import LOOPBACK, Limits
 from beni.serve.workers import Workers
+from beni.serve.wsgi import make_server
 
 log = logging.getLogger("beni.serve.gateway")
 CHAT, LOOK = "/v1/chat/completions", "/v1/look"
@@ -243,6 +244,30 @@ class Gateway:
         answer.status_code = error.status
         answer.headers.update(headers | error.headers())
         return answer
+
+
+def serve_gateway(
+    urls: Sequence[str], keys: Keys, limits: Limits, host: str, port: int, local: bool, worker_key: str | None
+) -> None:
+    """Relays until a signal comes.
+
+    Args:
+        local: answer to names of this machine only.
+
+    Raises:
+        ConfigError: when a URL is none.
+        OSError: when the address cannot be had.
+    """
+    metrics = GatewayMetrics()
+    workers = Workers(urls, metrics, worker_key, limits.idle_timeout, limits.concurrency)
+    gateway = Gateway.make(workers, keys, limits, metrics, local)
+    try:
+        server = make_server(gateway.app(), host, port, limits.concurrency, limits.max_body_mib, limits.receive_timeout)
+        workers.start()
+        log.info("at http://%s:%d", server.effective_host, int(server.effective_port))
+        server.run()  # which ends at KeyboardInterrupt, when its threads have ended
+    finally:
+        gateway.close()
 
 
 def _stream(completion: Completion, first: Piece, rest: Iterator[Piece], usage: bool) -> Iterator[bytes]:

@@ -5,10 +5,12 @@ Images come along with a request, as data URLs. A client that goes away takes it
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import json
 import logging
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -26,6 +28,9 @@ from beni.serve.refused import Refused
 log = logging.getLogger("beni.serve.worker")
 BODY = 256 * 2**20
 """Bytes of a request: the gateway has held it to less."""
+
+GRACE = 20.0
+"""Seconds in which answers that have begun may end."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -133,6 +138,32 @@ class Routes:
 
     async def _close(self, app: web.Application) -> None:
         self.engine.close()
+
+
+async def serve_worker(engine: Callable[[], Engine], host: str, port: int, key: str | None) -> None:
+    """Answers until a signal comes.
+
+    Args:
+        engine: makes it, within the loop in which it answers.
+
+    Raises:
+        OSError: when the address cannot be had.
+    """
+    made = engine()
+    # a client that goes away cancels its handler, also while its conversation waits
+    runner = web.AppRunner(Routes(made, key).app(), handler_cancellation=True, shutdown_timeout=GRACE)
+    await runner.setup()
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ended.set)
+    try:
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        at = runner.addresses[0]
+        log.info("%s at http://%s:%d", made.model, at[0], at[1])
+        await ended.wait()
+    finally:
+        await runner.cleanup()
 
 
 def _refused(error: Refused) -> web.Response:
