@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -271,18 +273,21 @@ def test_a_worker_that_is_killed_loses_no_request_and_makes_no_answer_wrong(run)
         assert httpx.get(f"{gateway.url}/healthz").status_code == 503
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "serving.md"
 
 
-def test_the_commands_of_the_page_are_commands():
-    lines = re.findall(r"^python -m beni\.serve (.*)$", PAGE.read_text(encoding="utf-8"), re.M)
+def test_the_commands_of_the_pages_are_commands():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    lines = [line.split(" #")[0] for line in re.findall(r"^python -m beni\.serve (.*)$", text, re.M)]
     assert {parser().parse_args(shlex.split(line)).service for line in lines} == {"demo", "worker", "gateway", "app"}
 
 
 def test_the_options_of_the_page_are_those_of_the_gateway():
     text = PAGE.read_text(encoding="utf-8")
     table = text[text.index("| option of the gateway") : text.index("Images of URLs are fetched")]
-    named = set(re.findall(r"--([a-z-]+)", table)) - {"open"}
+    named = set(re.findall(r"--([a-z][a-z-]+)", table)) - {"open"}
     assert named == {one.name.replace("_", "-") for one in fields(Limits)} - {"min-side", "private-addresses"} | {
         "keys"
     }
@@ -315,6 +320,29 @@ def test_a_service_needs_only_what_its_container_has(modules, absent):
     program = f"import sys\nsys.modules |= dict.fromkeys({absent!r})\nimport beni.serve.__main__, {modules}\n"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_worker_refuses_a_run_whose_template_is_another_one_now(run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    identity = json.loads((folder / "identity.json").read_text())
+    (folder / "identity.json").write_text(json.dumps(identity | {"template_hash": "0123456789ab"}))
+    assert main(["worker", str(folder), "--port", "0"]) == 2
+    assert "0123456789ab" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_fifty_clients_at_once_get_the_right_answers_while_a_worker_is_killed(run):
+    program = ROOT / "benchmarks" / "serving.py"
+    words = ("--run", str(run), "--seconds", "6", "--clients", "50", "--workers", "2", "--kill", "--json")
+    done = subprocess.run([sys.executable, str(program), *words], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert (found["failed"], found["wrong"]) == ({}, 0)
+    assert found["answers"] >= 50
+    assert found["rows_per_batch"] > 2
+    assert found["taken_over"] > 0
+    assert 0 < found["seconds"]["0.5"] <= found["seconds"]["0.99"]
 
 
 @pytest.mark.parametrize(
