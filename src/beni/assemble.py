@@ -24,6 +24,7 @@ from beni.data.render.template import Renderer
 from beni.data.sample import Bind, at_hand
 from beni.data.source import Source
 from beni.errors import DataError
+from beni.evals.heldout import HeldOut, evenly
 from beni.llm.layout import Layout
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.viewer import Viewer
@@ -128,6 +129,22 @@ def assemble(
             tell(text)
     lengths, schedule = _schedule(run, source, renderer, viewer, progress, fetcher.bind)
     return DataPipeline(run, tokenizer, renderer, source, viewer, fetcher, schedule, lengths)
+
+
+def held_out(data: DataPipeline, examples: int | None = None) -> tuple[HeldOut, list[str]]:
+    """The held-out samples that a run scores, and what a person should know of them.
+
+    Args:
+        examples: how many; None takes ``eval.examples``.
+
+    Raises:
+        DataError: when samples cannot be used.
+    """
+    wanted, count = data.run["eval"]["examples"], len(data.source.heldout())
+    most = data.schedule.samples(data.run["train"]["steps"]) if wanted == "auto" else wanted or count
+    places = evenly(most if examples is None else examples, count)
+    bad, told = data.check(places)
+    return HeldOut([place for place in places if place not in bad], bad), told
 
 
 def max_bad(run: Mapping[str, Any]) -> float | None:

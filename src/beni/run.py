@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from beni import hub
-from beni.assemble import DataPipeline, assemble
+from beni.assemble import DataPipeline, assemble, held_out
 from beni.config.build import build
 from beni.config.check import check
 from beni.config.foreign import dropped_notices
@@ -29,7 +29,7 @@ from beni.distributed.fsdp import is_sharded, require_offload
 from beni.distributed.host import use_host
 from beni.distributed.watchdog import Watchdog
 from beni.evals.evaluation import Evaluation
-from beni.evals.heldout import HeldOut, evenly
+from beni.evals.heldout import HeldOut
 from beni.evals.subject import Subject
 from beni.llm.layout import Layout
 from beni.measure import memory
@@ -189,13 +189,10 @@ def _data(
     """
     data = assemble(run, planned.viewer, progress=environment.is_main, tell=report.notice)
     data.schedule.require(environment.world, run["train"]["accumulation"])
-    wanted, count = run["eval"]["examples"], len(data.source.heldout())
-    most = data.schedule.samples(run["train"]["steps"]) if wanted == "auto" else wanted or count
-    places = evenly(most, count)
-    bad, told = data.check(places)
+    held, told = held_out(data)
     for notice in told:
         report.notice(notice)
-    return data, data.probe(), HeldOut([place for place in places if place not in bad], bad)
+    return data, data.probe(), held
 
 
 def _require_memory(

@@ -24,11 +24,13 @@ class Reading:
         loglik: mean log-likelihood of its tokens, the end token included.
         exact: every token of it is the most likely one.
         greedy: the most likely tokens, as text.
+        tokens: how many it has, the end token included.
     """
 
     loglik: float
     exact: bool
     greedy: str
+    tokens: int = 1
 
 
 @dataclass(frozen=True)

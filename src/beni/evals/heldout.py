@@ -12,6 +12,7 @@ import numpy as np
 from beni.data.fetch.fetcher import Fetcher
 from beni.data.images import BadImage
 from beni.data.sample import Bind, Sample
+from beni.data.source import Source
 from beni.distributed.collectives import gather_objects
 from beni.nn.streams import numpy_stream
 
@@ -32,6 +33,22 @@ class Chosen(Sequence[Sample]):
         if isinstance(at, slice):
             return Chosen(self.samples, self.places[at], self.bind)
         return self.bind(self.samples[self.places[at]])
+
+
+class Everything(Sequence[Sample]):
+    """All samples of a source, those that it holds out first, as it draws the others in the first epoch."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.held = source, source.heldout()
+
+    def __len__(self) -> int:
+        return len(self.held) + len(self.source)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [self[place] for place in range(*at.indices(len(self)))]
+        place = range(len(self))[at]
+        return self.held[place] if place < len(self.held) else self.source.train(place - len(self.held), 0)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from beni.data.batch.collate import Item
 from beni.data.images import BadImage, decode
-from beni.data.metric import Metric
+from beni.data.metric import Metric, Reading
 from beni.data.sample import Sample
 from beni.evals.ablations import TRUE, Ablation
 from beni.evals.dropping import dropping
@@ -17,31 +17,43 @@ from beni.types import ViewedImage
 
 def score(subject: Subject, metric: Metric, samples: Iterable[Sample], ablation: Ablation) -> Iterator[dict[str, Any]]:
     """One row per sample whose pictures can be read, and changed: the fields of scores.jsonl but ``step``."""
-    for group in _batches(metric, samples, subject.batch_size):
+    for group in groups(metric, samples, subject.batch_size):
         subject.between()
-        asked = [(sample, viewed) for sample in group if (viewed := _viewed(subject, sample, ablation)) is not None]
-        texts = [metric.candidates(sample) for sample, _ in asked]
-        items = [
-            _read(subject, sample.answered(text), viewed)
-            for (sample, viewed), own in zip(asked, texts, strict=True)
-            for text in own
-        ]
-        with dropping(subject.model.fusion, ablation.dropped):
-            given = iter(subject.read(items) if items else ())
-        for (sample, _), own in zip(asked, texts, strict=True):
-            readings = {text: next(given) for text in own}
-            verdict = metric.judge(sample, readings)
-            yield {
-                "id": sample.id,
-                "kind": sample.kind,
-                "cluster": sample.cluster,
-                "variant": ablation.name,
-                "score": verdict.score,
-                "loss": -readings[sample.answer].loglik,
-                "prediction": verdict.prediction,
-                "expected": sample.answer,
-                "chance": 1 / len(sample.choices) if sample.choices else None,
-            }
+        for sample, readings in read(subject, metric, group, ablation):
+            yield row_of(metric, sample, readings, ablation)
+
+
+def read(
+    subject: Subject, metric: Metric, group: Sequence[Sample], ablation: Ablation
+) -> Iterator[tuple[Sample, dict[str, Reading]]]:
+    """One forward pass: the readings of the candidates of each sample whose pictures can be read, and changed."""
+    asked = [(sample, viewed) for sample in group if (viewed := _viewed(subject, sample, ablation)) is not None]
+    texts = [metric.candidates(sample) for sample, _ in asked]
+    items = [
+        _read(subject, sample.answered(text), viewed)
+        for (sample, viewed), own in zip(asked, texts, strict=True)
+        for text in own
+    ]
+    with dropping(subject.model.fusion, ablation.dropped):
+        given = iter(subject.read(items) if items else ())
+    for (sample, _), own in zip(asked, texts, strict=True):
+        yield sample, {text: next(given) for text in own}
+
+
+def row_of(metric: Metric, sample: Sample, readings: dict[str, Reading], ablation: Ablation) -> dict[str, Any]:
+    """The fields of scores.jsonl but ``step``."""
+    verdict = metric.judge(sample, readings)
+    return {
+        "id": sample.id,
+        "kind": sample.kind,
+        "cluster": sample.cluster,
+        "variant": ablation.name,
+        "score": verdict.score,
+        "loss": -readings[sample.answer].loglik,
+        "prediction": verdict.prediction,
+        "expected": sample.answer,
+        "chance": 1 / len(sample.choices) if sample.choices else None,
+    }
 
 
 def summarise(rows: Iterable[dict[str, Any]], ablation: Ablation) -> dict[str, float]:
@@ -76,7 +88,7 @@ def _viewed(subject: Subject, sample: Sample, ablation: Ablation) -> list[Viewed
     return None if shown is None else [subject.viewer(picture) for picture in shown]
 
 
-def _batches(metric: Metric, samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+def groups(metric: Metric, samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
     """Samples with at most ``size`` texts to read together; one that has more by itself."""
     group: list[Sample] = []
     texts = 0

@@ -79,17 +79,21 @@ class Subject:
         for i in range(len(items)):
             mine = out.samples == i
             exact = bool((greedy[mine] == out.targets[mine]).all())
-            readings.append(Reading(float(each[mine].mean()), exact, self.renderer.decode(greedy[mine].tolist())))
+            said = self.renderer.decode(greedy[mine].tolist())
+            readings.append(Reading(float(each[mine].mean()), exact, said, int(mine.sum())))
         return readings
 
     def answer(self, asked: Sequence[Asked]) -> list[str]:
         """What the model says, as text."""
         return [self.renderer.decode(ids) for ids in self.say(asked)]
 
-    def say(self, asked: Sequence[Asked]) -> list[list[int]]:
+    def say(self, asked: Sequence[Asked], most: int | None = None) -> list[list[int]]:
         """What the model says, greedily, up to its first end token; in batches, and yet to each question alone.
 
         An llm that takes the padding of a batch for text is asked one by one.
+
+        Args:
+            most: new tokens of an answer; None takes ``LONGEST_ANSWER``.
         """
         prompts = [self.prompt(one) for one in asked]
         size = (
@@ -100,7 +104,8 @@ class Subject:
         said = []
         for first in range(0, len(prompts), size):
             self.between()
-            said += self.generate(prompts[first : first + size])
+            batch = prompts[first : first + size]
+            said += self.generate(batch) if most is None else self.generate(batch, most)
         return said
 
     @torch.no_grad()

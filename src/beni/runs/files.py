@@ -22,6 +22,8 @@
         model/, adapters/       what the run leaves behind (checkpoint.export)
         export/                 what beni.export writes
         profile/                traces of the steps in log.profile
+        evaluations/<name>/     what beni.evaluate has scored: scores.jsonl and summary.json; while it goes on,
+                                journal.jsonl and progress.json (evals/journal.py)
 
 What stands within a checkpoint is named in training/checkpoint/files.py.
 """
@@ -61,6 +63,12 @@ MODEL = "model"
 ADAPTERS = "adapters"
 EXPORT = "export"
 PROFILE = "profile"
+EVALUATIONS = "evaluations"
+SUMMARY = "summary.json"
+JOURNAL = "journal.jsonl"
+"""The rows of an evaluation that is under way."""
+PROGRESS = "progress.json"
+"""How much of it counts."""
 
 _STEP = "step_"
 _PARTIAL = ".partial"

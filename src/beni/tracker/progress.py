@@ -28,17 +28,16 @@ FIELDS = {
 
 
 @contextmanager
-def index_progress(shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar for the building of an index, on stderr: call what it gives with samples done and samples altogether.
+def index_progress(shown: bool, title: str = "reading lengths") -> Iterator[Callable[[int, int], None] | None]:
+    """A bar for the building of an index and the like, on stderr: call what it gives with samples done and samples
+    altogether.
 
     It appears with the first call, since most indices are found in the cache.
     """
     if not shown:
         yield None
         return
-    bar = Bar(
-        TextColumn("reading lengths"), BarColumn(bar_width=10), MofNCompleteColumn(), console=Console(stderr=True)
-    )
+    bar = Bar(TextColumn(title), BarColumn(bar_width=10), MofNCompleteColumn(), console=Console(stderr=True))
 
     def told(done: int, whole: int) -> None:
         if not bar.tasks:

@@ -1,0 +1,91 @@
+"""What a task is: how held-out samples are asked, what an answer is worth, and what the scores of all make together.
+
+A task is a final dataclass in a file of its own, whose fields are what ``task.<field>=`` sets. The command knows it by
+its line in ``registry.py``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from beni.data.metric import Metric, Reading
+from beni.data.sample import Sample
+from beni.evals.ablations import TRUE, Ablation
+
+Row = dict[str, Any]
+"""A line of scores.jsonl; ``score`` is in [0, 1] for most tasks, None where a sample has none by itself."""
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """How samples are scored.
+
+    Attributes:
+        name: of its score, as the flat keys of a summary begin.
+        averages: whether the score of the set is the mean of those of its samples.
+    """
+
+    name: ClassVar[str]
+    averages: ClassVar[bool] = True
+
+    def unfit(self, sample: Sample) -> str | None:
+        """Why a sample cannot be scored by this task; None where it can."""
+        return None
+
+    def complete(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows of one ablation with scores that need all of them."""
+        return list(rows)
+
+    def totals(self, rows: Sequence[Row], ablation: Ablation) -> dict[str, float]:
+        """The rows of one ablation, at least one, to flat keys: the mean score, and that of each kind of question."""
+        suffix, scored = ablation.suffix, [row for row in rows if row["score"] is not None]
+        values = {f"{self.name}{suffix}": mean([row["score"] for row in scored])} if scored else {}
+        for kind in sorted({row["kind"] for row in scored if row["kind"]}):
+            values[f"{self.name}{suffix}/{kind}"] = mean([row["score"] for row in scored if row["kind"] == kind])
+        if ablation == TRUE and scored and all(row.get("chance") is not None for row in scored):
+            values["chance"] = mean([row["chance"] for row in scored])
+        return values
+
+
+@dataclass(frozen=True)
+class GeneratedTask(Task):
+    """A task for which the model says an answer, greedily.
+
+    Attributes:
+        new_tokens: of an answer, at most.
+    """
+
+    new_tokens: int = 32
+
+    def asked(self, sample: Sample) -> Sample:
+        """The sample as the model is asked it."""
+        return sample
+
+    @abstractmethod
+    def judge(self, sample: Sample, said: str) -> Row:
+        """``score`` of an answer, and further fields of its row."""
+
+
+@dataclass(frozen=True)
+class ReadTask(Task):
+    """A task for which the model reads texts in the answer's place, and says how likely each was."""
+
+    @abstractmethod
+    def metric(self, own: Metric) -> Metric:
+        """What is read and judged.
+
+        Args:
+            own: how the source of the samples scores them.
+        """
+
+    def more(self, sample: Sample, readings: Mapping[str, Reading]) -> Row:
+        """Further fields of a row."""
+        return {}
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of at least one number."""
+    return sum(values) / len(values)
