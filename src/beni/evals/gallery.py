@@ -128,7 +128,7 @@ def _drawn(item: GalleryItem, artist: Artist, layouts: Sequence[ImageLayout], lo
     """
     overlays, lines = {}, []
     for image, (layout, (name, picture)) in enumerate(zip(layouts, item.pictures.items(), strict=False)):
-        for i, drawing in enumerate(_drawings(artist, looked, image, layout, picture.size)):
+        for i, drawing in enumerate(drawings_of(artist, looked, image, layout, picture.size)):
             file = f"{name.removesuffix('.png')}-{i}.png"
             overlays[file] = drawing.overlay
             told = {"image": image, "name": drawing.name, "part": drawing.part, "note": drawing.note}
@@ -137,9 +137,16 @@ def _drawn(item: GalleryItem, artist: Artist, layouts: Sequence[ImageLayout], lo
     return replace(item, line=line, overlays=overlays)
 
 
-def _drawings(
+def drawings_of(
     artist: Artist, looked: Looked, image: int, layout: ImageLayout, size: tuple[int, int]
 ) -> Iterator[Drawing]:
+    """What is laid over one image of a conversation.
+
+    Args:
+        looked: what the model has left of all of them.
+        image: its number among them.
+        size: (width, height) of the picture that is drawn over.
+    """
     if (crops := outlined(layout, size)) is not None:
         yield crops
     for name, pictures in looked.pictures.items():

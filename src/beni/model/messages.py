@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ def as_image(picture: Any) -> Image:
     if isinstance(picture, PILImage.Image):
         return Image(picture.copy, "image")  # decoding closes what it opens, which is the caller's
     if isinstance(picture, bytes):
-        return Image(lambda: PILImage.open(io.BytesIO(picture)), "image")
+        return Image.from_bytes(picture, "image")
     if isinstance(picture, str) and (data := DATA.fullmatch(picture)):
         return as_image(_content_of(data[1]))
     if isinstance(picture, str | Path) and "://" not in str(picture):

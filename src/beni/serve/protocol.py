@@ -1,0 +1,190 @@
+"""The request that gateway and workers take: the part of OpenAI's chat completions that a model here can honour.
+
+A parameter that nothing here reads is refused, unless it has the value that asks for nothing. Unknown ones are refused.
+
+Source: https://platform.openai.com/docs/api-reference/chat (fields and their ranges).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from beni.serve.refused import Refused
+
+SEEDS = 2**63 - 1
+"""The largest seed."""
+STOPS = 4
+"""Stop texts of a request."""
+STOP_LENGTH = 256
+"""Characters of a stop text."""
+TEMPERATURE = 2.0
+"""The highest one."""
+NAME = 256
+"""Characters of a model's name."""
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """Fields of exactly these types, none beyond them, and no number that is not finite."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class TextPart(Strict):
+    """A piece of text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageURL(Strict):
+    """Where an image is: ``data:image/...;base64,...``, or a http(s) URL."""
+
+    url: Annotated[str, Field(min_length=1)]
+    detail: Annotated[Literal["auto"], Field(description="how finely it is seen is a matter of the model")] = "auto"
+
+
+class ImagePart(Strict):
+    """An image, at its place among the texts."""
+
+    type: Literal["image_url"]
+    image_url: ImageURL
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class SystemMessage(Strict):
+    """What the model is told before the conversation."""
+
+    role: Literal["system", "developer"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+
+
+class UserMessage(Strict):
+    """What the user says and shows."""
+
+    role: Literal["user"]
+    content: str | Annotated[list[Part], Field(min_length=1)]
+
+
+class AssistantMessage(Strict):
+    """What the model has said before."""
+
+    role: Literal["assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    refusal: None = None
+
+
+AnyMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+
+
+class StreamOptions(Strict):
+    """Options of a stream."""
+
+    include_usage: bool = False
+
+
+class TextFormat(Strict):
+    """The only form of an answer."""
+
+    type: Literal["text"]
+
+
+Nothing = Literal[0] | Annotated[float, Field(ge=0, le=0)] | None
+StopText = Annotated[str, Field(min_length=1, max_length=STOP_LENGTH)]
+
+
+class ChatRequest(Strict):
+    """A conversation, whose next message is asked for."""
+
+    model: Annotated[str, Field(min_length=1, max_length=NAME, description="a name of /v1/models")]
+    messages: Annotated[list[AnyMessage], Field(min_length=1)]
+    temperature: Annotated[
+        Annotated[float, Field(ge=0, le=TEMPERATURE)] | None, Field(description="0, the default: the likeliest token")
+    ] = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=STOPS)] | None = None
+    seed: Annotated[int, Field(ge=-SEEDS, le=SEEDS)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Literal[1] | None = None
+    response_format: TextFormat | None = None
+    frequency_penalty: Nothing = None
+    presence_penalty: Nothing = None
+    logprobs: Literal[False] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=0)] | None = None
+
+    @property
+    def longest(self) -> int | None:
+        """New tokens at most, where the request says so; the smaller one, where it says so twice."""
+        return min((most for most in (self.max_tokens, self.max_completion_tokens) if most is not None), default=None)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts in front of which the answer ends."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def images(self) -> list[ImageURL]:
+        """All images in reading order."""
+        return [
+            part.image_url
+            for message in self.messages
+            for part in message.content
+            if not isinstance(part, str | TextPart)
+        ]
+
+    @property
+    def characters(self) -> int:
+        """Length of all texts."""
+        contents = [message.content for message in self.messages]
+        return sum(
+            len(content) if isinstance(content, str) else sum(len(p.text) for p in content if isinstance(p, TextPart))
+            for content in contents
+        )
+
+
+class LookRequest(Strict):
+    """A conversation with images and the answer to it, of which is asked what the model saw."""
+
+    model: Annotated[str, Field(min_length=1, max_length=NAME, description="a name of /v1/models")]
+    messages: Annotated[list[AnyMessage], Field(min_length=1)]
+    answer: Annotated[str, Field(description="what the model has said")]
+
+    @property
+    def chat(self) -> ChatRequest:
+        """The conversation by itself."""
+        return ChatRequest(model=self.model, messages=self.messages)
+
+
+def parse(kind: type[M], body: bytes) -> M:
+    """The request in a body.
+
+    Raises:
+        Refused: when it is no JSON, or another request.
+    """
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise refusal(error) from None
+
+
+def refusal(error: ValidationError) -> Refused:
+    """What is wrong with a request, without what it holds: that may be an image, or long."""
+    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    if first["type"] == "json_invalid":
+        return Refused(400, f"The body is not valid JSON in UTF-8: {first['msg'][:200]}", "invalid_json")
+    param = ".".join(str(step) for step in first["loc"])[:200] or None
+    if first["type"] == "extra_forbidden":
+        return Refused(
+            400, f"Unknown parameter: '{param}'. Nothing here reads it; leave it out.", "unknown_parameter", param
+        )
+    if first["type"] == "missing":
+        return Refused(400, f"Missing parameter: '{param}'.", "missing_required_parameter", param)
+    return Refused(400, f"Invalid value of '{param}': {first['msg'][:300]}", "invalid_value", param)

@@ -1,0 +1,126 @@
+"""The page of ``beni.serve demo`` in a browser: an image is uploaded, asked about, and the answer comes in pieces."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from beni.run import train
+from support.hostile import encoded, noise
+
+STAMPS = Path("/usr/share/tuxpaint/stamps")
+READY = "the page: "
+
+
+@pytest.fixture(scope="module")
+def browser(absent):
+    """A Chromium of this machine."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        absent("no Chromium here")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def demo(tiny_once, tmp_path_factory):
+    """(process, address of the page) of a demo of a model that says much."""
+    folder = tmp_path_factory.mktemp("page")
+    values = tiny_once("checkpoint.export=true")
+    values["paths"]["runs"] = str(folder / "runs")
+    run, log = train(values), folder / "log"
+    words = ("demo", str(run), "--name", "tiny", "--port", "0", "--gateway-port", "0", "--threads", "1")
+    with log.open("w") as file:
+        process = subprocess.Popen([sys.executable, "-m", "beni.serve", *words], stdout=file, stderr=file)
+    end = time.monotonic() + 180
+    while READY not in (said := log.read_text()):
+        assert process.poll() is None, said
+        assert time.monotonic() < end, said
+        time.sleep(0.2)
+    yield process, said.partition(READY)[2].split()[0]
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A photograph of a stamp; a drawn one where there are none."""
+    found = sorted(STAMPS.rglob("*.png"))
+    if found:
+        return found[3]
+    (tmp_path / "noise.png").write_bytes(encoded(noise(1, (64, 48))))
+    return tmp_path / "noise.png"
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_an_uploaded_image_is_answered_in_pieces_and_what_was_seen_is_drawn(demo, browser, picture, tmp_path):
+    page = browser.new_page(viewport={"width": 1280, "height": 860})
+    complaints, hosts = [], set()
+    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
+    page.goto(demo[1])
+    page.wait_for_selector("#ask textarea", timeout=60_000)
+    page.wait_for_selector("button.example", timeout=20_000)  # held-out images of the run
+    page.wait_for_function("document.querySelector('#model input').value == 'tiny'", timeout=20_000)
+    page.set_input_files("#ask input[type=file]", str(picture))
+    page.wait_for_selector("#ask .thumbnails, #ask img", timeout=20_000)
+    page.fill("#ask textarea", "What is in the image?")
+    page.keyboard.press("Enter")
+    lengths, end = [0], time.monotonic() + 60
+    while not page.locator("#seen img").count():
+        bots = page.locator("#talk .bot")
+        lengths.append(len(bots.last.inner_text()) if bots.count() else 0)
+        assert time.monotonic() < end, complaints
+        time.sleep(0.03)
+    page.screenshot(path=tmp_path / "page.png")
+    assert len(set(lengths)) > 4, lengths
+    assert page.locator("#talk .user img").count() == 1
+    assert complaints == []
+    assert hosts == {demo[1].removeprefix("http://").rstrip("/")}
+    page.close()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_file_that_is_no_image_is_told_and_the_talk_goes_on(demo, browser, tmp_path):
+    page = browser.new_page()
+    page.goto(demo[1])
+    page.wait_for_selector("#ask textarea", timeout=60_000)
+    page.wait_for_function("document.querySelector('#model input').value == 'tiny'", timeout=20_000)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    page.set_input_files("#ask input[type=file]", str(tmp_path / "broken.png"))
+    page.wait_for_selector("#ask .thumbnails, #ask img", timeout=20_000)
+    page.fill("#ask textarea", "What is in the image?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=cannot be used: not an image", timeout=30_000)
+    page.reload()
+    page.wait_for_selector("#ask textarea", timeout=60_000)
+    page.wait_for_function("document.querySelector('#model input').value == 'tiny'", timeout=20_000)
+    page.fill("#ask textarea", "hello")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#talk .bot", timeout=30_000)
+    page.close()
+
+
+def test_ctrl_c_ends_all_services(demo):
+    process, page = demo
+    assert httpx.get(page).status_code == 200
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(page)
