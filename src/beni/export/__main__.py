@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--text", type=int, default=16, help="text tokens of the example input of programs (%(default)s)"
     )
+    command.add_argument("--shard-size", help="largest file of weights of --format native, for instance 5GB")
     command.add_argument("--out", help="folder to write (default: <run>/export/<format>-<step>)")
     return command
 
@@ -89,6 +90,12 @@ def export(arguments: argparse.Namespace, show: Callable[..., None]) -> Path:
     average = averaged if arguments.average is None else arguments.average
     if FORMATS[arguments.format].needs_adapters and "lora" not in run["train"]["plan"].values():
         raise ConfigError(f"--format {arguments.format}, but this run has no adapters\n  fix: set --format pretrained")
+    if arguments.shard_size is not None and not FORMATS[arguments.format].shards:
+        able = " or ".join(name for name, form in FORMATS.items() if form.shards)
+        raise ConfigError(
+            f"--shard-size={arguments.shard_size} with --format {arguments.format}, which nothing reads there\n"
+            f"  fix: leave it out, or set --format {able}"
+        )
     given = _given(arguments.out)
     if given is not None:
         _require_empty(given)
@@ -100,7 +107,8 @@ def export(arguments: argparse.Namespace, show: Callable[..., None]) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     _require_empty(out)
     show(f"{kind} after step {step}", highlight=False)
-    writer(arguments.format)(model, Export(arguments.run, run, step, average, arguments.text, out, show))
+    told = Export(arguments.run, run, step, average, arguments.text, out, show, arguments.shard_size)
+    writer(arguments.format)(model, told)
     return out
 
 

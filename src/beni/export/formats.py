@@ -24,15 +24,21 @@ class Format:
     Attributes:
         what: it writes.
         needs_adapters: whether only a run with adapters can be written so.
+        shards: whether weights can be cut into several files.
     """
 
     what: str
     needs_adapters: bool = False
+    shards: bool = False
 
 
 FORMATS = {
     "pretrained": Format("a save_pretrained folder with its tokenizer"),
     "merged": Format("the same with the adapters added to the weights, so that it needs no peft", needs_adapters=True),
+    "native": Format(
+        "a folder of a class of transformers (LLaVA, Idefics3 ...), compared with the run, that needs no beni",
+        shards=True,
+    ),
     "adapters": Format("all but frozen backbones, a few MB"),
     "torch_export": Format(PROGRAMS),
     "torchscript": Format(PROGRAMS),
@@ -50,6 +56,7 @@ class Export:
         average: whether they are the average of the weights.
         text: tokens of text in the examples of programs.
         out: the folder to write; it is there, and empty.
+        shard_size: largest file of weights, as transformers takes it (``5GB``); None leaves it to transformers.
         show: prints lines and tables of rich.
     """
 
@@ -60,6 +67,7 @@ class Export:
     text: int
     out: Path
     show: Callable[..., None]
+    shard_size: str | None = None
 
 
 def writer(name: str) -> Callable[[BeniForConditionalGeneration, Export], None]:
