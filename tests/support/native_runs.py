@@ -26,7 +26,7 @@ GEMMA = {
     "pad_token_id": 0,
     "tie_word_embeddings": True,
 }
-TAGS = ("<fake_token_around_image>", "<img>", "</img>")
+TAGS = ("<fake_token_around_image>", "<global-img>", "<img>", "</img>", "\n\n")
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ FORMATS = {
         "a folder of a class of transformers (LLaVA, Idefics3 ...), compared with the run, that needs no beni",
         shards=True,
     ),
+    "gguf": Format("llm.gguf and mmproj.gguf for llama.cpp (LLaVA and Idefics3), read back"),
     "adapters": Format("all but frozen backbones, a few MB"),
     "torch_export": Format(PROGRAMS),
     "torchscript": Format(PROGRAMS),
