@@ -30,6 +30,8 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--shard-size", help="largest file of weights of --format native, for instance 5GB")
     command.add_argument("--out", help="folder to write (default: <run>/export/<format>-<step>)")
+    command.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to the hub, as a private repository")
+    command.add_argument("--public", action="store_true", help="make the repository of --push a public one")
     return command
 
 
@@ -46,12 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from beni.config.command import report
     from beni.errors import ConfigError
+    from beni.export.push import push, require_pushable
 
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_A_FILE)
     try:
         if arguments.text < 3:
             raise ConfigError(f"--text={arguments.text}, expected at least 3 tokens")
+        if arguments.public and arguments.push is None:
+            raise ConfigError("--public without --push, which nothing reads\n  fix: set --push <owner>/<name>")
+        if arguments.push is not None:
+            require_pushable(arguments.push)
         out = export(arguments, console.print)
+        if arguments.push is not None:
+            console.print(f"pushed: {push(out, arguments.push, arguments.public)}", soft_wrap=True, highlight=False)
     except BeniError as error:
         report(error)
         return 2
@@ -78,6 +87,7 @@ def export(arguments: argparse.Namespace, show: Callable[..., None]) -> Path:
     Raises:
         BeniError: when the run or its checkpoint cannot be had, or the folder is not empty.
     """
+    from beni.analysis.card import Exported, write_card
     from beni.errors import ConfigError
     from beni.export.formats import Export, writer
     from beni.runs import files
@@ -109,6 +119,20 @@ def export(arguments: argparse.Namespace, show: Callable[..., None]) -> Path:
     show(f"{kind} after step {step}", highlight=False)
     told = Export(arguments.run, run, step, average, arguments.text, out, show, arguments.shard_size)
     writer(arguments.format)(model, told)
+    write_card(
+        arguments.run,
+        out,
+        Exported(
+            form=arguments.format,
+            what=FORMATS[arguments.format].what,
+            step=step,
+            kind=kind,
+            scored=average == averaged,
+            architecture=told.findings.architecture,
+            compared=told.findings.compared,
+            notes=told.findings.notes,
+        ),
+    )
     return out
 
 

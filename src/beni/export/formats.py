@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,21 @@ FORMATS = {
 }
 
 
+@dataclass
+class Findings:
+    """What a format has found out, for the card of the folder.
+
+    Attributes:
+        architecture: class of transformers that reads the folder; None where it is no such class.
+        compared: what was compared with the run, and the result.
+        notes: what a user must know.
+    """
+
+    architecture: str | None = None
+    compared: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Export:
     """What a format is told.
@@ -57,6 +72,7 @@ class Export:
         average: whether they are the average of the weights.
         text: tokens of text in the examples of programs.
         out: the folder to write; it is there, and empty.
+        findings: filled in by the format.
         shard_size: largest file of weights, as transformers takes it (``5GB``); None leaves it to transformers.
         show: prints lines and tables of rich.
     """
@@ -69,6 +85,7 @@ class Export:
     out: Path
     show: Callable[..., None]
     shard_size: str | None = None
+    findings: Findings = field(default_factory=Findings)
 
 
 def writer(name: str) -> Callable[[BeniForConditionalGeneration, Export], None]:

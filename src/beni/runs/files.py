@@ -20,7 +20,7 @@
         report.html             all of it to look at
         checkpoints/            step_00000100/ ..., best.json (training/checkpoint)
         model/, adapters/       what the run leaves behind (checkpoint.export)
-        export/                 what beni.export writes
+        export/                 what beni.export writes, each with its README.md (analysis/card.py)
         profile/                traces of the steps in log.profile
 
 What stands within a checkpoint is named in training/checkpoint/files.py.
@@ -60,6 +60,8 @@ COMPLETE = "complete.json"
 MODEL = "model"
 ADAPTERS = "adapters"
 EXPORT = "export"
+CARD = "README.md"
+"""In each folder that is exported."""
 PROFILE = "profile"
 
 _STEP = "step_"

@@ -16,7 +16,7 @@ from beni.export.gguf import mmproj
 from beni.export.gguf.content import Content, differences, library, write_file
 from beni.export.gguf.llm import llm_content
 from beni.export.gguf.vocabulary import vocabulary_fields
-from beni.export.native.writing import native_of
+from beni.export.native.writing import native_of, report
 from beni.model.modeling import BeniForConditionalGeneration
 
 LLM, MMPROJ = "llm.gguf", "mmproj.gguf"
@@ -54,7 +54,7 @@ def write(model: BeniForConditionalGeneration, export: Export) -> None:
         WeightsError: when the package ``gguf`` is not installed.
     """
     library()
-    native, processor, _, family = native_of(model, export)
+    native, processor, found, family = native_of(model, export)
     name = family.architecture.__name__
     if name not in PROJECTORS:
         raise CompositionError(
@@ -63,11 +63,14 @@ def write(model: BeniForConditionalGeneration, export: Export) -> None:
             fix="set --format native, and convert that with llama.cpp's convert_hf_to_gguf.py",
         )
     require_spoken(processor, PROJECTORS[name])
+    report(family, found, processor, export)
     for file, content in contents(native, processor, PROJECTORS[name], export).items():
         write_file(export.out / file, content)
         if wrong := differences(export.out / file, content):
             raise RuntimeError(f"{file} does not hold what was written: {'; '.join(wrong[:3])}")
-        export.show(f"{file}: {len(content.tensors)} tensors and {len(content.fields)} fields, read back equal")
+        result = f"{len(content.tensors)} tensors and {len(content.fields)} fields, read back equal"
+        export.findings.compared.append((file, result))
+        export.show(f"{file}: {result}", highlight=False)
 
 
 def contents(

@@ -50,9 +50,8 @@ def write(model: BeniForConditionalGeneration, export: Export) -> None:
     with unannounced():
         native.save_pretrained(export.out, **shards)
     processor.save_pretrained(export.out)
-    export.show(table(family, found, processor))
-    for remark in (*found.remarks, *family.notes):
-        export.show(remark, highlight=False)
+    export.findings.architecture = family.architecture.__name__
+    report(family, found, processor, export)
 
 
 def native_of(
@@ -198,16 +197,22 @@ def refusal(family: Family, why: str) -> CompositionError:
     )
 
 
-def table(family: Family, found: Agreement, processor: ProcessorMixin) -> Table:
-    """What was compared, for people."""
-    shown = Table("compared with the run", "result", box=box.SIMPLE, title=family.architecture.__name__)
-    shown.add_row("largest difference of a logit", f"{found.logits:.2g} (largest logit {found.largest:.3g})")
-    shown.add_row("greedy answers that are equal", f"{found.same_text} of {found.prompts}")
-    name = type(processor).__name__
-    shown.add_row(f"prompts with equal ids by {name}", f"{found.same_ids} of {found.prompts}")
+def report(family: Family, found: Agreement, processor: ProcessorMixin, export: Export) -> None:
+    """Shows what was compared, and keeps it for the card."""
     image_processor = type(getattr(processor, "image_processor", None)).__name__
-    shown.add_row(f"prompts with equal pixels by {image_processor}", pixels(found))
-    return shown
+    export.findings.compared += [
+        ("largest difference of a logit", f"{found.logits:.2g} (largest logit {found.largest:.3g})"),
+        ("greedy answers that are equal", f"{found.same_text} of {found.prompts}"),
+        (f"prompts with equal ids by {type(processor).__name__}", f"{found.same_ids} of {found.prompts}"),
+        (f"prompts with equal pixels by {image_processor}", pixels(found)),
+    ]
+    export.findings.notes += family.notes
+    shown = Table("compared with the run", "result", box=box.SIMPLE, title=family.architecture.__name__)
+    for row in export.findings.compared:
+        shown.add_row(*row)
+    export.show(shown)
+    for note in family.notes:
+        export.show(note, highlight=False)
 
 
 def pixels(found: Agreement) -> str:
