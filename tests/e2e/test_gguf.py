@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from beni.config.compose import compose
 from beni.data.render.tokens import resolve_tokens
 from beni.errors import CompositionError, WeightsError
 from beni.export.formats import Export
@@ -23,9 +24,11 @@ from beni.export.gguf.vocabulary import cut_of
 from beni.export.native import comparing
 from beni.llm.make_tokenizer import SPECIAL, TEMPLATE, _corpus
 from beni.llm.tokenizer import load_tokenizer
+from beni.model.build import build
 from beni.model.processing import BeniProcessor
 from beni.paths import PACKAGE
 from support.native_runs import native_run, scrambled_model, tagged_tokenizer
+from support.shrink import shrink_vision
 
 ROOT = PACKAGE.parent.parent
 LLAMA = ROOT / ".venv-llama" / "bin" / "python"
@@ -203,3 +206,20 @@ def test_llama_cpp_has_the_ids_and_the_text_of_the_run(name, overrides, wide, ki
         assert (torch.tensor(theirs["logits"])[: len(logits)] - logits).abs().max() <= 5e-3
         said = model.generate(**batch, max_new_tokens=len(theirs["said"]))[0].tolist()
         assert theirs["said"][: len(said)] == said
+
+
+@pytest.mark.slow
+def test_a_pretrained_llm_says_in_llama_cpp_what_it_says_here(tmp_path):
+    values = ("vision.weights=random", "llm=smollm2_gguf", "template=chat")
+    run = compose(["recipe=llava15", *SIGLIP, *values])
+    run["vision"] = shrink_vision(run["vision"])
+    model, out = build(run).eval(), tmp_path / "out"
+    out.mkdir()
+    export = Export(tmp_path, run, 1, False, 16, out, lambda *_, **__: None)
+    writing.write(model, export)
+    assert export.findings.compared[1] == ("greedy answers that are equal", "6 of 6")
+    for theirs, batch in zip(*run_by_llama_cpp(model, run, out, tmp_path), strict=True):
+        with torch.no_grad():
+            logits = model(**batch).logits[0, -1]
+        assert (torch.tensor(theirs["logits"])[: len(logits)] - logits).abs().max() <= 2e-3 * logits.abs().max()
+        assert theirs["said"] == model.generate(**batch, max_new_tokens=len(theirs["said"]))[0].tolist()

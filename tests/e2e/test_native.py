@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoModel, LlavaForConditionalGeneration
 
 from beni.export.__main__ import main
 from beni.export.native import comparing, writing
@@ -150,3 +150,38 @@ def test_a_class_that_says_something_else_is_refused_with_the_difference(folder,
 def test_a_size_of_shards_that_nothing_reads_is_refused(folder, capsys):
     assert main([str(folder), "--shard-size", "5GB"]) == 2
     assert "--format native" in capsys.readouterr().err
+
+
+def test_adapters_are_merged_and_averaged_weights_are_those_that_the_run_scores(tiny_values, tmp_path):
+    from beni.config.compose import compose
+
+    values = (*SETTINGS, "train.plan.llm=lora", "adapter=dora", "train.ema=0.5")
+    own = {value.partition("=")[0] for value in values}
+    tiny = [value for value in tiny_values if value.partition("=")[0] not in own]
+    run = train(compose([*tiny, *values, f"paths.runs={tmp_path}"]))
+    assert main([str(run), "--format", "native"]) == 0
+    native = LlavaForConditionalGeneration.from_pretrained(run / "export" / "native-6")
+    assert not [name for name in native.state_dict() if "lora" in name]
+    model = AutoModel.from_pretrained(run / "model")
+    batch = model.processor.apply_chat_template(
+        [model.processor.question(comparing.picture(0), "what is it?")], add_generation_prompt=True, tokenize=True
+    )
+    with torch.no_grad():
+        ours = model(**batch).logits
+        theirs = native(input_ids=batch["input_ids"], pixel_values=batch["pixels"]).logits
+    assert (
+        ours - theirs
+    ).abs().max() <= 1e-4  # the model adds what its adapters say, the class has them in its weights
+    card = (run / "export" / "native-6" / "README.md").read_text()
+    assert "EMA weights after step" in card
+    assert "| accuracy, with the image |" in card
+
+
+def test_a_run_that_is_no_class_is_told_what_differs_and_what_works(tiny_values, tmp_path, capsys):
+    from beni.config.compose import compose
+
+    run = train(compose([*tiny_values, "resampler=perceiver", "resampler.num_latents=4", f"paths.runs={tmp_path}"]))
+    assert main([str(run), "--format", "native"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "resampler is Perceiver, expected NoResampler (resampler=none)" in said
+    assert "fix: set --format pretrained (transformers with beni), merged (a run with adapters) or torch_export" in said
