@@ -8,7 +8,7 @@ STAMP := .venv/.setup-stamp
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train demo test slurm interruptions slurm-up slurm-down lint types imports docs zoo bench ci
+.PHONY: help setup train demo test llama slurm interruptions slurm-up slurm-down lint types imports docs zoo bench ci
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,10 @@ demo: setup ## talk to the newest run of "make train" in a browser (RUN=<folder>
 
 test: setup ## run the tests but those on SLURM (ARGS="tests/unit -x" narrows them)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/launch/test_cluster.py $(ARGS)
+
+llama: ## make .venv-llama, whose llama.cpp runs what --format gguf writes in tests/e2e/test_gguf.py (compiles for 20 minutes)
+	@test -x .venv-llama/bin/python || $(PYTHON) -m venv .venv-llama
+	.venv-llama/bin/python -m pip install llama-cpp-python==0.3.36
 
 slurm: setup ## run the tests on a SLURM of two nodes, which they start on this machine (as root)
 	$(BIN)/python -m pytest -q tests/launch/test_cluster.py $(ARGS)

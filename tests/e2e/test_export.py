@@ -230,6 +230,7 @@ def test_every_format_is_the_file_of_its_name_and_no_file_writes_without_being_l
     assert all(callable(formats.writer(name)) for name in formats.FORMATS)
     folder = Path(formats.__file__).parent
     writing = {path.stem for path in folder.glob("*.py") if "\ndef write(" in path.read_text()}
+    writing |= {path.parent.name for path in folder.glob("*/__init__.py") if "import write\n" in path.read_text()}
     assert writing == set(formats.FORMATS)
 
 

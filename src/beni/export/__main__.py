@@ -28,7 +28,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--text", type=int, default=16, help="text tokens of the example input of programs (%(default)s)"
     )
+    command.add_argument("--shard-size", help="largest file of weights of --format native, for instance 5GB")
     command.add_argument("--out", help="folder to write (default: <run>/export/<format>-<step>)")
+    command.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to the hub, as a private repository")
+    command.add_argument("--public", action="store_true", help="make the repository of --push a public one")
     return command
 
 
@@ -45,12 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from beni.config.command import report
     from beni.errors import ConfigError
+    from beni.export.push import push, require_pushable
 
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_A_FILE)
     try:
         if arguments.text < 3:
             raise ConfigError(f"--text={arguments.text}, expected at least 3 tokens")
+        if arguments.public and arguments.push is None:
+            raise ConfigError("--public without --push, which nothing reads\n  fix: set --push <owner>/<name>")
+        if arguments.push is not None:
+            require_pushable(arguments.push)
         out = export(arguments, console.print)
+        if arguments.push is not None:
+            console.print(f"pushed: {push(out, arguments.push, arguments.public)}", soft_wrap=True, highlight=False)
     except BeniError as error:
         report(error)
         return 2
@@ -77,6 +87,7 @@ def export(arguments: argparse.Namespace, show: Callable[..., None]) -> Path:
     Raises:
         BeniError: when the run or its checkpoint cannot be had, or the folder is not empty.
     """
+    from beni.analysis.card import Exported, write_card
     from beni.errors import ConfigError
     from beni.export.formats import Export, writer
     from beni.runs import files
@@ -89,6 +100,12 @@ def export(arguments: argparse.Namespace, show: Callable[..., None]) -> Path:
     average = averaged if arguments.average is None else arguments.average
     if FORMATS[arguments.format].needs_adapters and "lora" not in run["train"]["plan"].values():
         raise ConfigError(f"--format {arguments.format}, but this run has no adapters\n  fix: set --format pretrained")
+    if arguments.shard_size is not None and not FORMATS[arguments.format].shards:
+        able = " or ".join(name for name, form in FORMATS.items() if form.shards)
+        raise ConfigError(
+            f"--shard-size={arguments.shard_size} with --format {arguments.format}, which nothing reads there\n"
+            f"  fix: leave it out, or set --format {able}"
+        )
     given = _given(arguments.out)
     if given is not None:
         _require_empty(given)
@@ -100,7 +117,22 @@ def export(arguments: argparse.Namespace, show: Callable[..., None]) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     _require_empty(out)
     show(f"{kind} after step {step}", highlight=False)
-    writer(arguments.format)(model, Export(arguments.run, run, step, average, arguments.text, out, show))
+    told = Export(arguments.run, run, step, average, arguments.text, out, show, arguments.shard_size)
+    writer(arguments.format)(model, told)
+    write_card(
+        arguments.run,
+        out,
+        Exported(
+            form=arguments.format,
+            what=FORMATS[arguments.format].what,
+            step=step,
+            kind=kind,
+            scored=average == averaged,
+            architecture=told.findings.architecture,
+            compared=told.findings.compared,
+            notes=told.findings.notes,
+        ),
+    )
     return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,19 +24,41 @@ class Format:
     Attributes:
         what: it writes.
         needs_adapters: whether only a run with adapters can be written so.
+        shards: whether weights can be cut into several files.
     """
 
     what: str
     needs_adapters: bool = False
+    shards: bool = False
 
 
 FORMATS = {
     "pretrained": Format("a save_pretrained folder with its tokenizer"),
     "merged": Format("the same with the adapters added to the weights, so that it needs no peft", needs_adapters=True),
+    "native": Format(
+        "a folder of a class of transformers (LLaVA, Idefics3 ...), compared with the run, that needs no beni",
+        shards=True,
+    ),
+    "gguf": Format("llm.gguf and mmproj.gguf for llama.cpp (LLaVA and Idefics3), read back"),
     "adapters": Format("all but frozen backbones, a few MB"),
     "torch_export": Format(PROGRAMS),
     "torchscript": Format(PROGRAMS),
 }
+
+
+@dataclass
+class Findings:
+    """What a format has found out, for the card of the folder.
+
+    Attributes:
+        architecture: class of transformers that reads the folder; None where it is no such class.
+        compared: what was compared with the run, and the result.
+        notes: what a user must know.
+    """
+
+    architecture: str | None = None
+    compared: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -50,6 +72,8 @@ class Export:
         average: whether they are the average of the weights.
         text: tokens of text in the examples of programs.
         out: the folder to write; it is there, and empty.
+        findings: filled in by the format.
+        shard_size: largest file of weights, as transformers takes it (``5GB``); None leaves it to transformers.
         show: prints lines and tables of rich.
     """
 
@@ -60,6 +84,8 @@ class Export:
     text: int
     out: Path
     show: Callable[..., None]
+    shard_size: str | None = None
+    findings: Findings = field(default_factory=Findings)
 
 
 def writer(name: str) -> Callable[[BeniForConditionalGeneration, Export], None]:

@@ -37,19 +37,26 @@ WRAPPED = """{#- Written by beni: the template of the run, its system message, a
 {%%- endif -%%}
 {%%- if add_generation_prompt -%%}
 {%%- set answer = {'role': 'assistant', 'content': %(stand_in)s} -%%}
-{{- conversation(told.turns + [answer], false).split(%(cut)s)[0] -}}
+{{- conversation(told.turns + [answer], false).split(%(cut)s)[0]%(end)s -}}
 {%%- else -%%}
 {{- conversation(told.turns, false) -}}
 {%%- endif -%%}
 """
 
 
-def chat_template(jinja: str, system: str | None) -> str:
+STRIPPED = ".rstrip(' ')"
+"""The end of a prompt for processors that tokenise it as it stands: spaces in front of an answer are learned as part of
+its first word.
+"""
+
+
+def chat_template(jinja: str, system: str | None, end: str = "") -> str:
     """The template of a run in one that needs nothing beside it.
 
     Args:
         jinja: the run's template; its messages have a role and a text.
         system: the run's system message; None or empty for none.
+        end: Jinja that is applied to the text of a prompt; ``BeniProcessor`` knows of the spaces at its end.
     """
     return WRAPPED % {
         "today": TODAY if "strftime_now" in jinja else "",
@@ -58,6 +65,7 @@ def chat_template(jinja: str, system: str | None) -> str:
         "system": _quoted(system or ""),
         "stand_in": _quoted(OPEN + STAND_IN),
         "cut": _quoted(OPEN),
+        "end": end,
     }
 
 

@@ -20,7 +20,7 @@
         report.html             all of it to look at
         checkpoints/            step_00000100/ ..., best.json (training/checkpoint)
         model/, adapters/       what the run leaves behind (checkpoint.export)
-        export/                 what beni.export writes
+        export/                 what beni.export writes, each with its README.md (analysis/card.py)
         profile/                traces of the steps in log.profile
         evaluations/<name>/     what beni.evaluate has scored: scores.jsonl and summary.json; while it goes on,
                                 journal.jsonl and progress.json (evals/journal.py)
@@ -62,6 +62,8 @@ COMPLETE = "complete.json"
 MODEL = "model"
 ADAPTERS = "adapters"
 EXPORT = "export"
+CARD = "README.md"
+"""In each folder that is exported."""
 PROFILE = "profile"
 EVALUATIONS = "evaluations"
 SUMMARY = "summary.json"

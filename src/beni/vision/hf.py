@@ -139,6 +139,11 @@ class HFVision(VisionEncoder):
     def patches(self) -> tuple[int, int]:
         return self._at(self._transform.shape).layout.grid
 
+    @property
+    def layout(self) -> Layout:
+        """Where patches and other tokens stand in the features of a view of the configured size."""
+        return self._at(self._transform.shape).layout
+
     def serve(self, services: frozenset[Service]) -> None:
         if not services:
             return
