@@ -46,12 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from beni.config.command import report
     from beni.config.explain import explained
     from beni.errors import ConfigError
-    from beni.launch.sweep import named_arms
+    from beni.launch.sweep import named_arms, replaced
     from beni.model.costing.plan import Assumed
 
     try:
         with explained():
             arms = named_arms(arguments.overrides, arguments.config_dir)
+            for line in replaced(arms):
+                print(line, file=sys.stderr)
             try:
                 height, width = (int(side) for side in arguments.image.split("x"))
             except ValueError:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 from collections.abc import Iterator, Mapping
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from transformers import AutoTokenizer
 
-from beni.data.render.identity import require_trained
+from beni.data.render.identity import require_own_chat_template, require_trained
 from beni.data.render.template import Renderer
 from beni.distributed.environment import read_environment
 from beni.errors import CompositionError, ConfigError, DataError, ResumeError
@@ -26,7 +28,7 @@ from beni.llm.tokenizer import load_tokenizer
 from beni.model.context import evaluating
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.padding import reads_padding
-from beni.model.processing import BeniProcessor, Conversation
+from beni.model.processing import BeniProcessor, Conversation, saved_template
 from beni.model.saving import describe
 from beni.model.speaking import Answer, Gone, Hear, Sampling, Speaker
 from beni.model.viewer import Viewer
@@ -34,6 +36,7 @@ from beni.nn.precision import autocast
 from beni.place import layout_for
 from beni.runs.files import CHECKPOINTS, IDENTITY, MODEL, checkpoints_in, read_json
 from beni.runs.frozen import is_frozen, load_frozen
+from beni.runs.identity import signature
 from beni.runs.shape import OF_IDENTITY
 from beni.training.checkpoint.restore import restore
 from beni.training.saved_model import CONFIG, require_whole
@@ -41,6 +44,8 @@ from beni.types import Sequence
 
 Precision = Literal["fp32", "bf16"]
 GREEDY = Sampling()
+LEAVE_OUT = "leave out the template, or allow the other prompt (--other-prompt)"
+RESTORE = "restore its tokenizer; python -m beni.export <run folder> writes both"
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ class Trained:
         *,
         device: str | None = None,
         precision: Precision | None = None,
+        template: Mapping[str, Any] | None = None,
+        other_prompt: bool = False,
     ) -> Trained:
         """The model of a run folder, or of a saved folder.
 
@@ -96,18 +103,20 @@ class Trained:
                 Where the run scores averaged weights (``train.ema``), they are read.
             device: ``auto``, ``cpu`` or ``cuda``; None takes that of the run, else ``auto``.
             precision: None takes that of the run, or of the weights of a saved folder.
+            template: the ``template`` section of a run, to be used in the place of its own.
+            other_prompt: allow prompts that differ from those of training.
 
         Raises:
             ResumeError: when there is no such folder or checkpoint, or it is damaged.
-            ConfigError: when template or tokenizer are not those of training any more; both prompts are shown.
+            ConfigError: when template or tokenizer are not those of training; both prompts are shown.
         """
         folder = Path(folder)
         if is_frozen(folder):
             run: dict[str, Any] | None = load_frozen(folder)
-            model, processor, step = _of_run(folder, run, str(checkpoint))
+            model, renderer, step = _of_run(folder, run, str(checkpoint), template, other_prompt)
         elif (folder / CONFIG).is_file():
             run, step = None, None
-            model, processor = _of_saved(folder, str(checkpoint))
+            model, renderer = _of_saved(folder, str(checkpoint), template, other_prompt)
         else:
             raise ResumeError(
                 f"{folder} holds neither a run (config.yaml) nor a saved model ({CONFIG})\n"
@@ -117,8 +126,8 @@ class Trained:
         where = read_environment(device or compute.get("device", "auto")).device
         model.quantization.require(where)
         torch.nn.Module.to(model.eval(), where)
-        processor.viewer = model.viewer
-        model.processor = processor
+        describe(model, renderer)
+        model.processor = processor = BeniProcessor(renderer.tokenizer, model.config, model.viewer)
         return cls(folder, model, processor, run, step, where, precision or compute.get("precision") or _own(model))
 
     @property
@@ -135,6 +144,14 @@ class Trained:
     def together(self) -> bool:
         """Whether prompts of different lengths can be answered in one batch: some recurrent llms read its padding."""
         return not reads_padding(self.model, self.renderer.tokens, self.device, self.precision)
+
+    def weights(self) -> str:
+        """What tells these weights from others: the run and its step, or the files of a saved folder."""
+        if self.run is not None and self.step is not None:
+            return f"{signature(dict(self.run))} after step {self.step}"
+        there = self.folder / MODEL if (self.folder / MODEL).is_dir() else self.folder
+        told = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in there.glob("*.safetensors")]
+        return hashlib.sha256(repr(sorted(told)).encode()).hexdigest()[:16]
 
     def subject(self, batch_size: int) -> Subject:
         """The model under evaluation."""
@@ -247,25 +264,26 @@ class Trained:
 
 
 def _of_run(
-    folder: Path, run: Mapping[str, Any], checkpoint: str
-) -> tuple[BeniForConditionalGeneration, BeniProcessor, int | None]:
+    folder: Path, run: Mapping[str, Any], checkpoint: str, template: Mapping[str, Any] | None, other_prompt: bool
+) -> tuple[BeniForConditionalGeneration, Renderer, int | None]:
     """A run's model at a checkpoint; its last one is that of ``model/`` where checkpoints were removed."""
-    renderer = Renderer(load_tokenizer(run["llm"]), run["template"])
+    renderer = Renderer(load_tokenizer(run["llm"]), dict(template or run["template"]))
     identity, problem = read_json(folder / IDENTITY, OF_IDENTITY)
     if problem is not None:
         raise ResumeError(f"{folder}: {problem}\n  fix: restore {IDENTITY} from a copy, or name {folder / MODEL}")
-    if "template_hash" in identity:
+    if "template_hash" in identity and not other_prompt:
         trained = {"hash": identity["template_hash"], "specimen": identity.get("specimen")}
         fix = f"restore template and tokenizer as they were, or name {folder / MODEL}, which has its own"
-        require_trained(renderer, trained, str(folder), fix)
+        require_trained(renderer, trained, str(folder), fix if template is None else LEAVE_OUT)
     if checkpoint == "last" and not checkpoints_in(folder / CHECKPOINTS) and (folder / MODEL).is_dir():
-        return *_of_saved(folder / MODEL, checkpoint), None
+        return *_of_saved(folder / MODEL, checkpoint, template, other_prompt), None
     model, step = restore(folder, run, checkpoint, average=run["train"]["ema"] > 0)
-    describe(model, renderer)
-    return model, BeniProcessor(renderer.tokenizer, model.config), step
+    return model, renderer, step
 
 
-def _of_saved(folder: Path, checkpoint: str) -> tuple[BeniForConditionalGeneration, BeniProcessor]:
+def _of_saved(
+    folder: Path, checkpoint: str, template: Mapping[str, Any] | None, other_prompt: bool
+) -> tuple[BeniForConditionalGeneration, Renderer]:
     if checkpoint != "last":
         raise ResumeError(
             f"{folder} is a saved model and has no checkpoint {checkpoint}, expected last\n"
@@ -273,7 +291,15 @@ def _of_saved(folder: Path, checkpoint: str) -> tuple[BeniForConditionalGenerati
         )
     require_whole(folder, str(folder), "restore it from a copy, or write it again with python -m beni.export")
     model = BeniForConditionalGeneration.from_pretrained(folder)
-    return model, BeniProcessor.from_pretrained(folder)
+    own = saved_template(model.config)
+    settings = dict(own if template is None else template)
+    # the tokenizer's own template is the run's, wrapped: what the run's was made of stands in the config
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    renderer = Renderer(tokenizer, settings | {"jinja": settings["jinja"] or own["jinja"]})
+    if not other_prompt:
+        require_own_chat_template(tokenizer, own, str(folder))
+        require_trained(renderer, own, str(folder), RESTORE if template is None else LEAVE_OUT)
+    return model, renderer
 
 
 def _own(model: BeniForConditionalGeneration) -> str:

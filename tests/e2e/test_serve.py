@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
 from beni.run import train
-from beni.serve.__main__ import main
+from beni.serve.__main__ import main, parser
+from beni.serve.settings import Limits
 from support.hostile import HostileServer, encoded, noise
 from support.serving import asking, data_url, require_shape, serving, value_of
 
@@ -264,6 +269,38 @@ def test_a_worker_that_is_killed_loses_no_request_and_makes_no_answer_wrong(run)
         assert answer.status_code == 503
         assert require_shape(answer)["code"] in ("no_worker", "worker_failed")
         assert httpx.get(f"{gateway.url}/healthz").status_code == 503
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+
+
+def test_the_commands_of_the_page_are_commands():
+    lines = re.findall(r"^python -m beni\.serve (.*)$", PAGE.read_text(encoding="utf-8"), re.M)
+    assert {parser().parse_args(shlex.split(line)).service for line in lines} == {"demo", "worker", "gateway", "app"}
+
+
+def test_the_options_of_the_page_are_those_of_the_gateway():
+    text = PAGE.read_text(encoding="utf-8")
+    table = text[text.index("| option of the gateway") : text.index("Images of URLs are fetched")]
+    named = set(re.findall(r"--([a-z-]+)", table)) - {"open"}
+    assert named == {one.name.replace("_", "-") for one in fields(Limits)} - {"min-side", "private-addresses"} | {
+        "keys"
+    }
+    asked = parser().parse_args(["gateway", "--workers", "http://a"])
+    for name in named - {"keys", "max-pixels"}:
+        value = getattr(asked, name.replace("-", "_"))
+        row = next(line for line in table.splitlines() if f"--{name}" in line)
+        assert f"{value:g}" in row or f"{value}" in row
+
+
+def test_the_program_of_the_page_asks(served, tmp_path):
+    program = re.search(r'```python title="ask.py"\n(.*?)```', PAGE.read_text(encoding="utf-8"), re.S)
+    assert program
+    (tmp_path / "image.png").write_bytes(PICTURE)
+    text = program[1].replace("http://127.0.0.1:8000", served[0].url).replace('"shapes"', f'"{MODEL}"')
+    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
 
 
 def test_the_gateway_needs_no_torch():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "use.md"
-PROGRAMS = ("ask.py", "converse.py", "trainer.py")
+PROGRAMS = ("ask.py", "converse.py", "pipe.py", "several.py", "trainer.py")
 
 
 def shown(language: str) -> dict[str, str]:

@@ -53,6 +53,16 @@ def test_every_arm_meets_every_value_and_the_command_line_comes_last() -> None:
     ]
 
 
+def test_a_value_of_an_arm_that_the_command_line_replaces_is_told(composing: Any, given: Any) -> None:
+    said: list[str] = []
+    sweep(
+        [["train.seed=1", "train.seed=3"], ["train.seed=2", "train.seed=3"], ["train.seed=4"]], composing, said.append
+    )
+    holds = "what the command line gives holds for all arms"
+    assert said[:2] == [f"train.seed=3 replaces train.seed={one}: {holds}" for one in (1, 2)]
+    assert not [line for line in said[2:] if holds in line]
+
+
 def test_an_arm_that_is_no_command_line_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"hydra.sweeper.arms: a='x: No closing quotation\n  fix: "):
         arms_of(["a='x"], [[]])

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from support import cluster
-from support.preemptions import KINDS, STEPS, TINY, campaign, command, slurm, start_at_once, submit, until
+from support.preemptions import KINDS, STEPS, TINY, administrate, campaign, command, slurm, submit, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -34,7 +34,7 @@ def running(absent: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         patch.setenv("SLURM_CONF", str(config))
         patch.setenv("OMP_NUM_THREADS", "1")
         over = threading.Event()
-        threading.Thread(target=start_at_once, args=(over,), daemon=True).start()
+        threading.Thread(target=administrate, args=(over,), daemon=True).start()
         yield tmp_path_factory.mktemp("cluster")
         over.set()
     cluster.down()
@@ -171,6 +171,11 @@ def test_a_full_queue_is_one_screen_and_leaves_nothing(running: Path) -> None:
     assert list(running.glob("runs/full/*/status.json")) == []
 
 
+def interruptible() -> None:
+    """A shell lets what it runs in the background ignore Ctrl-C, and a test's programs with it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_a_command_that_waits_can_be_left_and_its_runs_go_on(running: Path) -> None:
     job = ("launcher=slurm_cpu", "launcher.mem_gb=1.5", "launcher.cpus_per_task=1", "launcher.wait=true")
     waiting = subprocess.Popen(
@@ -178,6 +183,7 @@ def test_a_command_that_waits_can_be_left_and_its_runs_go_on(running: Path) -> N
         cwd=running,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=interruptible,
     )
     assert waiting.stderr is not None
     said = ""

@@ -243,7 +243,9 @@ def test_a_job_ends_with_the_exit_code_of_its_run(
     assert not (here / "calls").exists()
 
 
-@pytest.mark.parametrize(("state", "again"), [("RUNNING", True), ("COMPLETING", False), ("CANCELLED", False)])
+@pytest.mark.parametrize(
+    ("state", "again"), [("RUNNING", True), ("SIGNALING", True), ("COMPLETING", False), ("CANCELLED", False)]
+)
 def test_a_run_that_a_signal_has_ended_is_queued_again_while_slurm_says_running(
     job: Path, programs: Any, monkeypatch: pytest.MonkeyPatch, state: str, again: bool
 ) -> None:

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -189,15 +190,25 @@ def killed(run: Run, chance: random.Random) -> None:
 
 
 def time_limit(run: Run, chance: random.Random) -> None:
-    """The run stands still until SLURM has sent the signal before the limit."""
+    """The run stands still until SLURM has sent the signal before the limit, or has queued it again anyway."""
+    before = restarts(run)
     for process in (found := processes(run)):
         process.suspend()
+
+    def over() -> bool:
+        return all(_signalled(process, signal.SIGUSR2) for process in found) or restarts(run) != before
+
     try:
-        until("the signal before the limit", lambda: all(_signalled(process, signal.SIGUSR2) for process in found))
+        until("the signal before the limit", over)
     finally:
         for process in found:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
+
+
+def restarts(run: Run) -> str:
+    """How often SLURM has queued it again; a process that stands still outlives that where its slurmd was killed."""
+    return re.findall(r"Restarts=(\d+)", slurm("scontrol", "show", "job", "--oneliner", run.job()))[-1]
 
 
 def _signalled(process: psutil.Process, number: int) -> bool:
@@ -311,12 +322,13 @@ class Round:
         self.log = home / f"{study}.log"
         self.retried: set[str] = set()
         further = [KINDS[kind].launcher for kind in kinds] or [""] * len(ARMS)
-        self.arms = [f"{arm} {values}".strip() for arm, values in zip(ARMS, further, strict=True)]
+        # What is on the command line holds for all arms, so what an arm may have of its own stands in all of them.
+        self.arms = [" ".join((arm, *JOB, values)).strip() for arm, values in zip(ARMS, further, strict=True)]
 
     def submit(self) -> None:
         """Starts the submitter, and waits until all arms are SLURM's."""
         words = ",".join(f"'{arm}'" for arm in self.arms)
-        values = ("-m", *TINY, *JOB, "fsdp=none", f"study.name={self.folder.name}", f"hydra.sweeper.arms=[{words}]")
+        values = ("-m", *TINY, "fsdp=none", f"study.name={self.folder.name}", f"hydra.sweeper.arms=[{words}]")
         with self.log.open("w") as log:
             self.submitter = subprocess.Popen(
                 [sys.executable, "-m", "beni.train", *values, "launcher.wait=true"],
@@ -363,10 +375,10 @@ def interrupt(run: Run, kind: str, step: int, chance: random.Random) -> bool:
         if run.lies_idle():
             said = run.said()
             assert how.final is not None or NO_STEP in said or STUCK in said, f"nobody goes on with it: {said}"
-            done = run.command("beni.launch", "retry", str(run.folder), *(how.final or ()))
+            done = run.command("beni.launch", "retry", str(run.folder), "launcher.wait=false", *(how.final or ()))
             assert done.returncode == 0, done.stderr
             retried = True
-        time.sleep(1)
+        time.sleep(5)  # asking takes half a second of a core
     return retried
 
 
@@ -407,15 +419,27 @@ def _round(
     return wrong + [f"{this.folder.name}: {problem}" for problem in this.end()]
 
 
-def start_at_once(over: threading.Event) -> None:
-    """Lets jobs that SLURM queues again, and holds for two minutes, begin after some seconds, until it is ``over``."""
+def administrate(over: threading.Event) -> None:
+    """Does after some seconds, until it is ``over``, what an administrator does later: lets jobs begin that SLURM has
+    queued again and holds for two minutes, and brings back nodes that stay down or are drained.
+    """
     seen: set[str] = set()
     while not over.wait(6):
-        done = subprocess.run(["squeue", "-h", "-r", "-o", "%A %r"], capture_output=True, text=True)
-        held = {line.split()[0] for line in done.stdout.splitlines() if line.endswith(" BeginTime")}
+        jobs = _lines("squeue", "-h", "-r", "-o", "%A %r")
+        held = {line.split()[0] for line in jobs if line.endswith(" BeginTime")}
+        # SLURM itself drains a node to which a job comes back before its earlier start has ended ("Duplicate jobid").
+        nodes = [line.split() for line in _lines("sinfo", "-h", "-N", "-o", "%N %T")]
+        down = {name for name, state in nodes if state.startswith(("down", "drain"))}
         for job in held & seen:
             subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], capture_output=True)
-        seen = held
+        for node in down & seen:
+            cluster.start_node(node)
+            subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True)
+        seen = held | down
+
+
+def _lines(*command: str) -> list[str]:
+    return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
 
 
 def main() -> int:
@@ -427,10 +451,11 @@ def main() -> int:
     parser.add_argument("--home", type=Path, help="folder of the runs (default: one that is removed if all went well)")
     arguments = parser.parse_args()
     cluster.up()
-    threading.Thread(target=start_at_once, args=(threading.Event(),), daemon=True).start()
+    threading.Thread(target=administrate, args=(threading.Event(),), daemon=True).start()
     kinds = arguments.kinds or drawn(arguments.times, arguments.seed)
     os.environ["OMP_NUM_THREADS"] = "1"
     home = arguments.home or Path(tempfile.mkdtemp())
+    home.mkdir(parents=True, exist_ok=True)
     problems = campaign(home, kinds, arguments.seed, lambda line: print(line, flush=True))
     if arguments.home is None and not problems:
         shutil.rmtree(home)

@@ -10,7 +10,12 @@ import torch
 import yaml
 from PIL import Image as PILImage
 
+from beni.data.render.template import Renderer
 from beni.errors import ConfigError, DataError, ResumeError
+from beni.llm.tokenizer import load_tokenizer
+from beni.model.build import build
+from beni.model.processing import BeniProcessor
+from beni.model.saving import save
 from beni.model.speaking import Sampling
 from beni.run import train
 from beni.trained import Trained
@@ -246,3 +251,32 @@ def test_another_tokenizer_of_a_saved_folder_is_refused_and_its_tokens_are_shown
     path.write_text(json.dumps(tokenizer))
     with pytest.raises(ConfigError, match="the prompt as trained"):
         Trained.load(copied / "model")
+
+
+def test_an_edited_chat_template_of_a_saved_folder_is_refused(copied):
+    path = copied / "model" / "chat_template.jinja"
+    path.write_text(path.read_text() + "Now:")
+    for read in (Trained.load, BeniProcessor.from_pretrained):
+        with pytest.raises(ConfigError, match="makes other prompts"):
+            read(copied / "model")
+    assert Trained.load(copied / "model", other_prompt=True)
+
+
+def test_another_template_is_used_where_it_is_allowed(folder):
+    other = Trained.load(folder).run["template"] | {"name": "mine", "jinja": "{% for m in messages %}{{ m.role }}:"}
+    other["jinja"] += "{{ m.content }}{{ eos_token }}{% endfor %}"
+    for one in (folder, folder / "model"):
+        with pytest.raises(ConfigError, match="--other-prompt"):
+            Trained.load(one, template=other)
+        trained = Trained.load(one, template=other, other_prompt=True)
+        text = trained.processor.apply_chat_template([asking("what?")], add_generation_prompt=True)
+        assert text == f"user:what?{trained.processor.tokenizer.eos_token}assistant:"
+
+
+@pytest.mark.parametrize("template", ["chat", "chatml", "llava_v1", "plain"])
+def test_a_folder_as_it_was_saved_is_taken(template, tiny_once, tmp_path):
+    run = tiny_once(f"template={template}", "llm.architecture.max_position_embeddings=2048")
+    save(build(run).eval(), Renderer(load_tokenizer(run["llm"]), run["template"]), tmp_path / "saved")
+    kept = Trained.load(tmp_path / "saved").model.config.template["specimen"]
+    assert "Sure?" in kept["text"]
+    assert kept["tokens"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beni.analysis.inference import LEVEL, seeds_for
+from beni.analysis.inference import FEWEST, LEVEL
 from beni.analysis.pairing import Pairing, prove_pairing
 from beni.analysis.stats import (
     Difference,
@@ -187,17 +187,10 @@ def _reach(differences: list[Difference]) -> Iterable[str]:
     tested = [len(one.per_seed) for one in differences if one.p is not None]
     if not tested:
         return
-    seeds, needed = max(tested), seeds_for(len(tested))
-    if seeds < seeds_for(1):
+    if (seeds := max(tested)) < FEWEST:
         yield (
             f"{seeds} paired seeds: the sign-flip test cannot reach p = {LEVEL} (smallest p {2 / 2**seeds:g}); "
-            f"use {seeds_for(1)} or more."
-        )
-    elif seeds < needed:
-        yield (
-            f"{seeds} paired seeds and {len(tested)} arms: after Holm's correction no difference can reach "
-            f"p = {LEVEL} (smallest {min(1, len(tested) * 2 / 2**seeds):.3g}); use {needed} seeds, or compare fewer "
-            "arms."
+            f"use {FEWEST} or more."
         )
 
 

@@ -9,15 +9,19 @@
   arXiv 1411.5279) applied to both levels. Measured in benchmarks/study_statistics.py.
 - The test flips the signs of the per-seed means, which speaks of the pictures that were asked; where arms are good at
   different pictures it finds that. So its p is never below that of a t-test with the standard error of both levels.
+- For several arms the signs of a seed are flipped together, and the largest statistic of the arms that are left is what
+  each must beat (Westfall and Young 1993, step-down; Romano and Wolf 2005). Unlike Holm's correction that needs no more
+  seeds the more arms there are. The t-tests are corrected by Holm; the larger of both p counts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +31,8 @@ MOST_EXACT = 16
 """Seeds up to which all sign flips are tried; beyond, ``FLIPS`` random ones."""
 FLIPS = 20_000
 LEVEL = 0.05
+FEWEST = math.ceil(math.log2(2 / LEVEL))
+"""Seeds with which a sign-flip test can reach ``LEVEL``, of one arm or of many."""
 
 
 @dataclass(frozen=True)
@@ -118,21 +124,66 @@ def sign_flip(means: Sequence[float]) -> float | None:
     return extreme / flipped.size if exact else (extreme + 1) / (flipped.size + 1)
 
 
-def two_level_p(means: Sequence[float], sums: np.ndarray, counts: np.ndarray) -> float | None:
-    """Two-sided p for new seeds and new pictures: the larger one of ``sign_flip`` and of a t-test, see ``spread``.
+def t_test(sums: np.ndarray, counts: np.ndarray) -> float | None:
+    """(seeds, pictures) -> two-sided p of the mean for new seeds and new pictures, see ``spread``.
 
     Args:
-        means: difference of each seed.
-        sums: (seeds, pictures) of the differences.
+        sums: of the differences of each seed and picture.
         counts: how many differences each sum holds.
 
     Returns:
-        ``None`` with fewer than two seeds.
+        ``None`` where nothing varies.
     """
-    flipped, known = sign_flip(means), spread(sums, counts)
-    if flipped is None or known is None or known.se == 0:
-        return flipped
-    return max(flipped, 2 * t_above(abs(float(sums.sum() / counts.sum())) / known.se, known.freedom))
+    known = spread(sums, counts)
+    if known is None or known.se == 0:
+        return None
+    return 2 * t_above(abs(float(sums.sum() / counts.sum())) / known.se, known.freedom)
+
+
+def largest(*ps: float | None) -> float | None:
+    """The largest p of those that are known."""
+    return max((p for p in ps if p is not None), default=None)
+
+
+def step_down(differences: Sequence[Mapping[Any, float]]) -> list[float | None]:
+    """p of the sign-flip tests of several arms, adjusted for all of them (Westfall and Young 1993).
+
+    Args:
+        differences: seed -> difference, for each arm. An arm may lack seeds that others have.
+
+    Returns:
+        ``None`` for an arm with fewer than two seeds; for a single arm, what ``sign_flip`` gives.
+    """
+    tested = [i for i, one in enumerate(differences) if len(one) > 1]
+    adjusted: list[float | None] = [None] * len(differences)
+    if not tested:
+        return adjusted
+    place = {seed: i for i, seed in enumerate(dict.fromkeys(seed for i in tested for seed in differences[i]))}
+    signs, exact = _signs(len(place))
+    observed, flipped = np.empty(len(tested)), np.empty((len(tested), len(signs)))
+    for row, i in enumerate(tested):
+        values = np.array(list(differences[i].values()))
+        own = signs[:, [place[seed] for seed in differences[i]]]
+        observed[row], flipped[row] = _t_squared(values.sum(), values), _t_squared(own @ values, values)
+    order = np.argsort(-observed, kind="stable")
+    greatest = np.zeros(len(signs))
+    found = np.empty(len(tested))
+    for row in order[::-1]:  # from the smallest: what is left beside each arm is what comes after it
+        greatest = np.maximum(greatest, flipped[row])
+        extreme = int((greatest >= observed[row] * (1 - 1e-9) - 1e-12).sum())
+        found[row] = extreme / len(signs) if exact else (extreme + 1) / (len(signs) + 1)
+    for row, p in zip(order, np.maximum.accumulate(found[order]), strict=True):
+        adjusted[tested[row]] = float(p)
+    return adjusted
+
+
+def _t_squared(sums: Any, values: np.ndarray) -> Any:
+    """Square of Student's t of values whose signs were chosen such that this is their sum; 0 where all are 0."""
+    n, squares = values.size, float((values**2).sum())
+    if squares == 0:
+        return np.zeros_like(sums)
+    explained = np.minimum(sums**2 / (n * squares), 1 - 1e-15)
+    return (n - 1) * explained / (1 - explained)
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
@@ -144,11 +195,6 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, (len(order) - rank) * (ps[index] or 0.0)))
         adjusted[index] = largest
     return adjusted
-
-
-def seeds_for(tests: int) -> int:
-    """The fewest seeds with which one of so many sign-flip tests can reach 0.05 after Holm's correction."""
-    return math.ceil(math.log2(2 * tests / LEVEL) - 1e-9)
 
 
 def detectable(sd: float, seeds: int) -> float | None:

@@ -89,12 +89,12 @@ def baseline_of(comparison: Comparison) -> Row:
 
 
 def _arms(comparison: Comparison) -> Section:
-    header = ("arm", "seeds", "score", "difference", "95 % interval", "noise", "p (Holm)", "MDE", "pairs", "paired")
+    header = ("arm", "seeds", "score", "difference", "95 % interval", "noise", "p", "MDE", "pairs", "paired")
     header = (*header, "effect")
     texts = (
         "Score: mean ± standard deviation over seeds. Difference: arm minus baseline, paired by seed and example. "
-        "Noise: standard deviation of the difference between seeds. p: sign-flip test over seeds, Holm's correction. "
-        "MDE: smallest true difference that so many seeds find with 80 % power.",
+        "Noise: standard deviation of the difference between seeds. p: sign-flip test over seeds, corrected for all "
+        "arms. MDE: smallest true difference that so many seeds find with 80 % power.",
     )
     rows = tuple(_arm(comparison, row) for row in comparison.rows)
     return Section("Arms", texts, header, rows, plots=("differences",))
@@ -139,19 +139,25 @@ def _costs(comparison: Comparison, budgets: Budgets) -> Section:
 
 def _pictures(comparison: Comparison) -> Section:
     wanted = variants.names(row.arm for row in comparison.rows)
-    rows = []
+    rows, seen = [], False
     for row in comparison.rows:
-        for one in variants.scores(row.arm, comparison.metric, wanted):
-            if one.score.mean is not None:
-                gap = (formats.signed(one.gap.mean), interval(one.gap.low, one.gap.high)) if one.gap else ("–", "–")
-                means = (formats.mean_sd(s.mean, s.sd) for s in (row.score, one.score))
-                rows.append((row.arm.label, one.name, *means, *gap, formats.score(row.chance)))
+        scores = {one.name: one for one in variants.scores(row.arm, comparison.metric, wanted)}
+        told = [_gap(scores[name]) if name in scores else formats.MISSING for name in wanted]
+        seen = seen or any(one != formats.MISSING for one in told)
+        rows.append((row.arm.label, formats.mean_sd(row.score.mean, row.score.sd), *told, formats.score(row.chance)))
     texts = (
-        "Each ablation changes the pictures and nothing else. A gap whose interval holds 0 means that the answers do "
-        "not need what the ablation takes away.",
+        "What the true picture adds to the score beside each ablation, with its 95 % interval. An ablation changes the "
+        "pictures and nothing else; where the interval holds 0, the answers do not need what it takes away.",
     )
-    header = ("arm", "ablation", "true picture", "ablated", "gap", "95 % interval", "chance")
-    return Section("Does it look at the picture?", texts, header, tuple(rows))
+    header = ("arm", "true picture", *wanted, "chance")
+    return Section("Does it look at the picture?", texts, header, tuple(rows) if seen else ())
+
+
+def _gap(one: variants.Variant) -> str:
+    """``+0.258 [+0.223, +0.305]``."""
+    if one.score.mean is None or one.gap is None:
+        return formats.MISSING
+    return f"{formats.signed(one.gap.mean)} {interval(one.gap.low, one.gap.high)}"
 
 
 def _kinds(comparison: Comparison) -> Section:

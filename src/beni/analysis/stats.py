@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from beni.analysis.inference import LEVEL, detectable, holm, interval, seeds_for, sign_flip, two_level_p
+from beni.analysis.inference import FEWEST, LEVEL, detectable, holm, interval, largest, sign_flip, step_down, t_test
 from beni.runs.read import Arm, Run, number
 
 
@@ -54,7 +54,9 @@ class Difference:
         high: upper end of it.
         p: two-sided sign-flip permutation test of the per-seed means, or a t-test over seeds and pictures where its p
             is larger; ``None`` with one seed.
-        p_adjusted: ``p`` after Holm's correction over all arms that are compared with the baseline.
+        p_t: of that t-test, ``None`` where there is none.
+        p_adjusted: ``p`` after correction for all arms that are compared with the baseline: by step-down for the
+            sign-flip tests, by Holm for the t-tests.
         mde: smallest true difference that as many seeds find with 80 % power at 5 % (two-sided), ``None`` with one
             seed.
         supported: whether the interval is clear of 0 and ``p_adjusted`` at most 0.05; ``None`` where one is unknown.
@@ -73,6 +75,7 @@ class Difference:
     low: float | None = None
     high: float | None = None
     p: float | None = None
+    p_t: float | None = None
     p_adjusted: float | None = None
     mde: float | None = None
     supported: bool | None = None
@@ -165,6 +168,7 @@ def paired_difference(arm: Arm, baseline: Arm, metric: str, against: str | None 
     sums = _sums(pairs, pictures)
     ends = interval(*sums)
     sd_seeds = _mean_sd(list(per_seed.values()))[1]
+    p_t = t_test(*sums) if len(per_seed) > 1 else None
     spread = sum(float(((values - values.mean()) ** 2).sum()) for values in pairs.values())
     return Difference(
         mean=mean,
@@ -179,16 +183,18 @@ def paired_difference(arm: Arm, baseline: Arm, metric: str, against: str | None 
         unmatched=unmatched,
         low=None if ends is None else ends[0],
         high=None if ends is None else ends[1],
-        p=two_level_p(list(per_seed.values()), *sums),
+        p=largest(sign_flip(list(per_seed.values())), p_t),
+        p_t=p_t,
         mde=None if sd_seeds is None else detectable(sd_seeds, len(per_seed)),
     )
 
 
 def corrected(differences: Sequence[Difference | None]) -> list[Difference | None]:
     """Differences of several arms to one baseline -> the same with ``p_adjusted`` and ``supported``."""
-    adjusted = holm([None if one is None else one.p for one in differences])
+    flips = step_down([{} if one is None else one.per_seed for one in differences])
+    ts = holm([None if one is None else one.p_t for one in differences])
     made: list[Difference | None] = []
-    for one, p in zip(differences, adjusted, strict=True):
+    for one, p in zip(differences, map(largest, flips, ts), strict=True):
         if one is None or one.low is None or one.high is None or p is None:
             made.append(one)
         else:
@@ -198,17 +204,18 @@ def corrected(differences: Sequence[Difference | None]) -> list[Difference | Non
 
 def ranked(arms: Sequence[Arm], metric: str) -> tuple[tuple[str, ...], ...] | None:
     """Labels in groups, the best first, of which any two of different groups differ, on the pictures that were asked,
-    by the sign-flip test over shared seeds after Holm's correction for all pairs; ``None`` where that is one group.
+    by the sign-flip test over shared seeds, corrected for all pairs by step-down; ``None`` where that is one group.
     """
     scores = [(arm.label, summarize(arm, metric)) for arm in arms]
     known = [(label, score) for label, score in scores if score.mean is not None]
     known.sort(key=lambda one: one[1].mean or 0.0, reverse=not lower_is_better(metric))
     pairs = [(i, j) for j in range(len(known)) for i in range(j)]
     longest = max((len(score.values) for _, score in known), default=0)
-    if not pairs or longest < seeds_for(len(pairs)):
+    if not pairs or longest < FEWEST:
         return None
     apart = np.ones((len(known), len(known)), dtype=bool)
-    for (i, j), p in zip(pairs, holm([_pair_p(known[i][1], known[j][1]) for i, j in pairs]), strict=True):
+    adjusted = step_down([_apart(known[i][1], known[j][1]) for i, j in pairs])
+    for (i, j), p in zip(pairs, adjusted, strict=True):
         apart[i, j] = p is not None and p <= LEVEL
     cuts = [0, *(cut for cut in range(1, len(known)) if apart[:cut, cut:].all()), len(known)]
     if len(cuts) == 2:
@@ -221,8 +228,8 @@ def lower_is_better(metric: str) -> bool:
     return any(part.startswith("loss") for part in metric.split("/"))
 
 
-def _pair_p(one: Summary, other: Summary) -> float | None:
-    return sign_flip([one.values[seed] - other.values[seed] for seed in one.values if seed in other.values])
+def _apart(one: Summary, other: Summary) -> dict[int | None, float]:
+    return {seed: one.values[seed] - other.values[seed] for seed in one.values if seed in other.values}
 
 
 def _sums(

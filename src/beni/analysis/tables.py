@@ -82,7 +82,9 @@ def details(comparison: Comparison) -> list[str]:
             levels = row.difference.describe() if row.difference else "no finished seed in common with the baseline"
             if row.difference and row.difference.low is not None:
                 ends = interval(row.difference.low, row.difference.high)
-                levels = f"95 % interval {ends}, p {p_value(row.difference.p_adjusted)} (Holm); {levels}"
+                levels = (
+                    f"95 % interval {ends}, p {p_value(row.difference.p_adjusted)} (corrected for all arms); {levels}"
+                )
             notes = "".join(f" (note: {note})" for note in row.pairing.notes)
             lines.append(f"{row.arm.label}: {levels}. paired: {row.pairing}{notes}")
     return lines

@@ -29,6 +29,8 @@ PATIENCE_S = 300
 WATCH_S = 5.0
 """Seconds between two looks at whether a later start has taken over."""
 STARTS_WITHOUT_STEPS = 2
+RUNS = ("RUNNING", "SIGNALING")
+"""What SLURM says of a job that has not ended; the second one while a signal of its own is on its way."""
 
 
 class Arm:
@@ -119,11 +121,11 @@ def _why_not_again(folder: Path) -> str | None:
             f"{STARTS_WITHOUT_STEPS} starts have saved no step; raise launcher.timeout_min or launcher.signal_delay_s"
         )
     state = job_state()
-    return None if state == "RUNNING" else f"the scheduler says {state or 'nothing'}"
+    return None if state in RUNS else f"the scheduler says {state or 'nothing'}"
 
 
 def job_state() -> str | None:
-    """What SLURM says of this job; during the grace time before an eviction ``RUNNING``, afterwards ``COMPLETING``."""
+    """What SLURM says of this job: one of ``RUNS`` in the grace time before an eviction, ``COMPLETING`` afterwards."""
     try:
         done = subprocess.run(
             ["scontrol", "show", "job", "--oneliner", job_id()], capture_output=True, text=True, timeout=60

@@ -61,6 +61,19 @@ def named_arms(overrides: Sequence[str], config_dir: str | None = None) -> list[
     return arms_of(sweeper.get("arms") or [""], product)
 
 
+def replaced(arms: Sequence[Arm]) -> list[str]:
+    """A line for each value of an arm that a later one replaces, as one on the command line does in every arm."""
+    lines: dict[str, None] = {}
+    for arm in arms:
+        earlier: dict[str, str] = {}
+        for word in arm:
+            key = word.partition("=")[0].lstrip("+")
+            if earlier.get(key, word) != word:
+                lines[f"{word} replaces {earlier[key]}: what the command line gives holds for all arms"] = None
+            earlier[key] = word
+    return list(lines)
+
+
 def require_values(swept: Sequence[Override]) -> None:
     """Return when every swept key has a value.
 
@@ -88,6 +101,8 @@ def sweep(arms: Sequence[Arm], compose: Compose, say: Callable[[str], None]) -> 
         ResourceError: when this machine or the scheduler takes no arm; what had been written for it is gone again.
         ArmFailed: after all arms that are waited for, when some did not finish; says which and why.
     """
+    for line in replaced(arms):
+        say(line)
     composed = [compose(list(arm)) for arm in arms]
     runs = [freeze(config, config.hydra) for config in composed]
     found = check_arms(match.to_check(runs, arms))

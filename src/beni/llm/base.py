@@ -155,9 +155,11 @@ class Llm(nn.Module, ABC):
         """The module that maps to the vocabulary."""
 
     @abstractmethod
-    def generate(self, sequence: Sequence, **options: Any) -> Int[Tensor, "b new"]:
-        """New token ids after the samples of a left-padded sequence, which they see as it is: blocks, gates and kept
-        positions included. ``options`` are those of ``transformers`` ``generate``.
+    def generate(self, sequence: Sequence, **options: Any) -> Any:
+        """``(b, t, d) -> (rows, new)``: token ids after the samples of a left-padded sequence.
+
+        The samples are seen as they are: blocks, gates and kept positions included. ``options`` are those of
+        ``transformers`` ``generate``.
         """
 
     @abstractmethod

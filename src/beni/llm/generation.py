@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
-from jaxtyping import Int
-from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
 from beni.llm.forward import with_forward
@@ -22,8 +20,8 @@ from beni.llm.row_attention import RowPlan
 from beni.types import Sequence
 
 
-def generate(model: PreTrainedModel, sequence: Sequence, plan: RowPlan | None, **options: Any) -> Int[Tensor, "b new"]:
-    """New token ids after the samples of a left-padded sequence.
+def generate(model: PreTrainedModel, sequence: Sequence, plan: RowPlan | None, **options: Any) -> Any:
+    """``(b, t, d) -> (rows, new)``: token ids after the samples of a left-padded sequence.
 
     Args:
         model: set to ``beni_rows`` attention where there is a plan.

@@ -131,7 +131,7 @@ class HFLlm(Llm):
         return self.model.get_output_embeddings()
 
     @torch.no_grad()
-    def generate(self, sequence: Sequence, **options: Any) -> Int[Tensor, "b new"]:
+    def generate(self, sequence: Sequence, **options: Any) -> Any:
         plan = self._rows(sequence)
         self._attend(self.attn_implementation if plan is None else row_attention.NAME)
         with self._visited(sequence):

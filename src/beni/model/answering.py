@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import GenerationConfig
+from transformers.utils.generic import ModelOutput
 
 from beni.errors import ConfigError
 from beni.fusion.base import Fusion
@@ -52,8 +53,9 @@ class Answering:
         images: ImageInputs = ImageInputs(),
         samples: SampleInputs = SampleInputs(),
         **options: Any,
-    ) -> Int[Tensor, "b new"]:
-        """New token ids after left-padded prompts, with a key/value cache.
+    ) -> Int[Tensor, "rows new"] | ModelOutput:
+        """New token ids after left-padded prompts, with a key/value cache; with ``return_dict_in_generate`` what
+        transformers makes of them. There are as many rows as prompts, times ``num_return_sequences``.
 
         ``images`` and ``samples`` are those of ``forward``. ``options`` go to ``transformers``' ``generate``
         (``max_new_tokens``, ``do_sample``, ``eos_token_id`` ...); what they leave out is as ``generation_config`` says.

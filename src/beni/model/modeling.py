@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from beni.adapter.base import Adapter
 from beni.components import BACKBONES
@@ -392,3 +393,4 @@ class BeniForConditionalGeneration(Answering, PreTrainedModel, GenerationMixin):
 
 AutoModel.register(BeniConfig, BeniForConditionalGeneration)
 AutoModelForImageTextToText.register(BeniConfig, BeniForConditionalGeneration)
+MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[BeniConfig.model_type] = BeniForConditionalGeneration.__name__  # pipelines

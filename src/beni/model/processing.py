@@ -18,27 +18,20 @@ from jaxtyping import Int
 from PIL import Image as PILImage
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.processing_utils import MultiModalData
 
 from beni.data.batch.collate import content, stack_views
 from beni.data.images import Image, decode
-from beni.data.render.identity import require_trained
+from beni.data.render.identity import require_own_chat_template, require_trained
 from beni.data.render.template import Renderer
 from beni.data.render.tokens import IMAGE
 from beni.data.sample import Message, Sample
 from beni.errors import ConfigError, DataError
 from beni.model.chat_template import chat_template
 from beni.model.configuration import BeniConfig
-from beni.model.viewer import Viewer
+from beni.model.messages import Conversation, Picture, as_image, as_sample
+from beni.model.viewer import Viewer, placeholders
 from beni.types import IGNORE, ImageInputs, SampleInputs, ViewedImage
-
-Picture = PILImage.Image | str | Path | bytes
-"""An image: decoded (any mode), the path of a file, or a file's content."""
-
-Conversation = Sequence[Mapping[str, Any]]
-"""Messages with ``role`` and ``content``: a text, or a list of parts ``{"type": "text", "text": ...}`` and ``{"type":
-"image", "image": ...}``, in reading order."""
-
-ROLES = ("system", "user", "assistant")
 
 
 class BeniProcessor(ProcessorMixin):
@@ -59,16 +52,12 @@ class BeniProcessor(ProcessorMixin):
     tokenizer: PreTrainedTokenizerBase
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: BeniConfig, viewer: Viewer | None = None) -> None:
-        if config.template is None:
-            raise ConfigError(
-                f"{config.name_or_path or 'this model'} was saved without the template that it was trained with\n"
-                "  fix: write it again with python -m beni.export <run folder>"
-            )
-        self.renderer = Renderer(tokenizer, config.template)
+        template = saved_template(config)
+        self.renderer = Renderer(tokenizer, dict(template))
         fix = "use the tokenizer that was saved with the model; python -m beni.export <run folder> writes both"
-        require_trained(self.renderer, config.template, tokenizer.name_or_path or "the tokenizer", fix)
+        require_trained(self.renderer, template, tokenizer.name_or_path or "the tokenizer", fix)
         tokenizer.padding_side = "left"  # what is generated follows the last position of a row
-        tokenizer.chat_template = chat_template(config.template["jinja"], config.template["system"])
+        tokenizer.chat_template = chat_template(template["jinja"], template["system"])
         super().__init__(tokenizer, chat_template=tokenizer.chat_template)
         self.config, self._viewer = config, viewer
 
@@ -80,7 +69,9 @@ class BeniProcessor(ProcessorMixin):
         ``AutoConfig``.
         """
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **options)
-        return cls(tokenizer, BeniConfig.from_pretrained(pretrained_model_name_or_path, **options))
+        config = BeniConfig.from_pretrained(pretrained_model_name_or_path, **options)
+        require_own_chat_template(tokenizer, saved_template(config), str(pretrained_model_name_or_path))
+        return cls(tokenizer, config)
 
     def to_dict(self) -> dict[str, Any]:
         """What processor_config.json says: all else is in config.json and the tokenizer's files."""
@@ -91,7 +82,7 @@ class BeniProcessor(ProcessorMixin):
         """How the model sees images."""
         if self._viewer is None:
             with torch.device("meta"):
-                self._viewer = AutoModel.from_config(self.config).viewer
+                self._viewer = AutoModel.from_config(self.config, dtype=torch.float32).viewer
         return self._viewer
 
     @viewer.setter
@@ -122,6 +113,7 @@ class BeniProcessor(ProcessorMixin):
         text: str | Sequence[str] | None = None,
         *,
         return_tensors: str = "pt",
+        padding: bool = True,
     ) -> BatchFeature:
         """Prompts as text, with ``<image>`` where an image stands -> a left-padded batch.
 
@@ -130,6 +122,7 @@ class BeniProcessor(ProcessorMixin):
             text: a prompt or several, as ``apply_chat_template(..., tokenize=False, add_generation_prompt=True)`` gives
                 them: the ids are those in front of which an answer was learned.
             return_tensors: ``pt``; the model takes nothing else.
+            padding: always true: rows of one batch end together.
 
         Returns:
             ``input_ids`` and ``attention_mask`` ``(b, t)``, ``pixels`` of all views, ``images`` (their layouts and
@@ -138,6 +131,8 @@ class BeniProcessor(ProcessorMixin):
         Raises:
             DataError: when placeholders and images differ in number, or an image cannot be read.
         """
+        if not padding:
+            raise DataError("padding=False, expected True: rows of a batch end together\n  fix: leave it out")
         if text is None:
             raise DataError(f"a prompt needs text\n  fix: give text='... {IMAGE} ...', or use apply_chat_template")
         texts = [text] if isinstance(text, str) else list(text)
@@ -157,6 +152,8 @@ class BeniProcessor(ProcessorMixin):
         tokenize: bool = False,
         return_dict: bool = True,
         return_tensors: str = "pt",
+        continue_final_message: bool = False,
+        processor_kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """A conversation or several as the model was trained on them.
 
@@ -166,17 +163,27 @@ class BeniProcessor(ProcessorMixin):
             tokenize: give the batch of ``__call__`` instead of text. Of text an image is left as ``<image>``.
             return_dict: give the whole batch instead of ``input_ids`` alone.
             return_tensors: ``pt``; the model takes nothing else.
+            continue_final_message: end within the assistant's last message, which generation goes on with.
+            processor_kwargs: none: the model's own settings decide what becomes of images.
 
         Raises:
             DataError: when a message has another form, an image cannot be read, or the template loses a text.
         """
+        if processor_kwargs:
+            raise DataError(f"processor_kwargs={dict(processor_kwargs)!r}, which nothing reads\n  fix: leave them out")
+        if continue_final_message and (add_generation_prompt or not tokenize):
+            raise DataError(
+                "continue_final_message=True, expected tokenize=True and no add_generation_prompt\n"
+                "  fix: leave out one of them"
+            )
         one = isinstance(conversation[0], Mapping)
         talks = cast("Sequence[Conversation]", [conversation] if one else conversation)
         samples = [as_sample(talk, tokenize) for talk in talks]
         if not tokenize:
             texts = [self._text(sample, add_generation_prompt) for sample in samples]
             return texts[0] if one else texts
-        batch = self._batch([self._row(sample, add_generation_prompt) for sample in samples], return_tensors)
+        rows = [self._row(sample, add_generation_prompt, continue_final_message) for sample in samples]
+        batch = self._batch(rows, return_tensors)
         return batch if return_dict else batch["input_ids"]
 
     def decode(self, token_ids: Any) -> str:
@@ -187,19 +194,50 @@ class BeniProcessor(ProcessorMixin):
         """Rows of generated ids -> their answers."""
         return [self.decode(row) for row in token_ids]
 
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **options: Any
+    ) -> list[str]:
+        """Rows of generated ids -> their answers; with ``skip_special_tokens=False`` all of their text."""
+        if skip_special_tokens and not options:
+            return self.batch_decode(generated_outputs)
+        options = {"clean_up_tokenization_spaces": False, **options, "skip_special_tokens": skip_special_tokens}
+        return [cast(str, self.tokenizer.decode(row, **options)) for row in generated_outputs]
+
+    def _get_num_multimodal_tokens(
+        self, image_sizes: Sequence[Sequence[int]] | None = None, **options: Any
+    ) -> MultiModalData:
+        """Positions that images take in a prompt, by which inference engines plan.
+
+        Args:
+            image_sizes: (height, width) in pixels of each.
+            options: none: images have the settings of the model.
+
+        Returns:
+            ``num_image_tokens``, placeholders of visual tokens, and ``num_image_patches``, views of each image.
+        """
+        if options:
+            raise DataError(f"{', '.join(options)} of an image, which nothing reads\n  fix: leave them out")
+        layouts = [self.viewer.plan((height, width)) for height, width in image_sizes or ()]
+        return MultiModalData(
+            num_image_tokens=[placeholders(self.viewer.markup(layout)) for layout in layouts],
+            num_image_patches=[len(layout.views) for layout in layouts],
+        )
+
     def _text(self, sample: Sample, prompt: bool) -> str:
         if prompt:
             return self.renderer.prompt_text(_to_answer(sample))
         turns = [{"role": m.role, "content": _shown(m)} for m in sample.messages]
         return cast(str, self.tokenizer.apply_chat_template(turns, tokenize=False))
 
-    def _row(self, sample: Sample, prompt: bool) -> _Row:
+    def _row(self, sample: Sample, prompt: bool, going_on: bool) -> _Row:
         seen = [self.viewer(decode(image)) for image in sample.images]
         markups = [image.markup for image in seen]
         if prompt:
             return _Row(self.renderer.prompt(_to_answer(sample), markups).ids, seen, sample.asked)
         encoded = self.renderer.encode(sample, markups, fit=False)
         labels = encoded.labels.copy()
+        if going_on:
+            return _Row(_unended(encoded.ids, labels, self.renderer.tokens.eos), seen, sample.asked)
         labels[0] = IGNORE  # nothing stands before it
         return _Row(encoded.ids, seen, sample.asked, labels)
 
@@ -224,6 +262,20 @@ class BeniProcessor(ProcessorMixin):
         return BatchFeature(batch | ({"labels": _left(labels, IGNORE)} if labels else {}))
 
 
+def saved_template(config: BeniConfig) -> Mapping[str, Any]:
+    """The template that a model was trained with: the section of its run, ``jinja``, ``hash`` and ``specimen``.
+
+    Raises:
+        ConfigError: when none was saved with the model.
+    """
+    if config.template is None:
+        raise ConfigError(
+            f"{config.name_or_path or 'this model'} was saved without the template that it was trained with\n"
+            "  fix: write it again with python -m beni.export <run folder>"
+        )
+    return config.template
+
+
 @dataclass(frozen=True)
 class _Row:
     """One conversation of a batch.
@@ -240,63 +292,15 @@ class _Row:
     labels: np.ndarray | None = None
 
 
-def as_image(picture: Any) -> Image:
-    """An image of any of the forms, not yet decoded.
-
-    Raises:
-        DataError: when it is none, or its address is one that would have to be fetched.
-    """
-    if isinstance(picture, PILImage.Image):
-        return Image(picture.copy, "image")  # decoding closes what it opens, which is the caller's
-    if isinstance(picture, bytes):
-        return Image.from_bytes(picture, "image")
-    if isinstance(picture, str | Path) and "://" not in str(picture):
-        return Image.from_path(Path(picture))
-    what = picture if isinstance(picture, str) else type(picture).__name__
-    raise DataError(
-        f"an image is {what}, expected a PIL image, the path of a file or its content as bytes\n"
-        "  fix: open it first, for instance PIL.Image.open(path), or Image.fromarray(array)"
-    )
-
-
-def as_sample(conversation: Conversation, pictured: bool) -> Sample:
-    """A conversation in transformers' form -> beni's.
-
-    Args:
-        pictured: every image must be there, not its place only.
-
-    Raises:
-        DataError: when a message has another form.
-    """
-    return Sample("conversation", tuple(_message(turn, pictured) for turn in conversation))
-
-
-def _message(turn: Mapping[str, Any], pictured: bool) -> Message:
-    if set(turn) != {"role", "content"} or turn["role"] not in ROLES:
-        raise DataError(
-            f"a message has the fields {dict(turn)!r:.120}, expected role ({', '.join(ROLES)}) and content\n"
-            "  fix: leave out other fields; nothing reads them"
-        )
-    content = turn["content"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return Message(turn["role"], tuple(_part(part, pictured) for part in parts))
-
-
-def _part(part: Mapping[str, Any], pictured: bool) -> str | Image:
-    if part.get("type") == "text" and set(part) == {"type", "text"}:
-        return part["text"]
-    given = [part[key] for key in ("image", "path") if key in part]
-    if part.get("type") == "image" and len(part) == 1 + len(given) <= 2 and (given or not pictured):
-        return as_image(given[0]) if given else Image(PILImage.Image, IMAGE)
-    raise DataError(
-        f"a part of a message is {dict(part)!r:.120}\n"
-        "  fix: write {'type': 'text', 'text': ...} or {'type': 'image', 'image': <a PIL image, a path or bytes>}"
-    )
-
-
 def _to_answer(sample: Sample) -> Sample:
     """The conversation with an answer to come: a prompt ends where the last one begins."""
     return Sample(sample.id, (*sample.messages, Message("assistant", ("",))))
+
+
+def _unended(ids: np.ndarray, labels: np.ndarray, eos: Sequence[int]) -> np.ndarray:
+    """The ids up to the end token of the last answer."""
+    last = int(np.flatnonzero(labels != IGNORE)[-1])
+    return ids[: last + (int(ids[last]) not in eos)]
 
 
 def _shown(message: Message) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -102,8 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     for name in ("httpx", "aiohttp.access"):  # which write a line for every request
         logging.getLogger(name).setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, _interrupt)  # as process 1 of a container it would be ignored otherwise
     try:
-        packages()
+        packages(arguments.service)
         {"worker": worker, "gateway": gateway, "app": app, "demo": demo}[arguments.service](arguments)
     except BeniError as error:
         report(error)
@@ -208,6 +210,10 @@ def demo(arguments: argparse.Namespace) -> None:
     from beni.serve.demo import run_demo
 
     run_demo(arguments)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _name(folder: Path) -> str:

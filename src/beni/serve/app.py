@@ -135,7 +135,7 @@ class Page:
         except Failed as error:
             gr.Warning(f"What the model saw cannot be shown: {error}")
             return []
-        return [(_opened(one["url"]), f"{one['image'] + 1}: {one['name']}, {one['note']}") for one in drawn]
+        return [(_opened(one["url"]), f"{one['name']}: {one['note']}") for one in drawn]
 
 
 def serve_app(gateway: str, key: str | None, host: str, port: int, examples: Path | None) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 import httpx
 
@@ -42,7 +43,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     """
     if arguments.workers < 1:
         raise ConfigError(f"--workers={arguments.workers}, expected at least 1")
-    ports = _ports(arguments)
+    ports = free_ports([arguments.port, arguments.gateway_port, *[0] * arguments.workers])
     workers = [f"http://{HOST}:{port}" for port in ports[2:]]
     gateway = f"http://{HOST}:{ports[1]}"
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -67,9 +68,14 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
 
 class Services:
-    """Processes that belong together."""
+    """Processes that belong together.
 
-    def __init__(self) -> None:
+    Args:
+        log: where they write; None for where this process does.
+    """
+
+    def __init__(self, log: IO[bytes] | None = None) -> None:
+        self.log = log
         self.running: list[tuple[str, subprocess.Popen[bytes], str]] = []
 
     def start(self, name: str, arguments: Sequence[str], url: str) -> None:
@@ -80,7 +86,8 @@ class Services:
         """
         command = [sys.executable, "-m", "beni.serve", name, *arguments]
         # a group of its own: Ctrl-C in the terminal reaches this process only, which ends the others in order
-        self.running.append((name, subprocess.Popen(command, start_new_session=True), url))
+        process = subprocess.Popen(command, start_new_session=True, stdout=self.log, stderr=self.log)
+        self.running.append((name, process, url))
 
     def wait(self) -> None:
         """Until all of them are there.
@@ -152,13 +159,12 @@ def _of_model(arguments: argparse.Namespace) -> list[str]:
     return words
 
 
-def _ports(arguments: argparse.Namespace) -> list[int]:
-    """Ports of page, gateway and workers; those that are asked for must be free.
+def free_ports(asked: Sequence[int]) -> list[int]:
+    """The ports that are asked for, which must be free; any free one for each 0.
 
     Raises:
         ConfigError: when one is not.
     """
-    asked = [arguments.port, arguments.gateway_port, *[0] * arguments.workers]
     held, ports = [], []
     try:
         for port in asked:

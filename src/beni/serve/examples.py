@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from beni.config.build import build
-from beni.data.images import BadImage, decode
 from beni.errors import ConfigError
-from beni.runs.frozen import load_frozen
 
 INDEX = "examples.jsonl"
 FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
@@ -33,6 +30,10 @@ def write_examples(run: Path, folder: Path, count: int) -> None:
     Raises:
         BeniError: when the run's data cannot be had here.
     """
+    from beni.config.build import build
+    from beni.data.images import BadImage, decode
+    from beni.runs.frozen import load_frozen
+
     frozen = load_frozen(run)
     heldout = build(frozen["data"], frozen["train"]["seed"]).heldout()
     pictured = (

@@ -68,12 +68,7 @@ def serve_gateway(
     try:
         server = make_server(gateway.app(), host, port, limits.concurrency, limits.max_body_mib, limits.receive_timeout)
         workers.start()
-        signal.signal(signal.SIGTERM, _interrupt)
         log.info("gateway: http://%s:%d", server.effective_host, int(server.effective_port))
         server.run()  # which ends at KeyboardInterrupt, when its threads have ended
     finally:
         gateway.close()
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt

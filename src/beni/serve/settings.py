@@ -10,15 +10,14 @@ from beni.errors import ConfigError, WeightsError
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 EXAMPLES = 6
 """Examples of the page."""
+SHARED = ("pydantic", "prometheus_client")
 PACKAGES = {
-    "flask": "flask",
-    "waitress": "waitress",
-    "httpx": "httpx",
-    "pydantic": "pydantic",
-    "prometheus-client": "prometheus_client",
-    "gradio": "gradio",
+    "worker": SHARED,
+    "gateway": (*SHARED, "flask", "waitress", "httpx"),
+    "app": ("gradio", "httpx"),
+    "demo": (*SHARED, "flask", "waitress", "httpx", "gradio"),
 }
-"""What the extra installs, and how it is imported."""
+"""What each service imports of the extra."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,12 @@ class Limits:
                 raise ConfigError(f"--{one.name.replace('_', '-')}={value}, expected a number above 0")
 
 
-def packages() -> None:
-    """Return when the packages of the extra are there.
+def packages(service: str) -> None:
+    """Return when the packages of a service are there.
 
     Raises:
         WeightsError: when one is missing.
     """
-    for name, module in PACKAGES.items():
-        if importlib.util.find_spec(module) is None:
-            raise WeightsError(f"beni.serve needs the package {name}\n  fix: pip install 'beni[serve]'")
+    for name in PACKAGES[service]:
+        if importlib.util.find_spec(name) is None:
+            raise WeightsError(f"beni.serve {service} needs the package {name}\n  fix: pip install 'beni[serve]'")

@@ -14,7 +14,7 @@ from beni.errors import BeniError
 from beni.evals.drawings import artist_of
 from beni.evals.gallery import THUMBNAIL, drawings_of
 from beni.evals.subject import Asked
-from beni.model.processing import as_image
+from beni.model.messages import as_image
 from beni.serve.batching import Batcher, Job, told
 from beni.serve.completions import Usage
 from beni.serve.engine import Chat, Piece, Seen, message_of, sampling_of

@@ -151,8 +151,8 @@ def _started(trained: Trained, folder: Path, most: int, parallel: int) -> Any:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", KV_CACHE_GIB)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it reports its use to its makers otherwise
     try:
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.engine.arg_utils import AsyncEngineArgs  # pyright: ignore[reportMissingImports]
+        from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError(
             f"--engine vllm needs the package vllm, which cannot be imported ({error})\n"
@@ -194,8 +194,8 @@ def save_llm(trained: Trained, folder: Path) -> None:
 
 
 def _sampled(how: Sampling, row: Row, trained: Trained) -> Any:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+    from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
     return SamplingParams(
         temperature=how.temperature,

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from beni.analysis.inference import bca, detectable, holm, interval, seeds_for, sign_flip, spread, t_above, t_quantile
+from beni.analysis.inference import (
+    FEWEST,
+    bca,
+    detectable,
+    holm,
+    interval,
+    sign_flip,
+    spread,
+    step_down,
+    t_above,
+    t_quantile,
+)
 
 
 @pytest.mark.parametrize("freedom", [1, 2.7, 5, 40, 1000])
@@ -37,7 +49,42 @@ def test_the_smallest_p_is_two_of_all_flips_and_one_seed_has_none() -> None:
 def test_holm_is_the_hand_computed_example_and_leaves_unknown_ones_out() -> None:
     assert holm([0.01, 0.04, None, 0.03, 0.005]) == pytest.approx([0.03, 0.06, None, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert [seeds_for(tests) for tests in (1, 2, 5, 15)] == [6, 7, 8, 10]
+
+
+def by_hand(arms: list[dict[int, float]]) -> list[float]:
+    """Westfall and Young 1993, algorithm 4.1, with the t of scipy and every flip of the signs."""
+    seeds = sorted({seed for arm in arms for seed in arm})
+
+    def statistics(signs: dict[int, int]) -> list[float]:
+        return [abs(stats.ttest_1samp([signs[s] * d for s, d in arm.items()], 0).statistic) for arm in arms]
+
+    flips = [dict(zip(seeds, signs, strict=True)) for signs in itertools.product((1, -1), repeat=len(seeds))]
+    drawn, observed = [statistics(flip) for flip in flips], statistics(dict.fromkeys(seeds, 1))
+    order = sorted(range(len(arms)), key=lambda i: -observed[i])
+    adjusted, largest_yet = [0.0] * len(arms), 0.0
+    for rank, i in enumerate(order):
+        above = [max(one[j] for j in order[rank:]) >= observed[i] * (1 - 1e-9) for one in drawn]
+        adjusted[i] = largest_yet = max(largest_yet, sum(above) / len(above))
+    return adjusted
+
+
+@pytest.mark.parametrize("draw", range(5))
+def test_the_step_down_is_the_published_one(draw: int) -> None:
+    rng = np.random.default_rng(draw)
+    shared = rng.normal(size=6)
+    arms = [dict(enumerate((gap + shared + rng.normal(size=6)).tolist())) for gap in (0, 0.5, 1, 4)]
+    del arms[1][2], arms[2][0], arms[2][5]  # an arm that was dropped has fewer seeds
+    assert step_down(arms) == pytest.approx(by_hand(arms))
+
+
+def test_six_seeds_suffice_however_many_arms_there_are() -> None:
+    rng = np.random.default_rng(0)
+    far = [dict(enumerate((gap + 0.01 * rng.normal(size=6)).tolist())) for gap in (1, -2, 3, 4, 5, 6, 7, 8)]
+    assert step_down(far) == [2 / 2**6] * 8
+    assert FEWEST == 6
+    assert step_down(far[:1]) == [sign_flip(list(far[0].values()))]
+    assert step_down([{}, far[0], {0: 1.0}, {0: 0.0, 1: 0.0}]) == [None, 2 / 2**6, None, 1.0]
+    assert step_down([{}]) == [None]
 
 
 def test_bca_limits_are_those_of_scipy() -> None:

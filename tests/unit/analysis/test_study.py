@@ -118,7 +118,9 @@ def test_every_variant_of_the_scores_is_shown_with_its_gap(study):
     assert shuffled.score.mean == 0
     assert shuffled.gap is not None
     assert shuffled.gap.mean == pytest.approx(0.9)
-    assert "<td>shuffled</td>" in page(study)
+    shown = page(study)
+    assert re.search(r"<th[^>]*>shuffled</th>", shown)
+    assert "+0.900" in shown
 
 
 def test_changed_answers_count_which_side_is_right(make_run):

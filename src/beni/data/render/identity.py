@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import unified_diff
-from typing import Any
+from typing import Any, cast
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
 
 from beni.data.images import Image
 from beni.data.render.template import Renderer
+from beni.data.render.tokens import IMAGE
 from beni.data.sample import Message, Sample
 from beni.errors import ConfigError, DataError
 
@@ -21,6 +25,18 @@ CONTEXT = 2
 """Equal lines shown around a difference."""
 
 
+def _no_picture() -> Any:
+    raise DataError("the specimen of a prompt has no picture; expected its place only\n  fix: this is a bug in beni")
+
+
+TALK = (
+    Message("user", (Image(_no_picture, "specimen"), ASKED)),
+    Message("assistant", ("It is one.",)),
+    Message("user", ("Sure?",)),
+)
+"""What a specimen is of; where the template takes no second question, of the first message alone."""
+
+
 def specimen(renderer: Renderer) -> dict[str, Any]:
     """How a fixed conversation of two questions about an image is rendered, up to its second answer.
 
@@ -28,13 +44,10 @@ def specimen(renderer: Renderer) -> dict[str, Any]:
         ``text``, ``tokens`` (each as the vocabulary spells it), ``special`` (the ids of special tokens) and
         ``vocabulary`` (its size). Where the template takes no second question there is one.
     """
-    image = Image(_no_picture, "specimen")
-    first = Message("user", (image, ASKED))
-    talk = (first, Message("assistant", ("It is one.",)), Message("user", ("Sure?",)))
     try:
-        text, ids = _rendered(renderer, talk)
+        text, ids = _rendered(renderer, TALK)
     except DataError:
-        text, ids = _rendered(renderer, (first,))
+        text, ids = _rendered(renderer, TALK[:1])
     special = renderer.tokens
     return {
         "text": text,
@@ -65,12 +78,42 @@ def require_trained(renderer: Renderer, trained: Mapping[str, Any], named: str, 
     )
 
 
+def require_own_chat_template(tokenizer: PreTrainedTokenizerBase, trained: Mapping[str, Any], named: str) -> None:
+    """Return when the chat template of a saved tokenizer, which other programs read, renders what the model was trained
+    on. beni itself renders by what config.json says, so a file that somebody has edited would go unnoticed.
+
+    Args:
+        trained: see ``require_trained``.
+        named: the saved folder.
+
+    Raises:
+        ConfigError: when it does not; both prompts are shown where they differ.
+    """
+    if not (kept := trained.get("specimen")) or tokenizer.chat_template is None:
+        return
+    turns = [{"role": message.role, "content": _as_text(message)} for message in TALK]
+    texts = []
+    for talk in (turns, turns[:1]):
+        try:
+            rendered = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:  # of one that takes no second question
+            rendered = f"{error}"
+        texts.append(cast(str, rendered))
+    if kept["text"] in texts:
+        return
+    shown = "".join(f"\n  {line}" for line in differing(kept["text"].split("\n"), texts[0].split("\n")))
+    raise ConfigError(
+        f"{named}: chat_template.jinja makes other prompts than the model was trained on{shown}\n"
+        "  fix: restore the file; python -m beni.export <run folder> writes it"
+    )
+
+
 def differences(trained: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """Lines that show in what two specimens differ, ``-`` as trained and ``+`` as given."""
     if trained["text"] != given["text"]:
-        return list(_diff(trained["text"].split("\n"), given["text"].split("\n")))
+        return list(differing(trained["text"].split("\n"), given["text"].split("\n")))
     if trained["tokens"] != given["tokens"]:
-        return list(_diff(trained["tokens"], given["tokens"]))
+        return list(differing(trained["tokens"], given["tokens"]))
     facts = [key for key in ("special", "vocabulary") if trained[key] != given[key]]
     if not facts:
         return [
@@ -79,15 +122,16 @@ def differences(trained: Mapping[str, Any], given: Mapping[str, Any]) -> list[st
     return [line for key in facts for line in (f"- {key}: {trained[key]}", f"+ {key}: {given[key]}")]
 
 
-def _diff(trained: Sequence[str], given: Sequence[str]) -> Iterator[str]:
+def differing(trained: Sequence[str], given: Sequence[str]) -> Iterator[str]:
+    """A diff of two texts or lists of tokens, a line each: ``-`` as trained, ``+`` as given."""
     lines = unified_diff(trained, given, "the prompt as trained", "the prompt as given", lineterm="", n=CONTEXT)
     return (line for line in lines if not line.startswith("@@"))
 
 
 def _rendered(renderer: Renderer, talk: tuple[Message, ...]) -> tuple[str, list[int]]:
-    sample = Sample("specimen", talk)
+    sample = Sample("specimen", (*talk, Message("assistant", ("",))))  # whose place is where a prompt ends
     return renderer.prompt_text(sample), renderer.prompt(sample, [(1,)]).ids.tolist()
 
 
-def _no_picture() -> Any:
-    raise DataError("the specimen of a prompt has no picture; expected its place only\n  fix: this is a bug in beni")
+def _as_text(message: Message) -> str:
+    return "".join(IMAGE if isinstance(part, Image) else part for part in message.content)
