@@ -17,6 +17,7 @@ import tempfile
 import uuid
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 
 from beni.errors import BeniError, CompositionError, ConfigError
 from beni.model.speaking import Row, Sampling
+from beni.serve.batching import told
 from beni.serve.completions import Usage
 from beni.serve.engine import Chat, Piece, Seen, message_of, sampling_of
 from beni.serve.metrics import WorkerMetrics
@@ -53,7 +55,7 @@ class VllmEngine:
 
     def __init__(self, trained: Trained, model: str, most: int, waiting: int, parallel: int = 1) -> None:
         self.trained, self.model, self.metrics = trained, model, WorkerMetrics()
-        self.limit, self.running, self.failed = most + waiting, 0, False
+        self.limit, self.running = most + waiting, 0
         self._thread = ThreadPoolExecutor(1, "beni-embeddings")
         self._folder = tempfile.TemporaryDirectory(prefix="beni-vllm-")
         self._engine = _started(trained, Path(self._folder.name), most, parallel)
@@ -82,33 +84,47 @@ class VllmEngine:
         }
 
     def sound(self) -> bool:
-        return not self.failed and not self._engine.errored
+        return not self._engine.errored
 
     def close(self) -> None:
         self._engine.shutdown()
         self._thread.shutdown(cancel_futures=True)
         self._folder.cleanup()
 
-    async def _answer(self, chat: Chat) -> AsyncGenerator[Piece]:
-        how = sampling_of(chat)
+    async def prompt(self, chat: Chat) -> Sequence:
+        """What the llm reads in front of the answer.
+
+        Raises:
+            Refused: when the conversation cannot be rendered, or vLLM cannot be told all that the llm reads.
+        """
         try:
-            sequence = await asyncio.get_running_loop().run_in_executor(self._thread, self._prompt, chat)
-            row = Row(self.trained.renderer, how, min(how.max_new_tokens, self.trained.room(sequence.embeds.shape[1])))
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._prompt, chat)
         except BeniError as error:
-            raise Refused(400, str(error), "invalid_conversation") from None
-        name, embeds = uuid.uuid4().hex, sequence.embeds[0].to("cpu", self._dtype())
-        stream = self._engine.generate({"prompt_embeds": embeds}, _sampled(how, row, self.trained), name)
+            raise Refused(400, told(error), "invalid_conversation") from None
+
+    async def tokens(self, sequence: Sequence, how: Sampling, most: int) -> AsyncGenerator[int]:
+        """New tokens behind a prompt, an end token included; closing the iterator ends them."""
+        name, embeds, ended = uuid.uuid4().hex, sequence.embeds[0].to("cpu", self._dtype()), False
         try:
-            async for output in stream:
+            async for output in self._engine.generate({"prompt_embeds": embeds}, self._sampled(how, most), name):
+                ended = output.finished
                 for token in output.outputs[0].token_ids:
-                    if row.finish is None and (text := row.take(token)):
-                        yield Piece(text)
+                    yield token
+        finally:
+            if not ended:
+                await self._engine.abort(name)
+
+    async def _answer(self, chat: Chat) -> AsyncGenerator[Piece]:
+        how, sequence = sampling_of(chat), await self.prompt(chat)
+        taken = sequence.embeds.shape[1]
+        row = Row(self.trained.renderer, how, min(how.max_new_tokens, self.trained.room(taken)))
+        async with aclosing(self.tokens(sequence, how, row.most)) as tokens:
+            async for token in tokens:
+                if text := row.take(token):
+                    yield Piece(text)
                 if row.finish is not None:
                     break
-        finally:
-            if row.finish is None or row.how.stop:  # nobody wants the rest
-                await self._engine.abort(name)
-        usage = Usage(len(embeds), len(row.ids))
+        usage = Usage(taken, len(row.ids))
         self.metrics.answers.labels(row.finish or "length").inc()
         self.metrics.tokens.labels("prompt").inc(usage.prompt)
         self.metrics.tokens.labels("completion").inc(usage.completion)
@@ -118,6 +134,21 @@ class VllmEngine:
         sequence = self.trained.prompt([message_of(turn) for turn in chat.turns])
         require_plain(sequence)
         return sequence
+
+    def _sampled(self, how: Sampling, most: int) -> Any:
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
+
+        return SamplingParams(
+            temperature=how.temperature,
+            top_p=how.top_p,
+            seed=None if how.seed is None else how.seed % 2**63,
+            max_tokens=most,
+            ignore_eos=True,
+            stop_token_ids=list(self.trained.renderer.tokens.eos),
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
 
     def _dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.trained.precision == "bf16" else torch.float32
@@ -191,19 +222,3 @@ def save_llm(trained: Trained, folder: Path) -> None:
             fix="serve it with --engine transformers",
         )
     own.save_pretrained(folder)
-
-
-def _sampled(how: Sampling, row: Row, trained: Trained) -> Any:
-    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-    from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
-
-    return SamplingParams(
-        temperature=how.temperature,
-        top_p=how.top_p,
-        seed=None if how.seed is None else how.seed % 2**63,
-        max_tokens=row.most,
-        ignore_eos=True,
-        stop_token_ids=list(trained.renderer.tokens.eos),
-        detokenize=False,
-        output_kind=RequestOutputKind.DELTA,
-    )
