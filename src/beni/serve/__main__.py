@@ -13,14 +13,21 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from beni.console import unfailing_output
 from beni.errors import BeniError, ConfigError
 from beni.serve.settings import LOOPBACK, Limits, packages
 
+if TYPE_CHECKING:
+    from beni.serve.engine import Engine
+    from beni.trained import Trained
+
 WORKER_PORT, GATEWAY_PORT, APP_PORT = 8001, 8000, 7860
-ENGINES = ("transformers",)
+ENGINES = ("transformers", "vllm")
+LINGER = 0.01
 LOG_FORMAT = "%(asctime)s %(name)s %(message)s"
 
 
@@ -57,11 +64,14 @@ def _of_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--checkpoint", default="last", help="last, best or the number of a step (%(default)s)")
     command.add_argument("--name", help="under which the model is asked for (default: that of the folder)")
     command.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="%(choices)s (%(default)s)")
+    command.add_argument("--gpus", type=int, default=1, help="GPUs that vllm splits the llm over (%(default)s)")
     command.add_argument("--device", help="auto, cpu or cuda (default: the run's)")
     command.add_argument("--precision", choices=("fp32", "bf16"), help="%(choices)s (default: the run's)")
     command.add_argument("--threads", type=int, default=0, help="of the CPU; 0 takes all cores (%(default)s)")
     command.add_argument("--batch", type=int, default=16, help="conversations answered together (%(default)s)")
-    command.add_argument("--linger", type=float, default=0.01, help="seconds one waits for others (%(default)s)")
+    command.add_argument(
+        "--linger", type=float, help=f"seconds one waits for others ({LINGER:g}); vllm takes each as it comes"
+    )
     command.add_argument("--waiting", type=int, default=512, help="conversations that may wait (%(default)s)")
 
 
@@ -119,18 +129,34 @@ def worker(arguments: argparse.Namespace) -> None:
 
     from beni.distributed.environment import read_environment
     from beni.distributed.host import use_host
-    from beni.serve.transformers_engine import TransformersEngine
     from beni.serve.worker import serve_worker
     from beni.trained import Trained
 
-    for name, least in (("batch", 1), ("linger", 0.0), ("waiting", 1), ("threads", 0)):
-        if not getattr(arguments, name) >= least:
-            raise ConfigError(f"--{name}={getattr(arguments, name)}, expected at least {least:g}")
+    for name, least in (("batch", 1), ("linger", 0.0), ("waiting", 1), ("threads", 0), ("gpus", 1)):
+        value = getattr(arguments, name)
+        if value is not None and not value >= least:
+            raise ConfigError(f"--{name}={value}, expected at least {least:g}")
     trained = Trained.load(arguments.run, arguments.checkpoint, device=arguments.device, precision=arguments.precision)
     use_host(read_environment(trained.device.type), arguments.threads)
-    name = arguments.name or _name(arguments.run)
-    made = lambda: TransformersEngine(trained, name, arguments.batch, arguments.linger, arguments.waiting)  # noqa: E731
+    made = partial(_engine, arguments, trained)
     asyncio.run(serve_worker(made, arguments.host, arguments.port, os.environ.get("BENI_WORKER_KEY")))
+
+
+def _engine(arguments: argparse.Namespace, trained: Trained) -> Engine:
+    """The engine that was asked for."""
+    name, most, waiting = arguments.name or _name(arguments.run), arguments.batch, arguments.waiting
+    if arguments.engine == "vllm":
+        from beni.serve.vllm_engine import VllmEngine
+
+        if arguments.linger is not None:
+            raise ConfigError(f"--linger={arguments.linger:g}, which --engine vllm does not use\n  fix: leave it out")
+        return VllmEngine(trained, name, most, waiting, arguments.gpus)
+    from beni.serve.transformers_engine import TransformersEngine
+
+    if arguments.gpus > 1:
+        raise ConfigError(f"--gpus={arguments.gpus}, which --engine transformers does not use\n  fix: leave it out")
+    linger = LINGER if arguments.linger is None else arguments.linger
+    return TransformersEngine(trained, name, most, linger, waiting)
 
 
 def gateway(arguments: argparse.Namespace) -> None:

@@ -152,7 +152,8 @@ def _answers(url: str) -> bool:
 def _of_model(arguments: argparse.Namespace) -> list[str]:
     """Options of the workers."""
     words = [str(arguments.run)]
-    for name in ("checkpoint", "name", "engine", "device", "precision", "threads", "batch", "linger", "waiting"):
+    names = ("checkpoint", "name", "engine", "gpus", "device", "precision", "threads", "batch", "linger", "waiting")
+    for name in names:
         value = getattr(arguments, name)
         words += [] if value is None else [f"--{name}", str(value)]
     return words

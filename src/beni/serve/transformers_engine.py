@@ -15,10 +15,9 @@ from beni.evals.drawings import artist_of
 from beni.evals.gallery import THUMBNAIL, drawings_of
 from beni.evals.subject import Asked
 from beni.model.messages import as_image
-from beni.model.speaking import LONGEST_ANSWER, Sampling
 from beni.serve.batching import Batcher, Job, told
 from beni.serve.completions import Usage
-from beni.serve.engine import Chat, Piece, Seen, Turn
+from beni.serve.engine import Chat, Piece, Seen, message_of, sampling_of
 from beni.serve.metrics import WorkerMetrics
 from beni.serve.refused import Refused
 from beni.trained import Trained
@@ -67,8 +66,8 @@ class TransformersEngine:
 
     def _answers(self, jobs: Sequence[Job]) -> None:
         found = self.trained.say(
-            [[_message(turn) for turn in job.chat.turns] for job in jobs],
-            [_sampling(job.chat) for job in jobs],
+            [[message_of(turn) for turn in job.chat.turns] for job in jobs],
+            [sampling_of(job.chat) for job in jobs],
             hear=lambda row, text: jobs[row].tell(Piece(text)) if text else None,
             gone=lambda row: jobs[row].gone,
         )
@@ -107,19 +106,6 @@ class TransformersEngine:
                 name = f"{drawing.name} {drawing.part}".strip()
                 seen.append(Seen(number, name, drawing.note, _over(small, drawing.overlay)))
         return seen
-
-
-def _sampling(chat: Chat) -> Sampling:
-    most = LONGEST_ANSWER if chat.max_tokens is None else chat.max_tokens
-    return Sampling(chat.temperature, chat.top_p, most, chat.stops, chat.seed)
-
-
-def _message(turn: Turn) -> dict[str, Any]:
-    parts = [
-        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
-        for part in turn.parts
-    ]
-    return {"role": turn.role, "content": parts}
 
 
 def _part(part: str | bytes) -> Any:

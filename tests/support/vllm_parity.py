@@ -1,0 +1,193 @@
+"""Recipes and random compositions answer through vLLM with the ids that beni itself generates.
+
+    .venv-vllm/bin/python tests/support/vllm_parity.py --random 20 --seed 0
+
+Models are tiny and random. Each is asked three conversations at once, one of them about two images and one of them
+without any, for 24 tokens; greedy ids are compared. What the engine refuses is listed with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from beni.config.compose import compose
+from beni.data.render.template import Renderer
+from beni.errors import BeniError
+from beni.llm.tokenizer import load_tokenizer
+from beni.model.build import build
+from beni.model.context import evaluating
+from beni.model.processing import BeniProcessor
+from beni.model.saving import describe
+from beni.model.speaking import Sampling
+from beni.serve.engine import Chat, Turn, message_of
+from beni.serve.refused import Refused
+from beni.serve.vllm_engine import VllmEngine
+from beni.trained import Trained
+from support.shrink import shrink_llm, shrink_stage, shrink_vision
+
+NEW = 24
+HEAD = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
+"""The narrowest heads that vLLM's attention has on a CPU."""
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "olmo2", "gemma", "gemma2", "phi3", "granite", "smollm3")
+CHOICES = {
+    "views": ("single", "anyres", "internvl", "idefics3", "s2"),
+    "selector": ("none", "uniform", "norm", "tome", "prumerge", "random"),
+    "resampler": ("none", "perceiver", "avg_pool", "pixel_shuffle", "qwen_vl", "c_abstractor"),
+    "connector": ("linear", "mlp2x_gelu", "swiglu"),
+}
+"""Options of a random composition, whose fusion is inline."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one composition."""
+
+    name: str
+    llm: str
+    same: int
+    asked: int
+    told: str
+
+    @property
+    def good(self) -> bool:
+        return self.same == self.asked > 0 or self.told.startswith("refused")
+
+
+def recipes() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Every recipe at tiny sizes."""
+    from beni.paths import conf_dir
+
+    for path in sorted((conf_dir() / "recipe").glob("*.yaml")):
+        yield path.stem, lambda name=path.stem: small([f"recipe={name}"])
+
+
+def compositions(count: int, seed: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Random ones; those that beni refuses to compose are drawn again."""
+    chance = random.Random(seed)
+    found = 0
+    while found < count:
+        words = [f"{group}={chance.choice(options)}" for group, options in CHOICES.items()]
+        words += [f"llm.architecture.model_type={chance.choice(FAMILIES)}"]
+        try:
+            run = small(words)
+            build(run)
+        except BeniError:
+            continue
+        found += 1
+        yield " ".join(words), lambda run=run: run
+
+
+def small(words: list[str]) -> dict[str, Any]:
+    """A composed run at tiny sizes, with heads that vLLM has."""
+    run = compose([*words, "vision.weights=random", "llm.weights=random", "llm.tokenizer=embedded"])
+    for group in ("views", "selector", "resampler", "connector", "fusion"):
+        run[group] = shrink_stage(group, run["choices"][group], run[group])
+    run["vision"], run["llm"] = shrink_vision(run["vision"]), shrink_llm(run["llm"])
+    run["llm"]["architecture"] |= HEAD | {"intermediate_size": 128, "max_position_embeddings": 4096}
+    run["template"]["max_length"] = 4096
+    return run
+
+
+def trained(run: dict[str, Any]) -> Trained:
+    """A random model, as if it had been trained."""
+    torch.manual_seed(0)
+    model = build(run).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)  # so that likeliest tokens are far apart
+    renderer = Renderer(load_tokenizer(run["llm"]), run["template"])
+    describe(model, renderer)
+    processor = BeniProcessor(renderer.tokenizer, model.config, model.viewer)
+    return Trained(Path("."), model, processor, run, None, torch.device("cpu"), "fp32")
+
+
+def talks() -> list[tuple[Turn, ...]]:
+    """Two images, one, none."""
+    images = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        pixels = torch.randint(0, 256, (60, 80, 3), dtype=torch.uint8).numpy()
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        images.append(file.getvalue())
+    first, second = images
+    return [
+        (Turn("user", (first, second, "what is different?")),),
+        (Turn("user", (second, "what colour is it?")),),
+        (Turn("user", ("hello there",)),),
+    ]
+
+
+async def answers(model: Trained) -> list[list[int]]:
+    """Greedy ids of all conversations, through vLLM."""
+    engine = VllmEngine(model, "tiny", 8, 8)
+    try:
+        return list(await asyncio.gather(*(ids(engine, talk) for talk in talks())))
+    finally:
+        engine.close()
+
+
+async def ids(engine: VllmEngine, talk: tuple[Turn, ...]) -> list[int]:
+    sequence = await engine.prompt(Chat(talk))
+    return [token async for token in engine.tokens(sequence, Sampling(), NEW)]
+
+
+def own_ids(model: Trained, talk: tuple[Turn, ...]) -> list[int]:
+    """Greedy ids as beni itself generates them."""
+    tokens, talked = model.renderer.tokens, [message_of(turn) for turn in talk]
+    batch = model.processor.apply_chat_template([talked], add_generation_prompt=True, tokenize=True)
+    with evaluating(model.model):
+        said = model.model.generate(
+            **batch, max_new_tokens=NEW, do_sample=False, pad_token_id=tokens.pad, eos_token_id=list(tokens.eos)
+        )
+    return said[0].tolist()
+
+
+def compared(name: str, make: Callable[[], dict[str, Any]]) -> Row:
+    """One composition."""
+    try:
+        run = make()
+        model = trained(run)
+        kind = run["llm"]["architecture"]["model_type"]
+        expected = [own_ids(model, talk) for talk in talks()]
+        found = asyncio.run(answers(model))
+    except (BeniError, Refused) as error:
+        return Row(name, "-", 0, 0, f"refused: {str(error).splitlines()[0]}")
+    same = sum(a == b for a, b in zip(expected, found, strict=True))
+    told = f"{sum(map(len, expected))} ids" if same == len(expected) else f"{expected} {found}"
+    return Row(name, kind, same, len(expected), told)
+
+
+def main() -> int:
+    """0 where all ids are equal or refused with a reason."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--random", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="a part of the name")
+    arguments = parser.parse_args()
+    rows = []
+    for name, make in [*recipes(), *compositions(arguments.random, arguments.seed)]:
+        if arguments.only in (None, "") or arguments.only in name:
+            rows.append(compared(name, make))
+            print(json.dumps(vars(rows[-1])), flush=True)
+    print(f"{sum(row.good for row in rows)} of {len(rows)} as they should be")
+    return int(not all(row.good for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
