@@ -121,10 +121,11 @@ def look(
 
     viewer, draws, weights = propagate(run).viewer, _outlines, {}
     if folder is not None:
-        from beni.training.checkpoint.restore import restore
+        from beni.trained import Trained
 
-        model, step = restore(folder, run, "newest", average=run["train"]["ema"] > 0)
-        draws, weights = _draws(model, run), {"weights": f"of {folder} after step {step}"}
+        trained = Trained.load(folder, device="cpu")
+        when = "at its end" if trained.step is None else f"after step {trained.step}"
+        draws, weights = _draws(trained.model, run), {"weights": f"of {folder} {when}"}
     data = assemble(run, viewer, progress=True)
     schedule, source = data.schedule, data.source
     with closing(data.fetcher):

@@ -21,15 +21,16 @@ from transformers import AutoTokenizer
 from beni.data.render.identity import require_own_chat_template, require_trained
 from beni.data.render.template import Renderer
 from beni.distributed.environment import read_environment
-from beni.errors import CompositionError, ConfigError, DataError, ResumeError
+from beni.errors import ConfigError, DataError, ResumeError
 from beni.evals.subject import Subject
 from beni.llm.tokenizer import load_tokenizer
+from beni.model.configuration import BeniConfig
 from beni.model.context import evaluating
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.padding import reads_padding
 from beni.model.processing import BeniProcessor, Conversation, saved_template
 from beni.model.saving import describe
-from beni.model.speaking import Answer, Gone, Hear, Sampling, Speaker
+from beni.model.speaking import Answer, Gone, Hear, Sampling, Speaker, require_generates
 from beni.model.viewer import Viewer
 from beni.nn.precision import autocast
 from beni.place import layout_for
@@ -189,13 +190,7 @@ class Trained:
                 self.say([one], how, lambda _, text, row=row: hear(row, text), lambda _, row=row: gone(row))[0]
                 for row, (one, how) in enumerate(zip(conversations, samplings, strict=True))
             ]
-        if not self.model.llm.capabilities.generates:
-            raise CompositionError(
-                "E-GENERATE",
-                "transformers cannot generate from embeddings with this llm",
-                groups=("llm",),
-                fix="use an llm of another family; python -m beni.evaluate scores this one by likelihood",
-            )
+        require_generates(self.model.llm)
         batch = self.processor.apply_chat_template(conversations, add_generation_prompt=True, tokenize=True)
         lengths = batch["attention_mask"].sum(-1).tolist()
         speaker = Speaker(self.renderer, samplings, [self._room(length) for length in lengths], hear, gone)
@@ -272,8 +267,7 @@ def _of_saved(
             "  fix: name the folder of the run, or leave out the checkpoint"
         )
     require_whole(folder, str(folder), "restore it from a copy, or write it again with python -m beni.export")
-    model = BeniForConditionalGeneration.from_pretrained(folder)
-    own = saved_template(model.config)
+    own = saved_template(BeniConfig.from_pretrained(folder))
     settings = dict(own if template is None else template)
     # the tokenizer's own template is the run's, wrapped: what the run's was made of stands in the config
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -281,7 +275,7 @@ def _of_saved(
     if not other_prompt:
         require_own_chat_template(tokenizer, own, str(folder))
         require_trained(renderer, own, str(folder), RESTORE if template is None else LEAVE_OUT)
-    return model, renderer
+    return BeniForConditionalGeneration.from_pretrained(folder).eval(), renderer
 
 
 def _own(model: BeniForConditionalGeneration) -> str:

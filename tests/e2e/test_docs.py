@@ -60,6 +60,25 @@ def test_every_command_of_the_pages_that_looks_at_data_runs(page: str, command: 
     assert (tmp_path / "runs" / "look.html").is_file() or "--terminal" in command
 
 
+@pytest.mark.parametrize(("page", "command"), _commands("beni.evaluate"))
+def test_every_evaluation_of_the_pages_has_its_task_and_data(page: str, command: str):
+    from beni.config.partial import sections_of
+    from beni.evals.tasks.registry import task_of
+    from beni.evaluate import SECTIONS, parser
+
+    words = parser().parse_intermixed_args(shlex.split(command)[3:]).overrides
+    own = [word for word in words if word.startswith("task")]
+    assert task_of(own)
+    assert set(sections_of([word for word in words if word not in own], SECTIONS)) <= set(SECTIONS)
+
+
+@pytest.mark.parametrize(("page", "command"), _commands("beni.chat"))
+def test_every_conversation_of_the_pages_is_a_command(page: str, command: str):
+    from beni.chat import parser
+
+    assert parser().parse_intermixed_args(shlex.split(command)[3:]).run
+
+
 @pytest.mark.parametrize(("page", "code"), _blocks("python"))
 def test_every_python_block_of_the_pages_runs(page: str, code: str, tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)

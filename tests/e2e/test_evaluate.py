@@ -40,8 +40,9 @@ def lines(folder):
         ("data=stamps", "data.heldout=10", "data.choices=3", "optim.lr=1e-2"),
         ("compute.precision=bf16", "compute.layout=padded", "eval.batch_size=3", "checkpoint.export=true"),
         ("fusion=flamingo", "eval.examples=3", "optim.lr=1e-2"),
+        ("adapter=lora", "train.plan.llm=lora", "selector=random", "selector.keep=2", "optim.lr=1e-2"),
     ],
-    ids=["shapes with EMA", "stamps", "bf16 and padded", "flamingo"],
+    ids=["shapes with EMA", "stamps", "bf16 and padded", "flamingo", "LoRA and a selector"],
 )
 def test_the_final_scores_of_training_are_reproduced_exactly(overrides, tiny_run, tiny_values, capsys, absent):
     if "data=stamps" in overrides:

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image as PILImage
 
 from beni.data.render.template import Renderer
-from beni.errors import ConfigError, DataError, ResumeError
+from beni.errors import CompositionError, ConfigError, DataError, ResumeError
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build
 from beni.model.processing import BeniProcessor
@@ -280,3 +280,9 @@ def test_a_folder_as_it_was_saved_is_taken(template, tiny_once, tmp_path):
     kept = Trained.load(tmp_path / "saved").model.config.template["specimen"]
     assert "Sure?" in kept["text"]
     assert kept["tokens"]
+
+
+def test_an_llm_that_takes_ids_only_is_named(talkative, monkeypatch):
+    monkeypatch.setattr(type(talkative.model.llm.capabilities), "generates", False)
+    with pytest.raises(CompositionError, match="E-GENERATE"):
+        talkative.say([TALKS[0]])

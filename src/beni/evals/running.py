@@ -10,13 +10,14 @@ import numpy as np
 from beni.data.images import BadImage, decode
 from beni.data.metric import Metric
 from beni.data.sample import Sample
-from beni.errors import CompositionError, ConfigError, DataError
+from beni.errors import ConfigError, DataError
 from beni.evals.ablations import BLANK, FURTHER, TRUE, Ablation
 from beni.evals.dropping import can_drop, dropping
 from beni.evals.journal import Journal
 from beni.evals.scores import groups, read, row_of
 from beni.evals.subject import Asked, Subject
 from beni.evals.tasks.base import GeneratedTask, ReadTask, Row, Task
+from beni.model.speaking import require_generates
 from beni.types import IGNORE
 
 NAMES = (BLANK.name, *FURTHER)
@@ -77,13 +78,8 @@ class Running:
     def _require(self) -> None:
         if strange := [name for name in self.ablations if name not in NAMES]:
             raise ConfigError(f"ablation {strange[0]}, expected some of {', '.join(NAMES)}\n  fix: leave it out")
-        if isinstance(self.task, GeneratedTask) and not self.subject.model.llm.capabilities.generates:
-            raise CompositionError(
-                "E-GENERATE",
-                "transformers cannot generate from embeddings with this llm",
-                groups=("llm",),
-                fix="set task=choice, task=perplexity or task=run, which read",
-            )
+        if isinstance(self.task, GeneratedTask):
+            require_generates(self.subject.model.llm)
         bad = [why for sample in self.samples if (why := self.task.unfit(sample)) is not None]
         if bad:
             raise DataError(f"{len(bad)} of {len(self.samples)} samples do not fit the task: {bad[0]}")

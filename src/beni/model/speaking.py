@@ -19,7 +19,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 from beni.data.render.template import Renderer
-from beni.errors import ConfigError
+from beni.errors import CompositionError, ConfigError
+from beni.llm.base import Llm
 
 LONGEST_ANSWER = 256
 """New tokens of an answer that comes to no end token."""
@@ -83,6 +84,21 @@ class Answer:
     finish: Finish
     prompt_tokens: int
     tokens: int
+
+
+def require_generates(llm: Llm) -> None:
+    """Return when an llm can go on after embeddings.
+
+    Raises:
+        CompositionError: when it cannot.
+    """
+    if not llm.capabilities.generates:
+        raise CompositionError(
+            "E-GENERATE",
+            "transformers cannot generate from embeddings with this llm",
+            groups=("llm",),
+            fix="use an llm of another family; beni.evaluate reads with task=run, task=choice or task=perplexity",
+        )
 
 
 class Speaker:
