@@ -34,7 +34,7 @@ LONGEST = 6000
 """Characters of a parameter's value that MLflow takes."""
 AT_ONCE = 100
 """Parameters that MLflow takes in one request."""
-STATUS = {"finished": "FINISHED", "failed": "FAILED", "preempted": "KILLED"}
+ENDS = {"finished": "FINISHED", "failed": "FAILED", "preempted": "KILLED"}
 ID_TAG = "beni.run"
 
 
@@ -79,7 +79,7 @@ class MlflowTracker(Tracker):
 
     def finish(self, state: str) -> None:
         if self._client is not None:
-            self._attempt(lambda: self._client.set_terminated(self._id, status=STATUS[state]))
+            self._attempt(lambda: self._client.set_terminated(self._id, status=ENDS[state]))
             self._client = None
 
     def _attempt(self, action: Callable[[], None]) -> None:
