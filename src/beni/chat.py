@@ -74,8 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         template = sections_of(arguments.overrides, ("template",)).get("template")
         for path in arguments.image:
             require_image(path)
+        from transformers.utils.logging import disable_progress_bar
+
         from beni.trained import Trained
 
+        disable_progress_bar()
         trained = Trained.load(
             arguments.run,
             arguments.checkpoint,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from beni.console import printing_command
-from beni.errors import BeniError, ConfigError, DataError
+from beni.errors import BeniError, ConfigError, DataError, ResumeError
 from beni.evals.tasks.registry import TASKS, task_of
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _scored(
     from beni.evals.running import Running
     from beni.runs import files
     from beni.runs.backlog import room_for
-    from beni.runs.lock import lock_of
+    from beni.runs.lock import in_use, lock_of
     from beni.tracker.progress import index_progress
 
     ablations = _ablations(name, arguments.ablations, run)
@@ -205,6 +205,8 @@ def _scored(
     folder = arguments.out or arguments.run / files.EVALUATIONS / f"{name}-{_short(settings)}"
     with room_for(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    if in_use(folder):
+        raise ResumeError(f"{folder}: another process evaluates into it\n  fix: wait for it, or name another --out")
     with lock_of(folder), index_progress(True, "scoring") as told:
         known, _ = files.read_json(folder / files.SUMMARY)
         if known.get("settings") == settings:

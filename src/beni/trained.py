@@ -185,18 +185,26 @@ class Trained:
             raise ConfigError(
                 f"{len(samplings)} samplings for {len(conversations)} conversations\n  fix: give one for each, or one"
             )
-        if len(conversations) > 1 and not self.together:
-            return [
-                self.say([one], how, lambda _, text, row=row: hear(row, text), lambda _, row=row: gone(row))[0]
-                for row, (one, how) in enumerate(zip(conversations, samplings, strict=True))
-            ]
         require_generates(self.model.llm)
+        if len(conversations) > 1 and not self.together:
+            return self._one_by_one(conversations, samplings, hear, gone)
         batch = self.processor.apply_chat_template(conversations, add_generation_prompt=True, tokenize=True)
         lengths = batch["attention_mask"].sum(-1).tolist()
-        speaker = Speaker(self.renderer, samplings, [self._room(length) for length in lengths], hear, gone)
+        rooms = [self._room(length) for length in lengths]
+        if len(rooms) > 1 and max(how.max_new_tokens for how in samplings) > min(rooms):
+            return self._one_by_one(conversations, samplings, hear, gone)  # a row goes on as long as its batch does
+        speaker = Speaker(self.renderer, samplings, rooms, hear, gone)
         with torch.no_grad(), evaluating(self.model), autocast(self.device, self.precision):
             self.model.generate(**batch.to(self.device), **speaker.options())
         return speaker.answers(lengths)
+
+    def _one_by_one(
+        self, conversations: Sequence[Conversation], samplings: Sequence[Sampling], hear: Hear, gone: Gone
+    ) -> list[Answer]:
+        return [
+            self.say([one], how, lambda _, text, row=row: hear(row, text), lambda _, row=row: gone(row))[0]
+            for row, (one, how) in enumerate(zip(conversations, samplings, strict=True))
+        ]
 
     def stream(
         self, conversations: Sequence[Conversation], sampling: Sampling | Sequence[Sampling] = GREEDY

@@ -261,6 +261,14 @@ def test_what_cannot_be_is_refused(folder, words, error, capsys):
     assert error in evaluated(capsys, folder, *words, code=2)
 
 
+def test_a_folder_in_which_somebody_works_is_left_alone(folder, data, tmp_path, capsys):
+    from beni.runs.lock import lock_of
+
+    with lock_of(tmp_path / "out"):
+        words = [*data(lambda i: "red"), "task=perplexity", f"--out={tmp_path / 'out'}"]
+        assert "another process evaluates into it" in evaluated(capsys, folder, *words, code=2)
+
+
 def test_a_run_whose_template_was_edited_is_refused_and_both_prompts_are_shown(tiny_run, capsys):
     folder = train(tiny_run())
     config = yaml.safe_load((folder / "config.yaml").read_text())

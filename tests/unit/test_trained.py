@@ -227,6 +227,21 @@ def test_a_conversation_that_is_too_long_is_refused(talkative):
         talkative.say([[asking("word " * 5000)]])
 
 
+def test_a_short_and_a_nearly_full_prompt_are_answered_to_their_ends(tiny_run):
+    """GPT-2 has an embedding for each of its positions, and none beyond."""
+    run = tiny_run(
+        *("llm.architecture.model_type=gpt2", "llm.architecture.n_embd=32", "llm.architecture.n_layer=2"),
+        *("llm.architecture.n_head=4", "llm.architecture.n_positions=64", "template.max_length=64"),
+        "checkpoint.export=true",
+    )
+    trained = Trained.load(train(run))
+    talks = [[asking("what?")], [asking("what is it, " + "red or blue, " * 9)]]
+    answers = trained.say(talks, Sampling(max_new_tokens=40))
+    assert answers == [trained.say([talk], Sampling(max_new_tokens=40))[0] for talk in talks]
+    assert answers[0].prompt_tokens + 40 <= 64 < answers[1].prompt_tokens + 40
+    assert answers[1].tokens <= 64 - answers[1].prompt_tokens
+
+
 def test_no_conversation_gets_no_answer(talkative):
     assert talkative.say([]) == []
 

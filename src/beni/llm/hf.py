@@ -84,7 +84,8 @@ class HFLlm(Llm):
         self.capabilities = Probed(self, self.model)
         self._masked: bool | None = None
         self._around: list[Mapping[int, LayerVisitor]] = []
-        self.max_positions = text.to_dict().get("max_position_embeddings")
+        limit = "max_position_embeddings"  # GPT-2 and some others have a name of their own for it
+        self.max_positions = text.to_dict().get(text.attribute_map.get(limit, limit))
 
     def describe(self) -> Description:
         text = self.config.get_text_config().to_dict()

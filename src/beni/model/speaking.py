@@ -62,7 +62,7 @@ class Sampling:
             ("temperature", self.temperature, finite, "a number of at least 0"),
             ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "a number above 0 and at most 1"),
             ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
-            ("stop", self.stop, all(self.stop), "texts that are not empty"),
+            ("stop", self.stop, not isinstance(self.stop, str) and all(self.stop), "a tuple of texts, none empty"),
         )
         for name, value, right, expected in ranges:
             if not right:
