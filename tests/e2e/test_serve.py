@@ -331,6 +331,19 @@ def test_a_worker_refuses_a_run_whose_template_is_another_one_now(run, tmp_path,
     assert "0123456789ab" in capsys.readouterr().err
 
 
+def test_a_worker_with_a_key_answers_the_gateway_that_has_it_and_nobody_else(run):
+    with serving(run, BENI_WORKER_KEY="of-the-worker") as (gateway, (worker,)):
+        body = {"model": MODEL, "messages": asking("hello"), "max_tokens": 2}
+        answers = {
+            url: httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60) for url in (gateway.url, worker.url)
+        }
+        assert answers[gateway.url].status_code == 200
+        assert answers[worker.url].status_code == 401
+        assert require_shape(answers[worker.url])["code"] == "invalid_api_key"
+        assert httpx.get(f"{worker.url}/healthz").status_code == 200
+        assert "of-the-worker" not in gateway.said + worker.said
+
+
 @pytest.mark.slow
 def test_fifty_clients_at_once_get_the_right_answers_while_a_worker_is_killed(run):
     program = ROOT / "benchmarks" / "serving.py"
