@@ -421,16 +421,17 @@ def _round(
 
 def administrate(over: threading.Event) -> None:
     """Does after some seconds, until it is ``over``, what an administrator does later: lets jobs begin that SLURM has
-    queued again and holds for two minutes, and brings back nodes that stay down or are drained.
+    queued again and holds for two minutes or for good, and brings back nodes that stay down or are drained.
     """
     seen: set[str] = set()
     while not over.wait(6):
         jobs = _lines("squeue", "-h", "-r", "-o", "%A %r")
-        held = {line.split()[0] for line in jobs if line.endswith(" BeginTime")}
+        held = {line.split()[0] for line in jobs if line.endswith((" BeginTime", STUCK))}
         # SLURM itself drains a node to which a job comes back before its earlier start has ended ("Duplicate jobid").
         nodes = [line.split() for line in _lines("sinfo", "-h", "-N", "-o", "%N %T")]
         down = {name for name, state in nodes if state.startswith(("down", "drain"))}
         for job in held & seen:
+            subprocess.run(["scontrol", "release", job], capture_output=True)
             subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], capture_output=True)
         for node in down & seen:
             cluster.start_node(node)
