@@ -16,7 +16,18 @@ from beni.evals.dropping import can_drop, dropping
 from beni.evals.journal import Journal
 from beni.evals.scores import groups, read, row_of
 from beni.evals.subject import Asked, Subject
-from beni.evals.tasks.base import GeneratedTask, ReadTask, Row, Task
+from beni.evals.tasks.base import (
+    Choosy,
+    Comparing,
+    Detailed,
+    GeneratedTask,
+    ReadTask,
+    Rephrasing,
+    Row,
+    Task,
+    Totalling,
+    means,
+)
 from beni.model.speaking import require_generates
 from beni.types import IGNORE
 
@@ -80,7 +91,8 @@ class Running:
             raise ConfigError(f"ablation {strange[0]}, expected some of {', '.join(NAMES)}\n  fix: leave it out")
         if isinstance(self.task, GeneratedTask):
             require_generates(self.subject.model.llm)
-        bad = [why for sample in self.samples if (why := self.task.unfit(sample)) is not None]
+        task = self.task
+        bad = [why for sample in self.samples if isinstance(task, Choosy) and (why := task.unfit(sample)) is not None]
         if bad:
             raise DataError(f"{len(bad)} of {len(self.samples)} samples do not fit the task: {bad[0]}")
 
@@ -109,7 +121,8 @@ class Running:
     def _readings(self, task: ReadTask, group: Sequence[Sample], ablation: Ablation) -> Iterator[Row]:
         metric = task.metric(self.metric)
         for sample, readings in read(self.subject, metric, group, ablation):
-            row = row_of(metric, sample, readings, ablation) | task.more(sample, readings)
+            row = row_of(metric, sample, readings, ablation)
+            row |= task.more(sample, readings) if isinstance(task, Detailed) else {}
             if self.attention and ablation == TRUE:
                 labels = self.subject.renderer.whole(sample, self._markups(sample)).labels
                 asked = Asked(sample, [decode(image) for image in sample.asked_images])
@@ -118,7 +131,10 @@ class Running:
 
     def _answers(self, task: GeneratedTask, group: Sequence[Sample], ablation: Ablation) -> Iterator[Row]:
         shown = [(sample, pictures) for sample in group if (pictures := _pictures(sample, ablation)) is not None]
-        asked = [Asked(task.asked(sample), pictures) for sample, pictures in shown]
+        asked = [
+            Asked(task.asked(sample) if isinstance(task, Rephrasing) else sample, pictures)
+            for sample, pictures in shown
+        ]
         with dropping(self.subject.model.fusion, ablation.dropped):
             said = self.subject.say(asked, task.new_tokens) if asked else []
         ends = self.subject.renderer.tokens.eos
@@ -164,6 +180,8 @@ class Running:
             )
 
     def _complete(self, rows: Sequence[Row]) -> list[Row]:
+        if not isinstance(self.task, Comparing):
+            return list(rows)
         out = []
         for name in dict.fromkeys(row["variant"] for row in rows):
             out += self.task.complete([row for row in rows if row["variant"] == name])
@@ -174,7 +192,8 @@ def values_of(task: Task, rows: Sequence[Row]) -> dict[str, float]:
     """The flat keys of a summary."""
     values: dict[str, float] = {}
     for name in dict.fromkeys(row["variant"] for row in rows):
-        values |= task.totals([row for row in rows if row["variant"] == name], Ablation(name))
+        own, ablation = [row for row in rows if row["variant"] == name], Ablation(name)
+        values |= task.totals(own, ablation) if isinstance(task, Totalling) else means(task, own, ablation)
     looked = [row["attention"] for row in rows if row.get("attention") is not None]
     return values | ({"attention_on_images": float(np.mean(looked))} if looked else {})
 

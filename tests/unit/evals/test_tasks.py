@@ -12,6 +12,7 @@ from beni.data.sample import Message, Sample
 from beni.errors import ConfigError, DataError
 from beni.evals.ablations import BLANK, TRUE
 from beni.evals.tasks.anls import anls
+from beni.evals.tasks.base import means
 from beni.evals.tasks.captions import Bleu, Cider
 from beni.evals.tasks.choice import INSTRUCTION, LikeliestChoice, SaidChoice, chosen_of
 from beni.evals.tasks.exact import ExactMatch
@@ -209,7 +210,7 @@ def test_cider_tells_good_captions_from_others(absent):
     needs("pycocoevalcap", absent)
     rows = Cider().complete(caption_rows(Cider()))
     assert rows[0]["score"] > rows[1]["score"] > rows[2]["score"] == 0.0
-    assert Cider().totals(rows, BLANK)["cider_blank"] == pytest.approx(sum(row["score"] for row in rows) / 3)
+    assert means(Cider(), rows, BLANK)["cider_blank"] == pytest.approx(sum(row["score"] for row in rows) / 3)
     with pytest.raises(DataError, match="there is 1"):
         Cider().complete(rows[:1])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from beni.data.metric import Metric, Reading
 from beni.data.sample import Sample
@@ -31,24 +31,6 @@ class Task(ABC):
     name: ClassVar[str]
     averages: ClassVar[bool] = True
 
-    def unfit(self, sample: Sample) -> str | None:
-        """Why a sample cannot be scored by this task; None where it can."""
-        return None
-
-    def complete(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows of one ablation with scores that need all of them."""
-        return list(rows)
-
-    def totals(self, rows: Sequence[Row], ablation: Ablation) -> dict[str, float]:
-        """The rows of one ablation, at least one, to flat keys: the mean score, and that of each kind of question."""
-        suffix, scored = ablation.suffix, [row for row in rows if row["score"] is not None]
-        values = {f"{self.name}{suffix}": mean([row["score"] for row in scored])} if scored else {}
-        for kind in sorted({row["kind"] for row in scored if row["kind"]}):
-            values[f"{self.name}{suffix}/{kind}"] = mean([row["score"] for row in scored if row["kind"] == kind])
-        if ablation == TRUE and scored and all(row.get("chance") is not None for row in scored):
-            values["chance"] = mean([row["chance"] for row in scored])
-        return values
-
 
 @dataclass(frozen=True)
 class GeneratedTask(Task):
@@ -59,10 +41,6 @@ class GeneratedTask(Task):
     """
 
     new_tokens: int = 32
-
-    def asked(self, sample: Sample) -> Sample:
-        """The sample as the model is asked it."""
-        return sample
 
     @abstractmethod
     def judge(self, sample: Sample, said: str) -> Row:
@@ -81,9 +59,61 @@ class ReadTask(Task):
             own: how the source of the samples scores them.
         """
 
+
+@runtime_checkable
+class Choosy(Protocol):
+    """A task that not every sample fits."""
+
+    def unfit(self, sample: Sample) -> str | None:
+        """Why a sample cannot be scored by this task; None where it can."""
+        ...
+
+
+@runtime_checkable
+class Rephrasing(Protocol):
+    """A task that asks in words of its own."""
+
+    def asked(self, sample: Sample) -> Sample:
+        """The sample as the model is asked it."""
+        ...
+
+
+@runtime_checkable
+class Detailed(Protocol):
+    """A task whose rows say more of what was read."""
+
     def more(self, sample: Sample, readings: Mapping[str, Reading]) -> Row:
         """Further fields of a row."""
-        return {}
+        ...
+
+
+@runtime_checkable
+class Comparing(Protocol):
+    """A task whose scores need all rows."""
+
+    def complete(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows of one ablation with their scores."""
+        ...
+
+
+@runtime_checkable
+class Totalling(Protocol):
+    """A task whose scores of a set are not, or not only, the means of its rows."""
+
+    def totals(self, rows: Sequence[Row], ablation: Ablation) -> dict[str, float]:
+        """The rows of one ablation, at least one, to flat keys."""
+        ...
+
+
+def means(task: Task, rows: Sequence[Row], ablation: Ablation) -> dict[str, float]:
+    """The rows of one ablation, at least one, to flat keys: the mean score, and that of each kind of question."""
+    suffix, scored = ablation.suffix, [row for row in rows if row["score"] is not None]
+    values = {f"{task.name}{suffix}": mean([row["score"] for row in scored])} if scored else {}
+    for kind in sorted({row["kind"] for row in scored if row["kind"]}):
+        values[f"{task.name}{suffix}/{kind}"] = mean([row["score"] for row in scored if row["kind"] == kind])
+    if ablation == TRUE and scored and all(row.get("chance") is not None for row in scored):
+        values["chance"] = mean([row["chance"] for row in scored])
+    return values
 
 
 def mean(values: Sequence[float]) -> float:

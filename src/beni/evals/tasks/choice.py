@@ -11,7 +11,7 @@ from typing import ClassVar, final
 from beni.data.metric import BestChoice, Metric, Reading
 from beni.data.sample import Message, Sample
 from beni.evals.ablations import Ablation
-from beni.evals.tasks.base import GeneratedTask, ReadTask, Row, mean
+from beni.evals.tasks.base import GeneratedTask, ReadTask, Row, mean, means
 
 LETTER = re.compile(r"\W*(?:(?:the )?(?:correct )?(?:answer|option|choice)(?: is)?\W*)?([A-Z])(?=[\s.,:;)\]]|$)", re.I)
 """A letter in front of an answer: ``B``, ``(b)``, ``B. a dog``, ``The answer is B.``"""
@@ -39,7 +39,7 @@ class LikeliestChoice(ReadTask):
         return {"score_sum": float(max(total, key=lambda choice: total[choice]) == sample.answer)}
 
     def totals(self, rows: Sequence[Row], ablation: Ablation) -> dict[str, float]:
-        values = super().totals(rows, ablation)
+        values = means(self, rows, ablation)
         return values | {f"accuracy_sum{ablation.suffix}": mean([row["score_sum"] for row in rows])}
 
 

@@ -11,7 +11,7 @@ from typing import ClassVar, final
 
 from beni.data.sample import Sample
 from beni.evals.ablations import Ablation
-from beni.evals.tasks.base import GeneratedTask, Row, mean
+from beni.evals.tasks.base import GeneratedTask, Row, mean, means
 
 NO = ("No", "not", "no")
 
@@ -35,7 +35,7 @@ class YesNo(GeneratedTask):
     def totals(self, rows: Sequence[Row], ablation: Ablation) -> dict[str, float]:
         hits = sum(row["yes"] and row["expected_yes"] for row in rows)
         said, there = sum(row["yes"] for row in rows), sum(row["expected_yes"] for row in rows)
-        values = super().totals(rows, ablation) | {
+        values = means(self, rows, ablation) | {
             f"{name}{ablation.suffix}": value
             for name, value in (
                 ("precision", hits / said if said else 0.0),
