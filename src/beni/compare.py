@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         comparison = compare_study(arguments.study, baseline=arguments.baseline, metric=arguments.metric, fates=_fates)
-        console = Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_A_FILE)
+        console = Console(markup=False, width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
         console.print(compare_table(comparison))
         written = _written(comparison)
     except BeniError as error:

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BeniError as error:
         report(error)
         return 2
-    console = Console(highlight=False)
+    console = Console(markup=False, highlight=False)
     if arguments.terminal:
         for line in terminal(seen):
             console.print(line)

@@ -116,7 +116,7 @@ class Reporter:
     def already_finished(self) -> None:
         """Says that there is nothing to do, and shows what came of the run."""
         if self.active:
-            Console().print(f"already finished: {self.folder.path} (checkpoint.resume=never runs it again)")
+            Console(markup=False).print(f"already finished: {self.folder.path} (checkpoint.resume=never runs it again)")
             self.table()
 
     def saved(self, step: int, values: Mapping[str, float]) -> None:

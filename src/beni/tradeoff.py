@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(result.to_dict()))
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_A_FILE)
+        console = Console(markup=False, width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
         console.print(result.rich(), highlight=False)
     return 0
 

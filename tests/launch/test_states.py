@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from beni.launch import jobs, states
+from beni.launch.__main__ import main
 from beni.launch.states import states_of
 from beni.runs.lock import lock_of
 from beni.runs.status import write_status
@@ -118,3 +119,11 @@ def test_the_time_that_is_left_is_that_at_the_rate_of_the_newest_start(folder: P
     now = states._seconds(updated) + 60
     assert one.seconds_left(now) == 20 * 30 - 60
     assert one.seconds_left(now + 3600) == 0
+
+
+def test_a_reason_with_brackets_is_shown_as_it_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = {"type": "RuntimeError", "message": "[/src/tcp/pair.cc:537] [bold]Read error", "traceback": ""}
+    write_status(folder, state="failed", step=1, error=error)
+    (folder / "config.yaml").write_text("{}")
+    main(["status", str(folder.parent)])
+    assert "[/src/tcp/pair.cc:537] [bold]Read error" in capsys.readouterr().out

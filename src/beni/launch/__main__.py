@@ -87,7 +87,7 @@ def _runs(study: Path) -> list[Path]:
 def status(folders: list[Path], arguments: argparse.Namespace) -> int:
     """Prints the table."""
     states = states_of(folders)
-    Console(width=None if sys.stdout.isatty() else WIDE).print(table(states))
+    Console(markup=False, width=None if sys.stdout.isatty() else WIDE).print(table(states))
     print(summary(states))
     return int(any(state.state in BAD for state in states))
 

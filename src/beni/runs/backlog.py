@@ -20,7 +20,7 @@ class Backlog:
     """
 
     def __init__(self) -> None:
-        self.tell: Callable[[str], None] = Console(stderr=True).print
+        self.tell: Callable[[str], None] = Console(stderr=True, markup=False).print
         self._waiting: dict[Path, Callable[[], object]] = {}
         self._told = False
 
