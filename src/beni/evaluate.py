@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(summary | {"folder": str(folder)}))
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_A_FILE)
+        console = Console(markup=False, width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
         console.print(table(summary), highlight=False)
         console.print(f"written: {folder}", soft_wrap=True, highlight=False)
     return 0

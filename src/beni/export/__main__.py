@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from beni.errors import ConfigError
     from beni.export.push import push, require_pushable
 
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH_OF_A_FILE)
+    console = Console(markup=False, width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
     try:
         if arguments.text < 3:
             raise ConfigError(f"--text={arguments.text}, expected at least 3 tokens")

@@ -74,7 +74,7 @@ def write_programs(
         if isinstance(part, NoComponent):
             found.append(Parity(part.name, None, [], [], reason=part.reason))
             continue
-        export.show(f"[dim]{part.name} ...[/dim]")
+        export.show(f"{part.name} ...", style="dim")
         found.append(compared(part, export.out / f"{part.name}{suffix}", make))
     told = {"run": export.folder.name, "step": export.step, "average": export.average, "format": kind}
     told |= {"components": [one.to_dict() for one in found]}
@@ -82,7 +82,7 @@ def write_programs(
     export.show(parity_table(found))
     for one in found:
         if one.reason is not None:
-            export.show(f"{one.component}: {one.reason}", highlight=False, markup=False, soft_wrap=True)
+            export.show(f"{one.component}: {one.reason}", highlight=False, soft_wrap=True)
     return found
 
 
