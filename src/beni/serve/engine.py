@@ -12,6 +12,7 @@ from beni.serve.completions import Usage
 from beni.serve.metrics import WorkerMetrics
 from beni.serve.protocol import ChatRequest, LookRequest, TextPart
 from beni.serve.refused import Refused
+from beni.trained import Trained
 
 Role = Literal["system", "user", "assistant"]
 
@@ -133,6 +134,17 @@ def chat_of(request: ChatRequest) -> Chat:
     return Chat(
         tuple(turns), request.temperature or 0.0, request.top_p or 1.0, request.longest, request.stops, request.seed
     )
+
+
+def facts_of(engine: str, trained: Trained) -> dict[str, Any]:
+    """What a person wants to know of any engine's model."""
+    return {
+        "engine": engine,
+        "step": trained.step,
+        "device": str(trained.device),
+        "precision": trained.precision,
+        "template": trained.renderer.hash(),
+    }
 
 
 def sampling_of(chat: Chat) -> Sampling:

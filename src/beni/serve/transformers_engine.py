@@ -17,7 +17,7 @@ from beni.evals.subject import Asked
 from beni.model.messages import as_image
 from beni.serve.batching import Batcher, Job, told
 from beni.serve.completions import Usage
-from beni.serve.engine import Chat, Piece, Seen, message_of, sampling_of
+from beni.serve.engine import Chat, Piece, Seen, facts_of, message_of, sampling_of
 from beni.serve.metrics import WorkerMetrics
 from beni.serve.refused import Refused
 from beni.trained import Trained
@@ -48,15 +48,7 @@ class TransformersEngine:
         return await self.batcher.beside(lambda: self._look(chat, answer))
 
     def facts(self) -> dict[str, Any]:
-        trained = self.trained
-        return {
-            "engine": "transformers",
-            "step": trained.step,
-            "device": str(trained.device),
-            "precision": trained.precision,
-            "template": trained.renderer.hash(),
-            "batch": self.batcher.most,
-        }
+        return facts_of("transformers", self.trained) | {"batch": self.batcher.most}
 
     def sound(self) -> bool:
         return self.batcher.sound()

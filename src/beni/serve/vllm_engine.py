@@ -27,7 +27,7 @@ from beni.errors import BeniError, CompositionError, ConfigError
 from beni.model.speaking import Row, Sampling
 from beni.serve.batching import told
 from beni.serve.completions import Usage
-from beni.serve.engine import Chat, Piece, Seen, message_of, sampling_of
+from beni.serve.engine import Chat, Piece, Seen, facts_of, message_of, sampling_of
 from beni.serve.metrics import WorkerMetrics
 from beni.serve.refused import Refused
 from beni.trained import Trained
@@ -74,14 +74,7 @@ class VllmEngine:
         raise Refused(501, "engine=vllm draws nothing; a worker with engine=transformers does", "not_supported")
 
     def facts(self) -> dict[str, Any]:
-        trained = self.trained
-        return {
-            "engine": "vllm",
-            "step": trained.step,
-            "device": str(trained.device),
-            "precision": trained.precision,
-            "template": trained.renderer.hash(),
-        }
+        return facts_of("vllm", self.trained)
 
     def sound(self) -> bool:
         return not self._engine.errored
