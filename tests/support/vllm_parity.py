@@ -33,7 +33,8 @@ from beni.model.context import evaluating
 from beni.model.processing import BeniProcessor
 from beni.model.saving import describe
 from beni.model.speaking import Sampling
-from beni.serve.engine import Chat, Turn, message_of
+from beni.serve.asking import message_of
+from beni.serve.engine import Chat, Turn
 from beni.serve.refused import Refused
 from beni.serve.vllm_engine import VllmEngine
 from beni.trained import Trained

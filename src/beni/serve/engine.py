@@ -7,12 +7,10 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from beni.model.speaking import LONGEST_ANSWER, Sampling
 from beni.serve.completions import Usage
 from beni.serve.metrics import WorkerMetrics
 from beni.serve.protocol import ChatRequest, LookRequest, TextPart
 from beni.serve.refused import Refused
-from beni.trained import Trained
 
 Role = Literal["system", "user", "assistant"]
 
@@ -134,32 +132,6 @@ def chat_of(request: ChatRequest) -> Chat:
     return Chat(
         tuple(turns), request.temperature or 0.0, request.top_p or 1.0, request.longest, request.stops, request.seed
     )
-
-
-def facts_of(engine: str, trained: Trained) -> dict[str, Any]:
-    """What a person wants to know of any engine's model."""
-    return {
-        "engine": engine,
-        "step": trained.step,
-        "device": str(trained.device),
-        "precision": trained.precision,
-        "template": trained.renderer.hash(),
-    }
-
-
-def sampling_of(chat: Chat) -> Sampling:
-    """How its next message is chosen."""
-    most = LONGEST_ANSWER if chat.max_tokens is None else chat.max_tokens
-    return Sampling(chat.temperature, chat.top_p, most, chat.stops, chat.seed)
-
-
-def message_of(turn: Turn) -> dict[str, Any]:
-    """A message as ``Trained`` takes it."""
-    parts = [
-        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
-        for part in turn.parts
-    ]
-    return {"role": turn.role, "content": parts}
 
 
 def looked_at(request: LookRequest) -> Chat:

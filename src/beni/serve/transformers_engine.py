@@ -15,9 +15,10 @@ from beni.evals.drawings import artist_of
 from beni.evals.gallery import THUMBNAIL, drawings_of
 from beni.evals.subject import Asked
 from beni.model.messages import as_image
+from beni.serve.asking import facts_of, message_of, sampling_of
 from beni.serve.batching import Batcher, Job, told
 from beni.serve.completions import Usage
-from beni.serve.engine import Chat, Piece, Seen, facts_of, message_of, sampling_of
+from beni.serve.engine import Chat, Piece, Seen
 from beni.serve.metrics import WorkerMetrics
 from beni.serve.refused import Refused
 from beni.trained import Trained

@@ -25,9 +25,10 @@ import torch
 
 from beni.errors import BeniError, CompositionError, ConfigError
 from beni.model.speaking import Row, Sampling
+from beni.serve.asking import facts_of, message_of, sampling_of
 from beni.serve.batching import told
 from beni.serve.completions import Usage
-from beni.serve.engine import Chat, Piece, Seen, facts_of, message_of, sampling_of
+from beni.serve.engine import Chat, Piece, Seen
 from beni.serve.metrics import WorkerMetrics
 from beni.serve.refused import Refused
 from beni.trained import Trained
