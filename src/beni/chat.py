@@ -253,14 +253,13 @@ class Talk:
     def _answered(self, conversation: list[dict[str, Any]]) -> Answer:
         import signal
 
+        from beni.signals import handling
+
         interrupted: list[int] = []
-        before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
-        try:
+        with handling([signal.SIGINT], lambda number, frame: interrupted.append(number)):
             said = self.trained.say(
                 [conversation], self.sampling, lambda _, piece: self._write(piece), lambda _: bool(interrupted)
             )
-        finally:
-            signal.signal(signal.SIGINT, before)
         self._write("\n")
         return said[0]
 

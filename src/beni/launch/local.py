@@ -25,6 +25,7 @@ from beni.launch.submit import ArmFailed, settle_arm
 from beni.runs.code import environment
 from beni.runs.files import LOGS
 from beni.runs.status import read_status
+from beni.signals import handling
 from beni.training.preempt import SIGNALS
 
 HERE = os.uname().nodename
@@ -57,7 +58,8 @@ def run_arms(folders: Sequence[Path], code: Path, at_a_time: int, say: Callable[
     total = len(folders)
     reasons: list[str | None] = [None] * total
     waiting, running, free = list(range(total)), list[Running](), list(range(at_a_time))[::-1]
-    with _Signals() as signals:
+    signals = _Signals()
+    with handling(SIGNALS, signals.note):
         while running or (waiting and not signals.received):
             while waiting and free and not signals.received:
                 number, slot = waiting.pop(0), free.pop()
@@ -172,25 +174,16 @@ def _settle(folder: Path, one: Running, name: str, say: Callable[[str], None]) -
 
 
 class _Signals:
-    """Signals that come inside the block: noted, and passed on to the processes that run."""
+    """Signals that have come: noted, and passed on to the processes that run."""
 
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
         self._running: Sequence[Running] = ()
-        self._before: dict[signal.Signals, Any] = {}
 
     def pass_on_to(self, running: Sequence[Running]) -> None:
         self._running = running
 
-    def __enter__(self) -> _Signals:
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: object) -> None:
+    def note(self, number: int, frame: object) -> None:
         self.received.append(signal.Signals(number))
         for one in self._running:
             one.process.send_signal(number)

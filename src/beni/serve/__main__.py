@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from beni.console import unfailing_output
 from beni.errors import BeniError, ConfigError
 from beni.serve.settings import LOOPBACK, Limits, packages
+from beni.signals import handling
 
 if TYPE_CHECKING:
     from beni.serve.engine import Engine
@@ -103,10 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     for name in ("httpx", "aiohttp.access"):  # which write a line for every request
         logging.getLogger(name).setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, _interrupt)  # as process 1 of a container it would be ignored otherwise
+    service = {"worker": worker, "gateway": gateway, "app": app, "demo": demo}[arguments.service]
     try:
         packages(arguments.service)
-        {"worker": worker, "gateway": gateway, "app": app, "demo": demo}[arguments.service](arguments)
+        with handling([signal.SIGTERM], _interrupt):  # as process 1 of a container it would be ignored otherwise
+            service(arguments)
     except BeniError as error:
         report(error)
         return 2

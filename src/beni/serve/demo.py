@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 import httpx
@@ -20,6 +19,7 @@ import httpx
 from beni.errors import BeniError, ConfigError, ResourceError
 from beni.serve.examples import write_examples
 from beni.serve.settings import EXAMPLES
+from beni.signals import handling
 
 log = logging.getLogger("beni.serve")
 HOST = "127.0.0.1"
@@ -46,25 +46,24 @@ def run_demo(arguments: argparse.Namespace) -> None:
     ports = free_ports([arguments.port, arguments.gateway_port, *[0] * arguments.workers])
     workers = [f"http://{HOST}:{port}" for port in ports[2:]]
     gateway = f"http://{HOST}:{ports[1]}"
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
     services, drawn = Services(), tempfile.TemporaryDirectory(prefix="beni-examples-")
-    try:
-        for url, port in zip(workers, ports[2:], strict=True):
-            services.start("worker", [*_of_model(arguments), "--port", str(port)], f"{url}/healthz")
-        services.start("gateway", ["--workers", ",".join(workers), "--port", str(ports[1])], f"{gateway}/healthz")
-        folder = arguments.examples or _examples(arguments.run, Path(drawn.name))
-        examples = [] if folder is None else ["--examples", str(folder)]
-        page = f"http://{HOST}:{ports[0]}"
-        services.start("app", ["--gateway", gateway, "--port", str(ports[0]), *examples], page)
-        services.wait()
-        log.info("the page: %s    the API: %s/v1    Ctrl-C ends both", page, gateway)
-        services.follow()
-    except Stopped:
-        log.info("ending")
-    finally:
-        services.end()
-        drawn.cleanup()
+    with handling((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), _stop):
+        try:
+            for url, port in zip(workers, ports[2:], strict=True):
+                services.start("worker", [*_of_model(arguments), "--port", str(port)], f"{url}/healthz")
+            services.start("gateway", ["--workers", ",".join(workers), "--port", str(ports[1])], f"{gateway}/healthz")
+            folder = arguments.examples or _examples(arguments.run, Path(drawn.name))
+            examples = [] if folder is None else ["--examples", str(folder)]
+            page = f"http://{HOST}:{ports[0]}"
+            services.start("app", ["--gateway", gateway, "--port", str(ports[0]), *examples], page)
+            services.wait()
+            log.info("the page: %s    the API: %s/v1    Ctrl-C ends both", page, gateway)
+            services.follow()
+        except Stopped:
+            log.info("ending")
+        finally:
+            services.end()
+            drawn.cleanup()
 
 
 class Services:
@@ -181,5 +180,5 @@ def free_ports(asked: Sequence[int]) -> list[int]:
     return ports
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def _stop(number: int, frame: object) -> None:
     raise Stopped

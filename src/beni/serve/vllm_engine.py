@@ -59,7 +59,12 @@ class VllmEngine:
         self.limit, self.running = most + waiting, 0
         self._thread = ThreadPoolExecutor(1, "beni-embeddings")
         self._folder = tempfile.TemporaryDirectory(prefix="beni-vllm-")
-        self._engine = _started(trained, Path(self._folder.name), most, parallel)
+        try:
+            self._engine = _started(trained, Path(self._folder.name), most, parallel)
+        except BaseException:
+            self._thread.shutdown()
+            self._folder.cleanup()
+            raise
 
     async def answer(self, chat: Chat) -> AsyncGenerator[Piece]:
         if self.running >= self.limit:

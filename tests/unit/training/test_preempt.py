@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 
@@ -32,7 +31,7 @@ def before():
 def test_a_signal_is_noted_while_steps_are_taken(number):
     with Preemption() as preemption, preemption.deferred():
         assert not preemption.asked
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert preemption.asked
         assert preemption.name == number.name
 
@@ -40,11 +39,11 @@ def test_a_signal_is_noted_while_steps_are_taken(number):
 @EACH
 def test_a_signal_before_the_first_step_ends_the_run(number):
     with pytest.raises(Preempted, match=number.name), Preemption():
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
 
 
 def test_a_signal_while_the_model_is_built_ends_the_run_as_one_elsewhere_does(tiny_run, monkeypatch):
-    monkeypatch.setattr("beni.model.build.build_model", lambda *known: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("beni.model.build.build_model", lambda *known: signal.raise_signal(signal.SIGTERM))
     run = tiny_run()
     with pytest.raises(Preempted, match="SIGTERM before the first"):
         train(run)
@@ -52,7 +51,7 @@ def test_a_signal_while_the_model_is_built_ends_the_run_as_one_elsewhere_does(ti
 
 
 def test_a_signal_while_the_data_is_indexed_ends_the_run_before_it_has_written_anything(tiny_run, monkeypatch):
-    monkeypatch.setattr("beni.assemble._schedule", lambda *known: os.kill(os.getpid(), signal.SIGUSR1))
+    monkeypatch.setattr("beni.assemble._schedule", lambda *known: signal.raise_signal(signal.SIGUSR1))
     run = tiny_run()
     with pytest.raises(Preempted, match="SIGUSR1 before the first"):
         train(run)
@@ -63,7 +62,7 @@ def test_a_signal_while_the_data_is_indexed_ends_the_run_before_it_has_written_a
 def test_one_of_several_processes_ends_where_they_meet(number):
     with pytest.raises(Preempted, match=number.name), Preemption(lambda asked: asked) as preemption:  # noqa: PT012
         preemption.sync_point()
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         with preemption.deferred():
             assert preemption.asked
         with pytest.raises(Preempted):
@@ -74,22 +73,22 @@ def test_one_of_several_processes_ends_where_they_meet(number):
 def test_further_signals_change_nothing():
     with Preemption() as preemption, preemption.deferred():
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         assert preemption.name == "SIGTERM"
 
 
 def test_another_ctrl_c_means_at_once(monkeypatch):
     monkeypatch.setattr(preempt, "AGAIN", 0.0)
     with pytest.raises(KeyboardInterrupt), Preemption() as preemption, preemption.deferred():  # noqa: PT012
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_ctrl_c_that_torchrun_repeats_is_one(monkeypatch):
     monkeypatch.setattr(preempt, "AGAIN", 60.0)
     with Preemption() as preemption, preemption.deferred():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert preemption.name == "SIGINT"
 
 
@@ -98,8 +97,8 @@ def test_handlers_are_put_back_and_told_afterwards():
     signal.signal(signal.SIGUSR2, lambda number, frame: told.append(number))
     before = {number: signal.getsignal(number) for number in preempt.SIGNALS}
     with pytest.raises(Preempted), Preemption() as preemption, preemption.deferred():  # noqa: PT012
-        os.kill(os.getpid(), signal.SIGUSR2)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGUSR2)
+        signal.raise_signal(signal.SIGINT)
         assert told == []
         raise Preempted
     assert told == [signal.SIGUSR2]
@@ -110,7 +109,7 @@ def test_a_run_that_ends_well_tells_nobody():
     told = []
     signal.signal(signal.SIGUSR2, lambda number, frame: told.append(number))
     with Preemption() as preemption, preemption.deferred():
-        os.kill(os.getpid(), signal.SIGUSR2)
+        signal.raise_signal(signal.SIGUSR2)
     assert told == []
 
 
@@ -134,7 +133,7 @@ def test_a_run_is_saved_after_the_step_and_goes_on_with_the_same_digits(tiny_run
     _, expected = fit(run, tmp_path / "whole")
     with Preemption() as preemption:
         log = fit.log()
-        log.at = {at: lambda: os.kill(os.getpid(), signal.SIGTERM)}
+        log.at = {at: lambda: signal.raise_signal(signal.SIGTERM)}
         with pytest.raises(Preempted, match=rf"SIGTERM after step {at}: its checkpoint is saved"):
             fit(run, tmp_path / "cut", log=log, preemption=preemption)
     assert max(log.losses) == at
@@ -164,7 +163,7 @@ def test_a_signal_during_an_evaluation_that_is_made_up_for_ends_it_like_any_othe
     fit(tiny_run(*SIX, "checkpoint.every=3"), tmp_path, stop=4)
 
     def evaluate(step):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         seen.append(step)
         preemption.sync_point()
 

@@ -113,7 +113,7 @@ def llm_state(model: BeniForConditionalGeneration, decoder: str, head: str = "lm
     """The weights of the llm, its decoder below one name and its head below another.
 
     Raises:
-        CompositionError: E-LLM when it has more than a decoder and one matrix for its head.
+        CompositionError: E-NATIVE when it has more than a decoder and one matrix for its head.
     """
     causal = cast(HFLlm, model.llm).model
     inner, out = causal.base_model_prefix + ".", {}
@@ -124,7 +124,7 @@ def llm_state(model: BeniForConditionalGeneration, decoder: str, head: str = "lm
             out[head + "weight"] = tensor
         else:
             raise CompositionError(
-                "E-LLM",
+                "E-NATIVE",
                 f"{causal.config.model_type} has {name} beside its decoder, which the class has no place for",
                 groups=("llm",),
                 fix="set --format pretrained",
