@@ -29,12 +29,3 @@ def test_a_mask_without_values_is_full():
         with dry_run(model):
             out = model(torch.empty(2, 3, 12, 16), torch.ones(2, 3, 4, dtype=torch.bool))
     assert out.shape == (2, 12, 8)
-
-
-def test_a_mask_with_values_says_which():
-    model, mask = Choosing(), torch.ones(1, 3, 4, dtype=torch.bool)
-    mask[0, 2] = False
-    with dry_run(model):
-        out = model(torch.empty(1, 3, 12, 16), mask)
-    assert out[0, :8].equal(model.places.weight[:8])
-    assert out[0, 8:].equal(model.places.weight[:1].expand(4, 8))
