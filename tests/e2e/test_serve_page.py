@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import httpx
 import pytest
 
 from beni.run import train
+from support import browser as chromium
 from support.hostile import encoded, noise
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
@@ -22,16 +22,12 @@ READY = "the page: "
 @pytest.fixture(scope="module")
 def browser(absent):
     """A Chromium of this machine."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
+    pytest.importorskip("playwright.sync_api")
+    path = chromium.program()
+    if path is None:
         absent("no Chromium here")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        )
+    with chromium.browser(path) as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
