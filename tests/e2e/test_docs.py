@@ -68,6 +68,25 @@ def test_every_training_command_of_the_pages_composes(page: str, command: str, m
             compose([f"{key}={value}", *others])
 
 
+def _settings(code: str) -> list[str]:
+    return [word for word in shlex.split(code) if "=" in word]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        _settings(code)
+        for line in (ROOT / "docs" / "walkthrough.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+        for code in re.findall(r"`([^`]+)`", line.strip("| ").rpartition(" | ")[2])
+        if _settings(code)
+    ],
+    ids=" ".join,
+)
+def test_what_llava_sets_is_set_here_by_what_the_walkthrough_says(settings: list[str]):
+    assert compose(["recipe=llava15", *settings])
+
+
 @pytest.mark.parametrize(("page", "command"), _commands("beni.plan"))
 def test_every_plan_of_the_pages_composes(page: str, command: str):
     from beni.launch.sweep import named_arms

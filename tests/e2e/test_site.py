@@ -24,6 +24,12 @@ from support.browser import program
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+FOLDERS = ("benchmarks", "conf", "docker", "experiments", "launchers", "src", "tests")
+YOURS = {
+    *("conf/local/default.yaml", "conf/resampler/mine.yaml", "src/beni/resampler/mine.py"),
+    *("conf/optim/x.yaml", "launchers/x.yaml"),
+}
+"""Files that a reader writes."""
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 TEXTS = {page: re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S) for page in PAGES}
 
@@ -84,6 +90,18 @@ def test_a_link_leads_to_a_file_and_a_heading(page):
         file = (page.parent / parts.path).resolve() if parts.path else page
         assert file.exists(), f"{text}: {target}"
         assert not parts.fragment or parts.fragment in anchors(file), f"{text}: {target}"
+
+
+def test_a_file_of_the_repository_that_a_page_names_is_there():
+    texts = [page.read_text(encoding="utf-8") for page in PAGES if page.name != "log.md"]  # which tells how it was
+    named = {
+        path
+        for text in texts
+        for path in re.findall(r"(?<![\w/.])((?:[a-z]+/)+[\w-]+\.(?:py|md|ya?ml|html|csv|json))\b", text)
+        if path.partition("/")[0] in FOLDERS
+    }
+    assert len(named) > 20
+    assert {path for path in named if not (ROOT / path).is_file()} == YOURS
 
 
 def test_the_reference_has_every_public_name_and_none_that_is_not_there():

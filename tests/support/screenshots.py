@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support.browser import browser, program
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, FloatRect, Page
+    from playwright.sync_api import Browser, FloatRect, Locator, Page
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "images"
@@ -86,9 +86,13 @@ def report(maker: Maker) -> bytes:
 
 
 def examples(maker: Maker) -> bytes:
-    """The first answers that a run's report shows."""
+    """The first row of answers that a run's report shows."""
     page = maker.opened(maker.run / "report.html", 1000)
-    return _section(page, "Examples", 490)
+    section = page.locator("section", has=page.get_by_role("heading", name="Examples", exact=True))
+    top = _box(section)["y"]
+    cards = [_box(card) for card in section.locator("article").all()]
+    first = [card for card in cards if card["y"] == cards[0]["y"]]
+    return _section(page, "Examples", int(max(card["y"] + card["height"] for card in first) - top + 2 * MARGIN))
 
 
 def study(maker: Maker) -> bytes:
@@ -220,17 +224,25 @@ def _section(page: Page, heading: str, height: int | None = None, from_top: bool
     Args:
         height: pixels of the page that are shown; None goes to the section's end.
         from_top: begin with the page instead of the section.
-
-    Raises:
-        RuntimeError: when the page has no such section.
     """
-    box = page.locator("section", has=page.get_by_role("heading", name=heading, exact=True)).first.bounding_box()
-    if box is None or page.viewport_size is None:
-        raise RuntimeError(f"{page.url}: the section {heading!r} is not shown")
+    box = _box(page.locator("section", has=page.get_by_role("heading", name=heading, exact=True)).first)
+    assert page.viewport_size is not None
     top = 0 if from_top else max(0, box["y"] - MARGIN)
     tall = height or box["y"] + box["height"] + MARGIN - top
     clip: FloatRect = {"x": 0, "y": top, "width": page.viewport_size["width"], "height": tall}
     return page.screenshot(full_page=True, clip=clip)
+
+
+def _box(element: Locator) -> FloatRect:
+    """Where an element lies on its page.
+
+    Raises:
+        RuntimeError: when it is not shown.
+    """
+    box = element.bounding_box()
+    if box is None:
+        raise RuntimeError(f"{element} is not shown")
+    return box
 
 
 def small(content: bytes) -> bytes:

@@ -49,6 +49,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     services, drawn = Services(), tempfile.TemporaryDirectory(prefix="beni-examples-")
     with handling((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), _stop):
         try:
+            log.info("starting %s", arguments.run)
             for url, port in zip(workers, ports[2:], strict=True):
                 services.start("worker", [*_of_model(arguments), "--port", str(port)], f"{url}/healthz")
             services.start("gateway", ["--workers", ",".join(workers), "--port", str(ports[1])], f"{gateway}/healthz")
