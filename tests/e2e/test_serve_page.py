@@ -47,8 +47,8 @@ def demo(tiny_once, tmp_path_factory):
         time.sleep(0.2)
     yield process, said.partition(READY)[2].split()[0], log
     if process.poll() is None:
-        process.kill()
-        process.wait()
+        process.terminate()  # a demo that is killed leaves its services
+        process.wait(60)
 
 
 @pytest.fixture

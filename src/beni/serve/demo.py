@@ -39,8 +39,10 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
     Raises:
         ResourceError: when a service ends by itself.
-        ConfigError: when a number is wrong.
+        ConfigError: when a number is wrong, or there is no such folder.
     """
+    if not arguments.run.is_dir():
+        raise ConfigError(f"{arguments.run} is no folder\n  fix: name the folder of a run, or its model/")
     if arguments.workers < 1:
         raise ConfigError(f"--workers={arguments.workers}, expected at least 1")
     ports = free_ports([arguments.port, arguments.gateway_port, *[0] * arguments.workers])
