@@ -41,6 +41,15 @@ TEXTS = (
     " two  spaces ",
     "x\n\ny",
 )
+TALKS = [
+    [{"role": "user", "content": "what is it?"}],
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "what is it?"},
+        {"role": "assistant", "content": "a caf\u00e9"},
+        {"role": "user", "content": "sure?"},
+    ],
+]
 
 
 @pytest.fixture(scope="session")
@@ -184,12 +193,14 @@ def run_by_llama_cpp(absent, tmp_path):
             asked.append({"text": text.replace("<image>", "<__media__>"), "images": [as_base64(picture)]})
             ours.append(processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True))
         files = {"llm": str(out / "llm.gguf"), "mmproj": str(out / "mmproj.gguf")}
-        (tmp_path / "asked.json").write_text(json.dumps({**files, "asked": asked, "texts": TEXTS}))
+        (tmp_path / "asked.json").write_text(json.dumps({**files, "asked": asked, "texts": TEXTS, "talks": TALKS}))
         words = [LLAMA, "-P", ROOT / "tests" / "support" / "llama_cpp_run.py", tmp_path / "asked.json"]
         done = subprocess.run(words, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout.splitlines()[-1])
         assert told["texts"] == [tokenizer(text, add_special_tokens=False).input_ids for text in TEXTS]
+        prompts = [processor.apply_chat_template(talk, add_generation_prompt=True).rstrip(" ") for talk in TALKS]
+        assert told["prompts"] == prompts
         return list(zip(told["answers"], ours, strict=True))
 
     return ask
