@@ -48,9 +48,10 @@ vllm: ## make .venv-vllm, whose python serves with --engine vllm
 test: setup ## run the tests but those on SLURM (ARGS="tests/unit -x" narrows them)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/launch/test_cluster.py $(ARGS)
 
-llama: ## make .venv-llama, whose llama.cpp runs what --format gguf writes in tests/e2e/test_gguf.py (compiles for 20 minutes)
+# xllamacpp brings llama.cpp compiled (34 MB), with its server; a wheel of llama-cpp-python takes 17 minutes to compile.
+llama: ## make .venv-llama, whose llama.cpp runs what --format gguf writes in tests/e2e/test_gguf.py
 	@test -x .venv-llama/bin/python || $(PYTHON) -m venv .venv-llama
-	.venv-llama/bin/python -m pip install llama-cpp-python==0.3.36
+	.venv-llama/bin/python -m pip install --only-binary :all: xllamacpp==2026.10.11549
 
 slurm: setup ## run the tests on a SLURM of two nodes, which they start on this machine (as root)
 	$(BIN)/python -m pytest -q tests/launch/test_cluster.py $(ARGS)
@@ -86,5 +87,5 @@ bench: setup ## run every program in benchmarks/, one after another
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	@set -e; for program in $(BENCHMARKS); do echo "== $$program"; $(BIN)/python $$program; done
 
-ci: ## what the continuous integration runs: setup, lint, types, imports, docs, test
+ci: ## what the continuous integration runs: setup, lint, types, imports, docs, llama, slurm, test
 	.ci/run

@@ -10,10 +10,8 @@ import pytest
 
 from beni.export.formats import Export
 from beni.export.native import comparing, writing
-from beni.llm.tokenizer import load_tokenizer
-from beni.model.processing import BeniProcessor
 from beni.paths import PACKAGE
-from support.native_runs import native_run, scrambled_model, tagged_tokenizer
+from support.native_runs import as_trained, native_run, scrambled_model, tagged_tokenizer
 
 ROOT = PACKAGE.parent.parent
 HEADS = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
@@ -53,10 +51,10 @@ def test_vllm_alone_answers_from_an_export_as_the_run_does(vllm, name, tmp_path)
     run = native_run(name, tagged_tokenizer(tmp_path / "tagged"))
     run["llm"]["architecture"] |= HEADS | {"max_position_embeddings": 2048}
     run["template"]["max_length"] = 2048
-    model, out = scrambled_model(run), tmp_path / "out"
+    trained, out, asked, own = as_trained(scrambled_model(run), run, tmp_path), tmp_path / "out", [], []
     out.mkdir()
-    writing.write(model, Export(tmp_path, run, 1, False, 16, out, lambda *_, **__: None))
-    processor, asked, own = BeniProcessor(load_tokenizer(run["llm"]), model.config, model.viewer), [], []
+    writing.write(Export(trained, False, 16, out, lambda *_, **__: None))
+    model, processor = trained.model, trained.processor
     for number in (0, 3):
         file, text = tmp_path / f"{number}.png", f"what colour is shape {number}?"
         comparing.picture(number).save(file)
