@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import itertools
 import json
 import os
 import random
@@ -25,6 +26,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when it is imported
 
 import torch
 from PIL import Image
+from transformers import CONFIG_MAPPING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -38,6 +40,7 @@ from beni.model.costing.table import propagate
 from beni.model.processing import BeniProcessor
 from beni.model.saving import describe
 from beni.model.speaking import Sampling
+from beni.nn.architecture import fields_of
 from beni.serve.asking import message_of
 from beni.serve.engine import Chat, Turn
 from beni.serve.refused import Refused
@@ -88,25 +91,27 @@ def compositions(count: int, seed: int) -> Iterator[tuple[str, Callable[[], dict
     found = 0
     while found < count:
         words = [f"{group}={chance.choice(options)}" for group, options in CHOICES.items()]
-        words += [f"llm.architecture.model_type={chance.choice(FAMILIES)}"]
+        family = chance.choice(FAMILIES)
         try:
-            run = small(words)
+            run = small(words, family)
             build(run)
         except BeniError:
             continue
         found += 1
-        yield " ".join(words), lambda run=run: run
+        yield " ".join([*words, family]), lambda run=run: run
 
 
-def small(words: list[str]) -> dict[str, Any]:
-    """A composed run at tiny sizes, with heads that vLLM has."""
+def small(words: list[str], family: str = "llama") -> dict[str, Any]:
+    """A composed run at tiny sizes, with an llm of a family, whose heads vLLM has."""
     run = compose([*words, "vision.weights=random", "llm.weights=random", "llm.tokenizer=embedded"])
     for group in ("views", "selector", "resampler", "connector", "fusion"):
         run[group] = shrink_stage(group, run["choices"][group], run[group])
     run["vision"], run["llm"] = shrink_vision(run["vision"]), shrink_llm(run["llm"])
     if run["vision"].get("levels"):
         run["vision"]["levels"] = list(range(len(run["vision"]["levels"])))
-    run["llm"]["architecture"] |= HEAD | {"intermediate_size": 128, "max_position_embeddings": 4096}
+    wished = run["llm"]["architecture"] | HEAD | {"intermediate_size": 128, "max_position_embeddings": 4096}
+    known = fields_of(CONFIG_MAPPING[family])
+    run["llm"]["architecture"] = {key: value for key, value in wished.items() if key in known} | {"model_type": family}
     run["template"]["max_length"] = 4096
     return next(filter(accepted, sizes(run)), run)
 
@@ -209,7 +214,7 @@ def main() -> int:
     parser.add_argument("--only", help="a part of the name")
     arguments = parser.parse_args()
     rows = []
-    for name, make in [*recipes(), *compositions(arguments.random, arguments.seed)]:
+    for name, make in itertools.chain(recipes(), compositions(arguments.random, arguments.seed)):
         if arguments.only in (None, "") or arguments.only in name:
             rows.append(compared(name, make))
             print(json.dumps(vars(rows[-1])), flush=True)
