@@ -327,6 +327,6 @@ def _use_host(trained: Trained) -> None:
     if environment.world != int(os.environ.get("WORLD_SIZE", "1")):
         raise ConfigError(
             f"{environment.world} processes of SLURM, of which lmms-eval does not know: each would score everything\n"
-            "  fix: start one process, or accelerate launch -m lmms_eval"
+            "  fix: start one process, or torchrun -m lmms_eval"
         )
     use_host(environment, 0 if trained.run is None else trained.run["compute"]["threads"])

@@ -110,7 +110,8 @@ def data(rows, tmp_path_factory):
         ]
         path = root / f"{column}.json"
         path.write_text(json.dumps(told))
-        return ["data=vqa", f"data.path={path}", f"data.images={root}", "data.columns.choices=choices", "--split=all"]
+        named = ["data=vqa", f"data.path={path}", f"data.images={root}", "data.columns.choices=choices"]
+        return [*named, "data.heldout=2", "--split=all"]
 
     return words
 
