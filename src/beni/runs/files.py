@@ -90,7 +90,7 @@ def journal_name(rank: int) -> str:
 
 
 def journals_in(folder: Path) -> list[Path]:
-    """Those of all processes that have worked at the evaluation of a folder."""
+    """The journals of all processes that have worked at the evaluation of a folder."""
     return sorted(folder.glob(f"{_JOURNAL}*.jsonl"))
 
 
