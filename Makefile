@@ -8,10 +8,10 @@ STAMP := .venv/.setup-stamp
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train demo vllm lmms test llama slurm interruptions slurm-up slurm-down lint types imports docs zoo bench ci
+.PHONY: help setup train demo screenshots vllm lmms test llama slurm interruptions slurm-up slurm-down lint types imports docs zoo bench ci
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## make .venv with pinned versions (PYTHON=python3.12 picks the interpreter)
 
@@ -27,10 +27,16 @@ $(STAMP): pyproject.toml constraints.txt
 train: setup ## train the default run: a small model on drawn shapes (ARGS="resampler=none" changes it)
 	$(BIN)/python -m beni.train $(ARGS)
 
-demo: setup ## talk to the newest run of "make train" in a browser (RUN=<folder> names another; ARGS="--port 7861")
-	@run="$(RUN)"; test -n "$$run" || run=$$(ls -td runs/default/*/model 2>/dev/null | head -1 | xargs -r dirname); \
+# $$run is RUN, or the newest run of "make train", which trains one where there is none.
+NEWEST := run="$(RUN)"; test -n "$$run" || run=$$(ls -td runs/default/*/model 2>/dev/null | head -1 | xargs -r dirname); \
 	test -n "$$run" || { $(BIN)/python -m beni.train && run=$$(ls -td runs/default/*/model | head -1 | xargs -r dirname); }; \
-	exec $(BIN)/python -m beni.serve demo "$$run" $(ARGS)
+	test -n "$$run"
+
+demo: setup ## talk to the newest run of "make train" in a browser (RUN=<folder> names another; ARGS="--port 7861")
+	@$(NEWEST) && exec $(BIN)/python -m beni.serve demo "$$run" $(ARGS)
+
+screenshots: setup ## make the images of the documentation anew, with the newest run of "make train" and a Chromium
+	@$(NEWEST) && exec $(BIN)/python tests/support/screenshots.py "$$run" $(ARGS)
 
 # vLLM pins packages of its own, so it has an environment of its own; what it brings for video and audio breaks
 # transformers' imports beside a torch for the CPU.
@@ -51,9 +57,10 @@ lmms: ## make .venv-lmms, whose lmms-eval scores runs (--model beni)
 test: setup ## run the tests but those on SLURM (ARGS="tests/unit -x" narrows them)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/launch/test_cluster.py $(ARGS)
 
-llama: ## make .venv-llama, whose llama.cpp runs what --format gguf writes in tests/e2e/test_gguf.py (compiles for 20 minutes)
+# xllamacpp brings llama.cpp compiled (34 MB), with its server; a wheel of llama-cpp-python takes 17 minutes to compile.
+llama: ## make .venv-llama, whose llama.cpp runs what --format gguf writes in tests/e2e/test_gguf.py
 	@test -x .venv-llama/bin/python || $(PYTHON) -m venv .venv-llama
-	.venv-llama/bin/python -m pip install llama-cpp-python==0.3.36
+	.venv-llama/bin/python -m pip install --only-binary :all: xllamacpp==2026.10.11549
 
 slurm: setup ## run the tests on a SLURM of two nodes, which they start on this machine (as root)
 	$(BIN)/python -m pytest -q tests/launch/test_cluster.py $(ARGS)
@@ -77,8 +84,9 @@ types: setup ## check types
 imports: setup ## check that a layer imports only what stands below it
 	$(BIN)/lint-imports
 
+# mkdocs-material announces the end of its support (May 2027) at each build, which the variable leaves out.
 docs: setup ## build the documentation into site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 zoo: setup ## measure every mechanism of the visual path against its reference and write docs/zoo.md
 	$(BIN)/python tests/reference/zoo.py
@@ -88,5 +96,5 @@ bench: setup ## run every program in benchmarks/, one after another
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	@set -e; for program in $(BENCHMARKS); do echo "== $$program"; $(BIN)/python $$program; done
 
-ci: ## what the continuous integration runs: setup, lint, types, imports, docs, test
+ci: ## what the continuous integration runs: setup, lint, types, imports, docs, llama, slurm, test
 	.ci/run

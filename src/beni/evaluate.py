@@ -1,7 +1,8 @@
 """``python -m beni.evaluate RUN task=vqa data=vqa data.heldout_path=val.json``: a trained model scored by a task.
 
 Without ``task`` and ``data`` the run's own held-out samples are scored as training scored them. Every sample has a line
-in scores.jsonl; an evaluation that is killed goes on where it was when the same command is given again.
+in scores.jsonl; an evaluation that is killed goes on where it was when the same command is given again. Started by
+torchrun or srun, its processes share the batches.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from beni.errors import BeniError, ConfigError, DataError, ResumeError
 from beni.evals.tasks.registry import TASKS, task_of
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
     from rich.table import Table
 
     from beni.data.fetch.fetcher import Fetcher
     from beni.data.sample import Sample
     from beni.data.source import Source
+    from beni.evals.sharing import Sharing
     from beni.evals.tasks.base import Row, Task
     from beni.trained import Trained
 
@@ -55,6 +59,9 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--batch-size", type=int, help="sequences of one forward pass (default: as the run)")
     command.add_argument("--device", help="auto, cpu or cuda (default: as the run)")
+    command.add_argument(
+        "--threads", type=int, help="CPU threads of a process, on which last digits depend there (default: as the run)"
+    )
     command.add_argument("--precision", choices=("fp32", "bf16"), help="default: as the run")
     command.add_argument("--other-prompt", action="store_true", help="allow prompts that differ from those of training")
     command.add_argument("--config-dir", help="an additional folder of options")
@@ -75,13 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from beni.console import to_stderr
 
     try:
-        for name, least in (("examples", 1), ("batch_size", 1), ("attention", 0)):
+        for name, least in (("examples", 1), ("batch_size", 1), ("threads", 1), ("attention", 0)):
             if (value := getattr(arguments, name)) is not None and value < least:
                 raise ConfigError(f"--{name.replace('_', '-')}={value}, expected at least {least}")
-        folder, summary = evaluate(arguments, to_stderr)
+        folder, summary, shown = evaluate(arguments, to_stderr)
     except BeniError as error:
         report(error)
         return 2
+    if not shown:
+        return 0
     if arguments.json:
         print(json.dumps(summary | {"folder": str(folder)}))
     else:
@@ -100,18 +109,28 @@ class Chosen(NamedTuple):
     fetcher: Fetcher
 
 
-def evaluate(arguments: argparse.Namespace, tell: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-    """Scores what the arguments of the command ask for.
+class Evaluated(NamedTuple):
+    """What came of an evaluation: its folder, its summary, and whether this process is the one that shows it."""
+
+    folder: Path
+    summary: dict[str, Any]
+    shown: bool
+
+
+def evaluate(arguments: argparse.Namespace, tell: Callable[[str], None]) -> Evaluated:
+    """Scores what the arguments of the command ask for, together with the other processes that were started with it.
 
     Returns:
-        The folder with scores.jsonl and summary.json, and the summary.
+        The folder with scores.jsonl and summary.json, and the summary, on every process.
 
     Raises:
-        BeniError: when the model, the data or the task cannot be had.
+        BeniError: when the model, the data or the task cannot be had, or another process has ended.
     """
     from beni.config.partial import sections_of
-    from beni.distributed.environment import read_environment
+    from beni.distributed.environment import process_group, read_environment
     from beni.distributed.host import use_host
+    from beni.distributed.watchdog import Watchdog
+    from beni.evals.sharing import Sharing
     from beni.trained import Trained
 
     of_task = [one for one in arguments.overrides if one.partition("=")[0].partition(".")[0] == "task"]
@@ -128,12 +147,23 @@ def evaluate(arguments: argparse.Namespace, tell: Callable[[str], None]) -> tupl
     )
     run = _run(trained, sections)
     environment = read_environment(trained.device.type)
-    if environment.world > 1:
-        raise ConfigError(f"{environment.world} processes, expected one\n  fix: start it without torchrun or srun")
-    use_host(environment, run["compute"]["threads"])
-    chosen = _own(run, trained, arguments, tell) if "data" not in sections else _given(run, trained, arguments)
-    with closing(chosen.fetcher):
-        return _scored(name, task, arguments, run, trained, chosen, tell)
+    use_host(environment, arguments.threads or run["compute"]["threads"])
+    if not environment.is_main:
+        tell = _untold
+    seconds = run["log"]["watchdog_s"] if environment.world > 1 else 0  # who is alone keeps nobody waiting
+    with process_group(environment), Watchdog(seconds, environment.rank, environment.world) as watchdog:
+        sharing = Sharing(watchdog.beat)
+        if "data" in sections:
+            chosen = _given(run, trained, arguments)
+        else:
+            chosen = _own(run, trained, arguments, environment.is_main, tell)
+        with closing(chosen.fetcher):
+            folder, summary = _scored(name, task, arguments, run, trained, chosen, sharing, tell)
+    return Evaluated(folder, summary, environment.is_main)
+
+
+def _untold(text: str) -> None:
+    """Processes but the first say nothing that the first says."""
 
 
 def _run(trained: Trained, sections: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,14 +180,14 @@ def _run(trained: Trained, sections: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _own(
-    run: Mapping[str, Any], trained: Trained, arguments: argparse.Namespace, tell: Callable[[str], None]
+    run: Mapping[str, Any], trained: Trained, arguments: argparse.Namespace, shown: bool, tell: Callable[[str], None]
 ) -> Chosen:
     """The held-out samples that the run itself scores."""
     from beni.assemble import assemble, held_out
 
     if arguments.split != "heldout":
         raise ConfigError("--split=all asks for training samples of the run\n  fix: set data=... as well to score them")
-    data = assemble(run, trained.viewer, progress=True)
+    data = assemble(run, trained.viewer, progress=shown)
     held, told = held_out(data, arguments.examples)
     for notice in told:
         tell(notice)
@@ -190,33 +220,34 @@ def _scored(
     run: Mapping[str, Any],
     trained: Trained,
     chosen: Chosen,
+    sharing: Sharing,
     tell: Callable[[str], None],
 ) -> tuple[Path, dict[str, Any]]:
+    from contextlib import ExitStack
+    from dataclasses import replace
+
     from beni.evals.heldout import reachable
-    from beni.evals.journal import Journal
+    from beni.evals.journal import Journal, finish
     from beni.evals.running import Running
     from beni.runs import files
-    from beni.runs.backlog import room_for
-    from beni.runs.lock import in_use, lock_of
+    from beni.runs.lock import lock_of
     from beni.tracker.progress import index_progress
 
     ablations = _ablations(name, arguments.ablations, run)
     settings: dict[str, Any] = _settings(name, task, arguments, run, trained, chosen) | {"ablations": ablations}
+    sharing.require_alike(settings)
     folder = arguments.out or arguments.run / files.EVALUATIONS / f"{name}-{_short(settings)}"
-    with room_for(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    if in_use(folder):
-        raise ResumeError(f"{folder}: another process evaluates into it\n  fix: wait for it, or name another --out")
-    with lock_of(folder), index_progress(True, "scoring") as told:
-        known, _ = files.read_json(folder / files.SUMMARY)
-        if known.get("settings") == settings:
+    with ExitStack() as held, index_progress(sharing.rank == 0, "scoring") as told:
+        known, before = sharing.from_main(lambda: _opened(folder, settings, held))
+        if known is not None:
             return folder, known
+        if sharing.rank:
+            held.enter_context(lock_of(folder / files.journal_name(sharing.rank)))
         samples = reachable(
-            chosen.samples, chosen.places, chosen.fetcher, run["images"]["ahead"] or 1, lambda: None, tell
+            chosen.samples, chosen.places, chosen.fetcher, run["images"]["ahead"] or 1, sharing.moved, tell
         )
-        assert told is not None
         running = Running(
-            trained.subject(settings["batch_size"]),
+            replace(trained.subject(settings["batch_size"]), between=sharing.moved),
             task,
             chosen.source.metric,
             samples,
@@ -224,13 +255,46 @@ def _scored(
             arguments.attention,
             trained.step,
             tell,
-            told,
+            told or _unheard,
         )
-        journal = Journal(folder, settings)
-        rows = running.rows(journal)
-        summary = _summary(task, rows, settings, len(samples))
-        journal.close(rows, summary)
-    return folder, summary
+        rows = running.rows(Journal(folder, settings, sharing.rank, before), sharing)
+
+        def summed_up() -> dict[str, Any]:
+            summary = _summary(task, rows, settings, len(samples))
+            finish(folder, rows, summary)
+            return summary
+
+        return folder, sharing.from_main(summed_up)
+
+
+def _unheard(done: int, whole: int) -> None:
+    """Only the first process shows how far they are."""
+
+
+def _opened(
+    folder: Path, settings: Mapping[str, Any], held: ExitStack
+) -> tuple[dict[str, Any] | None, dict[int, list[Row]]]:
+    """Makes the folder the first process's own until ``held`` ends: the summary of an evaluation that is finished, or
+    None and what processes have scored before.
+
+    Raises:
+        ResumeError: when others work in it, or it holds another evaluation.
+    """
+    from beni.evals.journal import read_journals, remove_journals
+    from beni.runs import files
+    from beni.runs.backlog import room_for
+    from beni.runs.lock import in_use, lock_of
+
+    with room_for(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if in_use(folder) or any(in_use(path) for path in files.journals_in(folder)):
+        raise ResumeError(f"{folder}: another process evaluates into it\n  fix: wait for it, or name another --out")
+    held.enter_context(lock_of(folder))
+    known, _ = files.read_json(folder / files.SUMMARY)
+    if known.get("settings") == settings:
+        remove_journals(folder)
+        return known, {}
+    return None, read_journals(folder, settings)
 
 
 def _ablations(task: str, given: str | None, run: Mapping[str, Any]) -> list[str]:
@@ -253,6 +317,9 @@ def _settings(
     import json
     from dataclasses import asdict
 
+    import torch
+
+    on_cpu = trained.device.type == "cpu"
     settings = {
         "task": name,
         "fields": asdict(task),
@@ -266,6 +333,7 @@ def _settings(
         "batch_size": arguments.batch_size or run["eval"]["batch_size"],
         "precision": trained.precision,
         "device": trained.device.type,
+        "threads": torch.get_num_threads() if on_cpu else None,
         "versions": {package: importlib.metadata.version(package) for package in ("beni", "torch", "transformers")},
     }
     return json.loads(json.dumps(settings))

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from beni.console import printing_command
-from beni.errors import BeniError, ConfigError, ResumeError
+from beni.errors import BeniError, ConfigError
 
 if TYPE_CHECKING:
-    import torch
     from rich.table import Table
 
     from beni.assemble import DataPipeline
     from beni.evals.subject import Subject
     from beni.evals.tradeoff import Tradeoff
     from beni.model.costing.table import SpecTable
-    from beni.model.modeling import BeniForConditionalGeneration
+    from beni.trained import Trained
 
 WIDTH_OF_A_FILE = 160  # columns, where the output is a pipe or a log and has no width of its own
 
@@ -127,34 +126,35 @@ class Result:
 
 
 def tradeoff(folder: Path, examples: int, rounds: int, new_tokens: int) -> Result:
-    """Compares the model that a run left with the same weights without its selector and pruner.
+    """Compares the model of a run with the same weights without its selector and pruner.
 
     Args:
-        folder: of a finished run.
+        folder: of a run that has a checkpoint; its newest weights are compared.
         examples: held-out samples with pictures that are scored and asked, spread over all.
         rounds: samples that are timed.
         new_tokens: decoded tokens that are timed.
 
     Raises:
-        BeniError: when the run takes nothing out, left no model, or its llm cannot generate.
+        BeniError: when the run takes nothing out, has no checkpoint, was trained on other prompts than it makes now, or
+            its llm cannot generate.
     """
     from contextlib import ExitStack, closing
 
     from beni.distributed.environment import read_environment
     from beni.distributed.host import use_host
     from beni.evals.heldout import evenly, reachable
-    from beni.evals.tradeoff import load_with_all_tokens, measure, taken_out, with_all_tokens
-    from beni.model.modeling import BeniForConditionalGeneration
-    from beni.runs.files import MODEL
+    from beni.evals.tradeoff import given_all_tokens, measure, taken_out, with_all_tokens
     from beni.runs.frozen import load_frozen
+    from beni.trained import Trained
 
     run = load_frozen(folder)
     _require_comparable(run, folder)
-    environment = read_environment(run["compute"]["device"])
-    use_host(environment, run["compute"]["threads"])
-    models = BeniForConditionalGeneration.from_pretrained(folder / MODEL).eval(), load_with_all_tokens(folder / MODEL)
+    use_host(read_environment(run["compute"]["device"]), run["compute"]["threads"])
+    trained = Trained.load(folder)
+    model, unreduced = given_all_tokens(trained.model, str(folder)), with_all_tokens(run)
+    whole = Trained.of(folder, model, trained.renderer, unreduced, trained.step, trained.device, trained.precision)
     with ExitStack() as opened:
-        sides = [_side(*pair, environment.device) for pair in zip((run, with_all_tokens(run)), models, strict=True)]
+        sides = [_side(*pair) for pair in ((run, trained), (unreduced, whole))]
         for side in sides:
             opened.enter_context(closing(side.data.fetcher))
         source, fetcher = sides[0].data.source, sides[0].data.fetcher
@@ -177,40 +177,28 @@ class Side(NamedTuple):
     subject: Subject
 
 
-def _side(run: Mapping[str, Any], model: BeniForConditionalGeneration, device: torch.device) -> Side:
-    import torch
-
+def _side(run: Mapping[str, Any], trained: Trained) -> Side:
     from beni.assemble import assemble
-    from beni.evals.subject import Subject
     from beni.model.costing.table import propagate, spec_table
-    from beni.place import layout_for
 
     planned = propagate(run)
     data = assemble(run, planned.viewer, progress=True)
     probe = data.probe()
     plan = spec_table(planned, run, probe.length, probe.label_rows, probe.image)
-    layout = layout_for(model, run["compute"]["layout"], lambda _: None)
-    torch.nn.Module.to(model, device)
-    precision, size = run["compute"]["precision"], run["eval"]["batch_size"]
-    return Side(plan, data, Subject(model, data.renderer, data.viewer, layout, precision, size, device))
+    return Side(plan, data, trained.subject(run["eval"]["batch_size"]))
 
 
 def _require_comparable(run: Mapping[str, Any], folder: Path) -> None:
     """Raises:
-    BeniError: when a run takes nothing out, left no model, or has an llm that cannot generate.
+    ConfigError: when a run takes nothing out.
     """
     from beni.evals.tradeoff import taken_out
-    from beni.runs.files import MODEL
-    from beni.training.saved_model import require_whole
 
     if not taken_out(run):
         raise ConfigError(
             f"{folder} has selector=none and pruner=none: nothing is taken out\n"
             "  fix: name a run with a selector or a pruner"
         )
-    if not (folder / MODEL).is_dir():
-        raise ResumeError(f"{folder} holds no saved model\n  fix: finish the run with checkpoint.export=true")
-    require_whole(folder / MODEL, str(folder), "restore it from a copy, or finish the run with checkpoint.export=true")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class Trained:
     run: Mapping[str, Any] | None
     step: int | None
     device: torch.device
-    precision: str
+    precision: Precision
 
     @classmethod
     def load(
@@ -96,25 +96,29 @@ class Trained:
         precision: Precision | None = None,
         template: Mapping[str, Any] | None = None,
         other_prompt: bool = False,
+        average: bool | None = None,
     ) -> Trained:
         """The model of a run folder, or of a saved folder.
 
         Args:
-            checkpoint: ``last``, ``best`` (by ``checkpoint.keep_best``) or a step; a saved folder has only its last.
-                Where the run scores averaged weights (``train.ema``), they are read.
+            checkpoint: ``last``, ``newest`` (as ``last``, but never ``model/``), ``best`` (by ``checkpoint.keep_best``)
+                or a step; a saved folder has only its last.
             device: ``auto``, ``cpu`` or ``cuda``; None takes that of the run, else ``auto``.
             precision: None takes that of the run, or of the weights of a saved folder.
             template: the ``template`` section of a run, to be used in the place of its own.
             other_prompt: allow prompts that differ from those of training.
+            average: of a run's checkpoint read the average of the weights, or the weights; None takes what the run
+                scores: the average where it has one (``train.ema``).
 
         Raises:
-            ResumeError: when there is no such folder or checkpoint, or it is damaged.
+            ResumeError: when there is no such folder, checkpoint or average, or it is damaged.
             ConfigError: when template or tokenizer are not those of training; both prompts are shown.
         """
         folder = Path(folder)
         if is_frozen(folder):
             run: dict[str, Any] | None = load_frozen(folder)
-            model, renderer, step = _of_run(folder, run, str(checkpoint), template, other_prompt)
+            scored = run["train"]["ema"] > 0 if average is None else average
+            model, renderer, step = _of_run(folder, run, str(checkpoint), template, other_prompt, scored)
         elif (folder / CONFIG).is_file():
             run, step = None, None
             model, renderer = _of_saved(folder, str(checkpoint), template, other_prompt)
@@ -126,10 +130,29 @@ class Trained:
         compute = {} if run is None else run["compute"]
         where = read_environment(device or compute.get("device", "auto")).device
         model.quantization.require(where)
-        torch.nn.Module.to(model.eval(), where)
+        return cls.of(folder, model, renderer, run, step, where, precision or compute.get("precision"))
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        model: BeniForConditionalGeneration,
+        renderer: Renderer,
+        run: Mapping[str, Any] | None,
+        step: int | None,
+        device: torch.device,
+        precision: Precision | None = None,
+    ) -> Trained:
+        """A model that is at hand: put on its device, and told of its template and processor.
+
+        Args:
+            renderer: of the prompts that it is asked by.
+            precision: None takes that of its weights.
+        """
+        torch.nn.Module.to(model.eval(), device)
         describe(model, renderer)
         model.processor = processor = BeniProcessor(renderer.tokenizer, model.config, model.viewer)
-        return cls(folder, model, processor, run, step, where, precision or compute.get("precision") or _own(model))
+        return cls(folder, model, processor, run, step, device, precision or _own(model))
 
     @property
     def renderer(self) -> Renderer:
@@ -267,7 +290,12 @@ class Trained:
 
 
 def _of_run(
-    folder: Path, run: Mapping[str, Any], checkpoint: str, template: Mapping[str, Any] | None, other_prompt: bool
+    folder: Path,
+    run: Mapping[str, Any],
+    checkpoint: str,
+    template: Mapping[str, Any] | None,
+    other_prompt: bool,
+    average: bool,
 ) -> tuple[BeniForConditionalGeneration, Renderer, int | None]:
     """A run's model at a checkpoint; its last one is that of ``model/`` where checkpoints were removed."""
     renderer = Renderer(load_tokenizer(run["llm"]), dict(template or run["template"]))
@@ -276,12 +304,17 @@ def _of_run(
         raise ResumeError(f"{folder}: {problem}\n  fix: restore {IDENTITY} from a copy, or name {folder / MODEL}")
     if "template_hash" in identity and not other_prompt:
         trained = {"hash": identity["template_hash"], "specimen": identity.get("specimen")}
-        fix = f"restore template and tokenizer as they were, or name {folder / MODEL}, which has its own"
-        require_trained(renderer, trained, str(folder), fix if template is None else LEAVE_OUT)
+        require_trained(renderer, trained, str(folder), _restored(folder) if template is None else LEAVE_OUT)
     if checkpoint == "last" and not checkpoints_in(folder / CHECKPOINTS) and (folder / MODEL).is_dir():
         return *_of_saved(folder / MODEL, checkpoint, template, other_prompt), None
-    model, step = restore(folder, run, checkpoint, average=run["train"]["ema"] > 0)
+    model, step = restore(folder, run, checkpoint, average)
     return model, renderer, step
+
+
+def _restored(folder: Path) -> str:
+    """How the prompts of a run become again what they were."""
+    own = f", or name {folder / MODEL}, which has its own, to talk to it or to evaluate it"
+    return f"restore template and tokenizer as they were{own if (folder / MODEL).is_dir() else ''}"
 
 
 def _of_saved(
@@ -304,6 +337,6 @@ def _of_saved(
     return BeniForConditionalGeneration.from_pretrained(folder).eval(), renderer
 
 
-def _own(model: BeniForConditionalGeneration) -> str:
+def _own(model: BeniForConditionalGeneration) -> Precision:
     """The precision that weights were stored for."""
     return "bf16" if any(p.dtype == torch.bfloat16 for p in model.parameters()) else "fp32"

@@ -52,9 +52,15 @@ def test_only_gateway_and_page_are_reached_from_outside():
 
 
 def test_bases_are_pinned_and_so_is_every_package():
-    bases = [stage.split()[0] for stage in STAGES.values() if not stage.startswith("base ")]
-    assert bases
-    assert all(re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base) for base in bases)
+    before, *_ = DOCKERFILE.partition("\nFROM ")
+    default = re.search(r"^ARG BASE=(python:3\.\d+\.\d+-slim-\w+)$", before, re.M)  # outside of a stage: FROM reads it
+    assert default
+    bases = {stage.split()[0] for stage in STAGES.values()}
+    assert bases == {"${BASE}", "base"}
+    given = [service["build"]["args"] for service in SERVICES.values()]
+    assert given == [{"BASE": f"${{BENI_BASE:-{default[1]}}}"}] * len(SERVICES)
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"python:3[\w.-]+", page)) == {default[1]}  # where the page says how to have its digest
     pinned = {
         line.partition("==")[0].lower().replace("_", "-")
         for line in (ROOT / "constraints.txt").read_text().splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -15,6 +16,16 @@ from support.options_table import options_table, with_table
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PARSED = {
+    "beni.compare": "beni.compare",
+    "beni.diff": "beni.diff",
+    "beni.tradeoff": "beni.tradeoff",
+    "beni.export": "beni.export.__main__",
+    "beni.serve": "beni.serve.__main__",
+    "beni.launch": "beni.launch.__main__",
+    "beni.conformance": "beni.conformance.__main__",
+}
+"""Command -> the module of its parser: those whose command lines hold no run that could be composed."""
 
 
 def _blocks(language: str) -> list[tuple[str, str]]:
@@ -26,22 +37,28 @@ def _blocks(language: str) -> list[tuple[str, str]]:
 
 
 def _commands(module: str) -> list[tuple[str, str]]:
-    return [
-        (page, line.split("#")[0].strip())
-        for page, block in _blocks("bash")
+    """Page and command, without what starts it: an environment variable, srun, torchrun with its options."""
+    asked = re.compile(
+        rf"(?:\w+=\S+ )?(?:srun |\.venv-vllm/bin/)?(?:python|torchrun .+?) -m {re.escape(module)}(?: |$)(.*)"
+    )
+    found = [
+        (page, asked.match(line))
+        for page, block in [*_blocks("bash"), *_blocks("text")]
         for line in block.splitlines()
-        if line.startswith(f"python -m {module}") and "--config-dir" not in line  # those are run, below
+        if "--config-dir" not in line  # those are run, below
     ]
+    return [(page, f"python -m {module} {re.split('#| [|][|] ', one[1])[0].strip()}") for page, one in found if one]
 
 
 def test_the_pages_show_commands_and_code_at_all():
     assert len(_commands("beni.train")) >= 4
-    assert _commands("beni.compare")
+    assert all(map(_commands, ("beni.plan", "beni.look", "beni.evaluate", "beni.chat", *PARSED)))
     assert _blocks("python")
 
 
 @pytest.mark.parametrize(("page", "command"), _commands("beni.train"))
-def test_every_training_command_of_the_pages_composes(page: str, command: str):
+def test_every_training_command_of_the_pages_composes(page: str, command: str, monkeypatch):
+    monkeypatch.setenv("DATA_TOKEN", "...")
     words = [word for word in shlex.split(command)[3:] if not word.startswith("-") and word != "job"]
     sweeps = " -m " in command.partition("beni.train")[2]
     for word in words:  # the values of a sweep one by one
@@ -49,6 +66,41 @@ def test_every_training_command_of_the_pages_composes(page: str, command: str):
         for value in values.split(",") if sweeps else [values]:
             others = (other.split(",")[0] if sweeps else other for other in words if other != word)
             compose([f"{key}={value}", *others])
+
+
+def _settings(code: str) -> list[str]:
+    return [word for word in shlex.split(code) if "=" in word]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        _settings(code)
+        for line in (ROOT / "docs" / "walkthrough.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+        for code in re.findall(r"`([^`]+)`", line.strip("| ").rpartition(" | ")[2])
+        if _settings(code)
+    ],
+    ids=" ".join,
+)
+def test_what_llava_sets_is_set_here_by_what_the_walkthrough_says(settings: list[str]):
+    assert compose(["recipe=llava15", *settings])
+
+
+@pytest.mark.parametrize(("page", "command"), _commands("beni.plan"))
+def test_every_plan_of_the_pages_composes(page: str, command: str):
+    from beni.launch.sweep import named_arms
+    from beni.plan import parser
+
+    arguments = parser().parse_intermixed_args(shlex.split(command)[3:])
+    assert all(compose(arm) for arm in named_arms(arguments.overrides))
+
+
+@pytest.mark.parametrize(
+    ("module", "page", "command"), [(home, *one) for name, home in PARSED.items() for one in _commands(name)]
+)
+def test_every_other_command_of_the_pages_is_one_that_its_program_takes(module: str, page: str, command: str):
+    assert vars(importlib.import_module(module).parser().parse_args(shlex.split(command)[3:]))
 
 
 @pytest.mark.parametrize(("page", "command"), _commands("beni.look"))

@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from PIL import Image as PILImage
 
 from beni.evaluate import main
 from beni.run import train
 from beni.trained import Trained
+from support.evaluations import SHORT, draw_pictures, questions, varied_run
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
-SHORT = "task.new_tokens=6"
 
 
 def evaluated(capsys, *words, code=0):
@@ -71,40 +70,15 @@ def folder(tiny_once, tmp_path_factory):
     """The folder of a run whose weights are so large that its answers vary."""
     run = tiny_once("checkpoint.export=true", "llm.architecture.max_position_embeddings=512", "data.heldout=12")
     run["paths"]["runs"] = str(tmp_path_factory.mktemp("runs"))
-    folder = train(run)
-    trained = Trained.load(folder)
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in trained.model.parameters():
-            if parameter.ndim > 1:
-                parameter.copy_(torch.randn_like(parameter) * 0.3)
-    trained.model.save_pretrained(folder / "model")
-    for checkpoint in (folder / "checkpoints").glob("step_*"):
-        for file in checkpoint.iterdir():
-            file.unlink()
-        checkpoint.rmdir()
-    return folder
+    return varied_run(run)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """data(answer_of, **columns): words of a command that name ten questions with these answers and columns."""
     root = tmp_path_factory.mktemp("data")
-    for i in range(10):
-        PILImage.new("RGB", (24 + 4 * i, 30), (20 * i, 250 - 20 * i, 50)).save(root / f"{i}.png")
-
-    def make(answer_of, **columns):
-        rows = [
-            {"image": f"{i}.png", "question": f"what is it, number {i}?", "answer": answer_of(i)}
-            | {name: of(i) for name, of in columns.items()}
-            for i in range(10)
-        ]
-        path = root / f"rows-{len(list(root.iterdir()))}.json"
-        path.write_text(json.dumps(rows))
-        named = [f"data.columns.{name}={name}" for name in columns]
-        return ["data=vqa", f"data.path={path}", f"data.images={root}", "data.heldout=2", "--split=all", *named]
-
-    return make
+    draw_pictures(root)
+    return lambda answer_of, **columns: questions(root, answer_of, **columns)
 
 
 @pytest.fixture(scope="module")
@@ -210,14 +184,14 @@ def test_an_evaluation_that_was_killed_gives_the_same_file(folder, data, tmp_pat
     done = 0
     until = time.monotonic() + 300
     while done < 12 and process.poll() is None and time.monotonic() < until:
-        if (cut / "progress.json").exists():
-            done = json.loads((cut / "progress.json").read_text())["groups"]
+        if (cut / "journal.jsonl").exists():
+            done = (cut / "journal.jsonl").read_bytes().count(b"\n") - 1
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (cut / "summary.json").exists()
     with (cut / "journal.jsonl").open("a") as file:
-        file.write('{"id": "torn"')
+        file.write('{"group": 12, "rows": [{"id": "torn"')
     summary = evaluated(capsys, *words, f"--out={cut}")
     assert (cut / "scores.jsonl").read_bytes() == (tmp_path / "whole" / "scores.jsonl").read_bytes()
     assert (cut / "summary.json").read_bytes() == (tmp_path / "whole" / "summary.json").read_bytes()

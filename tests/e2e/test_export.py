@@ -203,10 +203,28 @@ def test_a_part_whose_module_is_not_there_names_pythonpath(folder, tmp_path, cap
     frozen = yaml.safe_load((folder / "config.yaml").read_text())
     frozen["resampler"] = {"_target_": "my_absent_package.part.Part"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(frozen))
-    (tmp_path / "checkpoints").symlink_to(folder / "checkpoints")
+    for name in ("checkpoints", "identity.json"):
+        (tmp_path / name).symlink_to(folder / name)
     monkeypatch.setenv("BENI_TRUSTED", "my_absent_package")
     assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "fix: set PYTHONPATH to the folder that holds my_absent_package" in capsys.readouterr().err
+
+
+def test_a_prompt_that_was_not_trained_is_written_only_where_it_is_allowed(folder, tmp_path, capsys):
+    frozen = yaml.safe_load((folder / "config.yaml").read_text())
+    frozen["template"]["system"] = "Be brief."
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(frozen))
+    for name in ("checkpoints", "identity.json", "model"):
+        (tmp_path / name).symlink_to(folder / name)
+    for form in ("pretrained", "native", "gguf"):
+        assert main([str(tmp_path), "--format", form, "--out", str(tmp_path / "refused")]) == 2
+        assert "Be brief." in capsys.readouterr().err.split("the prompt as given")[1]
+    assert not (tmp_path / "refused").exists()
+    assert main([str(tmp_path), "--out", str(tmp_path / "allowed"), "--other-prompt"]) == 0
+    assert "Be brief." in AutoTokenizer.from_pretrained(tmp_path / "allowed").chat_template
+    assert main([str(tmp_path), "--format", "adapters", "--out", str(tmp_path / "adapters")]) == 0
+    assert main([str(tmp_path), "--format", "torchscript", "--other-prompt"]) == 2
+    assert "which holds no prompt" in capsys.readouterr().err
 
 
 def test_a_run_without_adapters_has_none_to_merge(folder, capsys):
@@ -215,7 +233,7 @@ def test_a_run_without_adapters_has_none_to_merge(folder, capsys):
 
 
 def test_where_nothing_can_be_written_is_said_before_the_model_is_built(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("beni.training.checkpoint.restore.restore", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr("beni.trained.restore", lambda *_: pytest.fail("built"))
     (tmp_path / "file").touch()
     assert main([str(folder), "--out", str(tmp_path / "file")]) == 2
     assert "file is no folder" in capsys.readouterr().err

@@ -227,6 +227,8 @@ def test_metrics_health_and_the_document_are_there_and_the_log_holds_no_text(ser
     assert "secret question" not in served[0].said + served[1].said
     assert data_url(PICTURE)[30:60] not in served[0].said + served[1].said
     assert '"route": "/v1/chat/completions", "status": 200' in served[0].said
+    assert "/healthz" not in served[0].said
+    assert "Loading weights" not in served[1].said
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import httpx
 import pytest
 
 from beni.run import train
+from support import browser as chromium
 from support.hostile import encoded, noise
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
@@ -22,21 +22,17 @@ READY = "the page: "
 @pytest.fixture(scope="module")
 def browser(absent):
     """A Chromium of this machine."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
+    pytest.importorskip("playwright.sync_api")
+    path = chromium.program()
+    if path is None:
         absent("no Chromium here")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        )
+    with chromium.browser(path) as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
 def demo(tiny_once, tmp_path_factory):
-    """(process, address of the page) of a demo of a model that says much."""
+    """(process, address of the page, log) of a demo of a model that says much."""
     folder = tmp_path_factory.mktemp("page")
     values = tiny_once("checkpoint.export=true")
     values["paths"]["runs"] = str(folder / "runs")
@@ -49,10 +45,10 @@ def demo(tiny_once, tmp_path_factory):
         assert process.poll() is None, said
         assert time.monotonic() < end, said
         time.sleep(0.2)
-    yield process, said.partition(READY)[2].split()[0]
+    yield process, said.partition(READY)[2].split()[0], log
     if process.poll() is None:
-        process.kill()
-        process.wait()
+        process.terminate()  # a demo that is killed leaves its services
+        process.wait(60)
 
 
 @pytest.fixture
@@ -120,9 +116,12 @@ def test_a_file_that_is_no_image_is_told_and_the_talk_goes_on(demo, browser, tmp
 
 
 def test_ctrl_c_ends_all_services(demo):
-    process, page = demo
+    process, page, log = demo
     assert httpx.get(page).status_code == 200
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
+    said = log.read_text().splitlines()
+    assert [line for line in said if not line.startswith("20")] == []  # no bars, no tracebacks: all lines have a date
+    assert any(line.endswith(" ending") for line in said)
     with pytest.raises(httpx.ConnectError):
         httpx.get(page)

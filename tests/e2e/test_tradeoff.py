@@ -6,13 +6,15 @@ import json
 
 import pytest
 import torch
+import yaml
 
-from beni.evals.tradeoff import NOTHING, load_with_all_tokens
+from beni.errors import ResumeError
+from beni.evals.tradeoff import NOTHING, given_all_tokens
 from beni.measure.latency import alternately, ratio
-from beni.model.modeling import BeniForConditionalGeneration
 from beni.run import train
 from beni.runs.frozen import load_frozen
 from beni.tradeoff import main, tradeoff
+from beni.trained import Trained
 
 SMALL = ("train.steps=2", "optim.lr=1e-2", "checkpoint.every=0", "checkpoint.export=true", "eval.examples=2")
 FINE = "vision.architecture.patch_size=6"
@@ -34,8 +36,8 @@ def test_a_budget_of_all_tokens_changes_nothing(finished):
 
 def test_the_other_model_has_the_weights_and_all_tokens(finished, steps_of):
     folder = finished("selector=random", "selector.keep=2", *DEEP)
-    reduced = BeniForConditionalGeneration.from_pretrained(folder / "model").eval()
-    whole = load_with_all_tokens(folder / "model")
+    reduced = Trained.load(folder).model
+    whole = given_all_tokens(reduced, "it")
     assert all(tensor.equal(whole.state_dict()[name]) for name, tensor in reduced.state_dict().items())
     assert {group: whole.config.parts[group] for group in NOTHING} == NOTHING
     batch = steps_of(load_frozen(folder), whole)[0][0]
@@ -66,10 +68,46 @@ def test_the_table_and_the_json_tell_tokens_flops_time_scores_and_answers(finish
 def test_what_cannot_be_compared_is_refused(finished, capsys):
     assert main([str(finished())]) == 2
     assert "nothing is taken out" in capsys.readouterr().err
-    assert main([str(finished("selector=random", "checkpoint.export=false"))]) == 2
-    assert "holds no saved model" in capsys.readouterr().err
     assert main([str(finished("selector=random")), "--rounds=0"]) == 2
     assert "--rounds=0, expected at least 1" in capsys.readouterr().err
+
+
+def test_a_run_without_a_saved_model_is_compared_by_its_newest_checkpoint(finished):
+    kept = finished("selector=random", "selector.keep=1.0", "train.ema=0.5", "optim.warmup_ratio=0")
+    found = tradeoff(kept, 4, 2, 2).measured
+    (kept / "model").rename(kept / "elsewhere")
+    again = tradeoff(kept, 4, 2, 2).measured
+    assert (again.changed, again.scores) == (0, found.scores)
+    assert again.scores[0] == again.scores[1]
+
+
+def test_all_tokens_have_the_types_of_the_weights(finished):
+    bf16 = ("compute.precision=bf16", "train.plan.vision=frozen", "checkpoint.export=false")
+    reduced = Trained.load(finished("selector=random", "selector.keep=2", *bf16)).model
+    whole = given_all_tokens(reduced, "it")
+    types = {name: parameter.dtype for name, parameter in reduced.named_parameters()}
+    assert set(types.values()) == {torch.float32, torch.bfloat16}
+    assert {name: parameter.dtype for name, parameter in whole.named_parameters()} == types
+
+
+def test_weights_that_are_for_fewer_tokens_are_named(finished):
+    reduced = Trained.load(finished("selector=random", "selector.keep=2")).model
+    weight = reduced.connector.state_dict()
+    name = next(name for name, tensor in weight.items() if tensor.ndim == 2)
+    module, _, last = name.rpartition(".")
+    setattr(reduced.connector.get_submodule(module), last, torch.nn.Parameter(weight[name][:, 1:].clone()))
+    with pytest.raises(ResumeError, match=f"runs/it: the weights of connector are .* such as connector.{name}"):
+        given_all_tokens(reduced, "runs/it")
+
+
+def test_a_run_whose_template_was_edited_is_refused(finished, capsys):
+    folder = finished("selector=random")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["template"]["system"] = "Be brief."
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main([str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "Be brief." in error.split("the prompt as given")[1]
 
 
 def test_calls_take_turns_and_every_second_round_is_turned_round():

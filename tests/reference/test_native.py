@@ -13,7 +13,7 @@ from beni.export.formats import Export
 from beni.export.native import writing
 from beni.export.native.tensors import sized_anew
 from beni.paths import PACKAGE, conf_dir
-from support.native_runs import RECIPES, Recipe, native_run, scrambled_model, tagged_tokenizer
+from support.native_runs import RECIPES, Recipe, as_trained, native_run, scrambled_model, tagged_tokenizer
 
 PAGE = PACKAGE.parent.parent / "docs" / "export.md"
 
@@ -26,7 +26,8 @@ def tagged(tmp_path_factory):
 def exported(run, out, model=None):
     """(native, processor, agreement, family) of what is written."""
     out.mkdir()
-    told = Export(out.parent, run, 1, False, 16, out, lambda *_, **__: None)
+    trained = as_trained(model or scrambled_model(run), run, out.parent)
+    told = Export(trained, False, 16, out, lambda *_, **__: None)
     found = []
 
     def kept(*given):
@@ -36,7 +37,7 @@ def exported(run, out, model=None):
     native_of = writing.native_of
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writing, "native_of", kept)
-        writing.write(model or scrambled_model(run), told)
+        writing.write(told)
     return found[0]
 
 

@@ -10,8 +10,10 @@ import torch
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from beni.config.compose import compose
-from beni.llm.tokenizer import CARRIED
+from beni.data.render.template import Renderer
+from beni.llm.tokenizer import CARRIED, load_tokenizer
 from beni.model.build import build
+from beni.trained import Trained
 from support.shrink import shrink_llm, shrink_stage, shrink_vision
 
 GEMMA = {
@@ -99,10 +101,7 @@ def native_run(name: str, tagged: Path, *overrides: str) -> dict[str, Any]:
     run["vision"] = shrink_vision(run["vision"])
     run["llm"] = shrink_llm(run["llm"])
     if recipe.side is not None:
-        architecture = run["vision"]["architecture"]
-        interpolates = run["vision"]["image_size"] != architecture["image_size"]
-        run["vision"]["image_size"] = recipe.side * architecture["patch_size"]
-        architecture["image_size"] = run["vision"]["image_size"] * (2 if interpolates else 1)
+        set_side(run["vision"], recipe.side)
     if recipe.r is not None:
         run["resampler"]["r"] = recipe.r
     if recipe.llm:
@@ -110,6 +109,20 @@ def native_run(name: str, tagged: Path, *overrides: str) -> dict[str, Any]:
     if recipe.tagged:
         run["llm"]["tokenizer"] = str(tagged)
     return run
+
+
+def set_side(vision: dict[str, Any], side: int) -> None:
+    """Sets so many patches a side of a view; where positions are interpolated, they still are."""
+    architecture = vision["architecture"]
+    interpolates = vision["image_size"] != architecture["image_size"]
+    vision["image_size"] = side * architecture["patch_size"]
+    architecture["image_size"] = vision["image_size"] * (2 if interpolates else 1)
+
+
+def as_trained(model: Any, run: dict[str, Any], folder: Path) -> Trained:
+    """A model of a run as the commands have it, after its first step."""
+    renderer = Renderer(load_tokenizer(run["llm"]), run["template"])
+    return Trained.of(folder, model, renderer, run, 1, torch.device("cpu"))
 
 
 def scrambled_model(run: dict[str, Any]) -> Any:

@@ -68,7 +68,7 @@ class Comparison:
 
     Args:
         notes: the sentences a reader needs before the numbers.
-        ranking: groups of arm labels, the best first; arms of one group cannot be told apart, any two of different
+        ranking: groups of arm labels, the best first; not all arms of one group can be told apart, any two of different
             groups can. ``None`` where the noise supports no such order, or nothing says how large it is.
     """
 

@@ -286,25 +286,32 @@ def headline(comparison: Comparison, budgets: Budgets) -> Sequence[str]:
 
 
 def support(comparison: Comparison) -> str:
-    """What the study supports, in a sentence; an order only where the noise supports it."""
-    if comparison.ranking is not None:
-        order = " > ".join(" ≈ ".join(group) for group in comparison.ranking)
-        return f"Supported order, best first (≈: cannot be told apart): {order}."
-    known = [row for row in comparison.rows if row.difference is not None]
+    """What the study supports: differences to the baseline, and an order only where the noise supports it."""
     if not any(row.arm.finished for row in comparison.rows):
         return "Nothing is finished, so nothing is supported yet."
-    if all(row.difference is None or row.difference.supported is None for row in known):
+    known = [row for row in comparison.rows if row.difference is not None]
+    if comparison.ranking is None and all(not row.difference or row.difference.supported is None for row in known):
         return "No difference is supported: nothing says how large the noise is, so no order of the arms is given."
+    return f"{_against_baseline(known)} {_order(comparison.ranking)}"
+
+
+def _against_baseline(known: Sequence[Row]) -> str:
     clear = [row for row in known if row.difference and row.difference.supported]
-    if not clear:
-        suggested = [row.arm.label for row in known if row.difference and _clear(row.difference)]
-        if suggested:
-            return (
-                "No difference to the baseline is supported once corrected for many tests, so no order of the arms is "
-                f"given. Intervals by themselves are clear of 0: {'; '.join(suggested)}."
-            )
+    if clear:
+        told = "; ".join(f"{row.arm.label} {formats.signed(row.difference.mean)}" for row in clear if row.difference)
+        return f"Supported against the baseline: {told}."
+    suggested = [row.arm.label for row in known if row.difference and _clear(row.difference)]
+    if suggested:
         return (
-            "No difference to the baseline is supported: none is clear of the noise, so no order of the arms is given."
+            "No difference to the baseline is supported once corrected for many tests. Intervals by themselves are "
+            f"clear of 0: {'; '.join(suggested)}."
         )
-    told = "; ".join(f"{row.arm.label} {formats.signed(row.difference.mean)}" for row in clear if row.difference)
-    return f"Supported against the baseline: {told}. The noise supports no order of all arms."
+    return "No difference to the baseline is supported: none is clear of the noise."
+
+
+def _order(ranking: Sequence[Sequence[str]] | None) -> str:
+    if ranking is None:
+        return "The noise supports no order of all arms."
+    groups = [" ≈ ".join(group) for group in ranking]
+    joined = " (≈: not all of these can be told apart)" if max(map(len, ranking)) > 1 else ""
+    return f"Supported order, best first: {' > '.join(groups)}{joined}."

@@ -1,7 +1,8 @@
 """Rows of an evaluation on disk while it goes on, so that one that is killed goes on where it was.
 
 Rows are written in groups, each of which is one batch: a batch decides the last digits of what is in it, so what comes
-after a restart must be the batches that would have come anyway.
+after a restart must be the batches that would have come anyway. Each process of an evaluation writes a file of its own,
+a group a line with the group's number; whatever processes go on read what any have written.
 """
 
 from __future__ import annotations
@@ -13,70 +14,93 @@ from pathlib import Path
 from typing import Any
 
 from beni.errors import ResumeError
-from beni.runs.files import JOURNAL, PROGRESS, SCORES, SUMMARY, read_json, replace, to_json
-from beni.runs.shape import Must
+from beni.runs.backlog import room_for
+from beni.runs.files import SCORES, SUMMARY, journal_name, journals_in, replace, to_json
+from beni.runs.lock import lock_of
+from beni.runs.shape import Must, misfit
 
-_SHAPE = {"settings": Must({}), "groups": Must(int), "bytes": Must(int)}
+Rows = list[dict[str, Any]]
+_HEAD = {"settings": Must({})}
+_GROUP = {"group": Must(int), "rows": Must([{}])}
 
 
 class Journal:
-    """The rows of an evaluation that is under way, or is to begin.
+    """What one process adds to an evaluation that is under way, or is to begin.
 
     Args:
         folder: of the evaluation; it is there.
         settings: all that decides the rows.
+        rank: of the process.
+        before: group -> its rows, of those that were done when the processes began (``read_journals``).
 
     Attributes:
-        groups: that are done; the evaluation goes on with the one of this number.
-        rows: of them, in order.
-
-    Raises:
-        ResumeError: when the folder holds another evaluation, or rows of it are gone.
+        before: as given.
+        groups: what this process has added.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.folder, self.settings = folder, json.loads(json.dumps(settings))
-        self.path = folder / JOURNAL
-        self.groups, self._bytes = 0, 0
-        self.rows: list[dict[str, Any]] = []
-        if (folder / PROGRESS).exists():
-            self._go_on()
+    def __init__(self, folder: Path, settings: Mapping[str, Any], rank: int, before: Mapping[int, Rows]) -> None:
+        self.path = folder / journal_name(rank)
+        self.before = before
+        self.groups: dict[int, Rows] = {}
+        whole = self.path.read_bytes().rfind(b"\n") + 1 if self.path.exists() else 0
+        if whole:
+            with room_for(self.path):
+                os.truncate(self.path, whole)  # a killed process may have written half a line
+        else:
+            with room_for(self.path):
+                self.path.write_text(json.dumps({"settings": dict(settings)}, ensure_ascii=False) + "\n", "utf-8")
 
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes the rows of the next group; once this returns, a kill does not lose them."""
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-        with self.path.open("r+b" if self.path.exists() else "wb") as file:
-            file.truncate(self._bytes)  # what a killed process has written and not counted
-            file.seek(self._bytes)
-            file.write(text)
+    def add(self, group: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the rows of a group; once this returns, a kill does not lose them."""
+        text = json.dumps({"group": group, "rows": rows}, ensure_ascii=False)
+        with room_for(self.path), self.path.open("ab") as file:
+            file.write(text.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self._bytes += len(text)
-        self.groups += 1
-        self.rows += [json.loads(line) for line in text.splitlines()]
-        told = {"settings": self.settings, "groups": self.groups, "bytes": self._bytes}
-        replace(self.folder / PROGRESS, to_json(told))
+        self.groups[group] = json.loads(text)["rows"]
 
-    def close(self, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
-        """Writes scores.jsonl and summary.json in the place of the journal."""
-        replace(self.folder / SCORES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        replace(self.folder / SUMMARY, to_json(summary) + "\n")
-        self.path.unlink(missing_ok=True)
-        (self.folder / PROGRESS).unlink(missing_ok=True)
 
-    def _go_on(self) -> None:
-        told, problem = read_json(self.folder / PROGRESS, _SHAPE)
-        fix = f"remove {self.folder} to begin anew, or name another folder with --out"
-        if problem is not None:
-            raise ResumeError(f"{self.folder}: {problem}\n  fix: {fix}")
-        if told["settings"] != self.settings:
-            ours, theirs = self.settings, told["settings"]
-            differ = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
-            raise ResumeError(
-                f"{self.folder} holds another evaluation: {', '.join(sorted(differ))} differ\n  fix: {fix}"
-            )
-        content = self.path.read_bytes()[: told["bytes"]] if self.path.exists() else b""
-        if len(content) < told["bytes"]:
-            raise ResumeError(f"{self.path} has lost rows that were counted\n  fix: {fix}")
-        self.groups, self._bytes = told["groups"], told["bytes"]
-        self.rows = [json.loads(line) for line in content.splitlines()]
+def read_journals(folder: Path, settings: Mapping[str, Any]) -> dict[int, Rows]:
+    """Group -> its rows, of all groups that any process has written into a folder.
+
+    Raises:
+        ResumeError: when the folder holds another evaluation, or a journal is damaged.
+    """
+    fix = f"remove {folder} to begin anew, or name another folder with --out"
+    groups: dict[int, Rows] = {}
+    for path in journals_in(folder):
+        lines = path.read_bytes().split(b"\n")[:-1]  # what stands behind the last line break was being written
+        for number, line in enumerate(lines, 1):
+            try:
+                told = json.loads(line)
+                problem = misfit(told, _GROUP if number > 1 else _HEAD)
+            except ValueError:
+                told, problem = {}, "it is not JSON"
+            if problem is not None:
+                raise ResumeError(f"{path}: line {number} is damaged: {problem}\n  fix: {fix}")
+            if number > 1:
+                groups[told["group"]] = told["rows"]
+            elif told["settings"] != settings:
+                differ = unlike(settings, told["settings"])
+                raise ResumeError(f"{folder} holds another evaluation: {differ} differ\n  fix: {fix}")
+    return groups
+
+
+def unlike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Names of the settings in which two evaluations differ."""
+    return ", ".join(sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)))
+
+
+def finish(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
+    """Writes scores.jsonl and summary.json in the place of the journals."""
+    with room_for(folder):
+        replace(folder / SCORES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        replace(folder / SUMMARY, to_json(summary) + "\n")
+    remove_journals(folder)
+
+
+def remove_journals(folder: Path) -> None:
+    """Removes what a finished evaluation does not need, or what a kill at its very end has left."""
+    for path in journals_in(folder):
+        path.unlink(missing_ok=True)
+        Path(lock_of(path).lock_file).unlink(missing_ok=True)

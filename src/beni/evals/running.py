@@ -1,4 +1,6 @@
-"""An evaluation by a task: every sample with its own pictures, then with others, in batches that can be resumed."""
+"""An evaluation by a task: every sample with its own pictures, then with others, in batches that several processes may
+share, and that are not scored again after a kill.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from beni.evals.ablations import BLANK, FURTHER, TRUE, Ablation
 from beni.evals.dropping import can_drop, dropping
 from beni.evals.journal import Journal
 from beni.evals.scores import groups, read, row_of
+from beni.evals.sharing import Sharing
 from beni.evals.subject import Asked, Subject
 from beni.evals.tasks.base import (
     Choosy,
@@ -59,32 +62,44 @@ class Running:
     tell: Callable[[str], None]
     told: Callable[[int, int], None]
 
-    def rows(self, journal: Journal) -> list[Row]:
-        """All rows, those that the journal has already among them.
+    def rows(self, journal: Journal, sharing: Sharing) -> list[Row]:
+        """All rows, on every process: those that journals have already, and those that the processes score now.
 
         Raises:
             DataError: when a sample does not fit the task, or none can be read.
             CompositionError: when answers are to be generated and the llm cannot.
+            ResourceError: when another process has ended before it was done.
         """
         self._require()
-        done, number, whole = 0, 0, len(self.samples) * (1 + len(self.ablations))
-        samples = self.samples
+        done, number, turn, whole = 0, 0, 0, len(self.samples) * (1 + len(self.ablations))
+        samples, found = self.samples, []
         for variant in range(1 + len(self.ablations)):
+            sharing.scores(variant)
             ablation = TRUE if variant == 0 else self._ablation(self.ablations[variant - 1], samples)
-            before = len(journal.rows)
+            first = number
             for group in () if ablation is None else self._groups(samples):
+                if number not in journal.before:
+                    if sharing.mine(turn):
+                        self.subject.between()
+                        assert ablation is not None
+                        journal.add(number, [{"step": self.step, **row} for row in self._group(group, ablation)])
+                    turn += 1
                 number += 1
-                if number > journal.groups:
-                    self.subject.between()
-                    assert ablation is not None
-                    journal.add([{"step": self.step, **row} for row in self._group(group, ablation)])
                 done += len(group)
                 self.told(done, whole)
+            rows = self._gathered(range(first, number), journal, sharing)
             if variant == 0:
-                samples = self._read(journal, samples)
-            elif number == journal.groups and ablation is not None:
-                self._tell_missing(journal.rows[before:], samples, ablation)
-        return self._complete(journal.rows)
+                samples = self._read(rows, samples)
+            elif ablation is not None:
+                self._tell_missing(rows, samples, ablation)
+            found += rows
+        return self._complete(found)
+
+    def _gathered(self, numbers: range, journal: Journal, sharing: Sharing) -> list[Row]:
+        """The rows of some groups in their order, whichever process has scored them."""
+        mine = {number: rows for number, rows in journal.groups.items() if number in numbers}
+        whole = {number: rows for each in (journal.before, *sharing.gather(mine)) for number, rows in each.items()}
+        return [row for number in numbers for row in whole[number]]
 
     def _require(self) -> None:
         if strange := [name for name in self.ablations if name not in NAMES]:
@@ -162,9 +177,9 @@ class Running:
     def _markups(self, sample: Sample) -> list:
         return [self.subject.viewer(decode(image)).markup for image in sample.images]
 
-    def _read(self, journal: Journal, samples: Sequence[Sample]) -> Sequence[Sample]:
+    def _read(self, rows: Sequence[Row], samples: Sequence[Sample]) -> Sequence[Sample]:
         """The samples that could be scored as they are: others are not scored otherwise either."""
-        read = {row["id"] for row in journal.rows if row["variant"] == TRUE.name}
+        read = {row["id"] for row in rows}
         if not read:
             raise DataError("no sample has readable images\n  fix: check data.path and data.images")
         if len(read) == len(samples):
@@ -173,10 +188,9 @@ class Running:
         return [sample for sample in samples if sample.id in read]
 
     def _tell_missing(self, rows: Sequence[Row], samples: Sequence[Sample], ablation: Ablation) -> None:
-        scored = sum(row["variant"] == ablation.name for row in rows)
-        if scored < len(samples) and rows:
+        if len(rows) < len(samples) and rows:
             self.tell(
-                f"{len(samples) - scored} samples are not scored {ablation.name}: there is no other image to show"
+                f"{len(samples) - len(rows)} samples are not scored {ablation.name}: there is no other image to show"
             )
 
     def _complete(self, rows: Sequence[Row]) -> list[Row]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 from scipy.stats import binomtest
@@ -22,7 +22,6 @@ from beni.evals.ablations import TRUE
 from beni.evals.scores import score, summarise
 from beni.evals.subject import Asked, Subject
 from beni.measure.latency import Ratio, alternately, ratio
-from beni.model.configuration import BeniConfig
 from beni.model.modeling import BeniForConditionalGeneration
 
 NOTHING = {
@@ -72,26 +71,32 @@ def with_all_tokens(run: Mapping[str, Any]) -> dict[str, Any]:
     return {**run, **NOTHING, "choices": {**run["choices"], **dict.fromkeys(NOTHING, "none")}}
 
 
-def load_with_all_tokens(folder: Path) -> BeniForConditionalGeneration:
-    """A saved model without its selector and pruner.
+def given_all_tokens(model: BeniForConditionalGeneration, named: str) -> BeniForConditionalGeneration:
+    """A model of the same weights, in the same types and on the CPU, without selector and pruner.
+
+    Args:
+        named: how the user named the model.
 
     Raises:
         ResumeError: when parts behind the selector have weights of other shapes for all tokens.
     """
-    config = BeniConfig.from_pretrained(folder)
+    config = deepcopy(model.config)
     config.parts = config.parts | {group: dict(node) for group, node in NOTHING.items()}
+    weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     # a tensor of another shape counts as missing then, which is told below
     read: Any = BeniForConditionalGeneration.from_pretrained(
-        folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+        None, config=config, state_dict=weights, output_loading_info=True, ignore_mismatched_sizes=True
     )
-    model, loaded = read
+    whole, loaded = read
     misfits = sorted({*loaded["missing_keys"], *(entry[0] for entry in loaded["mismatched_keys"])})
     if misfits:
         raise ResumeError(
-            f"{folder}: the weights of {misfits[0].partition('.')[0]} are for as many tokens as the selector leaves, "
+            f"{named}: the weights of {misfits[0].partition('.')[0]} are for as many tokens as the selector leaves, "
             f"such as {misfits[0]}\n  fix: compare with a run of selector=none instead: python -m beni.compare STUDY"
         )
-    return model.eval()
+    for name, parameter in whole.named_parameters():
+        parameter.data = parameter.data.to(weights[name].dtype)
+    return whole.eval()
 
 
 def measure(

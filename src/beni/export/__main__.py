@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from beni.console import unfailing_output
 from beni.errors import BeniError
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
         "--text", type=int, default=16, help="text tokens of the example input of programs (%(default)s)"
     )
     command.add_argument("--shard-size", help="largest file of weights of --format native, for instance 5GB")
+    command.add_argument("--other-prompt", action="store_true", help="allow prompts that differ from those of training")
     command.add_argument("--out", help="folder to write (default: <run>/export/<format>-<step>)")
     command.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to the hub, as a private repository")
     command.add_argument("--public", action="store_true", help="make the repository of --push a public one")
@@ -88,28 +90,27 @@ def export(arguments: argparse.Namespace, show: Callable[..., None]) -> Path:
         BeniError: when the run or its checkpoint cannot be had, or the folder is not empty.
     """
     from beni.analysis.card import Exported, write_card
-    from beni.errors import ConfigError
     from beni.export.formats import Export, writer
     from beni.runs import files
     from beni.runs.backlog import room_for
     from beni.runs.frozen import load_frozen
-    from beni.training.checkpoint.restore import restore
+    from beni.trained import Trained
 
     run = load_frozen(arguments.run)
     averaged = run["train"]["ema"] > 0
     average = averaged if arguments.average is None else arguments.average
-    if FORMATS[arguments.format].needs_adapters and "lora" not in run["train"]["plan"].values():
-        raise ConfigError(f"--format {arguments.format}, but this run has no adapters\n  fix: set --format pretrained")
-    if arguments.shard_size is not None and not FORMATS[arguments.format].shards:
-        able = " or ".join(name for name, form in FORMATS.items() if form.shards)
-        raise ConfigError(
-            f"--shard-size={arguments.shard_size} with --format {arguments.format}, which nothing reads there\n"
-            f"  fix: leave it out, or set --format {able}"
-        )
+    _require_read(arguments, run)
     given = _given(arguments.out)
     if given is not None:
         _require_empty(given)
-    model, step = restore(arguments.run, run, arguments.checkpoint, average)
+    trained = Trained.load(
+        arguments.run,
+        arguments.checkpoint,
+        device="cpu",
+        other_prompt=arguments.other_prompt or not FORMATS[arguments.format].prompts,
+        average=average,
+    )
+    step = cast(int, trained.step)  # that of a checkpoint is known
     kind = "EMA weights" if average else "weights"
     name = f"{arguments.format}-{step}" + ("-weights" if averaged and not average else "")
     out = given or arguments.run / files.EXPORT / name
@@ -117,8 +118,8 @@ def export(arguments: argparse.Namespace, show: Callable[..., None]) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     _require_empty(out)
     show(f"{kind} after step {step}", highlight=False)
-    told = Export(arguments.run, run, step, average, arguments.text, out, show, arguments.shard_size)
-    writer(arguments.format)(model, told)
+    told = Export(trained, average, arguments.text, out, show, arguments.shard_size)
+    writer(arguments.format)(told)
     write_card(
         arguments.run,
         out,
@@ -134,6 +135,29 @@ def export(arguments: argparse.Namespace, show: Callable[..., None]) -> Path:
         ),
     )
     return out
+
+
+def _require_read(arguments: argparse.Namespace, run: Mapping[str, Any]) -> None:
+    """Return when the format has a use for what was asked of it.
+
+    Raises:
+        ConfigError: when it has not.
+    """
+    from beni.errors import ConfigError
+
+    form = FORMATS[arguments.format]
+    if form.needs_adapters and "lora" not in run["train"]["plan"].values():
+        raise ConfigError(f"--format {arguments.format}, but this run has no adapters\n  fix: set --format pretrained")
+    if arguments.shard_size is not None and not form.shards:
+        able = " or ".join(name for name, other in FORMATS.items() if other.shards)
+        raise ConfigError(
+            f"--shard-size={arguments.shard_size} with --format {arguments.format}, which nothing reads there\n"
+            f"  fix: leave it out, or set --format {able}"
+        )
+    if arguments.other_prompt and not form.prompts:
+        raise ConfigError(
+            f"--other-prompt with --format {arguments.format}, which holds no prompt\n  fix: leave it out"
+        )
 
 
 def _given(out: str | None) -> Path | None:

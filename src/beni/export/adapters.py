@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from beni.export.formats import Export
-from beni.model.modeling import BeniForConditionalGeneration
 
 
-def write(model: BeniForConditionalGeneration, export: Export) -> None:
+def write(export: Export) -> None:
     """Writes the adapter folder ``export.out``."""
-    model.save_adapters(export.out)
+    export.trained.model.save_adapters(export.out)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from beni.model.modeling import BeniForConditionalGeneration
+    from beni.trained import Trained
 
 PROGRAMS = (
     "each component (vision, resampler, connector, llm, whole) as a program, and parity.json with its difference from "
@@ -25,11 +25,13 @@ class Format:
         what: it writes.
         needs_adapters: whether only a run with adapters can be written so.
         shards: whether weights can be cut into several files.
+        prompts: whether it holds how the model is asked: a tokenizer with its template.
     """
 
     what: str
     needs_adapters: bool = False
     shards: bool = False
+    prompts: bool = True
 
 
 FORMATS = {
@@ -40,9 +42,9 @@ FORMATS = {
         shards=True,
     ),
     "gguf": Format("llm.gguf and mmproj.gguf for llama.cpp (LLaVA and Idefics3), read back"),
-    "adapters": Format("all but frozen backbones, a few MB"),
-    "torch_export": Format(PROGRAMS),
-    "torchscript": Format(PROGRAMS),
+    "adapters": Format("all but frozen backbones, a few MB", prompts=False),
+    "torch_export": Format(PROGRAMS, prompts=False),
+    "torchscript": Format(PROGRAMS, prompts=False),
 }
 
 
@@ -66,10 +68,8 @@ class Export:
     """What a format is told.
 
     Attributes:
-        folder: of the run.
-        run: the frozen run.
-        step: that the weights are of.
-        average: whether they are the average of the weights.
+        trained: the model, on the CPU, with its processor and run; a format may change it.
+        average: whether its weights are the average of the weights.
         text: tokens of text in the examples of programs.
         out: the folder to write; it is there, and empty.
         findings: filled in by the format.
@@ -77,9 +77,7 @@ class Export:
         show: prints lines and tables of rich.
     """
 
-    folder: Path
-    run: dict[str, Any]
-    step: int
+    trained: Trained
     average: bool
     text: int
     out: Path
@@ -88,6 +86,6 @@ class Export:
     findings: Findings = field(default_factory=Findings)
 
 
-def writer(name: str) -> Callable[[BeniForConditionalGeneration, Export], None]:
+def writer(name: str) -> Callable[[Export], None]:
     """``write`` of a format's file, which is loaded now: the list itself needs no torch."""
     return import_module(f"beni.export.{name}").write

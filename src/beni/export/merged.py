@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from beni.export import pretrained
 from beni.export.formats import Export
-from beni.model.modeling import BeniForConditionalGeneration
 
 
-def write(model: BeniForConditionalGeneration, export: Export) -> None:
+def write(export: Export) -> None:
     """Writes the model without adapters, which it has none of afterwards, and its tokenizer into ``export.out``."""
-    model.merge_adapters()
-    pretrained.write(model, export)
+    export.trained.model.merge_adapters()
+    pretrained.write(export)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from beni.data.render.template import Renderer
 from beni.export.formats import Export
-from beni.llm.tokenizer import load_tokenizer
-from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.saving import save
 
 
-def write(model: BeniForConditionalGeneration, export: Export) -> None:
+def write(export: Export) -> None:
     """Writes model, tokenizer, template and processor into ``export.out``."""
-    save(model, Renderer(load_tokenizer(export.run["llm"]), export.run["template"]), export.out)
+    save(export.trained.model, export.trained.renderer, export.out)

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from beni.export.components import Component, NoComponent, components
 from beni.export.formats import Export
-from beni.model.modeling import BeniForConditionalGeneration
 
 PARITY = "parity.json"
 
@@ -59,9 +58,7 @@ class Parity:
 
 
 @torch.no_grad()
-def write_programs(
-    model: BeniForConditionalGeneration, export: Export, kind: str, suffix: str, make: Maker
-) -> list[Parity]:
+def write_programs(export: Export, kind: str, suffix: str, make: Maker) -> list[Parity]:
     """Writes every component into ``export.out``, and shows how near to eager it is.
 
     Args:
@@ -70,13 +67,14 @@ def write_programs(
         make: how one becomes a program.
     """
     found = []
-    for part in components(model, export.text):
+    for part in components(export.trained.model, export.text):
         if isinstance(part, NoComponent):
             found.append(Parity(part.name, None, [], [], reason=part.reason))
             continue
         export.show(f"{part.name} ...", style="dim")
         found.append(compared(part, export.out / f"{part.name}{suffix}", make))
-    told = {"run": export.folder.name, "step": export.step, "average": export.average, "format": kind}
+    trained = export.trained
+    told = {"run": trained.folder.name, "step": trained.step, "average": export.average, "format": kind}
     told |= {"components": [one.to_dict() for one in found]}
     (export.out / PARITY).write_text(json.dumps(told, indent=1))
     export.show(parity_table(found))

@@ -11,12 +11,11 @@ from torch import Tensor
 from beni.export.components import Component
 from beni.export.formats import Export
 from beni.export.programs import quiet, said, write_programs
-from beni.model.modeling import BeniForConditionalGeneration
 
 
-def write(model: BeniForConditionalGeneration, export: Export) -> None:
+def write(export: Export) -> None:
     """Writes a program for each component, and parity.json, into ``export.out``."""
-    write_programs(model, export, "torch_export", ".pt2", exported)
+    write_programs(export, "torch_export", ".pt2", exported)
 
 
 def exported(part: Component, path: Path) -> tuple[Callable[..., Tensor], str | None]:

@@ -70,5 +70,5 @@ def chat_template(jinja: str, system: str | None, end: str = "") -> str:
 
 
 def _quoted(text: str) -> str:
-    """A string of Jinja, which has the escapes of JSON's."""
-    return json.dumps(text)
+    """A string of Jinja, which has the escapes of JSON's; llama.cpp's Jinja has none for characters beyond ASCII."""
+    return json.dumps(text, ensure_ascii=False)

@@ -94,12 +94,14 @@ def require_fields(run: Mapping[str, Any]) -> None:
 def fields_of(kind: type[PreTrainedConfig]) -> set[str]:
     """Fields that a config class takes: its own, their other names, and those that older models have."""
     known = {field.name for field in fields(kind)} | set(kind.attribute_map) | set(vars(kind())) | {"model_type"}
-    known |= set(signature(kind.__init__).parameters) | OLDER
+    known |= set(signature(kind.__init__).parameters) | OLDER | UNDECLARED.get(kind.model_type, set())
     return known | ROPE if "rope_parameters" in known else known
 
 
 OLDER = {"torch_dtype", "_attn_implementation", "attn_implementation", "transformers_version", "auto_map"}
 """Fields that every config takes though no class declares them."""
+UNDECLARED = {kind: {"vision_use_head"} for kind in ("siglip_vision_model", "siglip2_vision_model")}
+"""Fields that a model reads, and that its config declares only in newer versions of transformers."""
 ROPE = {"rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor", "rotary_emb_base", "rotary_pct"}
 """Older names of what is in ``rope_parameters``, which transformers moves there."""
 

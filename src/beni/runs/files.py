@@ -23,7 +23,7 @@
         export/                 what beni.export writes, each with its README.md (analysis/card.py)
         profile/                traces of the steps in log.profile
         evaluations/<name>/     what beni.evaluate has scored: scores.jsonl and summary.json; while it goes on,
-                                journal.jsonl and progress.json (evals/journal.py)
+                                journal.jsonl, journal-1.jsonl ... of its processes (evals/journal.py)
 
 What stands within a checkpoint is named in training/checkpoint/files.py.
 """
@@ -67,11 +67,8 @@ CARD = "README.md"
 PROFILE = "profile"
 EVALUATIONS = "evaluations"
 SUMMARY = "summary.json"
-JOURNAL = "journal.jsonl"
-"""The rows of an evaluation that is under way."""
-PROGRESS = "progress.json"
-"""How much of it counts."""
 
+_JOURNAL = "journal"
 _STEP = "step_"
 _PARTIAL = ".partial"
 
@@ -85,6 +82,16 @@ def checkpoints_in(root: Path) -> dict[int, Path]:
     """Step -> folder, of all checkpoints below ``root``, in order."""
     found = ((path.name.removeprefix(_STEP), path) for path in sorted(root.glob(f"{_STEP}*")))
     return {int(step): path for step, path in found if re.fullmatch(r"[0-9]{8,}", step) and path.is_dir()}
+
+
+def journal_name(rank: int) -> str:
+    """The file of the rows that a process of an evaluation has scored while it is under way."""
+    return f"{_JOURNAL}-{rank}.jsonl" if rank else f"{_JOURNAL}.jsonl"
+
+
+def journals_in(folder: Path) -> list[Path]:
+    """Those of all processes that have worked at the evaluation of a folder."""
+    return sorted(folder.glob(f"{_JOURNAL}*.jsonl"))
 
 
 def replace(path: Path, text: str) -> None:

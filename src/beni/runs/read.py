@@ -43,6 +43,7 @@ NOT_IN_LABELS = frozenset({"experiment", "launcher", "tracker", "recipe"})
 
 _RUN_FILES = (STATUS, IDENTITY, CONFIG)
 _NAME = re.compile(r"^(?P<choices>.*?)-s(?P<seed>\d+)-[0-9a-f]{6,}$")
+_RESULT = re.compile(r"\bResult \(\d{4}-\d\d-\d\d")
 _ABSENT = object()
 
 
@@ -134,8 +135,13 @@ class Run:
 
     @property
     def hypothesis(self) -> str | None:
-        """What the experiment of the run was to show, in its own words; None where it had none."""
-        return self.identity.get("hypothesis")
+        """What the experiment of the run was to show, in its own words; None where it had none.
+
+        The result of an earlier time (``Result (2026-11-30): ...``), which the file had when the run began, is left
+        out: it is not this run's.
+        """
+        told = self.identity.get("hypothesis")
+        return _RESULT.split(told)[0].rstrip() or None if isinstance(told, str) else None
 
     @cached_property
     def spec(self) -> Mapping[str, Any]:

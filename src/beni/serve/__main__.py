@@ -129,6 +129,8 @@ def worker(arguments: argparse.Namespace) -> None:
     """
     import asyncio
 
+    from transformers.utils.logging import disable_progress_bar
+
     from beni.distributed.environment import read_environment
     from beni.distributed.host import use_host
     from beni.serve.worker import serve_worker
@@ -138,6 +140,7 @@ def worker(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and not value >= least:
             raise ConfigError(f"--{name}={value}, expected at least {least:g}")
+    disable_progress_bar()
     trained = Trained.load(arguments.run, arguments.checkpoint, device=arguments.device, precision=arguments.precision)
     use_host(read_environment(trained.device.type), arguments.threads)
     made = partial(_engine, arguments, trained)

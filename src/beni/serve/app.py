@@ -6,6 +6,7 @@ import base64
 import io
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ FONTS = ["system-ui", "sans-serif"]
 MONO = ["ui-monospace", "monospace"]
 """Fonts of the reader's machine: a page that fetches them from elsewhere is slow, and broken without a network."""
 HEIGHT = "calc(100vh - 150px)"
-CSS = "footer {display: none !important}"
 
 
 class Page:
@@ -148,7 +148,8 @@ def serve_app(gateway: str, key: str | None, host: str, port: int, examples: Pat
     page = Page(Client(gateway, key), examples)
     theme = Default(font=FONTS, font_mono=MONO)
     folders = [str(examples.resolve())] if examples is not None else []
-    page.build().queue(default_concurrency_limit=16).launch(
+    shown = page.build().queue(default_concurrency_limit=16)
+    shown.launch(
         server_name=host,
         server_port=port or None,
         quiet=True,
@@ -158,9 +159,14 @@ def serve_app(gateway: str, key: str | None, host: str, port: int, examples: Pat
         max_file_size=LARGEST,
         allowed_paths=folders,
         theme=theme,
-        css=CSS,
+        footer_links=[],
         run_history=False,
+        prevent_thread_lock=True,
     )
+    try:
+        threading.Event().wait()
+    finally:
+        shown.close(verbose=False)
 
 
 def _opened(url: str) -> PILImage.Image:

@@ -39,8 +39,10 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
     Raises:
         ResourceError: when a service ends by itself.
-        ConfigError: when a number is wrong.
+        ConfigError: when a number is wrong, or there is no such folder.
     """
+    if not arguments.run.is_dir():
+        raise ConfigError(f"{arguments.run} is no folder\n  fix: name the folder of a run, or its model/")
     if arguments.workers < 1:
         raise ConfigError(f"--workers={arguments.workers}, expected at least 1")
     ports = free_ports([arguments.port, arguments.gateway_port, *[0] * arguments.workers])
@@ -49,6 +51,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     services, drawn = Services(), tempfile.TemporaryDirectory(prefix="beni-examples-")
     with handling((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), _stop):
         try:
+            log.info("starting %s", arguments.run)
             for url, port in zip(workers, ports[2:], strict=True):
                 services.start("worker", [*_of_model(arguments), "--port", str(port)], f"{url}/healthz")
             services.start("gateway", ["--workers", ",".join(workers), "--port", str(ports[1])], f"{gateway}/healthz")

@@ -1,7 +1,8 @@
 """The gateway: OpenAI's chat completions over HTTP, in front of workers.
 
 It checks who asks and what, fetches images, and relays answers. A request is logged as one line of JSON with its
-number, who asked (the name of a key, never the key), status, seconds and tokens; texts and images are not.
+number, who asked (the name of a key, never the key), status, seconds and tokens; texts and images are not, and neither
+are requests of programs that watch it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ log = logging.getLogger("beni.serve.gateway")
 CHAT, LOOK = "/v1/chat/completions", "/v1/look"
 UNASKED = 256
 """New tokens of an answer, at most, where the request does not say."""
+WATCHED = ("/healthz", "/metrics")
+"""Asked every few seconds by programs that look whether the gateway is there; the log is about what people ask."""
 GONE = 499
 """Status in the log of a request whose client has gone."""
 
@@ -224,7 +227,7 @@ class Gateway:
         self.metrics.answered.labels(route, status).inc()
         self.metrics.seconds.labels(route).observe(took)
         told = {"id": number, "asker": asker, "route": route, "status": status, "seconds": round(took, 4)}
-        log.info("%s", json.dumps(told | line))
+        log.log(logging.DEBUG if route in WATCHED else logging.INFO, "%s", json.dumps(told | line))
 
     def _failed(self, error: Exception) -> Response:
         """Any error in the form of OpenAI's API."""

@@ -10,16 +10,18 @@ input.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import _lru_cache_wrapper
 from types import FunctionType
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 from beni.nn.batch_norm import flattened
 
@@ -37,10 +39,11 @@ def dry_run(model: nn.Module) -> Iterator[None]:
     transformers keeps what some methods return by the shape alone (BEiT's relative positions), so a tensor without
     values would turn up in the next call with values, which are then whatever lies in memory. Models that take a mask
     of patches (Idefics2 and 3, SmolVLM) look whether it is full, unless they are being traced: fake tensors say so.
+    Before transformers 5.23 they take the patches that it holds, whose number fake tensors do not know: all.
     """
     masked = "patch_attention_mask" in inspect.signature(model.forward).parameters
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) if masked else nullcontext():
+        with FakeTensorMode(allow_non_fake_inputs=True) if masked else nullcontext(), FullMasks():
             yield
     finally:
         for kind in {type(module) for module in model.modules()}:
@@ -49,6 +52,23 @@ def dry_run(model: nn.Module) -> Iterator[None]:
                 for cached in _closed_over(function):
                     if isinstance(cached, _lru_cache_wrapper):
                         cached.cache_clear()
+
+
+class FullMasks(TorchFunctionMode):
+    """Inside the block, ``x[mask]`` and ``x[mask] = value`` of a boolean mask without values take it to be full."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func not in (Tensor.__getitem__, Tensor.__setitem__) or not _valueless_mask(args[1]):
+            return func(*args, **kwargs or {})
+        if func is Tensor.__setitem__:
+            return None  # there are no values to put anywhere
+        return args[0].flatten(0, args[1].ndim - 1)
+
+
+def _valueless_mask(index: object) -> bool:
+    return isinstance(index, Tensor) and index.dtype == torch.bool and index.ndim > 0 and index.is_meta
 
 
 def _closed_over(function: object) -> list[object]:

@@ -166,3 +166,21 @@ def test_whiskers_draw_every_seed_and_nothing_without_rows():
     drawn = str(whiskers([Whisker("a", "t", 0.1, 0.0, 0.2, (0.05, 0.1, 0.15))], label="x"))
     assert re.search(r'seed" d="(M[0-9.]+ 12h0){3}"', drawn)
     assert whiskers([], label="x") == ""
+
+
+def test_an_order_stands_beside_what_is_supported_against_the_baseline(make_run):
+    for seed, more in enumerate((0.0, 0.025, -0.025, 0.05, 0.0, -0.1)):
+        make_run("none", seed, right=0.5)
+        make_run("perceiver", seed, right=0.8 + 0.025 * (seed % 2))
+        study = make_run("avg_pool", seed, right=0.5 + more).parent
+    assert told(study)[1] == (
+        "Supported against the baseline: resampler=perceiver +0.312. Supported order, best first: "
+        "resampler=perceiver > resampler=none ≈ resampler=avg_pool (≈: not all of these can be told apart)."
+    )
+
+
+def test_without_an_order_it_is_said_that_the_noise_supports_none(study):
+    assert told(study)[1].startswith("No difference to the baseline is supported")
+    assert told(study)[1].endswith(
+        "Intervals by themselves are clear of 0: resampler=perceiver. The noise supports no order of all arms."
+    )

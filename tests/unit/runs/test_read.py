@@ -126,3 +126,17 @@ def test_a_run_that_waits_for_its_turn_has_no_identity_yet_and_is_not_damaged(ma
             (folder / name).unlink(missing_ok=True)
     assert collect_run(waiting).problems == ()
     assert "identity.json cannot be read" in collect_run(lost).problems[0]
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("Question: which? Result (2026-11-30, of then): 0.5. More.", "Question: which?"),
+        ("Result (2026-11-30): 0.5", None),
+        ("The Result (of all) counts.", "The Result (of all) counts."),
+        (None, None),
+        (7, None),
+    ],
+)
+def test_the_question_of_a_run_is_shown_without_an_earlier_result(make_run, told, shown):
+    assert collect_run(make_run(identity={"hypothesis": told})).hypothesis == shown

@@ -17,7 +17,6 @@ from beni.export.gguf.content import Content, differences, library, write_file
 from beni.export.gguf.llm import llm_content
 from beni.export.gguf.vocabulary import vocabulary_fields
 from beni.export.native.writing import native_of, report
-from beni.model.modeling import BeniForConditionalGeneration
 
 LLM, MMPROJ = "llm.gguf", "mmproj.gguf"
 
@@ -45,7 +44,7 @@ PROJECTORS = {
 }
 
 
-def write(model: BeniForConditionalGeneration, export: Export) -> None:
+def write(export: Export) -> None:
     """Writes ``llm.gguf`` and ``mmproj.gguf`` into ``export.out`` and reads them back.
 
     Raises:
@@ -54,7 +53,7 @@ def write(model: BeniForConditionalGeneration, export: Export) -> None:
         WeightsError: when the package ``gguf`` is not installed.
     """
     library()
-    native, processor, found, family = native_of(model, export)
+    native, processor, found, family = native_of(export.trained)
     name = family.architecture.__name__
     if name not in PROJECTORS:
         raise CompositionError(
@@ -86,7 +85,7 @@ def contents(
     }
     llm = llm_content(native.config.get_text_config(), inner)
     size = native.config.get_text_config().vocab_size
-    llm.fields |= {"general.name": export.folder.name, "general.type": "model"}
+    llm.fields |= {"general.name": export.trained.folder.name, "general.type": "model"}
     generation: Any = native.generation_config
     ends = SpecialTokens(
         image=cast(Any, native.config).image_token_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any, cast
 
 import torch
@@ -21,31 +22,29 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from beni.data.render.template import Renderer
-from beni.data.render.tokens import SpecialTokens, resolve_tokens
+from beni.data.render.tokens import SpecialTokens
 from beni.errors import CompositionError
 from beni.export.formats import Export
 from beni.export.native.base import Family, Vocabulary
 from beni.export.native.comparing import Agreement, compare_models, compare_processors, prompts
 from beni.export.native.families import family_of
 from beni.export.native.tensors import with_rows
-from beni.llm.tokenizer import load_tokenizer
 from beni.model.chat_template import STRIPPED, chat_template
 from beni.model.modeling import BeniForConditionalGeneration
-from beni.model.processing import BeniProcessor
 from beni.model.saving import generation_defaults
+from beni.trained import Trained
 
 UNREAD = (".pooler.", ".head.")
 """Parts of encoders that no class of a family reads; a run that did not build them has no weights for them."""
 
 
-def write(model: BeniForConditionalGeneration, export: Export) -> None:
+def write(export: Export) -> None:
     """Writes model, processor, tokenizer and generation config into ``export.out``.
 
     Raises:
         CompositionError: E-NATIVE when no class is this composition, or one says something else than the run.
     """
-    native, processor, found, family = native_of(model, export)
+    native, processor, found, family = native_of(export.trained)
     shards: dict[str, Any] = {} if export.shard_size is None else {"max_shard_size": export.shard_size}
     with unannounced():
         native.save_pretrained(export.out, **shards)
@@ -54,27 +53,21 @@ def write(model: BeniForConditionalGeneration, export: Export) -> None:
     report(family, found, processor, export)
 
 
-def native_of(
-    model: BeniForConditionalGeneration, export: Export
-) -> tuple[PreTrainedModel, ProcessorMixin, Agreement, Family]:
+def native_of(trained: Trained) -> tuple[PreTrainedModel, ProcessorMixin, Agreement, Family]:
     """The run as a class of transformers, compared with it.
 
     Raises:
         CompositionError: E-NATIVE as ``write``.
     """
-    model = model.eval().float()
+    model, renderer = trained.model.float(), trained.renderer
     model.merge_adapters()
     family = family_of(model)
-    renderer = Renderer(load_tokenizer(export.run["llm"]), export.run["template"])
     template = chat_template(renderer.jinja, renderer.settings["system"], STRIPPED)
-    processor = family.processor(model, own_tokenizer(export, template), template)
+    processor = family.processor(model, own_tokenizer(renderer.tokenizer, template), template)
     vocabulary = vocabulary_of(model, cast(Any, processor).tokenizer)
     native = built(family, model, vocabulary)
     native.generation_config = generation(renderer.tokens, vocabulary)
-    model.generation_config = generation_defaults(renderer.tokens)
-    model.config.template = renderer.settings | {"jinja": renderer.jinja, "hash": renderer.hash()}
-    own = BeniProcessor(renderer.tokenizer, model.config, model.viewer)
-    asked = prompts(model, own, family)
+    asked = prompts(model, trained.processor, family)
     found = compare_models(model, native, family, asked, vocabulary.trained)
     require_equal(family, found)
     processor = reloaded(processor, native)
@@ -139,13 +132,12 @@ def unannounced() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def own_tokenizer(export: Export, template: str) -> PreTrainedTokenizerBase:
-    """The run's tokenizer with its placeholder and template, for the exported folder alone."""
-    tokenizer = load_tokenizer(export.run["llm"])
-    resolve_tokens(tokenizer)
-    tokenizer.padding_side = "left"
-    tokenizer.chat_template = template
-    return tokenizer
+def own_tokenizer(tokenizer: PreTrainedTokenizerBase, template: str) -> PreTrainedTokenizerBase:
+    """The run's tokenizer with another template, for the exported folder alone."""
+    own = deepcopy(tokenizer)
+    own.padding_side = "left"
+    own.chat_template = template
+    return own
 
 
 def reloaded(processor: ProcessorMixin, native: PreTrainedModel) -> ProcessorMixin:

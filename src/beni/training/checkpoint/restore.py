@@ -60,7 +60,7 @@ def restore(
 def _step(root: Path, which: str) -> int:
     there = steps(root)
     if not there:
-        raise ResumeError(f"{root.parent} has no checkpoint")
+        raise ResumeError(f"{root.parent} has no checkpoint\n  fix: wait until it has saved one, or name another run")
     if which in ("last", "newest"):
         return there[-1]
     if which == "best":

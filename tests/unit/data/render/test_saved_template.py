@@ -96,3 +96,9 @@ def test_a_text_that_spells_a_control_token_is_refused_as_text_and_kept_as_ids(r
 def test_quotes_line_breaks_and_other_alphabets_in_a_system_message_survive(renderer_of, talk):
     renderer = renderer_of("embedded", "chatml", system='Say "so";\nnot {{ it }} – 赤い \\ end.')
     holds_for(renderer, talk("one", "which?", "red"))
+
+
+def test_a_saved_template_escapes_no_character_since_llama_cpp_reads_no_such_escape():
+    saved = chat_template("{{ messages[0].content }}", "Antworte kurz: \u8d64\u3044, caf\u00e9.")
+    assert "\\u" not in saved
+    assert "\u8d64\u3044, caf\u00e9" in saved
