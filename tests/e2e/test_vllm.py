@@ -46,7 +46,7 @@ def test_recipes_answer_through_vllm_with_the_ids_of_beni(vllm):
     assert told["same"] == told["asked"] == 3, told
 
 
-@pytest.mark.parametrize("name", ["llava15", "idefics3"])
+@pytest.mark.parametrize("name", ["idefics3", "smolvlm"])
 def test_vllm_alone_answers_from_an_export_as_the_run_does(vllm, name, tmp_path):
     run = native_run(name, tagged_tokenizer(tmp_path / "tagged"))
     run["llm"]["architecture"] |= HEADS | {"max_position_embeddings": 2048}

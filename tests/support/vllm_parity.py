@@ -109,7 +109,8 @@ def small(words: list[str], family: str = "llama") -> dict[str, Any]:
     run["vision"], run["llm"] = shrink_vision(run["vision"]), shrink_llm(run["llm"])
     if run["vision"].get("levels"):
         run["vision"]["levels"] = list(range(len(run["vision"]["levels"])))
-    wished = run["llm"]["architecture"] | HEAD | {"intermediate_size": 128, "max_position_embeddings": 4096}
+    own = {key: value for key, value in run["llm"]["architecture"].items() if key != "tie_word_embeddings"}
+    wished = own | HEAD | {"intermediate_size": 128, "max_position_embeddings": 4096}
     known = fields_of(CONFIG_MAPPING[family])
     run["llm"]["architecture"] = {key: value for key, value in wished.items() if key in known} | {"model_type": family}
     run["template"]["max_length"] = 4096

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from beni.errors import BeniError, CompositionError, ConfigError
+from beni.errors import BeniError, CompositionError, ConfigError, ResourceError
 from beni.model.speaking import Row, Sampling
 from beni.serve.asking import facts_of, message_of, sampling_of
 from beni.serve.batching import told
@@ -52,6 +52,7 @@ class VllmEngine:
     Raises:
         ConfigError: when vLLM is not installed.
         CompositionError: when vLLM cannot have this model's llm.
+        ResourceError: when vLLM does not start.
     """
 
     def __init__(self, trained: Trained, model: str, most: int, waiting: int, parallel: int = 1) -> None:
@@ -201,7 +202,13 @@ def _started(trained: Trained, folder: Path, most: int, parallel: int) -> Any:
         enable_prefix_caching=False,  # prompts of embeddings have no ids to be found by
         disable_log_stats=True,
     )
-    return AsyncLLM.from_engine_args(arguments)
+    try:
+        return AsyncLLM.from_engine_args(arguments)
+    except Exception as error:  # of many kinds: memory, an architecture or sizes that it has not
+        raise ResourceError(
+            f"vLLM has not started with the llm of this model ({error})\n"
+            "  fix: read what it has printed above; or serve with --engine transformers"
+        ) from error
 
 
 def save_llm(trained: Trained, folder: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
 from beni.data.render.template import Renderer
-from beni.errors import CompositionError, ConfigError
+from beni.errors import CompositionError, ConfigError, ResourceError
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build
 from beni.model.processing import BeniProcessor
@@ -65,3 +66,27 @@ def test_without_vllm_the_way_to_it_is_named(random_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ConfigError, match=r"needs the package vllm.*\n  fix: make vllm"):
         VllmEngine(random_model(), "tiny", 1, 1)
+
+
+def test_an_engine_that_does_not_start_is_told_and_leaves_no_files(random_model, monkeypatch):
+    def failing(*_):
+        raise RuntimeError("no memory")
+
+    stand_in = types.SimpleNamespace(
+        AsyncEngineArgs=lambda **given: folders.append(Path(given["model"])),
+        AsyncLLM=types.SimpleNamespace(from_engine_args=failing),
+    )
+    folders = []
+    for name in (
+        "vllm",
+        "vllm.engine",
+        "vllm.engine.arg_utils",
+        "vllm.v1",
+        "vllm.v1.engine",
+        "vllm.v1.engine.async_llm",
+    ):
+        monkeypatch.setitem(sys.modules, name, stand_in)
+    with pytest.raises(ResourceError, match=r"has not started .*no memory.*\n  fix: .*--engine transformers"):
+        VllmEngine(random_model(), "tiny", 1, 1)
+    assert len(folders) == 1
+    assert not folders[0].exists()
