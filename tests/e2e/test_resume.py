@@ -39,9 +39,9 @@ def only(runs: Path) -> Path:
 
 
 def losses(runs: Path) -> list[tuple[int, str]]:
-    """(step, the digits of the loss and of the gates' multiplier as they stand in the file)."""
-    rows = []
-    for line in (only(runs) / "metrics.jsonl").read_text().splitlines():
+    """(step, the digits of the loss and of the gates' multiplier as they stand in the file), but for half a line."""
+    rows, lines = [], (only(runs) / "metrics.jsonl").read_text().splitlines(keepends=True)
+    for line in (line for line in lines if line.endswith("\n")):
         values = json.loads(line, parse_float=str)
         if "train/loss" in values:
             rows.append((values["step"], f"{values['train/loss']} {values['train/selector/multiplier']}"))

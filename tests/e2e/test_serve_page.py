@@ -61,20 +61,14 @@ def picture(tmp_path):
     return tmp_path / "noise.png"
 
 
-@pytest.mark.browser
-@pytest.mark.slow
-def test_an_uploaded_image_is_answered_in_pieces_and_what_was_seen_is_drawn(demo, browser, picture, tmp_path):
-    page = browser.new_page(viewport={"width": 1280, "height": 860})
-    complaints, hosts = [], set()
-    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
-    page.goto(demo[1])
+def asked(page, address, picture):
+    """Lengths of the answer to a question about an image while it comes, drawn at a temperature that makes it long."""
+    page.goto(address)
     page.wait_for_selector("#ask textarea", timeout=60_000)
     page.wait_for_selector("button.example", timeout=20_000)  # held-out images of the run
     page.wait_for_function("document.querySelector('#model input').value == 'tiny'", timeout=20_000)
     page.get_by_text("Settings", exact=True).click()
-    page.get_by_label("number input for Temperature").fill("2")  # a long answer: the end is one token of many
+    page.get_by_label("number input for Temperature").fill("2")
     page.set_input_files("#ask input[type=file]", str(picture))
     page.wait_for_selector("#ask .thumbnails, #ask img", timeout=20_000)
     page.fill("#ask textarea", "What is in the image?")
@@ -83,8 +77,23 @@ def test_an_uploaded_image_is_answered_in_pieces_and_what_was_seen_is_drawn(demo
     while not page.locator("#seen img").count():
         bots = page.locator("#talk .bot")
         lengths.append(len(bots.last.inner_text()) if bots.count() else 0)
-        assert time.monotonic() < end, complaints
+        assert time.monotonic() < end, lengths
         time.sleep(0.03)
+    return lengths
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_an_uploaded_image_is_answered_in_pieces_and_what_was_seen_is_drawn(demo, browser, picture, tmp_path):
+    page = browser.new_page(viewport={"width": 1280, "height": 860})
+    complaints, hosts = [], set()
+    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
+    for _ in range(10):  # an answer that is drawn may end at once
+        lengths = asked(page, demo[1], picture)
+        if lengths[-1] > 60:
+            break
     page.screenshot(path=tmp_path / "page.png")
     assert len(set(lengths)) > 4, lengths
     assert page.locator("#talk .user img").count() == 1

@@ -41,10 +41,10 @@ def run_demo(arguments: argparse.Namespace) -> None:
         ResourceError: when a service ends by itself.
         ConfigError: when a number is wrong, or there is no such folder.
     """
-    if not arguments.run.is_dir():
-        raise ConfigError(f"{arguments.run} is no folder\n  fix: name the folder of a run, or its model/")
     if arguments.workers < 1:
         raise ConfigError(f"--workers={arguments.workers}, expected at least 1")
+    if not arguments.run.is_dir():
+        raise ConfigError(f"{arguments.run} is no folder\n  fix: name the folder of a run, or its model/")
     ports = free_ports([arguments.port, arguments.gateway_port, *[0] * arguments.workers])
     workers = [f"http://{HOST}:{port}" for port in ports[2:]]
     gateway = f"http://{HOST}:{ports[1]}"
