@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from datasets import Dataset, Features, Image, List, Value
 
@@ -18,8 +16,8 @@ from beni.data.images import decode
 from beni.evaluate import main
 from beni.model.speaking import Sampling
 from beni.paths import PACKAGE
-from beni.run import train
 from beni.trained import Trained
+from support.evaluations import varied_run
 
 LMMS = PACKAGE.parent.parent / ".venv-lmms" / "bin" / "python"
 HELD_OUT, NEW = 12, 12
@@ -45,16 +43,7 @@ def folder(tiny_once, tmp_path_factory):
         "checkpoint.export=true", "llm.architecture.max_position_embeddings=512", f"data.heldout={HELD_OUT}"
     )
     run["paths"]["runs"] = str(tmp_path_factory.mktemp("runs"))
-    folder = train(run)
-    trained = Trained.load(folder)
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in trained.model.parameters():
-            if parameter.ndim > 1:
-                parameter.copy_(torch.randn_like(parameter) * 0.3)
-    trained.model.save_pretrained(folder / "model")
-    shutil.rmtree(folder / "checkpoints")
-    return folder
+    return varied_run(run)
 
 
 @pytest.fixture(scope="module")

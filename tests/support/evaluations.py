@@ -16,15 +16,20 @@ from beni.trained import Trained
 SHORT = "task.new_tokens=6"
 
 
-def varied_run(run: dict[str, Any]) -> Path:
-    """Trains a run, and gives its saved model weights so large that its answers vary; its checkpoints are removed."""
-    folder = train(run)
-    trained = Trained.load(folder)
+def vary(trained: Trained) -> None:
+    """Gives a model weights so large that its answers vary."""
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in trained.model.parameters():
             if parameter.ndim > 1:
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
+
+
+def varied_run(run: dict[str, Any]) -> Path:
+    """Trains a run, and gives its saved model weights so large that its answers vary; its checkpoints are removed."""
+    folder = train(run)
+    trained = Trained.load(folder)
+    vary(trained)
     trained.model.save_pretrained(folder / "model")
     for checkpoint in (folder / "checkpoints").glob("step_*"):
         for file in checkpoint.iterdir():

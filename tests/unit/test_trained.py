@@ -19,6 +19,7 @@ from beni.model.saving import save
 from beni.model.speaking import Sampling
 from beni.run import train
 from beni.trained import Trained
+from support.evaluations import vary
 
 SETTINGS = (
     "checkpoint.export=true",
@@ -61,11 +62,7 @@ def copied(folder, tmp_path):
 def talkative(folder):
     """The trained model with weights so large that its answers vary."""
     trained = Trained.load(folder)
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in trained.model.parameters():
-            if parameter.ndim > 1:
-                parameter.copy_(torch.randn_like(parameter) * 0.3)
+    vary(trained)
     return trained
 
 
