@@ -12,7 +12,11 @@ from beni.signals import handling
 
 def test_a_handler_is_called_inside_the_block_and_put_back_after_an_error():
     heard, before = [], signal.getsignal(signal.SIGUSR1)
-    with pytest.raises(ZeroDivisionError), handling([signal.SIGUSR1], lambda number, frame: heard.append(number)):  # noqa: PT012
+
+    def hear(number, frame):
+        heard.append(number)
+
+    with pytest.raises(ZeroDivisionError), handling([signal.SIGUSR1], hear):  # noqa: PT012
         signal.raise_signal(signal.SIGUSR1)
         raise ZeroDivisionError
     assert heard == [signal.SIGUSR1]
