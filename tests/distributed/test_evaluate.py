@@ -29,9 +29,7 @@ SECONDS = 300
 
 @pytest.fixture(scope="module")
 def folder(tiny_once, tmp_path_factory):
-    run = tiny_once("checkpoint.export=true", "llm.architecture.max_position_embeddings=512", "data.heldout=12")
-    run["paths"]["runs"] = str(tmp_path_factory.mktemp("runs"))
-    return varied_run(run)
+    return varied_run(tiny_once, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")

@@ -68,9 +68,7 @@ def test_the_final_scores_of_training_are_reproduced_exactly(overrides, tiny_run
 @pytest.fixture(scope="module")
 def folder(tiny_once, tmp_path_factory):
     """The folder of a run whose weights are so large that its answers vary."""
-    run = tiny_once("checkpoint.export=true", "llm.architecture.max_position_embeddings=512", "data.heldout=12")
-    run["paths"]["runs"] = str(tmp_path_factory.mktemp("runs"))
-    return varied_run(run)
+    return varied_run(tiny_once, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from beni.evaluate import main
 from beni.model.speaking import Sampling
 from beni.paths import PACKAGE
 from beni.trained import Trained
-from support.evaluations import varied_run
+from support.evaluations import HELD_OUT, varied_run
 
 LMMS = PACKAGE.parent.parent / ".venv-lmms" / "bin" / "python"
-HELD_OUT, NEW = 12, 12
+NEW = 12
 TASK = {"test_split": "test", "doc_to_visual": "image", "doc_to_text": "question"}
 SAID = {
     "output_type": "generate_until",
@@ -39,11 +39,7 @@ CHOSEN = {
 @pytest.fixture(scope="module")
 def folder(tiny_once, tmp_path_factory):
     """The folder of a run whose weights are so large that its answers vary."""
-    run = tiny_once(
-        "checkpoint.export=true", "llm.architecture.max_position_embeddings=512", f"data.heldout={HELD_OUT}"
-    )
-    run["paths"]["runs"] = str(tmp_path_factory.mktemp("runs"))
-    return varied_run(run)
+    return varied_run(tiny_once, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from beni.run import train
 from beni.trained import Trained
 
 SHORT = "task.new_tokens=6"
+HELD_OUT = 12
+"""Held-out samples of the run."""
 
 
 def vary(trained: Trained) -> None:
@@ -25,8 +27,16 @@ def vary(trained: Trained) -> None:
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
 
 
-def varied_run(run: dict[str, Any]) -> Path:
-    """Trains a run, and gives its saved model weights so large that its answers vary; its checkpoints are removed."""
+def varied_run(make: Callable[..., dict[str, Any]], runs: Path) -> Path:
+    """Trains a run of twelve held-out samples, and gives its saved model weights so large that its answers vary; its
+    checkpoints are removed.
+
+    Args:
+        make: the fixture ``tiny_once``.
+        runs: folder of its folder.
+    """
+    run = make("checkpoint.export=true", "llm.architecture.max_position_embeddings=512", f"data.heldout={HELD_OUT}")
+    run["paths"]["runs"] = str(runs)
     folder = train(run)
     trained = Trained.load(folder)
     vary(trained)
