@@ -8,7 +8,7 @@ STAMP := .venv/.setup-stamp
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train demo screenshots vllm lmms test llama slurm interruptions slurm-up slurm-down lint types imports docs zoo bench ci
+.PHONY: help setup train demo screenshots vllm lmms test test-slow llama slurm interruptions slurm-up slurm-down lint types imports docs zoo bench ci
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -54,8 +54,13 @@ lmms: ## make .venv-lmms, whose lmms-eval scores runs (--model beni)
 	.venv-lmms/bin/python -m pip install -c .venv-lmms/constraints.txt lmms-eval==0.7.3 'filelock<4' -e .
 	.venv-lmms/bin/python -m pip uninstall -y torchvision
 
-test: setup ## run the tests but those on SLURM (ARGS="tests/unit -x" narrows them)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/launch/test_cluster.py $(ARGS)
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/launch/test_cluster.py
+
+test: setup ## run the tests, some ten minutes (ARGS="tests/unit -x" narrows them)
+	$(PYTEST) -m "not slow and not browser" $(ARGS)
+
+test-slow: setup ## run those that take longer: of several processes, whole runs, services, engines and a browser
+	$(PYTEST) -m "slow or browser" $(ARGS)
 
 # xllamacpp brings llama.cpp compiled (34 MB), with its server; a wheel of llama-cpp-python takes 17 minutes to compile.
 llama: ## make .venv-llama, whose llama.cpp runs what --format gguf writes in tests/e2e/test_gguf.py
@@ -96,5 +101,5 @@ bench: setup ## run every program in benchmarks/, one after another
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	@set -e; for program in $(BENCHMARKS); do echo "== $$program"; $(BIN)/python $$program; done
 
-ci: ## what the continuous integration runs: setup, lint, types, imports, docs, llama, slurm, test
+ci: ## what the continuous integration runs: all checks and all tests
 	.ci/run

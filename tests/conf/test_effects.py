@@ -179,6 +179,7 @@ def without_effect(values: dict[str, Any], key: str, facts_of: Callable[[dict[st
     return tried or ["no other value was found"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "option", "key"), leaves((*STAGES, *IN_A_MODEL)))
 def test_a_value_does_something(group, option, key, facts_in_a_model):
     values = small(group, option)

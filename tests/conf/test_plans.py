@@ -56,6 +56,7 @@ def test_a_recipe_is_planned(recipe: str, capsys: pytest.CaptureFixture[str]) ->
     assert sum(row["trained"] for row in table["rows"]) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("experiment", "arm"), [(name, arm) for name in EXPERIMENTS for arm in arms(name)])
 def test_an_arm_of_an_experiment_can_be_run(experiment: str, arm: list[str]) -> None:
     model = propagate(compose([f"experiment={experiment}", *OWN.get(experiment, []), *arm]))

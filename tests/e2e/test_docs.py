@@ -131,6 +131,7 @@ def test_every_conversation_of_the_pages_is_a_command(page: str, command: str):
     assert parser().parse_intermixed_args(shlex.split(command)[3:]).run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "code"), _blocks("python"))
 def test_every_python_block_of_the_pages_runs(page: str, code: str, tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
@@ -139,6 +140,7 @@ def test_every_python_block_of_the_pages_runs(page: str, code: str, tmp_path: Pa
     assert "</html>" in report.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_page_on_adding_a_part_works_as_it_stands(tmp_path: Path):
     page = (ROOT / "docs" / "add_a_part.md").read_text(encoding="utf-8")
     for name, text in re.findall(r'```\w+ title="([^"]+)"\n(.*?)```', page, re.S):

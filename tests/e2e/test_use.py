@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "use.md"
 PROGRAMS = ("ask.py", "converse.py", "pipe.py", "several.py", "trainer.py")
 

@@ -162,6 +162,7 @@ STATES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "state"), [*((name, "all") for name in PRUNERS), ("pyramiddrop", "frozen"), ("pyramiddrop", "lora")]
 )
@@ -180,6 +181,7 @@ def test_a_bill_is_what_torch_counts(tiny_run, steps_of, monkeypatch, name, stat
         assert bill.useful + bill.padding == pytest.approx(counter.get_total_flops(), rel=within)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRUNERS)
 def test_what_is_computed_again_is_billed_apart(tiny_run, steps_of, name):
     run = tiny_run(*DEEP, *PRUNERS[name], "train.batch_size=1")

@@ -190,6 +190,7 @@ torch.testing.assert_close(losses[half:], losses[:half], rtol=1e-6, atol=1e-6)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["clip_vision_model", "siglip_vision_model"])
 def test_blocks_are_compiled_with_what_they_are_told(family):
     """In a process of its own: the compiler cannot read through the checks of shapes that tests add to functions."""

@@ -107,6 +107,7 @@ def test_what_is_added_at_positions_of_images_is_billed_what_torch_counts(option
     assert flop_count.useful == pytest.approx(flops, rel=0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_fusions_own_layers_are_billed_what_torch_counts(crossed, compared, plan):
     run = crossed(*PLANS[plan])
@@ -120,6 +121,7 @@ def test_a_fusions_own_layers_are_billed_what_torch_counts(crossed, compared, pl
     assert flop_count.useful == pytest.approx(flops, rel=0.001)
 
 
+@pytest.mark.slow
 def test_a_fusions_own_layers_are_computed_again_like_those_of_the_llm(crossed, compared):
     one, two = iter([True]), iter([True])
     plain, _ = compared(crossed(*FROZEN), chosen=lambda item: bool(item.images) and next(one, False))
@@ -135,6 +137,7 @@ def test_without_pictures_a_fusions_own_layers_cost_nothing(crossed, compared):
     assert flop_count.useful == flop_count.components["llm"] == pytest.approx(flops, rel=0.001)
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_fusion_with_layers_of_its_own_is_its_bill(crossed, steps_of):
     run = crossed(*FROZEN)
     model, planned = build(run), propagate(run)
