@@ -161,7 +161,7 @@ BODIES: dict[str, bytes | dict] = {
     "an image without a URL": picture(""),
     "an image that is a number": GOOD
     | {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": 7}]}]},
-    "detail of another kind": talk([{"type": "image_url", "image_url": {"url": PICTURE, "detail": "high"}}]),
+    "detail that no model can obey": talk([{"type": "image_url", "image_url": {"url": PICTURE, "detail": "low"}}]),
     "too many images": GOOD | {"messages": asking("x", *[PICTURE] * 9)},
     "file://": picture("file:///etc/passwd"),
     "a path": picture("/etc/passwd"),

@@ -7,9 +7,11 @@ Source: https://platform.openai.com/docs/api-reference/chat (fields and their ra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, from_json
 
 from beni.serve.refused import Refused
 
@@ -23,8 +25,12 @@ TEMPERATURE = 2.0
 """The highest one."""
 NAME = 256
 """Characters of a model's name."""
+MISSING = ("missing", "union_tag_not_found")
+"""Errors of pydantic's that say that a field is not there."""
 
 M = TypeVar("M", bound=BaseModel)
+Place = tuple[str | int, ...]
+"""Keys and indices that lead to a value of a request."""
 
 
 class Strict(BaseModel):
@@ -44,7 +50,9 @@ class ImageURL(Strict):
     """Where an image is: ``data:image/...;base64,...``, or a http(s) URL."""
 
     url: Annotated[str, Field(min_length=1)]
-    detail: Annotated[Literal["auto"], Field(description="how finely it is seen is a matter of the model")] = "auto"
+    detail: Annotated[
+        Literal["auto", "high"], Field(description="images are always seen as finely as the model sees; low is refused")
+    ] = "auto"
 
 
 class ImagePart(Strict):
@@ -172,19 +180,58 @@ def parse(kind: type[M], body: bytes) -> M:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        raise refusal(error) from None
+        raise refusal(error, body) from None
 
 
-def refusal(error: ValidationError) -> Refused:
+def refusal(error: ValidationError, body: bytes) -> Refused:
     """What is wrong with a request, without what it holds: that may be an image, or long."""
-    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    if first["type"] == "json_invalid":
-        return Refused(400, f"The body is not valid JSON in UTF-8: {first['msg'][:200]}", "invalid_json")
-    param = ".".join(str(step) for step in first["loc"])[:200] or None
-    if first["type"] == "extra_forbidden":
+    errors = error.errors(include_input=False, include_url=False)
+    if errors[0]["type"] == "json_invalid":
+        return Refused(400, f"The body is not valid JSON in UTF-8: {errors[0]['msg'][:200]}", "invalid_json")
+    place, meant = _closest(errors, from_json(body))
+    param = _spelled(place)[:200] or None
+    named = f"'{param}'" if param else "the body"
+    if meant[0]["type"] == "extra_forbidden":
         return Refused(
             400, f"Unknown parameter: '{param}'. Nothing here reads it; leave it out.", "unknown_parameter", param
         )
-    if first["type"] == "missing":
+    if meant[0]["type"] in MISSING:
         return Refused(400, f"Missing parameter: '{param}'.", "missing_required_parameter", param)
-    return Refused(400, f"Invalid value of '{param}': {first['msg'][:300]}", "invalid_value", param)
+    said = "; or: ".join(dict.fromkeys(one["msg"] for one in meant))
+    return Refused(400, f"Invalid value of {named}: {said[:300]}", "invalid_value", param)
+
+
+def _closest(errors: Sequence[ErrorDetails], request: Any) -> tuple[Place, list[ErrorDetails]]:
+    """The place of the first mistake, and the errors there.
+
+    Where a value may be of several kinds, pydantic has an error for each kind: those that lie deepest are meant, since
+    their kind is the one which the value resembles.
+    """
+    places = [_place(error, request) for error in errors]
+    below = [place for place in places if place[: len(places[0])] == places[0]]
+    deepest = max(below, key=len)
+    return deepest, [error for error, place in zip(errors, places, strict=True) if place == deepest]
+
+
+def _place(error: ErrorDetails, request: Any) -> Place:
+    """Keys and indices that lead to an error, without the names of kinds that pydantic puts between them."""
+    place: list[str | int] = []
+    for step in error["loc"]:
+        if isinstance(request, list) and isinstance(step, int):
+            request = request[step]
+        elif isinstance(request, dict) and step in request:
+            request = request[step]
+        else:
+            continue
+        place.append(step)
+    if error["type"] == "missing":
+        place.append(error["loc"][-1])
+    elif error["type"] == "union_tag_not_found":
+        place.append(error.get("ctx", {})["discriminator"].strip("'"))
+    return tuple(place)
+
+
+def _spelled(place: Place) -> str:
+    """A place as OpenAI's API names it: ``messages[0].content[1].text``."""
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
+    return "".join(steps).removeprefix(".")
