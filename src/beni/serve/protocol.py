@@ -217,13 +217,10 @@ def _place(error: ErrorDetails, request: Any) -> Place:
     """Keys and indices that lead to an error, without the names of kinds that pydantic puts between them."""
     place: list[str | int] = []
     for step in error["loc"]:
-        if isinstance(request, list) and isinstance(step, int):
-            request = request[step]
-        elif isinstance(request, dict) and step in request:
-            request = request[step]
-        else:
-            continue
-        place.append(step)
+        within = dict(enumerate(request)) if isinstance(request, list) else request
+        if isinstance(within, dict) and step in within:
+            place.append(step)
+            request = within[step]
     if error["type"] == "missing":
         place.append(error["loc"][-1])
     elif error["type"] == "union_tag_not_found":
