@@ -217,7 +217,7 @@ def _place(error: ErrorDetails, request: Any) -> Place:
     """Keys and indices that lead to an error, without the names of kinds that pydantic puts between them."""
     place: list[str | int] = []
     for step in error["loc"]:
-        within = dict(enumerate(request)) if isinstance(request, list) else request
+        within: Any = dict(enumerate(request)) if isinstance(request, list) else request
         if isinstance(within, dict) and step in within:
             place.append(step)
             request = within[step]
