@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
+from beni.launch.states import runs_of
+from beni.runs.status import read_status, write_status
 from support import cluster
-from support.preemptions import KINDS, STEPS, TINY, administrate, campaign, command, slurm, submit, until
+from support.preemptions import KINDS, STEPS, TINY, Run, administrate, campaign, command, slurm, submit, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -155,6 +157,29 @@ def test_code_and_options_that_are_edited_while_a_run_waits_and_is_queued_again_
     assert [step for step, _ in run.losses()] == list(range(1, STEPS + 1))
     starts = [line for line in (run.folder / "jobs.jsonl").read_text().splitlines() if '"started"' in line]
     assert len(starts) == 2, starts
+
+
+def test_an_arm_that_can_no_longer_win_is_not_trained_by_its_job(running: Path) -> None:
+    study = running / "runs" / "race"
+
+    def sweep(seeds: str) -> str:
+        arms = ("connector=linear,mlp2x_gelu", f"train.seed={seeds}", "study.stop=0.5", "study.name=race")
+        done = command(running, "beni.train", "-m", *TINY, *SHORT, *ONE_NODE, *arms)
+        assert done.returncode == 0, done.stderr
+        watched = command(running, "beni.launch", "watch", str(study))
+        assert watched.returncode == 0, watched.stdout
+        return watched.stdout
+
+    sweep("0,1")
+    for folder in runs_of(study):  # scores that leave no doubt, with a spread between seeds
+        lead = 0.0 if "mlp2x" in folder.name else 0.5 + 0.001 * ("-s1-" in folder.name)
+        write_status(folder, **read_status(folder) | {"eval/accuracy": 0.3 + lead})
+    said = sweep("2")
+    assert said.splitlines()[-1] == "6 runs: 5 finished, 1 dropped", said
+    [last] = [Run(folder) for folder in runs_of(study) if "mlp2x" in folder.name and "-s2-" in folder.name]
+    assert last.state == "dropped"
+    asked = ("sacct", "-nPX", "-o", "State,ExitCode", "-j", last.job())
+    until("the end of the job", lambda: slurm(*asked).split() == ["COMPLETED|0:0"], lambda: slurm(*asked))
 
 
 def test_a_full_queue_is_one_screen_and_leaves_nothing(running: Path) -> None:
