@@ -216,6 +216,26 @@ def test_what_the_model_saw_is_drawn_over_each_image(served):
     assert require_shape(without)["code"] == "no_image"
 
 
+LONG = {
+    "an answer beyond the positions": ("what?", "x " * 10_000, "answer", "positions for it"),
+    "an answer beyond what is looked at": ("what?", "x " * 1000, "answer", "at most 1024 are looked at"),
+    "a conversation beyond the positions": ("word " * 16_000, "two", None, "positions, the llm has"),
+    "texts beyond the characters": ("x" * 60_000, "y" * 60_000, "answer", "at most 100000"),
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_a_look_at_more_than_can_be_looked_at_is_refused_at_once_and_the_worker_stays(served, kind):
+    question, said, param, says = LONG[kind]
+    body = {"model": MODEL, "messages": asking(question, data_url(PICTURE)), "answer": said}
+    answer = httpx.post(f"{served[0].url}/v1/look", json=body, timeout=20)
+    assert answer.status_code == 400
+    error = require_shape(answer)
+    assert says in error["message"]
+    assert error["param"] == param
+    assert value_of(httpx.get(f"{served[0].url}/metrics").text, "beni_gateway_worker_up") == 1
+
+
 def test_metrics_health_and_the_document_are_there_and_the_log_holds_no_text(served, client):
     said_by(client, asking("a secret question", data_url(PICTURE)))
     text = httpx.get(f"{served[0].url}/metrics").text

@@ -11,7 +11,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -98,8 +98,7 @@ class Gateway:
         self._admit()
         asked = self._read(ChatRequest)
         model, body = asked.model, self._for_worker(asked)
-        left = request.environ.get("waitress.client_disconnected", lambda: False)
-        pieces = self._counted(self.relay.answer(model, body, left), g.begun, g.line)
+        pieces = self._counted(self.relay.answer(model, body, _left()), g.begun, g.line)
         if not asked.stream:
             said = list(pieces)
             text, last = "".join(piece.text for piece in said), said[-1]
@@ -116,7 +115,7 @@ class Gateway:
         self._admit()
         asked = self._read(LookRequest)
         content = self._with_images(asked, asked.chat)
-        return _json(self.relay.once(asked.model, LOOK, json.dumps(content).encode()))
+        return _json(self.relay.once(asked.model, LOOK, json.dumps(content).encode(), _left()))
 
     def list_models(self) -> Response:
         """What is served."""
@@ -161,10 +160,10 @@ class Gateway:
         if request.mimetype != "application/json":
             raise Refused(415, "The body must be application/json", "unsupported_media_type")
         asked, limits = parse(kind, request.get_data(cache=False)), self.limits
-        chat = asked if isinstance(asked, ChatRequest) else asked.chat
+        chat, texts = (asked, "messages") if isinstance(asked, ChatRequest) else (asked.chat, "messages and answer")
         for name, value, most in (
             ("messages", len(chat.messages), limits.max_messages),
-            ("characters of the messages", chat.characters, limits.max_characters),
+            (f"characters of {texts}", asked.characters, limits.max_characters),
             ("max_tokens", chat.longest or 1, limits.max_tokens),
         ):
             if value > most:
@@ -294,6 +293,11 @@ def _stream(completion: Completion, first: Piece, rest: Iterator[Piece], usage: 
 def _chained(first: Piece, rest: Iterator[Piece]) -> Iterator[Piece]:
     yield first
     yield from rest
+
+
+def _left() -> Callable[[], bool]:
+    """What tells whether the client of this request has gone."""
+    return request.environ.get("waitress.client_disconnected", lambda: False)
 
 
 def _json(body: Any) -> Response:

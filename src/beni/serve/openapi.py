@@ -99,7 +99,8 @@ LOOKED = {
 }
 HEALTH = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
 FAILURES = {"400": "A wrong request", "401": "No key, or an unknown one", "404": "An unknown model"}
-BUSY = {"413": "Too large", "415": "No JSON", "429": "Too many requests", "503": "No worker", "504": "Too late"}
+BUSY = {"413": "Too large", "415": "No JSON", "429": "Too many requests"}
+FAILED = {"501": "Not with this engine", "502": "A failed worker", "503": "No worker", "504": "Too late"}
 
 
 def document(limits: Limits, models: Sequence[str]) -> dict[str, Any]:
@@ -134,11 +135,11 @@ def document(limits: Limits, models: Sequence[str]) -> dict[str, Any]:
 
 def _post(name: str, what: str, answer: dict[str, Any], key: list[Any], more: dict[str, Any]) -> dict[str, Any]:
     body = {"required": True, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}}
-    return _get(what, answer, key, *FAILURES, *BUSY, more=more) | {"requestBody": body}
+    return _get(what, answer, key, *FAILURES, *BUSY, *FAILED, more=more) | {"requestBody": body}
 
 
 def _get(what: str, answer: dict[str, Any], key: list[Any], *statuses: str, more: Any = None) -> dict[str, Any]:
-    failures = {**FAILURES, **BUSY}
+    failures = {**FAILURES, **BUSY, **FAILED}
     good = {"description": what, "content": {"application/json": {"schema": answer}} | (more or {})}
     bad = {
         status: {"description": failures[status], "content": {"application/json": {"schema": ERROR}}}

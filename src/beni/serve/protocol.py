@@ -170,6 +170,11 @@ class LookRequest(Strict):
         """The conversation by itself."""
         return ChatRequest(model=self.model, messages=self.messages)
 
+    @property
+    def characters(self) -> int:
+        """Length of all texts, the answer among them."""
+        return self.chat.characters + len(self.answer)
+
 
 def parse(kind: type[M], body: bytes) -> M:
     """The request in a body.

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 from beni.serve.engine import Piece
 from beni.serve.refused import Refused
-from beni.serve.workers import Worker, WorkerFailed, Workers, WorkerSilent
+from beni.serve.workers import Worker, WorkerErred, WorkerFailed, Workers, WorkerSilent
 
 ATTEMPTS = 3
 """Workers that a request is given to, one after another: it may be what has ended them."""
@@ -71,17 +72,21 @@ class Relay:
             problem
         )
 
-    def once(self, model: str, path: str, body: bytes) -> Any:
-        """The answer to another request than one for a chat; as above."""
+    def once(self, model: str, path: str, body: bytes, left: Callable[[], bool] = lambda: False) -> Any:
+        """The answer to another request than one for a chat; as above. An error of a worker is final."""
         until, tried = time.monotonic() + self.timeout, list[Worker]()
         while len(tried) < ATTEMPTS:
-            self._wait(model, tried, until, lambda: False)
+            self._wait(model, tried, until, left)
             with self.workers.chosen(model, tried[-1:]) as worker:
                 if worker is None:
                     continue
                 try:
-                    return self.workers.post(worker, path, body)
-                except WorkerFailed:
+                    return self.workers.post(worker, path, body, partial(_require_wanted, until, left))
+                except WorkerErred:  # others would do the same, and this one may go on to answer chats
+                    raise Refused(502, "The worker that was asked has failed", "worker_failed") from None
+                except WorkerFailed as error:
+                    if isinstance(error, WorkerSilent) and worker.up:
+                        raise Refused(504, "The model did not answer in time", "timeout") from None
                     self.workers.failed(worker)
                     self.workers.metrics.retried.inc()
                     tried.append(worker)
@@ -93,10 +98,7 @@ class Relay:
         """What comes beyond the text that was sent already."""
         said, open_ = "", len(sent)
         for piece in self.workers.ask(worker, body):
-            if left():
-                raise Left
-            if time.monotonic() > until:
-                raise Refused(504, "The answer took too long", "timeout")
+            _require_wanted(until, left)
             said += piece.text
             same = said.startswith(sent) if len(said) >= open_ else sent.startswith(said)
             if not same or (piece.finish is not None and len(said) < open_):
@@ -120,3 +122,11 @@ class Relay:
             if time.monotonic() > end:
                 raise Refused(503, "No worker is there to answer", "no_worker", wait=2.0)
             time.sleep(STEP)
+
+
+def _require_wanted(until: float, left: Callable[[], bool]) -> None:
+    """Return while there is time for an answer, and somebody waits for it."""
+    if left():
+        raise Left
+    if time.monotonic() > until:
+        raise Refused(504, "The answer took too long", "timeout")

@@ -25,6 +25,11 @@ from beni.trained import Trained
 
 LAYERS = 2
 """Last layers of the llm whose attention is drawn."""
+POSITIONS = 8192
+"""Positions of a conversation whose attention is drawn: what all of them may attend to is written out, 0.7 GB at so
+many."""
+READ = 1024
+"""Tokens of an answer whose attention is drawn: each has a weight for every position in every head."""
 
 
 class TransformersEngine:
@@ -90,6 +95,7 @@ class TransformersEngine:
         markups = [view.markup for view in views]
         begin = len(subject.renderer.prompt(sample, markups).ids)
         said = subject.renderer.encode(sample, markups, fit=False).ids[begin:] if answer.strip() else []
+        self._require_room(begin, len(said))
         looked = subject.look(Asked(sample, pictures), list(said), LAYERS if len(said) else 0)
         artist, seen = artist_of(subject.model), []
         for number, (view, picture) in enumerate(zip(views, pictures, strict=True)):
@@ -99,6 +105,21 @@ class TransformersEngine:
                 name = f"{drawing.name} {drawing.part}".strip()
                 seen.append(Seen(number, name, drawing.note, _over(small, drawing.overlay)))
         return seen
+
+    def _require_room(self, prompt: int, answer: int) -> None:
+        """Return when the llm has positions for a prompt and an answer, and they are not too many to be looked at.
+
+        Raises:
+            BeniError: when they are.
+        """
+        room, takes = self.trained.room(prompt), f"The answer takes {answer} tokens"
+        if answer > room:
+            raise Refused(400, f"{takes}, the llm has {room} positions for it", "too_long", "answer")
+        if answer > READ:
+            raise Refused(400, f"{takes}, at most {READ} are looked at", "too_long", "answer")
+        if answer and prompt + answer > POSITIONS:
+            both = f"The conversation takes {prompt + answer} positions with its answer"
+            raise Refused(400, f"{both}, at most {POSITIONS} are looked at", "too_long", "messages")
 
 
 def _part(part: str | bytes) -> Any:

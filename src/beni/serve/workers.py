@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,10 @@ EVERY = 1.0
 """Seconds between two looks at a worker."""
 SOON = 3.0
 """Seconds in which a worker that is there says that it is."""
+WANTED = 0.1
+"""Seconds between two looks whether an answer is still waited for."""
+UNABLE = 501
+"""Status of what an engine does not do: no failure of the worker."""
 BUSY = (408, 425, 429)
 """Answers below 500 of a worker that another one may give otherwise."""
 
@@ -31,6 +36,10 @@ class WorkerFailed(Exception):
 
 class WorkerSilent(WorkerFailed):
     """A worker that has said nothing for too long."""
+
+
+class WorkerErred(WorkerFailed):
+    """A worker that is there, and says that it has failed with a request."""
 
 
 @dataclass(eq=False)
@@ -70,12 +79,14 @@ class Workers:
         if not self.all:
             raise ConfigError("--workers names no worker\n  fix: set it to URLs, for instance http://127.0.0.1:8001")
         self.metrics = metrics
-        self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(idle, connect=SOON, pool=SOON),
-            limits=httpx.Limits(max_connections=connections + len(self.all)),
-            trust_env=False,  # a proxy of the environment is for the world outside
-        )
+        self._options = {
+            "headers": {"Authorization": f"Bearer {key}"} if key else {},
+            "timeout": httpx.Timeout(idle, connect=SOON, pool=SOON),
+            "verify": httpx.create_ssl_context(),
+            "trust_env": False,  # a proxy of the environment is for the world outside
+        }
+        limits = httpx.Limits(max_connections=connections + len(self.all))
+        self._client = httpx.Client(**self._options, limits=limits)
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="beni-workers", daemon=True)
@@ -156,22 +167,33 @@ class Workers:
         except httpx.HTTPError as error:
             raise WorkerFailed(f"{worker.url}: {type(error).__name__}") from None
 
-    def post(self, worker: Worker, path: str, body: bytes) -> Any:
+    def post(self, worker: Worker, path: str, body: bytes, wanted: Callable[[], None] = lambda: None) -> Any:
         """What a worker answers to another request.
+
+        Args:
+            wanted: asked again and again while the answer does not come; what it raises ends the connection, by which
+                the worker knows that nobody waits.
 
         Raises:
             Refused: as the worker has refused it.
             WorkerFailed: when there is no answer.
         """
         try:
-            answer = self._client.post(
-                f"{worker.url}{path}", content=body, headers={"Content-Type": "application/json"}
-            )
+            answer = asyncio.run(self._posted(f"{worker.url}{path}", body, wanted))
             if answer.status_code != 200:
                 raise refusal(answer)
             return answer.json()
+        except httpx.ReadTimeout:
+            raise WorkerSilent(f"{worker.url} was silent for too long") from None
         except (httpx.HTTPError, ValueError) as error:
             raise WorkerFailed(f"{worker.url}: {type(error).__name__}") from None
+
+    async def _posted(self, url: str, body: bytes, wanted: Callable[[], None]) -> httpx.Response:
+        async with httpx.AsyncClient(**self._options) as client:
+            asked = asyncio.create_task(client.post(url, content=body, headers={"Content-Type": "application/json"}))
+            while not (await asyncio.wait([asked], timeout=WANTED))[0]:
+                wanted()
+            return asked.result()
 
     def _watch(self) -> None:
         while not self._ended.wait(EVERY):
@@ -184,14 +206,17 @@ def refusal(answer: httpx.Response) -> Refused:
     Raises:
         WorkerFailed: when that is the worker's fault, or another worker may take the request.
     """
-    if answer.status_code >= 500 or answer.status_code in (*BUSY, 401, 403):
-        raise WorkerFailed(f"{answer.url.host}:{answer.url.port}: http {answer.status_code}")
+    told = f"{answer.url.host}:{answer.url.port}: http {answer.status_code}"
+    if answer.status_code in (*BUSY, 401, 403):
+        raise WorkerFailed(told)
+    if answer.status_code >= 500 and answer.status_code != UNABLE:
+        raise WorkerErred(told)
     try:
-        told = answer.json()["error"]
-        message, code, param = str(told["message"]), str(told.get("code") or "invalid_value"), told.get("param")
+        error = answer.json()["error"]
+        message, code, param = str(error["message"]), str(error.get("code") or "invalid_value"), error.get("param")
     except (ValueError, KeyError, TypeError):
         return Refused(400, "The worker has refused the request", "invalid_value")
-    status = answer.status_code if 400 <= answer.status_code < 500 else 400
+    status = answer.status_code if 400 <= answer.status_code < 500 or answer.status_code == UNABLE else 400
     return Refused(status, message[:2000], code, None if param is None else str(param))
 
 

@@ -152,3 +152,19 @@ def test_no_answer_is_lost_under_load(most):
 
     assert run(echo, task, most=most, linger=0.001, waiting=1000) == texts
     assert sorted(text for batch in echo.batches for text in batch) == sorted(texts)
+
+
+def test_work_that_nobody_waits_for_any_more_is_not_begun():
+    async def task(batcher):
+        done, go_on = [], threading.Event()
+        first = asyncio.ensure_future(batcher.beside(lambda: go_on.wait(10)))
+        second = asyncio.ensure_future(batcher.beside(lambda: done.append("second")))
+        third = asyncio.ensure_future(batcher.beside(lambda: done.append("third")))
+        await asyncio.sleep(0.05)
+        second.cancel()
+        await asyncio.sleep(0.05)
+        go_on.set()
+        await asyncio.gather(first, third)
+        return done
+
+    assert run(Echo(), task) == ["third"]

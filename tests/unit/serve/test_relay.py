@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -12,7 +15,7 @@ from beni.serve.engine import Piece
 from beni.serve.metrics import GatewayMetrics
 from beni.serve.refused import Refused
 from beni.serve.relay import ATTEMPTS, Left, Relay
-from beni.serve.workers import Worker, WorkerFailed, WorkerSilent
+from beni.serve.workers import Worker, WorkerErred, WorkerFailed, Workers, WorkerSilent
 
 LAST = Piece("", "stop", Usage(3, 2))
 
@@ -37,6 +40,14 @@ class Scripted:
             if isinstance(piece, Exception):
                 raise piece
             yield Piece(piece) if isinstance(piece, str) else piece
+
+    def post(self, worker, path, body, wanted):
+        self.asked.append(worker.url)
+        found = self.scripts[worker.url].pop(0)
+        if isinstance(found, Exception):
+            raise found
+        wanted()
+        return found
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +135,66 @@ def test_nothing_is_said_to_one_who_has_gone_and_an_answer_has_its_time():
     with pytest.raises(Refused) as refused:
         list(Relay(Scripted(a=[["one", LAST]]), -1.0).answer("m", b""))
     assert refused.value.status in (503, 504)
+
+
+def test_a_look_that_a_worker_fails_with_is_given_to_no_other_and_takes_none_out_of_service():
+    for error, status in ((WorkerErred(""), 502), (WorkerSilent(""), 504), (Refused(501, "draws nothing", "no"), 501)):
+        workers = Scripted(a=[error], b=["seen"])
+        with pytest.raises(Refused) as refused:
+            Relay(workers, 5.0).once("m", "/v1/look", b"")
+        assert (refused.value.status, workers.asked) == (status, ["a"])
+        assert all(worker.up for worker in workers.all)
+
+
+def test_a_look_goes_on_with_another_worker_where_one_has_ended():
+    workers = Scripted(a=[WorkerFailed("")], b=["seen"])
+    assert Relay(workers, 5.0).once("m", "/v1/look", b"") == "seen"
+    assert [worker.up for worker in workers.all] == [False, True]
+
+
+@pytest.fixture
+def silent():
+    """The address of a server that takes requests and says nothing; an event that its client has gone."""
+    gone = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            connection, _ = listening.accept()
+            with connection:
+                while connection.recv(65536):
+                    pass
+            gone.set()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", gone
+        assert gone.wait(5)
+        thread.join(5)
+
+
+def at(url, idle):
+    workers = Workers([url], GatewayMetrics(), None, idle, 4)
+    workers.all[0].up, workers.all[0].models = True, {"m": 0}
+    return workers
+
+
+def test_a_worker_is_not_asked_any_more_for_a_client_that_has_gone(silent):
+    url, gone = silent
+    begun = time.monotonic()
+    workers = at(url, 30.0)
+    with pytest.raises(Left):
+        Relay(workers, 30.0).once("m", "/v1/look", b"{}", lambda: time.monotonic() - begun > 0.3)
+    assert gone.wait(5)
+    workers.close()
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize(("timeout", "idle"), [(0.3, 30.0), (30.0, 0.3)])
+def test_a_look_that_takes_too_long_is_told_so_once(silent, timeout, idle):
+    workers = at(silent[0], idle)
+    begun = time.monotonic()
+    with pytest.raises(Refused) as refused:
+        Relay(workers, timeout).once("m", "/v1/look", b"{}")
+    workers.close()
+    assert (refused.value.status, refused.value.code, workers.all[0].up) == (504, "timeout", True)
+    assert time.monotonic() - begun < 10
