@@ -248,6 +248,20 @@ def test_another_key_is_refused_before_anything_is_read(gateway, kind):
     refused(httpx.post(f"{gateway.url}/v1/look", json={}, headers=head), 401)
 
 
+@pytest.mark.parametrize("kind", [None, "unknown"])
+def test_pages_that_need_no_key_tell_nothing_that_a_key_protects(gateway, kind):
+    head = {} if kind is None else {"Authorization": WRONG[kind]}
+    for path in ("/healthz", "/metrics", "/openapi.json"):
+        answer = httpx.get(f"{gateway.url}{path}", headers=head)
+        assert answer.status_code == 200
+        assert not re.search(r"\btiny\b|127\.0\.0\.1|\bann\b", answer.text), path
+    assert 'beni_gateway_worker_up{worker="1"} 1' in httpx.get(f"{gateway.url}/metrics").text
+    assert "worker 1 is http://127.0.0.1:" in gateway.said
+    kinds = httpx.get(f"{gateway.url}/openapi.json", headers=HEAD).json()["components"]["schemas"]
+    for name in ("ChatRequest", "LookRequest"):
+        assert kinds[name]["properties"]["model"]["enum"] == ["tiny"]
+
+
 def test_the_same_key_in_other_letters_of_the_scheme_is_taken(gateway):
     assert httpx.get(f"{gateway.url}/v1/models", headers={"Authorization": f"bearer {KEY}"}).status_code == 200
 

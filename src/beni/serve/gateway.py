@@ -90,7 +90,7 @@ class Gateway:
         app.add_url_rule("/v1/models/<path:model>", view_func=self.one_model)
         app.add_url_rule("/healthz", view_func=self.health)
         app.add_url_rule("/metrics", view_func=self.prometheus)
-        app.add_url_rule("/openapi.json", view_func=lambda: document(self.limits, list(self.workers.models())))
+        app.add_url_rule("/openapi.json", view_func=self.openapi)
         return app
 
     def chat(self) -> Response:
@@ -140,6 +140,14 @@ class Gateway:
     def prometheus(self) -> Response:
         """Metrics."""
         return Response(self.metrics.text(), content_type=CONTENT_TYPE)
+
+    def openapi(self) -> Response:
+        """The document; names of models stand in it for those only whom ``/v1/models`` tells them."""
+        try:
+            self._known()
+        except Refused:
+            return _json(document(self.limits, []))
+        return _json(document(self.limits, list(self.workers.models())))
 
     def _known(self) -> None:
         g.asker = self.keys.owner(request.headers.get("Authorization"), request.remote_addr or "")

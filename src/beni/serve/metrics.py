@@ -20,7 +20,7 @@ class GatewayMetrics:
         tokens: by kind, ``prompt`` or ``completion``.
         retried: requests that went on with another worker.
         running: being answered.
-        up: 1 for a worker that answers, else 0.
+        up: by number of the worker, 1 for one that answers, else 0.
     """
 
     def __init__(self) -> None:

@@ -104,7 +104,7 @@ FAILED = {"501": "Not with this engine", "502": "A failed worker", "503": "No wo
 
 
 def document(limits: Limits, models: Sequence[str]) -> dict[str, Any]:
-    """The document of a gateway with these limits, and of the models that it serves now."""
+    """The document of a gateway with these limits, and these models; any name is one where none are given."""
     kinds: list[tuple[type[BaseModel], Any]] = [(ChatRequest, "validation"), (LookRequest, "validation")]
     schemas = models_json_schema(kinds, ref_template="#/components/schemas/{model}")[1]["$defs"]
     for kind, _ in kinds if models else ():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from beni.serve.engine import Piece
 from beni.serve.metrics import GatewayMetrics
 from beni.serve.refused import Refused
 
+log = logging.getLogger("beni.serve.workers")
 EVERY = 1.0
 """Seconds between two looks at a worker."""
 SOON = 3.0
@@ -48,12 +50,14 @@ class Worker:
 
     Attributes:
         url: without a path.
+        number: in the order of ``--workers``, from 1; metrics, which anybody may read, name it by that.
         models: that it serves, and since when.
         up: it has answered when it was last looked at, and not failed since.
         running: requests that it is answering for this gateway.
     """
 
     url: str
+    number: int = 0
     models: Mapping[str, int] = field(default_factory=dict)
     up: bool = False
     running: int = 0
@@ -75,7 +79,7 @@ class Workers:
     def __init__(
         self, urls: Sequence[str], metrics: GatewayMetrics, key: str | None, idle: float, connections: int
     ) -> None:
-        self.all = [Worker(_checked(url)) for url in dict.fromkeys(urls)]
+        self.all = [Worker(_checked(url), number) for number, url in enumerate(dict.fromkeys(urls), 1)]
         if not self.all:
             raise ConfigError("--workers names no worker\n  fix: set it to URLs, for instance http://127.0.0.1:8001")
         self.metrics = metrics
@@ -93,6 +97,8 @@ class Workers:
 
     def start(self) -> None:
         """Looks at all workers, then goes on looking."""
+        for worker in self.all:
+            log.info("worker %d is %s", worker.number, httpx.URL(worker.url).copy_with(userinfo=b""))
         self.look()
         self._thread.start()
 
@@ -113,7 +119,7 @@ class Workers:
                 worker.up = True
             except (httpx.HTTPError, ValueError, KeyError, TypeError):
                 worker.up = False
-            self.metrics.up.labels(worker.url).set(worker.up)
+            self.metrics.up.labels(worker.number).set(worker.up)
 
     def models(self) -> dict[str, int]:
         """Names of all models that somebody serves, and since when."""
@@ -145,7 +151,7 @@ class Workers:
     def failed(self, worker: Worker) -> None:
         """It gets no request until it has been seen to answer again."""
         worker.up = False
-        self.metrics.up.labels(worker.url).set(0)
+        self.metrics.up.labels(worker.number).set(0)
 
     def ask(self, worker: Worker, body: bytes) -> Iterator[Piece]:
         """The answer to a request that asks for a stream with usage.

@@ -24,7 +24,7 @@ class Scripted:
     """Workers that say what stands in a script, one line for each request that they get."""
 
     def __init__(self, **scripts):
-        self.all = [Worker(name, {"m": 0}, up=True) for name in scripts]
+        self.all = [Worker(name, models={"m": 0}, up=True) for name in scripts]
         self.scripts, self.asked, self.metrics = scripts, [], GatewayMetrics()
 
     @contextmanager
