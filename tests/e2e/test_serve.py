@@ -146,10 +146,28 @@ def test_errors_are_the_clients_own_kinds(client):
     with pytest.raises(openai.BadRequestError) as wrong:
         client.chat.completions.create(messages=asking("hello"), **(SEEDED | {"temperature": -1}))
     assert wrong.value.param == "temperature"
-    with pytest.raises(openai.BadRequestError, match="Unknown parameter: 'logit_bias'"):
+    with pytest.raises(openai.BadRequestError, match=r"Invalid value of 'logit_bias'.*Nothing here reads it"):
         client.chat.completions.create(messages=asking("hello"), **SEEDED, logit_bias={"1": 2})
     with pytest.raises(openai.BadRequestError, match="positions, the llm has"):
         client.chat.completions.create(messages=asking("word " * 3000), **SEEDED)
+
+
+def test_parameters_that_ask_for_nothing_change_nothing_and_an_answer_can_be_sent_back_whole(client):
+    plain = client.chat.completions.create(messages=asking("go on"), **SEEDED, seed=7)
+    again = client.chat.completions.create(
+        messages=asking("go on"),
+        **SEEDED,
+        seed=7,
+        **{"store": False, "user": "ann", "tool_choice": "none", "logit_bias": {}, "service_tier": "auto"},
+        extra_body={"top_logprobs": None, "tools": None, "metadata": {}},
+        stream=True,
+        stream_options={"include_obfuscation": False},
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in again) == plain.choices[0].message.content
+    message = plain.choices[0].message
+    talk = [*asking("go on"), message, *asking("and?")]
+    filled = [*asking("go on"), message.to_dict(exclude_unset=False), *asking("and?")]
+    assert said_by(client, filled) == said_by(client, talk)
 
 
 def test_models_are_listed_by_name(client):

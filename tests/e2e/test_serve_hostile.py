@@ -415,7 +415,7 @@ def test_requests_that_no_server_error_answers_are_made_from_the_document(gatewa
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=500,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert re.search(r"[1-9]\d* generated", done.stdout), done.stdout[-3000:]

@@ -26,7 +26,7 @@ from beni.serve.engine import Piece
 from beni.serve.metrics import CONTENT_TYPE, GatewayMetrics
 from beni.serve.openapi import document
 from beni.serve.pictures import Pictures, data_url
-from beni.serve.protocol import ChatRequest, LookRequest, parse
+from beni.serve.protocol import ChatRequest, LookRequest, Unread, parse
 from beni.serve.refused import Refused
 from beni.serve.relay import Left, Relay
 from beni.serve.settings import LOOPBACK, Limits
@@ -104,7 +104,7 @@ class Gateway:
             text, last = "".join(piece.text for piece in said), said[-1]
             return _json(Completion(model).whole(text, last.finish, last.usage))
         first = next(pieces)  # what is refused has a status of its own only while nothing has been sent
-        usage = asked.stream_options is not None and asked.stream_options.include_usage
+        usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
         answer = Response(_stream(Completion(model), first, pieces, usage), mimetype=EVENTS)
         answer.headers["X-Accel-Buffering"] = "no"
         answer.call_on_close(pieces.close)
@@ -196,7 +196,7 @@ class Gateway:
         contents = self.pictures.read(chat.images)
         for image, data in zip(chat.images, contents, strict=True):
             image.url = data_url(data)
-        content = asked.model_dump(exclude_none=True)
+        content = asked.model_dump(exclude_none=True, exclude=set(Unread.model_fields))
         return content | {"messages": chat.model_dump(exclude_none=True)["messages"]}
 
     def _counted(self, pieces: Generator[Piece], begun: float, line: dict[str, Any]) -> Generator[Piece]:

@@ -1,6 +1,8 @@
 """The request that gateway and workers take: the part of OpenAI's chat completions that a model here can honour.
 
-A parameter that nothing here reads is refused, unless it has the value that asks for nothing. Unknown ones are refused.
+A parameter that nothing here reads is refused, unless it has the value that asks for nothing, or is an identifier, by
+which OpenAI groups requests. Each one that may be left out may be null, as some clients send it. Unknown ones are
+refused.
 
 Source: https://platform.openai.com/docs/api-reference/chat (fields and their ranges).
 """
@@ -24,9 +26,14 @@ STOP_LENGTH = 256
 TEMPERATURE = 2.0
 """The highest one."""
 NAME = 256
-"""Characters of a model's name."""
+"""Characters of a model's name, or of an identifier."""
 MISSING = ("missing", "union_tag_not_found")
 """Errors of pydantic's that say that a field is not there."""
+
+StopText = Annotated[str, Field(min_length=1, max_length=STOP_LENGTH)]
+Nothing = Literal[0] | Annotated[float, Field(ge=0, le=0)] | None
+NoList = Annotated[list[Any], Field(max_length=0)] | None
+Identifier = Annotated[Annotated[str, Field(max_length=NAME)] | None, Field(description="not read")]
 
 M = TypeVar("M", bound=BaseModel)
 Place = tuple[str | int, ...]
@@ -44,6 +51,7 @@ class TextPart(Strict):
 
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: None = None
 
 
 class ImageURL(Strict):
@@ -51,8 +59,9 @@ class ImageURL(Strict):
 
     url: Annotated[str, Field(min_length=1)]
     detail: Annotated[
-        Literal["auto", "high"], Field(description="images are always seen as finely as the model sees; low is refused")
-    ] = "auto"
+        Literal["auto", "high"] | None,
+        Field(description="images are always seen as finely as the model sees; low is refused"),
+    ] = None
 
 
 class ImagePart(Strict):
@@ -60,6 +69,7 @@ class ImagePart(Strict):
 
     type: Literal["image_url"]
     image_url: ImageURL
+    prompt_cache_breakpoint: None = None
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
@@ -70,6 +80,7 @@ class SystemMessage(Strict):
 
     role: Literal["system", "developer"]
     content: str | Annotated[list[TextPart], Field(min_length=1)]
+    name: None = None
 
 
 class UserMessage(Strict):
@@ -77,14 +88,20 @@ class UserMessage(Strict):
 
     role: Literal["user"]
     content: str | Annotated[list[Part], Field(min_length=1)]
+    name: None = None
 
 
 class AssistantMessage(Strict):
-    """What the model has said before."""
+    """What the model has said before; with all that a client sends back of an answer."""
 
     role: Literal["assistant"]
     content: str | Annotated[list[TextPart], Field(min_length=1)]
+    name: None = None
     refusal: None = None
+    annotations: NoList = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: NoList = None
 
 
 AnyMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
@@ -93,7 +110,8 @@ AnyMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(dis
 class StreamOptions(Strict):
     """Options of a stream."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
 class TextFormat(Strict):
@@ -102,11 +120,46 @@ class TextFormat(Strict):
     type: Literal["text"]
 
 
-Nothing = Literal[0] | Annotated[float, Field(ge=0, le=0)] | None
-StopText = Annotated[str, Field(min_length=1, max_length=STOP_LENGTH)]
+class CacheOptions(Strict):
+    """OpenAI's defaults: nothing here keeps a prompt, and an answer is the same with one that is kept."""
+
+    mode: Literal["implicit"] | None = None
+    ttl: Literal["30m"] | None = None
 
 
-class ChatRequest(Strict):
+class Unread(Strict):
+    """Parameters of OpenAI's that nothing here reads: each takes what asks for nothing, and null."""
+
+    audio: None = None
+    frequency_penalty: Nothing = None
+    function_call: Literal["none", "auto"] | None = None
+    functions: NoList = None
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    logprobs: Literal[False] | None = None
+    metadata: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+    moderation: None = None
+    n: Literal[1] | None = None
+    parallel_tool_calls: bool | None = None
+    prediction: None = None
+    presence_penalty: Nothing = None
+    prompt_cache_key: Identifier = None
+    prompt_cache_options: CacheOptions | None = None
+    prompt_cache_retention: Literal["in_memory"] | None = None
+    reasoning_effort: Literal["none"] | None = None
+    response_format: TextFormat | None = None
+    safety_identifier: Identifier = None
+    service_tier: Literal["auto", "default"] | None = None
+    store: Literal[False] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    tools: NoList = None
+    top_logprobs: Nothing = None
+    user: Identifier = None
+    verbosity: Literal["medium"] | None = None
+    web_search_options: None = None
+
+
+class ChatRequest(Unread):
     """A conversation, whose next message is asked for."""
 
     model: Annotated[str, Field(min_length=1, max_length=NAME, description="a name of /v1/models")]
@@ -121,12 +174,6 @@ class ChatRequest(Strict):
     seed: Annotated[int, Field(ge=-SEEDS, le=SEEDS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Literal[1] | None = None
-    response_format: TextFormat | None = None
-    frequency_penalty: Nothing = None
-    presence_penalty: Nothing = None
-    logprobs: Literal[False] | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=0)] | None = None
 
     @property
     def longest(self) -> int | None:
@@ -202,8 +249,10 @@ def refusal(error: ValidationError, body: bytes) -> Refused:
         )
     if meant[0]["type"] in MISSING:
         return Refused(400, f"Missing parameter: '{param}'.", "missing_required_parameter", param)
-    said = "; or: ".join(dict.fromkeys(one["msg"] for one in meant))
-    return Refused(400, f"Invalid value of {named}: {said[:300]}", "invalid_value", param)
+    said = "; or: ".join(dict.fromkeys(one["msg"] for one in meant))[:300]
+    if meant[0]["type"] == "none_required" or (place and place[0] in Unread.model_fields):
+        said += ". Nothing here reads it; leave it out."
+    return Refused(400, f"Invalid value of {named}: {said}", "invalid_value", param)
 
 
 def _closest(errors: Sequence[ErrorDetails], request: Any) -> tuple[Place, list[ErrorDetails]]:

@@ -61,7 +61,7 @@ class Routes:
         """An answer, whole or as a stream."""
         asked = parse(ChatRequest, await request.read())
         self._require(asked.model)
-        usage = asked.stream_options is not None and asked.stream_options.include_usage
+        usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
         async with aclosing(self.engine.answer(chat_of(asked))) as pieces:
             if asked.stream:
                 return await self._stream(request, pieces, usage)
