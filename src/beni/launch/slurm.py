@@ -6,7 +6,6 @@ A refusal of sbatch is one screen with its own words; what was written for runs 
 from __future__ import annotations
 
 import io
-import shlex
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 from beni.errors import ResourceError
 from beni.launch import jobs
 from beni.launch.arm import Arm
-from beni.runs.code import environment
+from beni.runs.code import exports
 from beni.runs.files import LOGS, to_json
 
 NAMED = ("partition", "account", "qos", "constraint")
@@ -109,6 +108,7 @@ def parameters(launcher: Mapping[str, Any], name: str, code: Path) -> dict[str, 
         optional["gpus_per_node"] = launcher["gpus_per_node"]
     if launcher["mem_gb"] is not None:
         optional["mem"] = f"{int(launcher['mem_gb'] * 1024)}MB"
+    before, after = exports(code)
     return optional | {
         "job_name": name,
         "wckey": launcher["wckey"],  # submitit has one of its own, unless it is told None
@@ -120,7 +120,7 @@ def parameters(launcher: Mapping[str, Any], name: str, code: Path) -> dict[str, 
         "array_parallelism": launcher["array_parallelism"],
         "additional_parameters": further,
         "srun_args": ["--kill-on-bad-exit=1", *launcher["srun_args"]],
-        "setup": [f"export {k}={shlex.quote(v)}" for k, v in environment(code).items()] + [*launcher["setup"]],
+        "setup": [*before, *launcher["setup"], *after],
     }
 
 
