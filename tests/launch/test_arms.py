@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from beni.errors import BeniError, CompositionError, ConfigError, Preempted, ResumeError
+from beni.errors import BeniError, CompositionError, ConfigError, DataError, Preempted, ResumeError
 from beni.launch import submit
 from beni.launch.submit import Frozen, ImpossibleArm, check_arms, freeze_arm, settle_arm
 from beni.runs.frozen import load_frozen
@@ -23,6 +23,15 @@ from beni.runs.lock import lock_of
 from beni.runs.status import read_status, write_status
 
 Runs = Callable[..., dict[str, Any]]
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    """Something that raises when it is called."""
+
+    def fails(*_: Any) -> None:
+        raise error
+
+    return fails
 
 
 def test_a_frozen_arm_waits_with_its_whole_config(tiny_run: Runs) -> None:
@@ -120,6 +129,47 @@ def test_a_job_that_a_signal_has_ended_exits_with_75(
     write_status(folder, state="queued", step=0)  # the signal came before the run has opened its folder
     assert job.main([str(folder)]) == 75
     assert (settle_arm(folder), read_status(folder)["state"]) == ("SIGUSR2 after step 3", "preempted")
+
+
+@pytest.mark.parametrize("state", ["queued", "preempted", "running", "failed"])
+def test_an_error_at_the_beginning_of_a_start_is_noted_whatever_the_run_was_before(
+    tiny_run: Runs, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    from beni.launch import job
+
+    folder = freeze_arm(tiny_run())
+    write_status(folder, state=state, step=1, error={"type": "Old", "message": "old", "traceback": ""})
+    monkeypatch.setattr("beni.run.train", raising(DataError("the images are gone")))
+    assert job.main([str(folder)]) == 2
+    status = read_status(folder)
+    assert (status["state"], status["step"], status["error"]["message"]) == ("failed", 1, "the images are gone")
+
+
+@pytest.mark.parametrize("who", ["finished", "in use", "noted", "no run"])
+def test_an_error_of_a_start_leaves_a_status_alone_that_is_not_its_own(
+    tiny_run: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, who: str
+) -> None:
+    from beni.launch import job
+
+    folder = freeze_arm(tiny_run()) if who != "no run" else tmp_path
+    if who != "no run":
+        write_status(folder, state="finished" if who == "finished" else "preempted", step=1)
+
+    def train(run: dict[str, Any]) -> None:
+        if who == "noted":  # by another process of the run
+            write_status(folder, state="failed", error={"type": "DataError", "message": "first", "traceback": ""})
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr("beni.run.train", train)
+    before = read_status(folder)
+    if who == "no run":
+        assert job.main([str(folder)]) == 2
+        assert not (folder / "status.json").exists()
+        return
+    with lock_of(folder) if who == "in use" else nullcontext(), pytest.raises(RuntimeError):
+        job.main([str(folder)])
+    status = read_status(folder)
+    assert status == before if who != "noted" else status["error"]["message"] == "first"
 
 
 def test_the_reason_a_run_noted_itself_is_kept(tmp_path: Path) -> None:

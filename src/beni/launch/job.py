@@ -22,8 +22,9 @@ from beni.launch.dropping import dropped
 from beni.launch.estimate import Judged
 from beni.launch.match import Amount, is_matched, solve, with_value
 from beni.runs.files import CONFIG
-from beni.runs.frozen import load_frozen
+from beni.runs.frozen import is_frozen, load_frozen
 from beni.runs.identity import relevant, run_folder
+from beni.runs.lock import in_use
 from beni.runs.status import ending, read_status, write_status
 
 
@@ -37,7 +38,11 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--check"]:
         print(json.dumps(judge(json.load(sys.stdin))))
         return 0
-    folder = Path(arguments[0])
+    return _run(Path(arguments[0]))
+
+
+def _run(folder: Path) -> int:
+    before = read_status(folder)
     try:
         frozen = _frozen_here(folder)
         if (why := dropped(folder, frozen)) is not None:
@@ -46,16 +51,12 @@ def main(arguments: list[str]) -> int:
         from beni import run  # here and not above: the rest of beni.launch stays free of torch
 
         run.train(frozen)
-    except BeniError as error:
+    except (BeniError, Preempted) as error:
         report(error)
-        _note(folder, error)
-        return 2
-    except Preempted as error:
-        report(error)
-        _note(folder, error)
-        return PREEMPTED
+        _note(folder, error, before)
+        return PREEMPTED if isinstance(error, Preempted) else 2
     except Exception as error:
-        _note(folder, error)
+        _note(folder, error, before)
         raise
     return 0
 
@@ -155,11 +156,19 @@ def _judged(run: dict[str, Any]) -> Judged:
     }
 
 
-def _note(folder: Path, error: BaseException) -> None:
-    """Leaves the reason where the run itself had not come far enough to do so."""
+def _note(folder: Path, error: BaseException, before: Mapping[str, Any]) -> None:
+    """Leaves the reason where the run itself had not come far enough to do so.
+
+    Args:
+        before: the status when this process began; another one is that of the run, or of another of its processes.
+    """
     status = read_status(folder)
-    if status.get("state") == "queued":
+    if status != before or status.get("state") == "finished" or not is_frozen(folder) or in_use(folder):
+        return
+    try:
         write_status(folder, **status | ending(error))
+    except OSError as full:
+        print(f"{folder} does not say so: {full}", file=sys.stderr)
 
 
 if __name__ == "__main__":
