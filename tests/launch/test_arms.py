@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import yaml
 
 from beni.errors import BeniError, CompositionError, ConfigError, DataError, Preempted, ResumeError
 from beni.launch import submit
+from beni.launch.early import too_early
 from beni.launch.submit import Frozen, ImpossibleArm, check_arms, freeze_arm, settle_arm
 from beni.runs.frozen import load_frozen
 from beni.runs.identity import run_folder
@@ -129,6 +131,28 @@ def test_a_job_that_a_signal_has_ended_exits_with_75(
     write_status(folder, state="queued", step=0)  # the signal came before the run has opened its folder
     assert job.main([str(folder)]) == 75
     assert (settle_arm(folder), read_status(folder)["state"]) == ("SIGUSR2 after step 3", "preempted")
+
+
+def test_a_run_that_has_ended_by_a_signal_itself_is_not_ended_by_it_again() -> None:
+    too_early(signal.SIGTERM, None)
+    with pytest.raises(Preempted, match="SIGTERM before the run began"):
+        too_early(signal.SIGTERM, sys._getframe())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_while_a_start_still_loads_leaves_the_run_preempted(tiny_run: Runs, number: signal.Signals) -> None:
+    folder = freeze_arm(tiny_run())
+    job = [sys.executable, "-X", "importtime", "-m", "beni.launch.job", str(folder)]
+    with subprocess.Popen(job, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "beni.launch.dropping" not in (line := process.stderr.readline()):  # from now on it loads what is large
+            assert line
+        process.send_signal(number)
+        said = process.stderr.read()
+    assert process.returncode == 75
+    assert f"{number.name} before the run began" in said
+    status = read_status(folder)
+    assert (status["state"], status["error"]["type"]) == ("preempted", "Preempted")
 
 
 @pytest.mark.parametrize("state", ["queued", "preempted", "running", "failed"])

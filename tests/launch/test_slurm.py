@@ -305,15 +305,6 @@ def test_a_start_that_another_one_has_taken_over_is_not_queued_again(
     assert line["next"] == "another start of the run has taken over"
 
 
-def test_a_signal_before_the_run_begins_ends_the_start_like_any_other(tmp_path: Path) -> None:
-    """While torch is imported, say; a run that was ended calls the handler that it found, without a frame."""
-    from beni.errors import Preempted
-
-    arm._too_early(15, None)
-    with pytest.raises(Preempted, match="SIGTERM before the run began"):
-        arm._too_early(15, sys._getframe())
-
-
 def test_the_table_of_a_study_is_read_by_people_and_scripts(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "study" / "run"
     folder.mkdir(parents=True)

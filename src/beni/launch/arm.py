@@ -15,10 +15,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import FrameType
 
 from beni.errors import PREEMPTED, Preempted
 from beni.launch import jobs
+from beni.launch.early import too_early
 from beni.runs.files import CHECKPOINTS, COMPLETE, checkpoints_in
 from beni.runs.lock import in_use
 from beni.runs.status import read_status
@@ -46,7 +46,7 @@ class Arm:
     def __call__(self) -> None:
         """Runs the run, and ends the process with its exit code, which leaves submitit nothing to pickle."""
         for number in SIGNALS:
-            signal.signal(number, _too_early)
+            signal.signal(number, too_early)
         try:
             code = _run(Path(self.folder))
         except Preempted as error:
@@ -162,9 +162,3 @@ def attempt() -> int:
 
 def _rank() -> int:
     return int(os.environ.get("SLURM_PROCID", "0"))
-
-
-def _too_early(number: int, frame: FrameType | None) -> None:
-    """Ends a start before the run listens itself; told of a signal afterwards, without a frame, it does nothing."""
-    if frame is not None:
-        raise Preempted(f"{signal.Signals(number).name} before the run began; it goes on when it is started again")
