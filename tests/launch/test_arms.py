@@ -90,6 +90,15 @@ def test_an_arm_that_nobody_takes_leaves_its_folder_as_it_was(tiny_run: Runs) ->
     assert (read_status(folder)["state"], read_status(folder)["step"]) == ("preempted", 1)
 
 
+def test_a_launcher_that_holds_a_password_is_not_frozen(tiny_run: Runs) -> None:
+    run = tiny_run("launcher=slurm_cpu")
+    run["launcher"]["setup"] = ["export WANDB_API_KEY=s3cret0123"]  # as retry sets it, which composes nothing
+    with pytest.raises(ConfigError, match="holds a password") as caught:
+        freeze_arm(run)
+    assert "s3cret" not in str(caught.value)
+    assert not run_folder(run).exists()
+
+
 def test_an_arm_that_was_taken_stays(tiny_run: Runs) -> None:
     new = Frozen.of(tiny_run(), {})
     with lock_of(new.folder):
