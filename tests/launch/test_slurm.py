@@ -255,6 +255,60 @@ def test_a_run_that_a_signal_has_ended_is_queued_again_while_slurm_says_running(
     assert ("scontrol requeue 7" in (here / "calls").read_text()) == again
 
 
+@pytest.mark.parametrize("lost", ["show", "requeue"])
+def test_a_controller_that_does_not_answer_at_once_is_asked_again(
+    job: Path, programs: Any, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    monkeypatch.setattr(arm, "PAUSES_S", (0, 0, 0))
+    here = programs(
+        scontrol=f"""
+times = (here / "calls").read_text().count({lost!r})
+if sys.argv[1] == {lost!r} and times < 3:
+    print("slurm_requeue error: Unable to contact slurm controller", file=sys.stderr)
+    raise SystemExit(1)
+print("JobId=7 JobState=RUNNING")
+"""
+    )
+    assert ended(job, 75, monkeypatch)[1]["next"] == "requeued"
+    assert (here / "calls").read_text().count(lost) == 3
+
+
+def test_a_job_that_is_not_queued_again_does_not_say_that_it_is(
+    job: Path, programs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(arm, "PAUSES_S", (0, 0))
+    programs(
+        scontrol="""
+if sys.argv[1] == "requeue":
+    print("Access denied", file=sys.stderr)
+    raise SystemExit(1)
+print("JobId=7 JobState=RUNNING")
+"""
+    )
+    assert ended(job, 75, monkeypatch)[1]["next"] == "scontrol requeue: Access denied"
+    assert "not queued again: scontrol requeue: Access denied" in capsys.readouterr().err
+
+
+def test_a_job_whose_end_no_disk_notes_is_queued_again(
+    job: Path, programs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (job / "jobs.jsonl").mkdir()  # nothing can be appended to it
+    here = programs(scontrol="print('JobId=7 JobState=RUNNING')")
+    monkeypatch.setattr("beni.launch.job.main", lambda words: 75)
+    with pytest.raises(SystemExit) as caught:
+        Arm(str(job))()
+    assert caught.value.code == 75
+    assert "scontrol requeue 7" in (here / "calls").read_text()
+    said = capsys.readouterr().err
+    assert "that the job has started is not noted" in said
+    assert "that the job has ended is not noted" in said
+
+
+def test_a_start_of_which_no_note_was_taken_is_not_superseded_by_the_one_before(job: Path) -> None:
+    jobs.note(job, "started", job="7", node="n1", attempt=0, step=0)
+    assert not superseded(job, 1)
+
+
 def test_the_last_element_of_an_array_which_has_the_number_of_the_array_asks_for_itself_alone(
     job: Path, programs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
