@@ -123,6 +123,20 @@ def test_every_value_of_a_launcher_reaches_sbatch(tmp_path: Path, programs: Any)
     assert "/opt/py -u -m submitit.core._submit" in run
 
 
+def test_an_option_without_a_value_is_written_bare_and_one_that_is_false_not_at_all(
+    tmp_path: Path, programs: Any
+) -> None:
+    here = programs(sbatch=SBATCH, srun="")
+    options = (
+        "launcher.additional_parameters={exclusive: null, spread_job: true, mail-type: false, hint: nomultithread}"
+    )
+    slurm.submit(folders_of(tmp_path, "a"), [launchers(options)], Path("/code/12ab"))
+    lines = (here / "batch1.sh").read_text().splitlines()
+    wanted = ["#SBATCH --exclusive", "#SBATCH --spread-job", "#SBATCH --hint=nomultithread"]
+    assert [line for line in wanted if line not in lines] == []
+    assert not [line for line in lines if "mail" in line or "None" in line]
+
+
 def test_what_is_null_is_left_to_the_cluster(tmp_path: Path, programs: Any) -> None:
     here = programs(sbatch=SBATCH, srun="")
     slurm.submit(folders_of(tmp_path, "a"), [launchers("launcher.mem_gb=null")], Path("/code/12ab"))
@@ -159,7 +173,23 @@ def test_nothing_but_the_folder_is_pickled(tmp_path: Path, programs: Any) -> Non
             "set launcher.gpus_per_node=0",
         ),
         ("sbatch: error: QOSMaxSubmitJobPerUserLimit", "wait for jobs to end"),
-        ("sbatch: error: Slurm controller not responding", "see what sbatch says"),
+        (
+            "sbatch: error: Batch job submission failed: Requested time limit is invalid (missing or exceeds some "
+            "limit)",
+            "lower launcher.timeout_min",
+        ),
+        (
+            "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's "
+            "size and/or time limits)",
+            "wait for jobs to end",
+        ),
+        ("sbatch: error: Batch job submission failed: Memory required by task is not available", "lower launcher.cpus"),
+        ("sbatch: error: Batch job submission failed: Invalid feature specification", "set launcher.constraint"),
+        (
+            "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
+            "wait until scontrol ping",
+        ),
+        ("sbatch: error: something new", "see what sbatch says"),
     ],
 )
 def test_a_refusal_has_the_words_of_sbatch_and_a_fix(tmp_path: Path, programs: Any, said: str, fix: str) -> None:
