@@ -22,6 +22,10 @@ _SHAPES = (
 _ASSIGNED = re.compile(
     rf"(?i)(?<![?&\w.])((?:[\w-]+\.)*(?:{_NAMED})=)(?!\$\{{|null\b)('[^']*'|\"[^\"]*\"|[^\s,}}'\"]+)"
 )
+_REFERENCE = re.compile(r"""\"?[$`]|''$|""$""")
+"""How a value begins that a shell reads elsewhere, or that is empty."""
+_KEPT_IN_FILE = re.compile(r"(?i)(?:credentials?|private[_-]?key)=[\"']?(?:/|~|\.{1,2}/)")
+"""Names whose values may be paths of the file that holds the secret."""
 _NAME = re.compile(rf"(?i){_NAMED}")
 
 
@@ -43,5 +47,15 @@ def redacted_override(override: str) -> str:
 
 
 def is_secret(key: str, value: str) -> bool:
-    """Whether the value of a key is a password or token, by the key's name or its own shape."""
-    return bool(value) and (_NAME.fullmatch(key) is not None or any(shape.search(value) for shape, _ in _SHAPES))
+    """Whether the value of a key is a password or token, or has one in it: by the key's name, by its own shape, or by a
+    name that it gives one (``export API_KEY=...``) unless a shell would read it from a variable, command or file.
+    """
+    if not value:
+        return False
+    if _NAME.fullmatch(key) is not None or any(shape.search(value) for shape, _ in _SHAPES):
+        return True
+    return any(not _is_elsewhere(found) for found in _ASSIGNED.finditer(value))
+
+
+def _is_elsewhere(assigned: re.Match[str]) -> bool:
+    return bool(_REFERENCE.match(assigned[2]) or _KEPT_IN_FILE.search(assigned[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from beni.errors import BeniError, CompositionError, ConfigError, Preempted, ResumeError
+from beni.errors import BeniError, CompositionError, ConfigError, DataError, Preempted, ResumeError
 from beni.launch import submit
+from beni.launch.early import too_early
 from beni.launch.submit import Frozen, ImpossibleArm, check_arms, freeze_arm, settle_arm
 from beni.runs.frozen import load_frozen
 from beni.runs.identity import run_folder
@@ -23,6 +25,15 @@ from beni.runs.lock import lock_of
 from beni.runs.status import read_status, write_status
 
 Runs = Callable[..., dict[str, Any]]
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    """Something that raises when it is called."""
+
+    def fails(*_: Any) -> None:
+        raise error
+
+    return fails
 
 
 def test_a_frozen_arm_waits_with_its_whole_config(tiny_run: Runs) -> None:
@@ -79,6 +90,15 @@ def test_an_arm_that_nobody_takes_leaves_its_folder_as_it_was(tiny_run: Runs) ->
     assert (read_status(folder)["state"], read_status(folder)["step"]) == ("preempted", 1)
 
 
+def test_a_launcher_that_holds_a_password_is_not_frozen(tiny_run: Runs) -> None:
+    run = tiny_run("launcher=slurm_cpu")
+    run["launcher"]["setup"] = ["export WANDB_API_KEY=s3cret0123"]  # as retry sets it, which composes nothing
+    with pytest.raises(ConfigError, match="holds a password") as caught:
+        freeze_arm(run)
+    assert "s3cret" not in str(caught.value)
+    assert not run_folder(run).exists()
+
+
 def test_an_arm_that_was_taken_stays(tiny_run: Runs) -> None:
     new = Frozen.of(tiny_run(), {})
     with lock_of(new.folder):
@@ -120,6 +140,69 @@ def test_a_job_that_a_signal_has_ended_exits_with_75(
     write_status(folder, state="queued", step=0)  # the signal came before the run has opened its folder
     assert job.main([str(folder)]) == 75
     assert (settle_arm(folder), read_status(folder)["state"]) == ("SIGUSR2 after step 3", "preempted")
+
+
+def test_a_run_that_has_ended_by_a_signal_itself_is_not_ended_by_it_again() -> None:
+    too_early(signal.SIGTERM, None)
+    with pytest.raises(Preempted, match="SIGTERM before the run began"):
+        too_early(signal.SIGTERM, sys._getframe())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_while_a_start_still_loads_leaves_the_run_preempted(tiny_run: Runs, number: signal.Signals) -> None:
+    folder = freeze_arm(tiny_run())
+    job = [sys.executable, "-X", "importtime", "-m", "beni.launch.job", str(folder)]
+    with subprocess.Popen(job, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "beni.launch.dropping" not in (line := process.stderr.readline()):  # from now on it loads what is large
+            assert line
+        process.send_signal(number)
+        said = process.stderr.read()
+    assert process.returncode == 75
+    assert f"{number.name} before the run began" in said
+    status = read_status(folder)
+    assert (status["state"], status["error"]["type"]) == ("preempted", "Preempted")
+
+
+@pytest.mark.parametrize("state", ["queued", "preempted", "running", "failed"])
+def test_an_error_at_the_beginning_of_a_start_is_noted_whatever_the_run_was_before(
+    tiny_run: Runs, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    from beni.launch import job
+
+    folder = freeze_arm(tiny_run())
+    write_status(folder, state=state, step=1, error={"type": "Old", "message": "old", "traceback": ""})
+    monkeypatch.setattr("beni.run.train", raising(DataError("the images are gone")))
+    assert job.main([str(folder)]) == 2
+    status = read_status(folder)
+    assert (status["state"], status["step"], status["error"]["message"]) == ("failed", 1, "the images are gone")
+
+
+@pytest.mark.parametrize("who", ["finished", "in use", "noted", "no run"])
+def test_an_error_of_a_start_leaves_a_status_alone_that_is_not_its_own(
+    tiny_run: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, who: str
+) -> None:
+    from beni.launch import job
+
+    folder = freeze_arm(tiny_run()) if who != "no run" else tmp_path
+    if who != "no run":
+        write_status(folder, state="finished" if who == "finished" else "preempted", step=1)
+
+    def train(run: dict[str, Any]) -> None:
+        if who == "noted":  # by another process of the run
+            write_status(folder, state="failed", error={"type": "DataError", "message": "first", "traceback": ""})
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr("beni.run.train", train)
+    before = read_status(folder)
+    if who == "no run":
+        assert job.main([str(folder)]) == 2
+        assert not (folder / "status.json").exists()
+        return
+    with lock_of(folder) if who == "in use" else nullcontext(), pytest.raises(RuntimeError):
+        job.main([str(folder)])
+    status = read_status(folder)
+    assert status == before if who != "noted" else status["error"]["message"] == "first"
 
 
 def test_the_reason_a_run_noted_itself_is_kept(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +14,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from beni.errors import ConfigError, ResourceError
+from beni.launch import jobs, turns
 from beni.launch import launch as launching
 from beni.launch import sweep as module
 from beni.launch.submit import ArmFailed, ImpossibleArm
@@ -69,6 +73,7 @@ def test_an_arm_that_is_no_command_line_is_refused() -> None:
 
 
 def test_arms_that_are_the_same_run_are_launched_once_and_each_has_its_own_end(composing: Any, given: Any) -> None:
+    said: list[str] = []
     folders = {seed: run_folder(composing([seed]).run) for seed in ("train.seed=1", "train.seed=2")}
     error = {"type": "DataError", "message": "no such file\n  fix: x", "traceback": ""}
 
@@ -78,8 +83,10 @@ def test_arms_that_are_the_same_run_are_launched_once_and_each_has_its_own_end(c
 
     given["end"] = end
     with pytest.raises(ArmFailed) as caught:
-        sweep([["train.seed=1"], ["train.seed=2"], ["train.seed=1"]], composing, lambda text: None)
+        sweep([["train.seed=1"], ["train.seed=2"], ["train.seed=1"]], composing, said.append)
     assert given["folders"] == list(folders.values())
+    assert said[0] == f"1 of 3 arms are runs that earlier arms are, and count once: {folders['train.seed=1'].name}"
+    assert said[1].startswith("2 runs: 9 visual tokens, 10 trainable parameters, 2.0G training FLOPs")
     failed = folders["train.seed=2"]
     assert str(caught.value).splitlines()[:2] == ["1 of 2 arms failed:", f"  {failed.name}: no such file"]
     assert f"python -m beni.compare {failed.parent}" in str(caught.value)
@@ -140,6 +147,62 @@ def test_of_several_runs_those_that_were_refused_are_named_and_the_others_stay(c
         sweep([["train.seed=1"], ["train.seed=2"]], composing, lambda text: None)
     assert read_status(first)["state"] == "finished"
     assert not second.exists()
+
+
+def test_a_refused_arm_is_one_of_all_that_the_command_names_also_where_none_is_waited_for(
+    composing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = [["launcher=slurm_cpu", f"train.seed={seed}"] for seed in range(3)]
+    refused = run_folder(composing(arms[1]).run)
+    monkeypatch.setattr(launching.slurm, "require_slurm", lambda: None)
+    monkeypatch.setitem(launching.BACKENDS, "slurm", lambda runs, say: {refused: "sbatch: full"})
+    with pytest.raises(ArmFailed, match=f"^1 of 3 arms failed:\n  {refused.name}: sbatch: full"):
+        sweep(arms, composing, lambda text: None)
+
+
+def test_a_second_command_waits_until_the_first_has_submitted_and_finds_it_done(
+    composing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = [["launcher=slurm_cpu", f"train.seed={seed}"] for seed in range(2)]
+    [study] = {run_folder(composing(arm).run).parent for arm in arms}
+    submitted: list[Path] = []
+    said: list[str] = []
+    threads: list[threading.Thread] = []
+
+    def submit(runs: Any, say: Any) -> dict[Path, str]:
+        submitted.extend(runs)
+        if not threads:  # the second command comes while the first one submits
+            assert (study / turns.LOCK).read_text().startswith(f"process {os.getpid()} on ")
+            threads.append(threading.Thread(target=sweep, args=(arms, composing, said.append)))
+            threads[0].start()
+            while not any("another command launches runs" in line for line in said):
+                time.sleep(0.05)
+        for folder in runs:
+            jobs.note(folder, "submitted", backend="slurm", job="7")
+        return {}
+
+    monkeypatch.setattr(turns, "TOLD_AFTER_S", 0.1)
+    monkeypatch.setattr(launching.slurm, "require_slurm", lambda: None)
+    monkeypatch.setattr("beni.launch.states.scheduler_states", lambda ids: {one: {"state": "PENDING"} for one in ids})
+    monkeypatch.setitem(launching.BACKENDS, "slurm", submit)
+    sweep(arms, composing, lambda text: None)
+    threads[0].join(60)
+    assert sorted(submitted) == sorted(run_folder(composing(arm).run) for arm in arms)
+    assert f"another command launches runs of {study}: process {os.getpid()} on " in said[1]
+    assert said[2] == "2 of 2 runs are at work, or wait for the scheduler, already"
+    assert not (study / turns.LOCK).exists()
+
+
+def test_a_command_that_waits_for_long_says_for_whom(composing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = run_folder(composing(["train.seed=1"]).run).parent
+    monkeypatch.setattr(turns, "TOLD_AFTER_S", 0.1)
+    monkeypatch.setattr(turns, "PATIENCE_S", 0.2)
+    with (
+        turns.turn([study], str),
+        pytest.raises(ResourceError, match=rf"process {os.getpid()} on .*\n  fix: wait until"),
+    ):
+        sweep([["train.seed=1"]], composing, lambda text: None)
+    assert not study.exists()
 
 
 @pytest.mark.parametrize("override", ["connector=glob(zzz*)", "train.seed=range(3,3)"])

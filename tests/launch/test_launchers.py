@@ -54,6 +54,12 @@ def test_values_of_a_launcher_can_be_overridden_and_change_no_signature() -> Non
         ),
         (["launcher=slurm_cpu", "launcher.additional_parameters={time: 5}"], "set launcher.timeout_min"),
         (["launcher=slurm_cpu", "launcher.additional_parameters={cpus_per_task: 5}"], "set launcher.cpus_per_task"),
+        (["launcher=slurm_cpu", "launcher.additional_parameters={p: a100}"], "set launcher.partition"),
+        (["launcher=slurm_cpu", "launcher.additional_parameters={part: a100}"], "set launcher.partition"),
+        (["launcher=slurm_cpu", "launcher.additional_parameters={w: n1}"], "write the long name"),
+        (["launcher=slurm_cpu", "launcher.additional_parameters={mem-per-cpu: 4G}"], "set launcher.mem_gb=null beside"),
+        (["launcher=slurm_1gpu", "launcher.additional_parameters={gpus: 2}"], "set launcher.gpus_per_node=0 beside"),
+        (["launcher=slurm_1gpu", "launcher.additional_parameters={gres: 'gpu:2'}"], "launcher.gpus_per_node=1 asks"),
         (["launcher=slurm_cpu", "launcher.additional_parameters={nice: [5]}"], "launcher.additional_parameters.nice"),
         (["hydra.launcher.partition=a100"], "set launcher.partition"),
     ],
@@ -62,6 +68,18 @@ def test_a_value_that_a_launcher_does_not_read_is_refused(overrides: list[str], 
     with pytest.raises(ConfigError) as caught:
         compose(overrides)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("launcher.additional_parameters={mem-per-cpu: 4G, gres: 'nvme:1', exclusive: null}", "launcher.mem_gb=null"),
+        ("launcher.additional_parameters={gpus: 2, nodelist: n1, time-min: 5}", "launcher.gpus_per_node=0"),
+        ("launcher.additional_parameters={gres: 'gpu:a100:1', export: ALL}", "launcher.gpus_per_node=0"),
+    ],
+)
+def test_an_option_that_asks_in_another_way_may_stand_where_the_value_does_not_ask(overrides: tuple[str, ...]) -> None:
+    assert compose(["launcher=slurm_1gpu", *overrides])["launcher"]["name"] == "slurm_1gpu"
 
 
 def test_values_of_a_site_reach_the_launchers_that_read_them(tmp_path: Path) -> None:

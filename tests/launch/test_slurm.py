@@ -115,13 +115,26 @@ def test_every_value_of_a_launcher_reaches_sbatch(tmp_path: Path, programs: Any)
     assert {key: options.get(key) for key in expected} == expected
     assert "#SBATCH --requeue" in text
     assert options["output"].startswith(f"{tmp_path}/logs/")
-    assert "module load cuda" in text
-    assert "export PYTHONPATH=/code/12ab" in text
+    assert text.index("module load cuda") < text.index("export PYTHONPATH=/code/12ab$") < text.index("\nsrun ")
     assert "export PYTHONSAFEPATH=1" in text
     run = next(line for line in text.splitlines() if line.startswith("srun"))
     assert "--kill-on-bad-exit=1" in run
     assert "--mpi=none" in run
     assert "/opt/py -u -m submitit.core._submit" in run
+
+
+def test_an_option_without_a_value_is_written_bare_and_one_that_is_false_not_at_all(
+    tmp_path: Path, programs: Any
+) -> None:
+    here = programs(sbatch=SBATCH, srun="")
+    options = (
+        "launcher.additional_parameters={exclusive: null, spread_job: true, mail-type: false, hint: nomultithread}"
+    )
+    slurm.submit(folders_of(tmp_path, "a"), [launchers(options)], Path("/code/12ab"))
+    lines = (here / "batch1.sh").read_text().splitlines()
+    wanted = ["#SBATCH --exclusive", "#SBATCH --spread-job", "#SBATCH --hint=nomultithread"]
+    assert [line for line in wanted if line not in lines] == []
+    assert not [line for line in lines if "mail" in line or "None" in line]
 
 
 def test_what_is_null_is_left_to_the_cluster(tmp_path: Path, programs: Any) -> None:
@@ -160,7 +173,23 @@ def test_nothing_but_the_folder_is_pickled(tmp_path: Path, programs: Any) -> Non
             "set launcher.gpus_per_node=0",
         ),
         ("sbatch: error: QOSMaxSubmitJobPerUserLimit", "wait for jobs to end"),
-        ("sbatch: error: Slurm controller not responding", "see what sbatch says"),
+        (
+            "sbatch: error: Batch job submission failed: Requested time limit is invalid (missing or exceeds some "
+            "limit)",
+            "lower launcher.timeout_min",
+        ),
+        (
+            "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's "
+            "size and/or time limits)",
+            "wait for jobs to end",
+        ),
+        ("sbatch: error: Batch job submission failed: Memory required by task is not available", "lower launcher.cpus"),
+        ("sbatch: error: Batch job submission failed: Invalid feature specification", "set launcher.constraint"),
+        (
+            "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
+            "wait until scontrol ping",
+        ),
+        ("sbatch: error: something new", "see what sbatch says"),
     ],
 )
 def test_a_refusal_has_the_words_of_sbatch_and_a_fix(tmp_path: Path, programs: Any, said: str, fix: str) -> None:
@@ -256,6 +285,60 @@ def test_a_run_that_a_signal_has_ended_is_queued_again_while_slurm_says_running(
     assert ("scontrol requeue 7" in (here / "calls").read_text()) == again
 
 
+@pytest.mark.parametrize("lost", ["show", "requeue"])
+def test_a_controller_that_does_not_answer_at_once_is_asked_again(
+    job: Path, programs: Any, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    monkeypatch.setattr(arm, "PAUSES_S", (0, 0, 0))
+    here = programs(
+        scontrol=f"""
+times = (here / "calls").read_text().count({lost!r})
+if sys.argv[1] == {lost!r} and times < 3:
+    print("slurm_requeue error: Unable to contact slurm controller", file=sys.stderr)
+    raise SystemExit(1)
+print("JobId=7 JobState=RUNNING")
+"""
+    )
+    assert ended(job, 75, monkeypatch)[1]["next"] == "requeued"
+    assert (here / "calls").read_text().count(lost) == 3
+
+
+def test_a_job_that_is_not_queued_again_does_not_say_that_it_is(
+    job: Path, programs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(arm, "PAUSES_S", (0, 0))
+    programs(
+        scontrol="""
+if sys.argv[1] == "requeue":
+    print("Access denied", file=sys.stderr)
+    raise SystemExit(1)
+print("JobId=7 JobState=RUNNING")
+"""
+    )
+    assert ended(job, 75, monkeypatch)[1]["next"] == "scontrol requeue: Access denied"
+    assert "not queued again: scontrol requeue: Access denied" in capsys.readouterr().err
+
+
+def test_a_job_whose_end_no_disk_notes_is_queued_again(
+    job: Path, programs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (job / "jobs.jsonl").mkdir()  # nothing can be appended to it
+    here = programs(scontrol="print('JobId=7 JobState=RUNNING')")
+    monkeypatch.setattr("beni.launch.job.main", lambda words: 75)
+    with pytest.raises(SystemExit) as caught:
+        Arm(str(job))()
+    assert caught.value.code == 75
+    assert "scontrol requeue 7" in (here / "calls").read_text()
+    said = capsys.readouterr().err
+    assert "that the job has started is not noted" in said
+    assert "that the job has ended is not noted" in said
+
+
+def test_a_start_of_which_no_note_was_taken_is_not_superseded_by_the_one_before(job: Path) -> None:
+    jobs.note(job, "started", job="7", node="n1", attempt=0, step=0)
+    assert not superseded(job, 1)
+
+
 def test_the_last_element_of_an_array_which_has_the_number_of_the_array_asks_for_itself_alone(
     job: Path, programs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,15 +387,6 @@ def test_a_start_that_another_one_has_taken_over_is_not_queued_again(
     line = jobs.last(jobs.history(job), "ended")
     assert line is not None
     assert line["next"] == "another start of the run has taken over"
-
-
-def test_a_signal_before_the_run_begins_ends_the_start_like_any_other(tmp_path: Path) -> None:
-    """While torch is imported, say; a run that was ended calls the handler that it found, without a frame."""
-    from beni.errors import Preempted
-
-    arm._too_early(15, None)
-    with pytest.raises(Preempted, match="SIGTERM before the run began"):
-        arm._too_early(15, sys._getframe())
 
 
 def test_the_table_of_a_study_is_read_by_people_and_scripts(tmp_path: Path) -> None:

@@ -49,3 +49,31 @@ def test_a_value_is_a_secret_by_its_key_or_by_its_shape() -> None:
     assert is_secret("path", "https://me:pw@host/x")
     assert not is_secret("path", "https://host/x")
     assert not is_secret("api_key", "")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("export WANDB_API_KEY=0123456789abcdef", "export HF_TOKEN='abc def'", 'X=1 DB_PASSWORD="abc" python'),
+        *("--export=ALL,WANDB_API_KEY=0123", "export MLFLOW_PASSWORD='$literal'", "export AWS_SECRET_ACCESS_KEY=/a+b"),
+    ],
+)
+def test_a_line_that_gives_a_name_a_secret_is_one(line: str) -> None:
+    assert is_secret("0", line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "export WANDB_API_KEY=$KEY",
+            'export WANDB_API_KEY="$(cat ~/.wandb)"',
+            "export API_KEY=`pass beni`",
+            "TOKEN=''",
+        ),
+        *("export GOOGLE_APPLICATION_CREDENTIALS=/home/me/key.json", "export SSH_PRIVATE_KEY=~/.ssh/id"),
+        *(". ~/.secrets", "module load cuda", "export TOKENIZERS_PARALLELISM=false", "export WANDB_API_KEY_FILE=/k"),
+    ],
+)
+def test_a_line_that_reads_a_secret_elsewhere_is_none(line: str) -> None:
+    assert not is_secret("0", line)

@@ -17,6 +17,7 @@ from beni.errors import ConfigError
 from beni.redact import is_secret, redacted
 
 MARK = "${oc.env:"
+LAUNCHER = "launcher"
 
 
 class FromEnvironment(str):
@@ -90,14 +91,27 @@ def without_values(message: str, tree: Any) -> str:
 def secret_problems(run: dict[str, Any]) -> list[str]:
     """Passwords and tokens that stand in a run, as problems with their fixes."""
     problems = []
-    for path, value in _texts(run):
+    for path, value in _texts({key: values for key, values in run.items() if key != LAUNCHER}):
         if not isinstance(value, FromEnvironment) and is_secret(path.rpartition(".")[2], value):
             shown = redacted(f"{path}={value}")
             problems.append(
                 f"{shown} holds a password or token, which the run folder would keep\n"
                 f"  fix: export it as a variable, and write it as in '{path}=${{oc.env:MY_SECRET}}'"
             )
-    return problems
+    return problems + launcher_secret_problems(run)
+
+
+def launcher_secret_problems(run: dict[str, Any]) -> list[str]:
+    """Passwords and tokens of the launcher as problems with their fixes; those from the environment are some as well,
+    since the script of a job would hold them.
+    """
+    return [
+        f"{redacted(f'{path}={value}')} holds a password or token, which run folder and job script would keep\n"
+        "  fix: export it where the command is given, since jobs inherit its variables, or in a file that only you can "
+        "read, and write launcher.setup=['. ~/that_file']"
+        for path, value in _texts(run.get(LAUNCHER, {}), LAUNCHER)
+        if is_secret(path.rpartition(".")[2], value)
+    ]
 
 
 def _texts(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:

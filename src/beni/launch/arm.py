@@ -15,10 +15,11 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 from beni.errors import PREEMPTED, Preempted
 from beni.launch import jobs
+from beni.launch.early import too_early
 from beni.runs.files import CHECKPOINTS, COMPLETE, checkpoints_in
 from beni.runs.lock import in_use
 from beni.runs.status import read_status
@@ -29,6 +30,9 @@ PATIENCE_S = 300
 WATCH_S = 5.0
 """Seconds between two looks at whether a later start has taken over."""
 STARTS_WITHOUT_STEPS = 2
+PAUSES_S = (0, 2, 5, 10)
+"""Seconds before each time that SLURM is asked to queue a job again: its controller may be busy, or start anew."""
+REQUEUED = "requeued"
 RUNS = ("RUNNING", "SIGNALING")
 """What SLURM says of a job that has not ended; the second one while a signal of its own is on its way."""
 
@@ -46,7 +50,7 @@ class Arm:
     def __call__(self) -> None:
         """Runs the run, and ends the process with its exit code, which leaves submitit nothing to pickle."""
         for number in SIGNALS:
-            signal.signal(number, _too_early)
+            signal.signal(number, too_early)
         try:
             code = _run(Path(self.folder))
         except Preempted as error:
@@ -63,7 +67,7 @@ class Arm:
 
 def _run(folder: Path) -> int:
     if _rank() == 0:
-        jobs.note(folder, "started", job=job_id(), node=node(), attempt=attempt(), step=saved_step(folder))
+        _note(folder, "started", job=job_id(), node=node(), attempt=attempt(), step=saved_step(folder))
         _wait_for_earlier(folder)
     from beni.launch.job import main  # imports torch
 
@@ -93,25 +97,31 @@ def _end_when_superseded(folder: Path, own: int, over: threading.Event) -> None:
 
 def superseded(folder: Path, own: int) -> bool:
     """Whether a start after attempt ``own`` of this job, or another job, has been noted."""
-    start = jobs.last(jobs.history(folder), "started")
-    return start is not None and (start["job"], start["attempt"]) != (job_id(), own)
+    starts = [(line["job"], line["attempt"]) for line in jobs.history(folder) if line["event"] == "started"]
+    return (job_id(), own) in starts and starts[-1] != (job_id(), own)  # a full disk may have taken no note of this one
 
 
 def _after(folder: Path, code: int) -> int:
-    """Notes how the job ended, and has it queued again where it should be."""
+    """Has the job queued again where it should be, and notes how it ended."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # SLURM ends a job that is queued again
-    step, further = saved_step(folder), None
-    if code == PREEMPTED:
-        further = _why_not_again(folder) or "requeued"
-    jobs.note(folder, "ended", job=job_id(), attempt=attempt(), code=code, step=step, next=further)
-    if further == "requeued":
-        subprocess.run(["scontrol", "requeue", job_id()], timeout=60, check=False)
+    further = None
+    if code == PREEMPTED and (further := _why_not_again(folder) or _queue_again()) != REQUEUED:
+        print(f"not queued again: {further}; python -m beni.launch retry {folder} goes on", file=sys.stderr)
+    _note(folder, "ended", job=job_id(), attempt=attempt(), code=code, step=saved_step(folder), next=further)
     return code
 
 
+def _note(folder: Path, event: jobs.Event, **values: Any) -> None:
+    """What a full disk does not take is missing in a table; the run and its next start count more."""
+    try:
+        jobs.note(folder, event, **values)
+    except OSError as error:
+        print(f"{folder}: that the job has {event} is not noted: {error}", file=sys.stderr)
+
+
 def _why_not_again(folder: Path) -> str | None:
-    """None where the job is to be queued again."""
+    """Why the run should not go on as it is; None where it should."""
     if superseded(folder, attempt()):
         return "another start of the run has taken over"
     starts = [line for line in jobs.history(folder) if line["event"] == "started" and line["job"] == job_id()]
@@ -120,8 +130,34 @@ def _why_not_again(folder: Path) -> str | None:
         return (
             f"{STARTS_WITHOUT_STEPS} starts have saved no step; raise launcher.timeout_min or launcher.signal_delay_s"
         )
-    state = job_state()
-    return None if state in RUNS else f"the scheduler says {state or 'nothing'}"
+    return None
+
+
+def _queue_again() -> str:
+    """Asks SLURM, while it says that the job runs, to queue it again: ``REQUEUED``, or why it is not."""
+    why = ""
+    for pause in PAUSES_S:
+        time.sleep(pause)
+        state = job_state()
+        if state is None:
+            why = "the scheduler says nothing"
+        elif state not in RUNS:
+            return f"the scheduler says {state}"
+        elif (refused := _refusal()) is None:
+            return REQUEUED
+        else:
+            why = f"scontrol requeue: {refused}"
+    return why
+
+
+def _refusal() -> str | None:
+    """Asks for this job once: SLURM's words where it refuses, or does not answer."""
+    try:
+        done = subprocess.run(["scontrol", "requeue", job_id()], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    said = " ".join((done.stderr or done.stdout).split())
+    return None if done.returncode == 0 else said or f"exit code {done.returncode}"
 
 
 def job_state() -> str | None:
@@ -162,9 +198,3 @@ def attempt() -> int:
 
 def _rank() -> int:
     return int(os.environ.get("SLURM_PROCID", "0"))
-
-
-def _too_early(number: int, frame: FrameType | None) -> None:
-    """Ends a start before the run listens itself; told of a signal afterwards, without a frame, it does nothing."""
-    if frame is not None:
-        raise Preempted(f"{signal.Signals(number).name} before the run began; it goes on when it is started again")

@@ -3,7 +3,9 @@
 ``--check`` instead reads frozen runs as a JSON list from stdin and writes a list of as many to stdout: of each what it
 would cost (launch/estimate.py), or why it is impossible. Under ``study.match`` it also chooses what the budget leaves
 open (launch/match.py).
-A queued or requeued job reads this file and never ``conf/``, so editing a YAML meanwhile changes nothing.
+
+A queued or requeued job reads this file and never ``conf/``, so editing a YAML meanwhile changes nothing. What takes
+time to import is imported where it is used: a signal is heard from the first moment.
 """
 
 from __future__ import annotations
@@ -12,19 +14,17 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from beni.config.command import report
-from beni.config.sections.study import STEPS
 from beni.console import replace_output
 from beni.errors import PREEMPTED, BeniError, Preempted, ResumeError
-from beni.launch.dropping import dropped
-from beni.launch.estimate import Judged
-from beni.launch.match import Amount, is_matched, solve, with_value
-from beni.runs.files import CONFIG
-from beni.runs.frozen import load_frozen
-from beni.runs.identity import relevant, run_folder
-from beni.runs.status import ending, read_status, write_status
+from beni.launch.early import too_early
+from beni.signals import handling
+from beni.training.preempt import SIGNALS
+
+if TYPE_CHECKING:
+    from beni.launch.estimate import Judged
+    from beni.launch.match import Amount
 
 
 def main(arguments: list[str]) -> int:
@@ -37,25 +37,32 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--check"]:
         print(json.dumps(judge(json.load(sys.stdin))))
         return 0
-    folder = Path(arguments[0])
-    try:
-        frozen = _frozen_here(folder)
-        if (why := dropped(folder, frozen)) is not None:
-            print(f"not trained: {why}", file=sys.stderr)
-            return 0
-        from beni import run  # here and not above: the rest of beni.launch stays free of torch
+    return _run(Path(arguments[0]))
 
-        run.train(frozen)
-    except BeniError as error:
+
+def _run(folder: Path) -> int:
+    before = None
+    try:
+        with handling(SIGNALS, too_early):
+            from beni.launch.dropping import dropped
+            from beni.runs.status import read_status
+
+            before = read_status(folder)
+            frozen = _frozen_here(folder)
+            if (why := dropped(folder, frozen)) is not None:
+                print(f"not trained: {why}", file=sys.stderr)
+                return 0
+            from beni import run  # here and not above: the rest of beni.launch stays free of torch
+
+            run.train(frozen)
+    except (BeniError, Preempted) as error:
+        from beni.config.command import report
+
         report(error)
-        _note(folder, error)
-        return 2
-    except Preempted as error:
-        report(error)
-        _note(folder, error)
-        return PREEMPTED
+        _note(folder, error, before)
+        return PREEMPTED if isinstance(error, Preempted) else 2
     except Exception as error:
-        _note(folder, error)
+        _note(folder, error, before)
         raise
     return 0
 
@@ -66,6 +73,10 @@ def _frozen_here(folder: Path) -> dict[str, Any]:
     Raises:
         ResumeError: when there is none, it is damaged, or belongs into another folder.
     """
+    from beni.runs.files import CONFIG
+    from beni.runs.frozen import load_frozen
+    from beni.runs.identity import run_folder
+
     frozen = load_frozen(folder)
     own = run_folder(frozen)
     if own.resolve() != folder.resolve():
@@ -80,6 +91,8 @@ def judge(runs: Sequence[dict[str, Any]]) -> list[Judged]:
     """Checks frozen runs of one sweep as they are checked before they train, and estimates their cost, after what
     ``study.match`` leaves open has been chosen. Runs that differ in their seed alone are looked at once.
     """
+    from beni.launch.match import is_matched, solve
+
     known: dict[str, Judged] = {}
     found = []
     matched = solve(runs, _amounts()) if any(map(is_matched, runs)) else [None for _ in runs]
@@ -103,7 +116,10 @@ def judge(runs: Sequence[dict[str, Any]]) -> list[Judged]:
 
 def _amounts() -> Amount:
     """A run -> its amount of what ``study.match`` names; what costs do not depend on is looked at once."""
+    from beni.config.sections.study import STEPS
+    from beni.launch.match import with_value
     from beni.run import bill
+    from beni.runs.identity import relevant
 
     bills: dict[str, Any] = {}
 
@@ -121,6 +137,8 @@ def _amounts() -> Amount:
 
 def _key(run: Mapping[str, Any]) -> str:
     """What tells runs apart that differ in more than their seed."""
+    from beni.launch.match import with_value
+
     return json.dumps(with_value(run, "train.seed", 0), sort_keys=True, default=str)
 
 
@@ -155,11 +173,26 @@ def _judged(run: dict[str, Any]) -> Judged:
     }
 
 
-def _note(folder: Path, error: BaseException) -> None:
-    """Leaves the reason where the run itself had not come far enough to do so."""
+def _note(folder: Path, error: BaseException, before: Mapping[str, Any] | None) -> None:
+    """Leaves the reason where the run itself had not come far enough to do so.
+
+    Args:
+        before: the status when this process began; another one is that of the run, or of another of its processes. None
+            where it was not read any more.
+    """
+    from beni.runs.frozen import is_frozen
+    from beni.runs.lock import in_use
+    from beni.runs.status import ending, read_status, write_status
+
     status = read_status(folder)
-    if status.get("state") == "queued":
+    if before is not None and status != before:
+        return
+    if status.get("state") == "finished" or not is_frozen(folder) or in_use(folder):
+        return
+    try:
         write_status(folder, **status | ending(error))
+    except OSError as full:
+        print(f"{folder} does not say so: {full}", file=sys.stderr)
 
 
 if __name__ == "__main__":

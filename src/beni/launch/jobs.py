@@ -12,6 +12,7 @@ A line has ``event`` and ``time``:
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -26,15 +27,19 @@ Event = Literal["submitted", "started", "ended"]
 
 
 def note(folder: Path, event: Event, **values: Any) -> None:
-    """Appends a line, in one write.
+    """Appends a line, in one write, after whatever a full disk has left of an earlier one.
 
     Raises:
         OSError: when the disk does not take it.
     """
-    line = json.dumps({"event": event, "time": now()} | values, ensure_ascii=False) + "\n"
-    file = os.open(folder / JOBS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    line = (json.dumps({"event": event, "time": now()} | values, ensure_ascii=False) + "\n").encode()
+    file = os.open(folder / JOBS, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(file, line.encode())
+        size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        if os.write(file, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / JOBS))
     finally:
         os.close(file)
 

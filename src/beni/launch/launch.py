@@ -15,6 +15,7 @@ from beni.launch import local, slurm
 from beni.launch.dropping import dropped
 from beni.launch.states import State, states_of
 from beni.launch.submit import ArmFailed, Frozen, settle_arm
+from beni.launch.turns import turn
 from beni.runs.code import take_snapshot
 from beni.runs.frozen import is_frozen
 from beni.runs.identity import origin, run_folder
@@ -28,29 +29,42 @@ POLL_S = 10.0
 
 
 def launch(runs: Sequence[tuple[dict[str, Any], str | None]], say: Say) -> None:
-    """Launches runs with the command that repeats each; a run that is named twice is launched once.
+    """Launches runs with the command that repeats each; of a run that is named twice the first counts.
 
     Args:
         runs: that have been checked; None for a command takes that of this process.
 
     Raises:
         ResumeError: when another run stands in the folder of one, or a damaged one.
-        ResourceError: when this machine or the scheduler takes no run; what had been written for it is gone again.
+        ResourceError: when this machine or the scheduler takes no run, what had been written for it is gone again; or
+            when another command launches runs of the study for long.
         ArmFailed: after all runs that are waited for, when some did not finish; says which and why.
         Preempted: when a signal has ended the runs of this machine.
     """
-    wanted = {run_folder(run): run for run, _ in _in_blocks(runs)}
-    commands = {run_folder(run): command for run, command in runs}
+    wanted: dict[Path, dict[str, Any]] = {}
+    commands: dict[Path, str | None] = {}
+    for run, command in _in_blocks(runs):
+        wanted.setdefault(run_folder(run), run)
+        commands.setdefault(run_folder(run), command)
     require(wanted)
-    new = {folder: wanted[folder] for folder in _to_launch(wanted, say)}
-    frozen = [Frozen.of(run, origin(run, commands[folder])) for folder, run in new.items()]
-    refused = hand_over(new, say)
+    with turn({folder.parent for folder in wanted}, say):
+        new = {folder: wanted[folder] for folder in _to_launch(wanted, say)}
+        frozen = [Frozen.of(run, origin(run, commands[folder])) for folder, run in new.items()]
+        submitted = {folder: run for folder, run in new.items() if run["launcher"]["backend"] == "slurm"}
+        refused = hand_over(submitted, say)
+        _withdraw(frozen, refused)
+    refused |= hand_over({folder: run for folder, run in new.items() if folder not in submitted}, say)
+    _withdraw(frozen, refused)
+    if refused and len(refused) == len(new):
+        raise ResourceError(f"no run was launched: {next(iter(refused.values()))}")
+    awaited = [folder for folder, run in wanted.items() if run["launcher"].get("wait", True)]
+    finish(awaited, refused, say, len(wanted))
+
+
+def _withdraw(frozen: Sequence[Frozen], refused: Mapping[Path, str]) -> None:
     for arm in frozen:
         if arm.folder in refused:
             arm.withdraw()
-    if refused and len(refused) == len(new):
-        raise ResourceError(f"no run was launched: {next(iter(refused.values()))}")
-    finish([folder for folder, run in wanted.items() if run["launcher"].get("wait", True)], refused, say)
 
 
 def _in_blocks(runs: Sequence[tuple[dict[str, Any], str | None]]) -> Sequence[tuple[dict[str, Any], str | None]]:
@@ -121,12 +135,13 @@ BACKENDS: dict[str, Callable[[Runs, Say], dict[Path, str]]] = {
 """``launcher.backend`` -> who takes its runs; SLURM first, since it does not let one wait."""
 
 
-def finish(folders: Sequence[Path], refused: Mapping[Path, str], say: Say) -> None:
+def finish(folders: Sequence[Path], refused: Mapping[Path, str], say: Say, total: int | None = None) -> None:
     """Waits until runs have ended, and says how.
 
     Args:
         folders: of the runs that are waited for.
         refused: runs that were not launched, and why.
+        total: of the runs that the command names; None where they are these.
 
     Raises:
         ArmFailed: when one did not finish, or was refused.
@@ -139,7 +154,7 @@ def finish(folders: Sequence[Path], refused: Mapping[Path, str], say: Say) -> No
             failed[state.folder] = reason
     if failed:
         raise ArmFailed(
-            f"{len(failed)} of {len(awaited) + len(refused)} arms failed:\n"
+            f"{len(failed)} of {total or len(awaited) + len(refused)} arms failed:\n"
             + "\n".join(f"  {folder.name}: {reason}" for folder, reason in failed.items())
             + f"\n  python -m beni.compare {_study(list(failed))} shows all"
         )

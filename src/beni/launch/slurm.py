@@ -6,7 +6,7 @@ A refusal of sbatch is one screen with its own words; what was written for runs 
 from __future__ import annotations
 
 import io
-import shlex
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ from typing import Any
 from beni.errors import ResourceError
 from beni.launch import jobs
 from beni.launch.arm import Arm
-from beni.runs.code import environment
+from beni.runs.code import exports
 from beni.runs.files import LOGS, to_json
 
 NAMED = ("partition", "account", "qos", "constraint")
@@ -101,7 +101,8 @@ def submit(folders: Sequence[Path], launchers: Sequence[Mapping[str, Any]], code
 
 def parameters(launcher: Mapping[str, Any], name: str, code: Path) -> dict[str, Any]:
     """What submitit is told of a job: the values of ``launcher``, and beni's own environment."""
-    further = {"requeue": True} | {key.replace("_", "-"): v for key, v in launcher["additional_parameters"].items()}
+    more = {key.replace("_", "-"): value for key, value in launcher["additional_parameters"].items()}
+    further = {"requeue": True} | {key: True if v is None else v for key, v in more.items() if v is not False}
     if launcher["reservation"] is not None:
         further["reservation"] = launcher["reservation"]
     optional = {key: launcher[key] for key in NAMED if launcher[key] is not None}
@@ -109,6 +110,7 @@ def parameters(launcher: Mapping[str, Any], name: str, code: Path) -> dict[str, 
         optional["gpus_per_node"] = launcher["gpus_per_node"]
     if launcher["mem_gb"] is not None:
         optional["mem"] = f"{int(launcher['mem_gb'] * 1024)}MB"
+    before, after = exports(code)
     return optional | {
         "job_name": name,
         "wckey": launcher["wckey"],  # submitit has one of its own, unless it is told None
@@ -120,7 +122,7 @@ def parameters(launcher: Mapping[str, Any], name: str, code: Path) -> dict[str, 
         "array_parallelism": launcher["array_parallelism"],
         "additional_parameters": further,
         "srun_args": ["--kill-on-bad-exit=1", *launcher["srun_args"]],
-        "setup": [f"export {k}={shlex.quote(v)}" for k, v in environment(code).items()] + [*launcher["setup"]],
+        "setup": [*before, *launcher["setup"], *after],
     }
 
 
@@ -181,15 +183,26 @@ def _told(error: Exception, launcher: Mapping[str, Any]) -> str:
     said = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = next((line for line in said if "error" in line.lower()), said[-1] if said else type(error).__name__)
     line = line.removeprefix("sbatch:").strip().removeprefix("error:").strip()
-    lower = line.lower()
-    fixes = {
-        "limit": "wait for jobs to end, or lower launcher.array_parallelism or the number of arms",
-        "account": "set launcher.account to one that sacctmgr show assoc user=$USER lists",
-        "partition": "set launcher.partition to one that sinfo lists",
-        "qos": "set launcher.qos to one that sacctmgr show assoc user=$USER lists",
-        "node configuration": SIZE,
-        "time": "lower launcher.timeout_min to the limit that sinfo shows",
-        "gres": f"set launcher.gpus_per_node=0, which is {launcher['gpus_per_node']}",
-    }
-    fix = next((fix for word, fix in fixes.items() if word in lower), "see what sbatch says, or set launcher=local")
-    return f"sbatch: {line}\n  fix: {fix}"
+    fix = next((fix for words, fix in _fixes(launcher) if re.search(words, line, re.IGNORECASE)), None)
+    return f"sbatch: {line}\n  fix: {fix or 'see what sbatch says, or set launcher=local'}"
+
+
+def _fixes(launcher: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What sbatch says of a mistake, as a pattern, and what to set; the first that is found counts."""
+    yours = "sacctmgr show assoc user=$USER lists"
+    return [
+        (r"time limit (is invalid|spec)|MaxWall|TimeLimit", "lower launcher.timeout_min to the limit that sinfo shows"),
+        (r"limit|policy", "wait for jobs to end, or lower launcher.array_parallelism or the number of arms"),
+        (r"account", f"set launcher.account to one that {yours}"),
+        (r"partition", "set launcher.partition to one that sinfo lists"),
+        (r"qos", f"set launcher.qos to one that {yours}"),
+        (r"wckey", "set launcher.wckey to one that sacctmgr show wckey lists"),
+        (r"reservation", "set launcher.reservation to one that scontrol show reservation lists"),
+        (r"feature", "set launcher.constraint to features that sinfo -o %f lists"),
+        (r"node configuration|memory|processors|CPU count|node count", SIZE),
+        (r"gres|generic resource", f"set launcher.gpus_per_node=0, which is {launcher['gpus_per_node']}"),
+        (
+            r"contact|not responding|timed out",
+            "wait until scontrol ping says that the controller is up, or set launcher=local",
+        ),
+    ]

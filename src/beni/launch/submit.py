@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beni.errors import BeniError
+from beni.config.environment import launcher_secret_problems
+from beni.errors import BeniError, ConfigError
 from beni.launch.estimate import Judged
 from beni.runs.backlog import room_for
 from beni.runs.files import ORIGIN, replace, to_json
@@ -64,9 +65,12 @@ def freeze_arm(run: dict[str, Any], origin: Mapping[str, Any] | None = None) -> 
         origin: what the arm's process cannot know (runs/identity.py).
 
     Raises:
+        ConfigError: when its launcher holds a password.
         ResumeError: when another run stands there, or a damaged one.
         ResourceError: when the disk does not take it.
     """
+    if problems := launcher_secret_problems(run):  # retry takes values that were not composed
+        raise ConfigError("\n".join(problems))
     folder = run_folder(run)
     with room_for(folder):
         _freeze(folder, run, origin)

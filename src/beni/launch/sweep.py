@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -21,11 +23,14 @@ from beni.launch import match
 from beni.launch.estimate import told
 from beni.launch.launch import launch
 from beni.launch.submit import check_arms
-from beni.runs.identity import arm_command
+from beni.runs.identity import arm_command, run_folder
 
 Arm = Sequence[str]
 """Overrides that make one run."""
 Compose = Callable[[list[str]], DictConfig]
+
+SHOWN = 5
+"""Runs that are named where several arms are the same."""
 
 
 def arms_of(own: Sequence[str], product: Sequence[Arm]) -> list[list[str]]:
@@ -108,12 +113,21 @@ def sweep(arms: Sequence[Arm], compose: Compose, say: Callable[[str], None]) -> 
     found = check_arms(match.to_check(runs, arms))
     for line in match.told(runs, arms, found):
         say(line)
-    launched = []
+    launched: dict[Path, tuple[dict[str, Any], str]] = {}
+    planned, again = [], []
     for config, run, arm, one in zip(composed, runs, arms, found, strict=True):
         own = [f"{key}={value}" for key, value in match.chosen(run, one).items()]
-        launched.append((match.settled(config, config.hydra, run, one), arm_command([*arm, *own])))
-    say(told(found, [run["launcher"] for run in runs]))
-    launch(launched, say)
+        settled = match.settled(config, config.hydra, run, one)
+        if (folder := run_folder(settled)) in launched:
+            again.append(folder.name)
+            continue
+        launched[folder] = settled, arm_command([*arm, *own])
+        planned.append((one, run["launcher"]))
+    if again:
+        names = ", ".join(list(dict.fromkeys(again))[:SHOWN])
+        say(f"{len(again)} of {len(arms)} arms are runs that earlier arms are, and count once: {names}")
+    say(told(*zip(*planned, strict=True)))
+    launch(list(launched.values()), say)
 
 
 def _words(arm: str) -> list[str]:

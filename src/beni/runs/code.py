@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,6 +30,18 @@ def environment(code: Path) -> dict[str, str]:
     """Variables with which a process imports a copy: it comes first, and the working directory not at all."""
     paths = [str(code.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+
+
+def exports(code: Path) -> tuple[list[str], list[str]]:
+    """``environment`` as shell lines, before and after those of a user, whose ``PYTHONPATH`` stays behind the copy."""
+    before = [f"export PYTHONPATH={shlex.quote(own)}" for own in filter(None, [os.environ.get("PYTHONPATH")])]
+    copy = shlex.quote(str(code.resolve()))
+    return before, [f"export PYTHONPATH={copy}${{PYTHONPATH:+:$PYTHONPATH}}", "export PYTHONSAFEPATH=1"]
+
+
+def is_copy(package: Path) -> bool:
+    """Whether a package is part of a copy that ``take_snapshot`` has made."""
+    return package.parent.parent.name == FOLDER
 
 
 def take_snapshot(study: Path) -> Path:

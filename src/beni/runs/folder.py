@@ -12,6 +12,7 @@ from filelock import Timeout
 from beni.errors import ResumeError
 from beni.runs import shape
 from beni.runs.backlog import Backlog, room_for
+from beni.runs.code import take_snapshot
 from beni.runs.files import (
     CHECKPOINTS,
     COMPLETE,
@@ -60,6 +61,7 @@ class RunFolder:
         self.identity = provenance(self.run)
         self.status: dict[str, Any] = {}
         self.backlog = Backlog()
+        self._started_with: list[str] = []
 
     @contextmanager
     def opened(self) -> Iterator[RunFolder]:
@@ -101,15 +103,14 @@ class RunFolder:
 
         Returns:
             What else differs, for the reader: weights that a checkpoint replaces, or that are computed from others;
-            data, where ``checkpoint.resume=changed_data``, which ``identity`` notes too.
+            data, where ``checkpoint.resume=changed_data``, and code, which ``identity`` notes too.
 
         Raises:
             ResumeError: when the data, the template or the weights of ``exact`` are others, or nothing says what they
                 were.
         """
-        saved = [step for step, path in checkpoints_in(self.path / CHECKPOINTS).items() if (path / COMPLETE).is_file()]
-        if not saved:
-            return []
+        if not (saved := self._saved()):
+            return self._started_with
         before, problem = read_json(self.path / IDENTITY, shape.OF_PROOF)
         if problem:
             raise ResumeError(
@@ -204,8 +205,28 @@ class RunFolder:
         if problem and (self.path / STATUS).exists():
             self.backlog.tell(f"{self.path}: {problem}; a new one is started, without the time spent before")
         self.status = self.status or {"started": now()}
-        self.identity |= read_json(self.path / ORIGIN, shape.OF_ORIGIN)[0]
+        self._note_code()
         self.update(state="running", steps=self.run["train"]["steps"], step=self.status.get("step", 0), error=None)
+
+    def _note_code(self) -> None:
+        """Keeps a copy of the code that runs, and takes over from ``origin.json`` what only who froze the run knows.
+        A run that begins with other code than it was frozen with says so, and is started with that.
+        """
+        code = take_snapshot(self.path.parent).name
+        self.identity["code"] = code
+        known = read_json(self.path / ORIGIN, shape.OF_ORIGIN)[0]
+        if (frozen := known.get("code", code)) != code:
+            self._started_with = [f"starts with code {code}, not {frozen}, which it was frozen with"]
+            known = {key: value for key, value in known.items() if key not in ("code", "git")}
+        self.identity |= known
+        own = {key: self.identity[key] for key in shape.OF_ORIGIN}
+        if own != known and not self._saved():
+            replace(self.path / ORIGIN, to_json(own))
+
+    def _saved(self) -> list[int]:
+        """Steps of the checkpoints that are complete."""
+        found = checkpoints_in(self.path / CHECKPOINTS)
+        return [step for step, path in found.items() if (path / COMPLETE).is_file()]
 
     def _failed(self, error: BaseException) -> None:
         if not self.path.exists():

@@ -20,7 +20,7 @@ from beni.components import PART_GROUPS
 from beni.config.check import TRUST_VARIABLE
 from beni.paths import PACKAGE, conf_dir
 from beni.redact import redacted_override
-from beni.runs.code import code_hash
+from beni.runs.code import code_hash, is_copy
 
 IRRELEVANT = (
     "choices",
@@ -227,7 +227,11 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict[str, Any]:
-    """Commit and whether the tree differs from it, of the checkout beni runs from; nulls outside one."""
+    """Commit and whether the tree differs from it, of the checkout beni runs from; nulls outside one, and for a copy,
+    which lies in a checkout by chance.
+    """
+    if is_copy(PACKAGE):
+        return {"commit": None, "dirty": None}
 
     def git(*arguments: str) -> str | None:
         try:

@@ -7,6 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from beni.config.environment import unresolved
+
+
+def settings(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tracker is sent of a frozen run: without the launcher, whose shell lines and accounts concern nobody else,
+    and with references to the environment as references.
+    """
+    return unresolved({key: value for key, value in run.items() if key != "launcher"})
+
 
 class Tracker(ABC):
     """Receives what is written to metrics.jsonl. Subclasses are final."""

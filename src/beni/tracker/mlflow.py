@@ -1,8 +1,8 @@
 """MLflow: mirrors metrics.jsonl to an MLflow server, or to a SQLite file that ``mlflow ui`` shows.
 
 - A run's MLflow run is found again by a tag, so a resumed or requeued run goes on in it.
-- MLflow is sent the frozen run, the metrics, and names of the study, the arm and its signature. Code, git state,
-  command line, host and environment variables stay here.
+- MLflow is sent the frozen run without its launcher, the metrics, and names of the study, the arm and its signature.
+  Code, git state, command line, host and environment variables stay here.
 - Nothing MLflow does may cost a run: a failure is said once, and the run goes on without the mirror.
 """
 
@@ -17,10 +17,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from beni.config.environment import unresolved
 from beni.errors import ConfigError
 from beni.redact import redacted
-from beni.tracker.base import Tracker
+from beni.tracker.base import Tracker, settings
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +151,7 @@ def _send_parameters(client: Any, run_id: str, run: Mapping[str, Any]) -> None:
     """The frozen run as parameters ``group.key``; references to the environment stay references."""
     from mlflow.entities import Param
 
-    params = [Param(key, str(value)[:LONGEST]) for key, value in _flat(unresolved(dict(run)), "")]
+    params = [Param(key, str(value)[:LONGEST]) for key, value in _flat(settings(run), "")]
     for first in range(0, len(params), AT_ONCE):
         client.log_batch(run_id, params=params[first : first + AT_ONCE])
 

@@ -1,8 +1,8 @@
 """Weights & Biases: mirrors metrics.jsonl to a W&B server, or to files that ``wandb sync`` sends later.
 
 - The id of the W&B run follows from study, seed and signature: a resumed or requeued run goes on in the same W&B run.
-- W&B is sent the frozen run, the metrics and its own note of a few versions. Code, git state, installed packages,
-  console, command line, host and environment variables stay here.
+- W&B is sent the frozen run without its launcher, the metrics and its own note of a few versions. Code, git state,
+  installed packages, console, command line, host and environment variables stay here.
 - Nothing W&B does may cost a run: a failure is said once, and the run goes on without the mirror.
 """
 
@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from beni.config.environment import unresolved
-from beni.tracker.base import Tracker
+from beni.tracker.base import Tracker, settings
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +99,8 @@ class WandbTracker(Tracker):
             name=identity["name"],
             group=run["study"]["name"],
             tags=self.tags,
-            config=unresolved(dict(run)),
-            allow_val_change=True,  # a run may be resumed with another launcher or number of workers
+            config=settings(run),
+            allow_val_change=True,  # a run may be resumed with another number of workers
             mode=mode,
             # From step 0 the run starts over, and so does its W&B run: without `resume` W&B replaces what it has.
             resume="allow" if step > 0 else None,

@@ -71,6 +71,32 @@ def test_a_secret_that_stands_in_a_run_is_refused_and_the_fix_works(path: str) -
     assert compose(OVERRIDES)["data"]["path"] == VALUE
 
 
+SETUP = "launcher.setup=['export WANDB_API_KEY={}']"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(
+            SETUP.format(value) for value in ("s3cret0123", "${oc.env:BENI_TEST_SECRET}")
+        ),  # a job's script would hold it
+        "launcher.srun_args=['--export=ALL,WANDB_API_KEY=s3cret']",
+        "launcher.additional_parameters={export: 'ALL,HF_TOKEN=s3cret'}",
+    ],
+)
+def test_a_secret_in_the_lines_of_a_job_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["launcher=slurm_1gpu", override])
+    assert "s3cret" not in str(caught.value)
+    assert "fix: export it where the command is given, since jobs inherit its variables" in str(caught.value)
+
+
+def test_what_reads_a_secret_elsewhere_may_stand_in_the_lines_of_a_job() -> None:
+    lines = ["module load cuda", ". ~/that_file", "export WANDB_API_KEY=$(cat ~/.wandb)"]
+    said = ", ".join(f"'{line}'" for line in lines)
+    assert compose(["launcher=slurm_1gpu", f"launcher.setup=[{said}]"])["launcher"]["setup"] == lines
+
+
 def test_a_value_that_a_part_does_not_take_is_a_users_error_and_not_hydras() -> None:
     from beni.config.build import build_stage
     from beni.types import TokenSpec

@@ -44,7 +44,7 @@ def test_any_rank_notes_that_a_run_hangs(tiny_run):
         said = status(first)
     assert (said["state"], said["step"]) == ("failed", 7)
     assert said["error"] == {"type": "Hang", "message": "rank 0 hangs in step 8", "traceback": "in a collective"}
-    assert sorted(path.name for path in first.path.iterdir()) == ["config.yaml", "status.json"]
+    assert sorted(path.name for path in first.path.iterdir()) == ["config.yaml", "origin.json", "status.json"]
 
 
 @pytest.fixture

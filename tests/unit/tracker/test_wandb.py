@@ -145,7 +145,7 @@ def test_a_wandb_that_breaks_on_the_way_warns_once_and_is_left_alone(tmp_path, m
 def test_a_resumed_run_continues_its_wandb_run_and_repeats_no_step(tmp_path, fake):
     fake.run.starting_step = 31
     mirror = tracker("offline")
-    mirror.start(tmp_path, RUN, IDENTITY, 20)
+    mirror.start(tmp_path, RUN | {"launcher": {"setup": ["export KEY=s3cret"]}}, IDENTITY, 20)
     for step in (21, 30, 31):
         mirror.log(step, {"loss": 1.0})
     mirror.finish("finished")

@@ -57,7 +57,8 @@ class Slurm(Launcher):
         constraint: features that machines must have.
         reservation: whose machines are used.
         array_parallelism: jobs of a sweep that run at a time.
-        additional_parameters: further options of sbatch, such as ``{nice: 100}``.
+        additional_parameters: further options of sbatch, such as ``{nice: 100}``; one without a value is null or true
+            (``{exclusive: null}``), and one that is false is left out.
         srun_args: further arguments of srun.
         setup: shell lines before the run: modules, conda, a container.
         python: command of the interpreter; null takes the one that submits.
@@ -100,14 +101,26 @@ OWN_FLAGS = {
     "open-mode": "nothing: logs are appended to",
     "nodes": "launcher.nodes",
     "ntasks": "launcher.nodes and launcher.tasks_per_node",
-    "ntasks-per-node": "launcher.tasks_per_node",
-    "cpus-per-task": "launcher.cpus_per_task",
+    **dict.fromkeys(("ntasks-per-node", "tasks-per-node", "ntasks-per-gpu"), "launcher.tasks_per_node"),
+    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "launcher.cpus_per_task"),
     "mem": "launcher.mem_gb",
     "time": "launcher.timeout_min",
     "gpus-per-node": "launcher.gpus_per_node",
     **{name: f"launcher.{name}" for name in ("partition", "account", "qos", "wckey", "constraint", "reservation")},
 }
-"""Options of sbatch that have a value of their own -> which."""
+"""Options of sbatch that have a value of their own -> which. sbatch knows them by their beginnings as well."""
+
+OTHER_WAYS = {
+    **dict.fromkeys(("mem-per-cpu", "mem-per-gpu"), ("mem_gb", "null")),
+    **dict.fromkeys(("gpus", "gpus-per-task", "gpus-per-socket"), ("gpus_per_node", "0")),
+}
+"""Options that ask for what a value asks for already, in another way -> the value, and that with which they may be."""
+
+LETTERS = {
+    **{"a": "array", "A": "account", "C": "constraint", "c": "cpus-per-task", "e": "error", "J": "job-name"},
+    **{"N": "nodes", "n": "ntasks", "o": "output", "p": "partition", "q": "qos", "t": "time"},
+}
+"""Short names of options in ``OWN_FLAGS``."""
 
 
 def launcher_rules(run: Mapping[str, Any]) -> Iterator[str]:
@@ -122,9 +135,21 @@ def launcher_rules(run: Mapping[str, Any]) -> Iterator[str]:
             "  fix: set launcher.signal_delay_s to the seconds of a step and a checkpoint"
         )
     for key, value in launcher["additional_parameters"].items():
-        flag = str(key).replace("_", "-").lstrip("-")
-        if flag in OWN_FLAGS:
-            yield (
-                f"launcher.additional_parameters.{key}={value}: this option of sbatch has a value of its own\n"
-                f"  fix: set {OWN_FLAGS[flag]}"
-            )
+        if (problem := _taken(str(key).replace("_", "-").lstrip("-"), value, launcher)) is not None:
+            yield f"launcher.additional_parameters.{key}={value}: {problem}"
+
+
+def _taken(flag: str, value: Any, launcher: Mapping[str, Any]) -> str | None:
+    """Why an option cannot stand beside those that beni sets, with the fix."""
+    own = LETTERS.get(flag, flag)
+    if len(flag) > 1 and flag not in OTHER_WAYS and flag not in OWN_FLAGS:
+        own = next((name for name in OWN_FLAGS if name.startswith(flag)), flag)
+    if own in OWN_FLAGS:
+        return f"this option of sbatch has a value of its own\n  fix: set {OWN_FLAGS[own]}"
+    if len(flag) == 1:
+        return "the script of a job has long options only\n  fix: write the long name that sbatch --help shows"
+    other = OTHER_WAYS["gpus"] if flag == "gres" and str(value).startswith("gpu") else OTHER_WAYS.get(flag)
+    if other is not None and launcher[other[0]]:
+        name, none = other
+        return f"launcher.{name}={launcher[name]} asks for that already\n  fix: set launcher.{name}={none} beside it"
+    return None
