@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from beni.config.check import check
 from beni.config.command import report
 from beni.console import printing_command, to_stderr
 from beni.errors import PREEMPTED, BeniError, ConfigError, Preempted, ResumeError
-from beni.launch import jobs, local, slurm
+from beni.launch import jobs, local, processes, slurm
 from beni.launch.launch import finish, hand_over, require
 from beni.launch.states import STUCK, State, runs_of, states_of
 from beni.launch.submit import Frozen, check_arms
@@ -135,7 +135,7 @@ def _first_error(path: Path) -> tuple[int, float]:
 
 def retry(folders: list[Path], arguments: argparse.Namespace) -> int:
     """Launches again what has ended without finishing, and what waits and nobody will start."""
-    states = [state for state in states_of(folders) if state.state in BAD or _nobody_starts(state)]
+    states = [state for state in states_of(folders) if state.state in BAD or state.stranded]
     if not states:
         print("nothing to retry: every run has finished, runs or waits for its turn")
         return 0
@@ -163,20 +163,42 @@ def retry(folders: list[Path], arguments: argparse.Namespace) -> int:
 
 
 def cancel(folders: list[Path], arguments: argparse.Namespace) -> int:
-    """Ends the jobs of runs that wait or run, and the processes of this machine."""
+    """Ends the jobs of runs that wait or run, and the processes of this machine; 1 where one could not be ended."""
     states = [state for state in states_of(folders) if not state.over]
-    on_slurm = [state.job for state in states if _backend(state) == "slurm"]
+    here = [state for state in states if state.backend != "slurm"]
+    ended = _end_here(here, arguments.study)
+    for state in (state for state in here if state.folder not in ended):
+        where = f"on {state.node}" if state.node else "where it runs"
+        print(f"{state.folder.name} is {state.state}, not on SLURM: end the command that started it, {where}")
+    on_slurm = [state.job for state in states if state.backend == "slurm"]
     if on_slurm:
         slurm.cancel(on_slurm)
-    ended = len(on_slurm)
-    for state in (state for state in states if _backend(state) != "slurm"):
-        if state.state == "running" and local.end(state.folder, _submitted(state)):
-            ended += 1
-        else:
-            print(f"{state.folder.name} is {state.state}, not on SLURM: end the command that started it, where it runs")
-    cancelled = f"{ended} {'job' if ended == 1 else 'jobs'} cancelled"
+    count = len(ended) + len(on_slurm)
+    cancelled = f"{count} {'job' if count == 1 else 'jobs'} cancelled"
     print(f"{cancelled}; python -m beni.launch retry {arguments.study} goes on with what has begun")
-    return 0
+    return int(count < len(states))
+
+
+def _end_here(wanted: Sequence[State], study: Path) -> set[Path]:
+    """Ends runs of this machine: a sweep with all that it still has, where all of that is wanted; else run by run.
+
+    Returns:
+        Folders of the runs that are told to end, or not to begin.
+    """
+    ended: set[Path] = set()
+    every = [state for state in states_of(_runs(study)) if not state.over and state.backend != "slurm"]
+    for sweep, given in {_sweep(state): state.turn.submitted or {} for state in wanted}.items():
+        own = {state.folder for state in every if _sweep(state) == sweep}
+        if own <= {state.folder for state in wanted} and processes.ask_to_end(given):
+            ended |= own
+    rest = [state for state in wanted if state.folder not in ended]
+    return ended | {state.folder for state in rest if local.call_off(state.folder, state.turn)}
+
+
+def _sweep(state: State) -> tuple[Any, ...]:
+    """What tells apart who was given a run of this machine."""
+    given = state.turn.submitted or {}
+    return given.get("node"), given.get("job"), given.get("born")
 
 
 def table(states: Sequence[State]) -> Table:
@@ -210,19 +232,6 @@ def summary(states: Sequence[State]) -> str:
     counts = Counter(state.state for state in states)
     total = "1 run" if len(states) == 1 else f"{len(states)} runs"
     return f"{total}: " + ", ".join(f"{count} {name}" for name, count in counts.most_common())
-
-
-def _backend(state: State) -> str:
-    return str(_submitted(state).get("backend", "local"))
-
-
-def _submitted(state: State) -> Mapping[str, Any]:
-    """The newest line about who was given the run; empty where nobody was."""
-    return jobs.last([dict(event) for event in state.events], "submitted") or {}
-
-
-def _nobody_starts(state: State) -> bool:
-    return state.state == "waiting" and _backend(state) != "slurm"
 
 
 def _launcher_values(overrides: Sequence[str]) -> dict[str, Any]:
