@@ -32,7 +32,7 @@ def state(folder: Path) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("status", "locked", "expected"),
     [
-        ({"state": "queued"}, False, ("waiting", "")),
+        ({"state": "queued"}, False, ("waiting", "nobody has been given it yet")),
         ({"state": "running"}, True, ("running", "")),
         ({"state": "queued"}, True, ("running", "")),
         ({"state": "running"}, False, ("lost", "the process was killed, or its machine stopped")),

@@ -31,9 +31,6 @@ STUCK = "launch failed requeued held"
 
 GONE = "the sweep that was to start it has gone"
 
-HANDING_OVER_S = 120.0
-"""Seconds after a run was frozen within which it is still on its way to who will run it: a big sweep takes a minute."""
-
 UNKNOWN = "SLURM does not answer; this is what the run has written"
 
 
@@ -50,7 +47,7 @@ class State:
         node: where it runs, or ran.
         reason: why it waits, failed or was lost, on one line.
         events: of ``jobs.jsonl``.
-        stranded: whether it waits and nobody is going to start it, as ``retry`` does.
+        stranded: whether it waits and nobody is known who will start it, as ``retry`` does.
     """
 
     folder: Path
@@ -150,12 +147,10 @@ def _here(said: str, reason: str, turn: jobs.Turn, known: dict[str, Any]) -> Sta
 
 
 def _stranded(turn: jobs.Turn, known: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether nobody will start a run that waits for a process; and why it waits, where there is more to say."""
+    """Whether nobody is known who will start a run that waits for a process; and why, where there is more to say."""
     updated, events = str(known["status"].get("updated") or ""), known["events"]
     if updated and (not events or _seconds(updated) > _seconds(events[-1]["time"])):
-        if time.time() - _seconds(updated) < HANDING_OVER_S:
-            return False, ""
-        return True, "nobody was given it"
+        return True, "nobody has been given it yet"
     given = turn.submitted or {}
     if turn.ended is not None and turn.started is None:
         return True, str(turn.ended.get("next") or GONE)
