@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from beni.errors import PREEMPTED
 from beni.launch import jobs, processes
 from beni.launch.slurm import scheduler_states
 from beni.runs.frozen import is_frozen
@@ -25,6 +26,9 @@ LIVE = frozenset({"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED",
 """States of a job that SLURM has not done with."""
 
 BEGUN = ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED")
+
+ENDED_OTHERWISE = ("FAILED", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED", "REVOKED")
+"""States of a job that has ended in another way than a preemption does: not by who evicts, cancels or stops it."""
 
 STUCK = "launch failed requeued held"
 """Reason of a job that a node did not take, and that SLURM holds until an administrator releases it."""
@@ -128,7 +132,7 @@ def _state(folder: Path, events: Sequence[dict[str, Any]], scheduler: Mapping[st
         state = {"queued": "waiting"}.get(said, said)
         return State(state=state, reason=UNKNOWN, **known)
     job = scheduler.get(turn.submitted["job"], {})
-    return _there(said, reason, job, known)
+    return _there(said, reason, job, turn, known)
 
 
 def _here(said: str, reason: str, turn: jobs.Turn, known: dict[str, Any]) -> State:
@@ -159,7 +163,7 @@ def _stranded(turn: jobs.Turn, known: Mapping[str, Any]) -> tuple[bool, str]:
     return False, "" if alive else f"only {given.get('node') or 'its machine'} knows whether its sweep still works"
 
 
-def _there(said: str, reason: str, job: Mapping[str, str], known: dict[str, Any]) -> State:
+def _there(said: str, reason: str, job: Mapping[str, str], turn: jobs.Turn, known: dict[str, Any]) -> State:
     """A run that SLURM was given."""
     word, detail = job.get("state", ""), job.get("reason", "")
     known["node"] = job.get("node") or known.get("node", "")
@@ -169,10 +173,22 @@ def _there(said: str, reason: str, job: Mapping[str, str], known: dict[str, Any]
         return State(state="lost", reason=f"SLURM holds its job: {detail}", **known)
     if word in LIVE:
         return State(state="waiting", reason="" if detail in ("None", "") else detail, **known)
+    how = f"SLURM: {word or 'the job is gone'}" + (f", exit code {job['exit']}" if job.get("exit") else "")
+    if said == "preempted" and reason and not _is_of_the_last_start(word, job.get("exit", ""), turn):
+        state = "failed" if word == "FAILED" else "lost"
+        return State(state=state, reason=f"{how}, after it was queued again; before: {reason}", **known)
     if said in ("failed", "preempted") and reason:
         return State(state=said, reason=reason, **known)
-    how = f"SLURM: {word or 'the job is gone'}" + (f", exit code {job['exit']}" if job.get("exit") else "")
     return State(state="lost", reason=how, **known)
+
+
+def _is_of_the_last_start(word: str, code: str, turn: jobs.Turn) -> bool:
+    """Whether a run that says that it was preempted was so in the last start of its job; one that could not begin after
+    it was queued again has not said so.
+    """
+    if word not in ENDED_OTHERWISE or code.split(":")[0] == str(PREEMPTED):
+        return True
+    return turn.ended is not None and turn.ended.get("next") != "requeued"
 
 
 def _seconds(time_of_day: str) -> float:
