@@ -24,9 +24,9 @@ from beni.launch import jobs, local, processes, slurm
 from beni.launch.launch import finish, hand_over, require
 from beni.launch.states import STUCK, State, runs_of, states_of
 from beni.launch.submit import Frozen, check_arms
-from beni.runs.files import ORIGIN, read_json
+from beni.runs.files import IDENTITY, ORIGIN, read_json
 from beni.runs.frozen import load_frozen
-from beni.runs.identity import origin
+from beni.runs.identity import origin, run_folder
 
 BAD = ("failed", "lost", "preempted")
 WATCH_S = 10.0
@@ -142,7 +142,7 @@ def retry(folders: list[Path], arguments: argparse.Namespace) -> int:
     values = _launcher_values(arguments.overrides)
     runs = {}
     for state in states:
-        run = load_frozen(state.folder)
+        run = _frozen_here(state.folder)
         run["launcher"] = run["launcher"] | values
         check(run)
         runs[state.folder] = run
@@ -160,6 +160,28 @@ def retry(folders: list[Path], arguments: argparse.Namespace) -> int:
             arm.withdraw()
     finish([folder for folder, run in runs.items() if run["launcher"].get("wait", True)], refused, to_stderr)
     return 0
+
+
+def _frozen_here(folder: Path) -> dict[str, Any]:
+    """The frozen run of a folder, which is the one that it would write.
+
+    Raises:
+        ResumeError: when there is none, it is damaged, or belongs into another folder.
+    """
+    run = load_frozen(folder)
+    own, here = run_folder(run), folder.resolve()
+    if own.resolve() == here:
+        return run
+    there = run | {"study": run["study"] | {"name": here.parent.name}}
+    values = [f"study.name={here.parent.name}"]
+    if run_folder(there).resolve() != here:
+        values.append(f"paths.runs={here.parent.parent}")
+    raise ResumeError(
+        f"{folder} holds the run of {own}, seen from {Path.cwd()}: the study was moved or copied, or this is another "
+        f"working directory; expected it there, where its job would write\n"
+        f"  fix: move it to {own.parent}, or retry that where this is a copy; or give the command that {ORIGIN} or "
+        f"{IDENTITY} has, with {' '.join(values)}"
+    )
 
 
 def cancel(folders: list[Path], arguments: argparse.Namespace) -> int:
