@@ -7,14 +7,12 @@ import glob
 import re
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
 
 from beni.config.check import check
 from beni.config.command import report
@@ -22,8 +20,10 @@ from beni.console import printing_command, to_stderr
 from beni.errors import PREEMPTED, BeniError, ConfigError, Preempted, ResumeError
 from beni.launch import jobs, local, processes, slurm
 from beni.launch.launch import finish, hand_over, require
-from beni.launch.states import STUCK, State, runs_of, states_of
+from beni.launch.names import Name, names_of, runs_of, select
+from beni.launch.states import STUCK, State, states_of
 from beni.launch.submit import Frozen, check_arms
+from beni.launch.table import render, summary
 from beni.runs.files import IDENTITY, ORIGIN, read_json
 from beni.runs.frozen import load_frozen
 from beni.runs.identity import origin, run_folder
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m beni.launch", description="The runs of a study, and their jobs.")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     told = {
-        "status": "a table of all runs: state, step, time left, job, node, reason",
+        "status": "a table of all runs: arm, seed, state, step, time left, job, node, reason, folder",
         "watch": "the same, until all have ended",
         "logs": "what their jobs have printed, the earliest error first",
         "retry": "launch again what failed, was lost, or nobody goes on with",
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         if name == "retry":
             one.add_argument("overrides", nargs="*", help="values of the launcher: launcher.mem_gb=128")
         if name in ("logs", "retry", "cancel"):
-            one.add_argument("--run", default="", help="only runs with this text in their names")
+            one.add_argument("--run", default="", help="only runs of an arm, a seed (s0), or a folder: 'perceiver s0'")
         if name == "logs":
             one.add_argument("--lines", type=int, default=40, help="last lines of each file (%(default)s)")
     return made
@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 for status and watch where a run has not come to its end; 2 for a user error."""
     arguments = parser().parse_args(argv)
     try:
-        folders = [folder for folder in _runs(arguments.study) if getattr(arguments, "run", "") in folder.name]
-        return COMMANDS[arguments.command](folders, arguments)
+        names = select(names_of(arguments.study), getattr(arguments, "run", ""))
+        return COMMANDS[arguments.command](names, arguments)
     except BeniError as error:
         report(error)
         return 2
@@ -74,42 +74,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _runs(study: Path) -> list[Path]:
-    folders = runs_of(study)
-    if not folders:
-        raise ResumeError(
-            f"{study} holds no run; expected a study such as runs/default, or the folder of a run\n"
-            f"  fix: name one of {', '.join(str(p) for p in sorted(study.parent.glob('*')) if p.is_dir()) or 'them'}"
-        )
-    return folders
-
-
-def status(folders: list[Path], arguments: argparse.Namespace) -> int:
+def status(names: list[Name], arguments: argparse.Namespace) -> int:
     """Prints the table."""
-    states = states_of(folders)
-    Console(markup=False, width=None if sys.stdout.isatty() else WIDE).print(table(states))
-    print(summary(states))
+    states = states_of([name.folder for name in names])
+    _show(names, states)
     return int(any(state.state in BAD for state in states))
 
 
-def watch(folders: list[Path], arguments: argparse.Namespace) -> int:
+def _show(names: Sequence[Name], states: Sequence[State]) -> None:
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    table, reasons = render(names, states, console.width)
+    console.print(table)
+    for line in (*reasons, summary(states)):
+        print(line)
+
+
+def watch(names: list[Name], arguments: argparse.Namespace) -> int:
     """Prints the table again whenever a state has changed, until all runs have ended."""
     shown: list[tuple[str, str]] = []
     while True:
-        states = states_of(folders)
+        states = states_of([name.folder for name in names])
         now = [(state.state, state.job) for state in states]
         if now != shown:
-            status(folders, arguments)
+            _show(names, states)
             shown = now
         if all(state.over for state in states):
             return int(any(state.state in BAD for state in states))
         time.sleep(WATCH_S)
 
 
-def logs(folders: list[Path], arguments: argparse.Namespace) -> int:
+def logs(names: list[Name], arguments: argparse.Namespace) -> int:
     """Prints the ends of the logs of each run."""
-    for folder in folders:
-        print(f"== {folder.name}")
+    for name in names:
+        folder = name.folder
+        print(f"== {name}  {folder.name}")
         events = jobs.history(folder)
         submitted = jobs.last(events, "submitted")
         pattern = (submitted or {}).get("logs")
@@ -133,9 +131,9 @@ def _first_error(path: Path) -> tuple[int, float]:
     return (0 if bad else 1, path.stat().st_mtime)
 
 
-def retry(folders: list[Path], arguments: argparse.Namespace) -> int:
+def retry(names: list[Name], arguments: argparse.Namespace) -> int:
     """Launches again what has ended without finishing, and what waits and nobody will start."""
-    states = [state for state in states_of(folders) if state.state in BAD or state.stranded]
+    states = [state for state in states_of([name.folder for name in names]) if state.state in BAD or state.stranded]
     if not states:
         print("nothing to retry: every run has finished, runs or waits for its turn")
         return 0
@@ -184,14 +182,15 @@ def _frozen_here(folder: Path) -> dict[str, Any]:
     )
 
 
-def cancel(folders: list[Path], arguments: argparse.Namespace) -> int:
+def cancel(names: list[Name], arguments: argparse.Namespace) -> int:
     """Ends the jobs of runs that wait or run, and the processes of this machine; 1 where one could not be ended."""
-    states = [state for state in states_of(folders) if not state.over]
+    called = {name.folder: str(name) for name in names}
+    states = [state for state in states_of(list(called)) if not state.over]
     here = [state for state in states if state.backend != "slurm"]
     ended = _end_here(here, arguments.study)
     for state in (state for state in here if state.folder not in ended):
         where = f"on {state.node}" if state.node else "where it runs"
-        print(f"{state.folder.name} is {state.state}, not on SLURM: end the command that started it, {where}")
+        print(f"{called[state.folder]} is {state.state}, not on SLURM: end the command that started it, {where}")
     on_slurm = [state.job for state in states if state.backend == "slurm"]
     if on_slurm:
         slurm.cancel(on_slurm)
@@ -208,7 +207,7 @@ def _end_here(wanted: Sequence[State], study: Path) -> set[Path]:
         Folders of the runs that are told to end, or not to begin.
     """
     ended: set[Path] = set()
-    every = [state for state in states_of(_runs(study)) if not state.over and state.backend != "slurm"]
+    every = [state for state in states_of(runs_of(study)) if not state.over and state.backend != "slurm"]
     for sweep, given in {_sweep(state): state.turn.submitted or {} for state in wanted}.items():
         own = {state.folder for state in every if _sweep(state) == sweep}
         if own <= {state.folder for state in wanted} and processes.ask_to_end(given):
@@ -221,39 +220,6 @@ def _sweep(state: State) -> tuple[Any, ...]:
     """What tells apart who was given a run of this machine."""
     given = state.turn.submitted or {}
     return given.get("node"), given.get("job"), given.get("born")
-
-
-def table(states: Sequence[State]) -> Table:
-    """One row a run."""
-    made = Table(box=None, pad_edge=False)
-    for name in ("run", "state", "step", "left", "job", "node", "reason"):
-        made.add_column(name, overflow="fold")
-    for state in states:
-        left = state.seconds_left()
-        made.add_row(
-            state.folder.name,
-            state.state,
-            f"{state.step}/{state.steps}" if state.steps else "",
-            _duration(left),
-            state.job,
-            state.node,
-            state.reason,
-        )
-    return made
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
-def summary(states: Sequence[State]) -> str:
-    """``12 runs: 8 finished, 3 running, 1 failed``."""
-    counts = Counter(state.state for state in states)
-    total = "1 run" if len(states) == 1 else f"{len(states)} runs"
-    return f"{total}: " + ", ".join(f"{count} {name}" for name, count in counts.most_common())
 
 
 def _launcher_values(overrides: Sequence[str]) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from typing import Any
 from beni.errors import PREEMPTED
 from beni.launch import jobs, processes
 from beni.launch.slurm import scheduler_states
-from beni.runs.frozen import is_frozen
-from beni.runs.lock import in_use, is_set_aside
+from beni.runs.lock import in_use
 from beni.runs.status import first_line, read_status_or_why
 
 LIVE = frozenset({"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED", "RESIZING", "SIGNALING",
@@ -95,13 +94,6 @@ class State:
         since = _seconds(str(self.status["updated"])) - _seconds(str(start["time"]))
         late = (time.time() if now is None else now) - _seconds(str(self.status["updated"]))
         return max(0.0, (self.steps - self.step) * since / taken - late) if taken > 0 and since > 0 else None
-
-
-def runs_of(study: Path) -> list[Path]:
-    """Folders of the runs in a study, or the study itself where it is a run."""
-    if is_frozen(study):
-        return [study]
-    return sorted(path.parent for path in study.glob("*/config.yaml") if not is_set_aside(path.parent))
 
 
 def states_of(folders: Sequence[Path]) -> list[State]:
