@@ -14,7 +14,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from beni.errors import ConfigError, ResourceError
-from beni.launch import jobs, turns
+from beni.launch import jobs, processes, turns
 from beni.launch import launch as launching
 from beni.launch import sweep as module
 from beni.launch.submit import ArmFailed, ImpossibleArm
@@ -109,8 +109,26 @@ def test_what_is_finished_or_at_work_is_left_alone(composing: Any, given: Any) -
             sweep(arms, composing, said.append)
     assert given["folders"] == [folders[2]]
     assert "1 of 3 runs have finished before" in said
-    assert "1 of 3 runs are at work, or wait for the scheduler, already" in said
+    assert "1 of 3 runs are at work, or wait for their turn, already" in said
     assert said[0].startswith("1 run: 9 visual tokens, 10 trainable parameters, 1.0G training FLOPs, up to 1.0 GiB")
+
+
+def test_a_run_that_waits_in_a_sweep_that_still_works_is_left_to_it(composing: Any, given: Any) -> None:
+    folder = run_folder(composing(["train.seed=1"]).run)
+    folder.mkdir(parents=True)
+    write_status(folder, state="queued", step=0)
+    (folder / "config.yaml").touch()
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launching, "_ended", lambda awaited, say: [])
+        jobs.note(folder, "submitted", backend="local", code="x", **processes.named())
+        sweep([["train.seed=1"]], composing, said.append)
+        assert given["folders"] == []
+        assert "1 of 1 runs are at work, or wait for their turn, already" in said
+        jobs.note(folder, "ended", job=processes.named()["job"], next="SIGTERM ended its sweep")
+        (folder / "config.yaml").unlink()
+        sweep([["train.seed=1"]], composing, said.append)
+        assert given["folders"] == [folder]
 
 
 def test_nothing_is_written_or_launched_when_an_arm_is_impossible(

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from beni.launch.states import runs_of
+from beni.launch.names import job_names, runs_of
 from beni.runs.status import read_status, write_status
 from support import cluster
 from support.preemptions import KINDS, STEPS, TINY, Run, administrate, campaign, command, slurm, submit, until
@@ -66,10 +66,11 @@ def test_a_sweep_is_submitted_by_a_command_that_returns_followed_and_compared(
     again = command(running, "beni.train", *overrides)
     assert re.findall(r"^(\d) of 6 runs", again.stderr, re.MULTILINE), again.stderr
     assert "submitted" not in again.stderr
-    at_work = 0
+    at_work, called = 0, set(job_names(runs_of(study)).values())
+    assert {"connector=linear,s0", "connector=swiglu,s1"} < called
     while "PENDING" in (waiting := slurm("squeue", "-h", "-r", "-o", "%T %j")):
         at_work = max(at_work, waiting.count("RUNNING"))
-        assert {line.split()[1] for line in waiting.splitlines()} <= {path.name for path in study.iterdir()}
+        assert {line.split()[1] for line in waiting.splitlines()} <= called
         time.sleep(0.5)
     assert at_work <= 2, "no more at a time than launcher.array_parallelism"
     watched = command(running, "beni.launch", "watch", str(study))

@@ -11,7 +11,8 @@ import yaml
 
 from beni.launch import job, launch
 from beni.launch.dropping import dropped
-from beni.launch.states import runs_of, states_of
+from beni.launch.names import runs_of
+from beni.launch.states import states_of
 from beni.launch.submit import settle_arm
 from beni.runs.status import read_status, write_status
 from support.processes import run_module

@@ -7,14 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from beni.errors import Preempted
-from beni.launch import jobs, local
+from beni.launch import jobs, local, processes
+from beni.launch.__main__ import main
 from beni.launch.local import run_arms, share_of_cores, share_of_gpus
+from beni.launch.states import states_of
 from beni.runs.status import read_status, write_status
 
 FINISHED = """
@@ -128,18 +132,124 @@ def test_gpus_are_divided(monkeypatch: pytest.MonkeyPatch, visible: str, at_a_ti
     assert shares == [{"CUDA_VISIBLE_DEVICES": one} if one else {} for one in expected]
 
 
-def test_a_process_is_ended_by_the_number_that_was_noted_and_no_other(folders: list[Path]) -> None:
-    wait = [sys.executable, "-c", "import time; time.sleep(60)"]
-    own, other = (subprocess.Popen([*wait, str(folder)]) for folder in folders[:2])
-    noted = {"job": str(own.pid), "node": local.HERE}
+def test_a_process_is_ended_that_was_noted_and_none_that_has_its_number_by_now() -> None:
+    own = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    noted = processes.named(own.pid)
     try:
-        assert not local.end(folders[1], noted), "the number is that of another run by now"
-        assert not local.end(folders[0], noted | {"node": "elsewhere"})
-        assert local.end(folders[0], noted)
+        assert not processes.ask_to_end(noted | {"born": noted["born"] - 5}), "another process had the number then"
+        assert not processes.ask_to_end({key: noted[key] for key in ("job", "node")}), "nothing tells which it was"
+        assert not processes.ask_to_end(noted | {"node": "elsewhere"})
+        assert processes.is_alive(noted | {"node": "elsewhere"}) is None
+        assert own.poll() is None
+        assert processes.ask_to_end(noted)
+        os.waitid(os.P_PID, own.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has taken notice
+        assert processes.is_alive(noted) is False
         assert own.wait(10) == -signal.SIGTERM
-        assert not local.end(folders[0], noted), "it has ended"
-        assert other.poll() is None
+        assert not processes.ask_to_end(noted)
     finally:
-        for one in (own, other):
-            one.kill()
-            one.wait()
+        own.kill()
+        own.wait()
+
+
+def test_the_starts_and_ends_of_arms_are_noted(folders: list[Path], programs: dict[str, str]) -> None:
+    programs["b"] = "import sys; sys.exit(3)"
+    run_arms(folders, Path("code"), 1, lambda text: None)
+    for folder, code, step in zip(folders, (0, 3, 0), (2, 0, 2), strict=True):
+        turn = jobs.Turn.of(jobs.history(folder))
+        assert turn.submitted is not None
+        assert turn.started is not None
+        assert turn.ended is not None
+        assert turn.submitted["job"] == str(os.getpid())
+        assert turn.started["job"] == turn.ended["job"] != turn.submitted["job"]
+        assert (turn.started["step"], turn.ended["code"], turn.ended["step"]) == (0, code, step)
+
+
+SWEEP = """
+import pathlib, subprocess, sys
+from beni.errors import Preempted
+from beni.launch import local
+popen = subprocess.Popen
+def start(command, **options):
+    return popen([sys.executable, "-c", "import time; time.sleep(60)"], **options)
+local.subprocess.Popen = start
+folders = sorted(path.parent for path in pathlib.Path(sys.argv[1]).glob("*/config.yaml"))
+try:
+    print(local.run_arms(folders, pathlib.Path("code"), 1, print), flush=True)
+except Preempted as error:
+    print(error, flush=True)
+    sys.exit(75)
+"""
+"""A sweep whose arms never end by themselves, and do not come as far as to hold the lock of their folders."""
+
+
+@pytest.fixture
+def sweep(folders: list[Path]) -> Iterator[subprocess.Popen[str]]:
+    """A sweep of three arms, one at a time, in a process of its own; the first one has begun."""
+    for folder in folders:
+        (folder / "config.yaml").write_text("{}")
+    study = str(folders[0].parent)
+    with subprocess.Popen([sys.executable, "-c", SWEEP, study], stdout=subprocess.PIPE, text=True) as process:
+        wait_for_start(folders[0])
+        yield process
+        process.kill()
+
+
+def wait_for_start(folder: Path) -> None:
+    """Until the process of an arm is known."""
+    end = time.monotonic() + 30
+    while jobs.Turn.of(jobs.history(folder)).started is None:
+        assert time.monotonic() < end, jobs.history(folder)
+        time.sleep(0.02)
+
+
+def found(folders: list[Path]) -> list[tuple[str, str]]:
+    """State and reason of runs."""
+    return [(state.state, state.reason) for state in states_of(folders)]
+
+
+def test_a_sweep_is_cancelled_as_by_ctrl_c(
+    folders: list[Path], sweep: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert found(folders) == [("running", ""), ("waiting", ""), ("waiting", "")]
+    assert main(["cancel", str(folders[0].parent)]) == 0
+    assert capsys.readouterr().out.startswith("3 jobs cancelled")
+    assert sweep.wait(20) == 75
+    assert sweep.stdout is not None
+    assert sweep.stdout.read().splitlines()[-1] == "SIGTERM in arm 1 of 3; the same command resumes"
+    idle = ("waiting", "SIGTERM ended its sweep")
+    assert found(folders) == [
+        ("preempted", "SIGTERM before the run began; the same command starts it"),
+        *(idle, idle),
+    ]
+    assert [state.over for state in states_of(folders)] == [True, True, True]
+    assert main(["cancel", str(folders[0].parent)]) == 0
+    assert capsys.readouterr().out.startswith("0 jobs cancelled")
+
+
+def test_single_arms_of_a_sweep_are_cancelled_and_it_goes_on_with_the_rest(
+    folders: list[Path], sweep: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b, c = folders
+    study = str(a.parent)
+    assert main(["cancel", study, "--run", "b"]) == 0
+    assert found(folders) == [("running", ""), ("waiting", jobs.CANCELLED), ("waiting", "")]
+    assert main(["cancel", study, "--run", "a"]) == 0
+    wait_for_start(c)
+    assert [state for state, _ in found(folders)] == ["preempted", "preempted", "running"]
+    assert jobs.Turn.of(jobs.history(b)).started is None
+    assert main(["cancel", study]) == 0
+    assert sweep.wait(20) == 75
+
+
+def test_of_a_sweep_that_was_killed_nobody_starts_the_rest_and_its_arm_can_be_ended(
+    folders: list[Path], sweep: subprocess.Popen[str]
+) -> None:
+    sweep.kill()
+    sweep.wait()
+    gone = ("waiting", "the sweep that was to start it has gone")
+    assert found(folders) == [("running", ""), gone, gone]
+    assert main(["cancel", str(folders[0].parent)]) == 0
+    end = time.monotonic() + 20
+    while found(folders)[0] != gone:
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -32,7 +32,7 @@ def state(folder: Path) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("status", "locked", "expected"),
     [
-        ({"state": "queued"}, False, ("waiting", "")),
+        ({"state": "queued"}, False, ("waiting", "nobody has been given it yet")),
         ({"state": "running"}, True, ("running", "")),
         ({"state": "queued"}, True, ("running", "")),
         ({"state": "running"}, False, ("lost", "the process was killed, or its machine stopped")),
@@ -96,6 +96,40 @@ def test_of_a_job_of_slurm_both_are_asked(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(states, "scheduler_states", answer)
     assert state(folder) == expected
     assert asked == [{"7_2"}]
+
+
+SAVED = {"type": "Preempted", "message": "SIGTERM after step 701: its checkpoint is saved", "traceback": ""}
+STALE = "after it was queued again; before: SIGTERM after step 701: its checkpoint is saved"
+FRESH = ("preempted", "SIGTERM after step 701: its checkpoint is saved")
+
+
+@pytest.mark.parametrize(
+    ("job", "then", "expected"),
+    [
+        ({"state": "FAILED", "exit": "2:0"}, "requeued", ("failed", f"SLURM: FAILED, exit code 2:0, {STALE}")),
+        ({"state": "OUT_OF_MEMORY", "exit": "0:9"}, None, ("lost", f"SLURM: OUT_OF_MEMORY, exit code 0:9, {STALE}")),
+        ({"state": "NODE_FAIL", "exit": ""}, "requeued", ("lost", f"SLURM: NODE_FAIL, {STALE}")),
+        ({"state": "FAILED", "exit": "75:0"}, "requeued", FRESH),
+        ({"state": "FAILED", "exit": "0:15"}, "2 starts have saved no step", FRESH),
+        ({"state": "PREEMPTED", "exit": "0:0"}, "requeued", FRESH),
+        ({"state": "CANCELLED", "exit": "0:0"}, "requeued", FRESH),
+        ({"state": "TIMEOUT", "exit": "0:0"}, "requeued", FRESH),
+        ({}, "requeued", FRESH),
+    ],
+)
+def test_what_a_run_said_before_it_was_queued_again_is_no_news_of_a_start_that_failed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, job: dict[str, str], then: str | None, expected: tuple[str, str]
+) -> None:
+    write_status(folder, step=701, state="preempted", error=SAVED)
+    jobs.note(folder, "submitted", backend="slurm", job="7", logs="", code="abc")
+    jobs.note(folder, "started", job="7", node="n1", attempt=0, step=0)
+    if then is not None:
+        jobs.note(folder, "ended", job="7", attempt=0, code=75, step=701, next=then)
+    else:
+        jobs.note(folder, "ended", job="7", attempt=0, code=75, step=701, next="requeued")
+        jobs.note(folder, "started", job="7", node="n1", attempt=1, step=701)
+    monkeypatch.setattr(states, "scheduler_states", lambda ids: {"7": job} if job else {})
+    assert state(folder) == expected
 
 
 def test_where_slurm_does_not_answer_the_folder_is_told_with_a_doubt(

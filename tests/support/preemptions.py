@@ -107,12 +107,11 @@ class Run:
     def said(self) -> str:
         """The line of ``beni.launch status`` about it."""
         lines = self.command("beni.launch", "status", str(self.folder)).stdout.splitlines()
-        return next((line for line in lines if line.startswith(self.folder.name)), "")
+        return next((line for line in lines if line.endswith(self.folder.name)), "")
 
     def lies_idle(self) -> bool:
         """Whether nobody goes on with it, for ``beni.launch status``."""
-        words = self.said().split()
-        return len(words) > 1 and words[1] in ("lost", "preempted", "failed")
+        return {"lost", "preempted", "failed"} & set(self.said().split()[:3]) != set()
 
     def finish(self) -> None:
         """Until it is finished."""

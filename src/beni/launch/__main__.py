@@ -7,26 +7,26 @@ import glob
 import re
 import sys
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
 
 from beni.config.check import check
 from beni.config.command import report
 from beni.console import printing_command, to_stderr
 from beni.errors import PREEMPTED, BeniError, ConfigError, Preempted, ResumeError
-from beni.launch import jobs, local, slurm
+from beni.launch import jobs, local, processes, slurm
 from beni.launch.launch import finish, hand_over, require
-from beni.launch.states import STUCK, State, runs_of, states_of
+from beni.launch.names import Name, names_of, runs_of, select
+from beni.launch.states import STUCK, State, states_of
 from beni.launch.submit import Frozen, check_arms
-from beni.runs.files import ORIGIN, read_json
+from beni.launch.table import render, summary
+from beni.runs.files import IDENTITY, ORIGIN, read_json
 from beni.runs.frozen import load_frozen
-from beni.runs.identity import origin
+from beni.runs.identity import origin, run_folder
 
 BAD = ("failed", "lost", "preempted")
 WATCH_S = 10.0
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m beni.launch", description="The runs of a study, and their jobs.")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     told = {
-        "status": "a table of all runs: state, step, time left, job, node, reason",
+        "status": "a table of all runs: arm, seed, state, step, time left, job, node, reason, folder",
         "watch": "the same, until all have ended",
         "logs": "what their jobs have printed, the earliest error first",
         "retry": "launch again what failed, was lost, or nobody goes on with",
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         if name == "retry":
             one.add_argument("overrides", nargs="*", help="values of the launcher: launcher.mem_gb=128")
         if name in ("logs", "retry", "cancel"):
-            one.add_argument("--run", default="", help="only runs with this text in their names")
+            one.add_argument("--run", default="", help="only runs of an arm, a seed (s0), or a folder: 'perceiver s0'")
         if name == "logs":
             one.add_argument("--lines", type=int, default=40, help="last lines of each file (%(default)s)")
     return made
@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 for status and watch where a run has not come to its end; 2 for a user error."""
     arguments = parser().parse_args(argv)
     try:
-        folders = [folder for folder in _runs(arguments.study) if getattr(arguments, "run", "") in folder.name]
-        return COMMANDS[arguments.command](folders, arguments)
+        names = select(names_of(arguments.study), getattr(arguments, "run", ""))
+        return COMMANDS[arguments.command](names, arguments)
     except BeniError as error:
         report(error)
         return 2
@@ -74,42 +74,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _runs(study: Path) -> list[Path]:
-    folders = runs_of(study)
-    if not folders:
-        raise ResumeError(
-            f"{study} holds no run; expected a study such as runs/default, or the folder of a run\n"
-            f"  fix: name one of {', '.join(str(p) for p in sorted(study.parent.glob('*')) if p.is_dir()) or 'them'}"
-        )
-    return folders
-
-
-def status(folders: list[Path], arguments: argparse.Namespace) -> int:
+def status(names: list[Name], arguments: argparse.Namespace) -> int:
     """Prints the table."""
-    states = states_of(folders)
-    Console(markup=False, width=None if sys.stdout.isatty() else WIDE).print(table(states))
-    print(summary(states))
+    states = states_of([name.folder for name in names])
+    _show(names, states)
     return int(any(state.state in BAD for state in states))
 
 
-def watch(folders: list[Path], arguments: argparse.Namespace) -> int:
+def _show(names: Sequence[Name], states: Sequence[State]) -> None:
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    table, reasons = render(names, states, console.width)
+    console.print(table)
+    for line in (*reasons, summary(states)):
+        print(line)
+
+
+def watch(names: list[Name], arguments: argparse.Namespace) -> int:
     """Prints the table again whenever a state has changed, until all runs have ended."""
     shown: list[tuple[str, str]] = []
     while True:
-        states = states_of(folders)
+        states = states_of([name.folder for name in names])
         now = [(state.state, state.job) for state in states]
         if now != shown:
-            status(folders, arguments)
+            _show(names, states)
             shown = now
         if all(state.over for state in states):
             return int(any(state.state in BAD for state in states))
         time.sleep(WATCH_S)
 
 
-def logs(folders: list[Path], arguments: argparse.Namespace) -> int:
+def logs(names: list[Name], arguments: argparse.Namespace) -> int:
     """Prints the ends of the logs of each run."""
-    for folder in folders:
-        print(f"== {folder.name}")
+    for name in names:
+        folder = name.folder
+        print(f"== {name}  {folder.name}")
         events = jobs.history(folder)
         submitted = jobs.last(events, "submitted")
         pattern = (submitted or {}).get("logs")
@@ -133,16 +131,16 @@ def _first_error(path: Path) -> tuple[int, float]:
     return (0 if bad else 1, path.stat().st_mtime)
 
 
-def retry(folders: list[Path], arguments: argparse.Namespace) -> int:
+def retry(names: list[Name], arguments: argparse.Namespace) -> int:
     """Launches again what has ended without finishing, and what waits and nobody will start."""
-    states = [state for state in states_of(folders) if state.state in BAD or _nobody_starts(state)]
+    states = [state for state in states_of([name.folder for name in names]) if state.state in BAD or state.stranded]
     if not states:
         print("nothing to retry: every run has finished, runs or waits for its turn")
         return 0
     values = _launcher_values(arguments.overrides)
     runs = {}
     for state in states:
-        run = load_frozen(state.folder)
+        run = _frozen_here(state.folder)
         run["launcher"] = run["launcher"] | values
         check(run)
         runs[state.folder] = run
@@ -162,67 +160,66 @@ def retry(folders: list[Path], arguments: argparse.Namespace) -> int:
     return 0
 
 
-def cancel(folders: list[Path], arguments: argparse.Namespace) -> int:
-    """Ends the jobs of runs that wait or run, and the processes of this machine."""
-    states = [state for state in states_of(folders) if not state.over]
-    on_slurm = [state.job for state in states if _backend(state) == "slurm"]
+def _frozen_here(folder: Path) -> dict[str, Any]:
+    """The frozen run of a folder, which is the one that it would write.
+
+    Raises:
+        ResumeError: when there is none, it is damaged, or belongs into another folder.
+    """
+    run = load_frozen(folder)
+    own, here = run_folder(run), folder.resolve()
+    if own.resolve() == here:
+        return run
+    there = run | {"study": run["study"] | {"name": here.parent.name}}
+    values = [f"study.name={here.parent.name}"]
+    if run_folder(there).resolve() != here:
+        values.append(f"paths.runs={here.parent.parent}")
+    raise ResumeError(
+        f"{folder} holds the run of {own}, seen from {Path.cwd()}: the study was moved or copied, or this is another "
+        f"working directory; expected it there, where its job would write\n"
+        f"  fix: move it to {own.parent}, or retry that where this is a copy; or give the command that {ORIGIN} or "
+        f"{IDENTITY} has, with {' '.join(values)}"
+    )
+
+
+def cancel(names: list[Name], arguments: argparse.Namespace) -> int:
+    """Ends the jobs of runs that wait or run, and the processes of this machine; 1 where one could not be ended."""
+    called = {name.folder: str(name) for name in names}
+    states = [state for state in states_of(list(called)) if not state.over]
+    here = [state for state in states if state.backend != "slurm"]
+    ended = _end_here(here, arguments.study)
+    for state in (state for state in here if state.folder not in ended):
+        where = f"on {state.node}" if state.node else "where it runs"
+        print(f"{called[state.folder]} is {state.state}, not on SLURM: end the command that started it, {where}")
+    on_slurm = [state.job for state in states if state.backend == "slurm"]
     if on_slurm:
         slurm.cancel(on_slurm)
-    ended = len(on_slurm)
-    for state in (state for state in states if _backend(state) != "slurm"):
-        if state.state == "running" and local.end(state.folder, _submitted(state)):
-            ended += 1
-        else:
-            print(f"{state.folder.name} is {state.state}, not on SLURM: end the command that started it, where it runs")
-    cancelled = f"{ended} {'job' if ended == 1 else 'jobs'} cancelled"
+    count = len(ended) + len(on_slurm)
+    cancelled = f"{count} {'job' if count == 1 else 'jobs'} cancelled"
     print(f"{cancelled}; python -m beni.launch retry {arguments.study} goes on with what has begun")
-    return 0
+    return int(count < len(states))
 
 
-def table(states: Sequence[State]) -> Table:
-    """One row a run."""
-    made = Table(box=None, pad_edge=False)
-    for name in ("run", "state", "step", "left", "job", "node", "reason"):
-        made.add_column(name, overflow="fold")
-    for state in states:
-        left = state.seconds_left()
-        made.add_row(
-            state.folder.name,
-            state.state,
-            f"{state.step}/{state.steps}" if state.steps else "",
-            _duration(left),
-            state.job,
-            state.node,
-            state.reason,
-        )
-    return made
+def _end_here(wanted: Sequence[State], study: Path) -> set[Path]:
+    """Ends runs of this machine: a sweep with all that it still has, where all of that is wanted; else run by run.
+
+    Returns:
+        Folders of the runs that are told to end, or not to begin.
+    """
+    ended: set[Path] = set()
+    every = [state for state in states_of(runs_of(study)) if not state.over and state.backend != "slurm"]
+    for sweep, given in {_sweep(state): state.turn.submitted or {} for state in wanted}.items():
+        own = {state.folder for state in every if _sweep(state) == sweep}
+        if own <= {state.folder for state in wanted} and processes.ask_to_end(given):
+            ended |= own
+    rest = [state for state in wanted if state.folder not in ended]
+    return ended | {state.folder for state in rest if local.call_off(state.folder, state.turn)}
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
-def summary(states: Sequence[State]) -> str:
-    """``12 runs: 8 finished, 3 running, 1 failed``."""
-    counts = Counter(state.state for state in states)
-    total = "1 run" if len(states) == 1 else f"{len(states)} runs"
-    return f"{total}: " + ", ".join(f"{count} {name}" for name, count in counts.most_common())
-
-
-def _backend(state: State) -> str:
-    return str(_submitted(state).get("backend", "local"))
-
-
-def _submitted(state: State) -> Mapping[str, Any]:
-    """The newest line about who was given the run; empty where nobody was."""
-    return jobs.last([dict(event) for event in state.events], "submitted") or {}
-
-
-def _nobody_starts(state: State) -> bool:
-    return state.state == "waiting" and _backend(state) != "slurm"
+def _sweep(state: State) -> tuple[Any, ...]:
+    """What tells apart who was given a run of this machine."""
+    given = state.turn.submitted or {}
+    return given.get("node"), given.get("job"), given.get("born")
 
 
 def _launcher_values(overrides: Sequence[str]) -> dict[str, Any]:

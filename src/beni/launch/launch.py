@@ -183,7 +183,7 @@ def _to_launch(wanted: Runs, say: Say) -> list[Path]:
     for folder, run in wanted.items():
         state = states.get(folder)
         if state is not None and _at_work(state):
-            why["are at work, or wait for the scheduler, already"] += 1
+            why["are at work, or wait for their turn, already"] += 1
         elif state is not None and state.state == "finished" and run["checkpoint"]["resume"] != "never":
             why["have finished before"] += 1
         elif state is not None and state.state == "dropped" and _stays_dropped(run):
@@ -200,9 +200,8 @@ def _stays_dropped(run: Mapping[str, Any]) -> bool:
 
 
 def _at_work(state: State) -> bool:
-    """Whether somebody runs it or is going to: of a run of this machine that waits, nobody knows."""
-    on_slurm = any(event["event"] == "submitted" and event.get("backend") == "slurm" for event in state.events)
-    return state.state == "running" or (state.state == "waiting" and on_slurm)
+    """Whether somebody runs it or is going to, or may: of a run of this machine that waits, its sweep decides."""
+    return not state.over
 
 
 def _study(folders: Sequence[Path]) -> Path:

@@ -11,25 +11,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 from beni.errors import Preempted
-from beni.launch import jobs
+from beni.launch import jobs, processes
+from beni.launch.arm import saved_step
 from beni.launch.submit import ArmFailed, settle_arm
 from beni.runs.code import environment
 from beni.runs.files import LOGS
 from beni.runs.status import read_status
 from beni.signals import handling
 from beni.training.preempt import SIGNALS
-
-HERE = os.uname().nodename
-"""Name of this machine."""
 
 
 @dataclass
@@ -55,34 +51,101 @@ def run_arms(folders: Sequence[Path], code: Path, at_a_time: int, say: Callable[
     Raises:
         Preempted: when a signal has ended the sweep, and with it the arms that were running; the others wait.
     """
-    total = len(folders)
-    reasons: list[str | None] = [None] * total
-    waiting, running, free = list(range(total)), list[Running](), list(range(at_a_time))[::-1]
-    signals = _Signals()
-    with handling(SIGNALS, signals.note):
-        while running or (waiting and not signals.received):
-            while waiting and free and not signals.received:
-                number, slot = waiting.pop(0), free.pop()
-                say(f"arm {number + 1}/{total}: {folders[number].name}")
-                running.append(_start(folders[number], number, slot, code, at_a_time))
-                signals.pass_on_to(running)
-            one = _first_to_end(running)
-            running.remove(one)
-            free.append(one.slot)
-            reasons[one.number] = _settle(folders[one.number], one, f"arm {one.number + 1}/{total}", say)
-    if signals.received:
-        begun = total - len(waiting)
-        raise Preempted(f"{signals.received[0].name} in arm {begun} of {total}; the same command resumes")
-    return reasons
+    sweep = _Sweep(folders, code, at_a_time, say)
+    with handling(SIGNALS, sweep.signals.note):
+        try:
+            sweep.run()
+        finally:
+            sweep.leave()
+    if (name := sweep.signal) is not None:
+        raise Preempted(f"{name} in arm {sweep.begun} of {len(folders)}; the same command resumes")
+    return sweep.reasons
+
+
+class _Sweep:
+    """The arms of one call: each is told at once who will start it, and who did, in its ``jobs.jsonl``."""
+
+    def __init__(self, folders: Sequence[Path], code: Path, at_a_time: int, say: Callable[[str], None]) -> None:
+        self.folders, self.code, self.at_a_time, self.say = folders, code, at_a_time, say
+        self.reasons: list[str | None] = [None] * len(folders)
+        self.signals = _Signals()
+        self._own = processes.named()
+        self._waiting, self._running = list(range(len(folders))), list[Running]()
+        self._free = list(range(at_a_time))[::-1]
+        for folder in folders:
+            logs = {"logs": str(log_of(folder).resolve())} if at_a_time > 1 else {}
+            _note(folder, "submitted", backend="local", code=code.name, **self._own, **logs)
+
+    @property
+    def begun(self) -> int:
+        """How many arms have had their turn."""
+        return len(self.folders) - len(self._waiting)
+
+    @property
+    def signal(self) -> str | None:
+        """The name of the signal that has ended the sweep."""
+        return self.signals.received[0].name if self.signals.received else None
+
+    def run(self) -> None:
+        """Until no arm runs, and none waits or a signal has come."""
+        while self._running or (self._waiting and self.signal is None):
+            while self._waiting and self._free and self.signal is None:
+                self._start(self._waiting.pop(0))
+            if self._running:
+                self._end(_first_to_end(self._running))
+
+    def leave(self) -> None:
+        """Notes that this sweep starts no more arms."""
+        for number in self._waiting:
+            _note(
+                self.folders[number], "ended", job=self._own["job"], next=f"{self.signal or 'an error'} ended its sweep"
+            )
+
+    def _start(self, number: int) -> None:
+        folder, name = self.folders[number], f"arm {number + 1}/{len(self.folders)}"
+        if self._is_called_off(folder):
+            self.reasons[number] = settle_arm(folder, Preempted(jobs.CANCELLED))
+            self.say(f"{name} {jobs.CANCELLED}: {folder.name}")
+            return
+        self.say(f"{name}: {folder.name}")
+        before, step = len(self.signals.received), saved_step(folder)
+        one = _start(folder, number, self._free.pop(), self.code, self.at_a_time)
+        self._running.append(one)
+        self.signals.pass_on_to(self._running)
+        _note(folder, "started", **processes.named(one.process.pid), attempt=0, step=step)
+        for received in self.signals.received[before:]:
+            one.process.send_signal(received)  # it may have come before the process was known
+        if self._is_called_off(folder):
+            one.process.terminate()
+
+    def _is_called_off(self, folder: Path) -> bool:
+        return jobs.is_called_off(jobs.history(folder), self._own["job"])
+
+    def _end(self, one: Running) -> None:
+        self._running.remove(one)
+        self._free.append(one.slot)
+        folder, code = self.folders[one.number], one.process.returncode
+        self.reasons[one.number] = _settle(folder, one, f"arm {one.number + 1}/{len(self.folders)}", self.say)
+        _note(folder, "ended", job=str(one.process.pid), attempt=0, code=code, step=saved_step(folder))
+
+
+def _note(folder: Path, event: jobs.Event, **values: Any) -> None:
+    with suppress(OSError):  # a folder that is gone, or a full disk: the run itself says so
+        jobs.note(folder, event, **values)
+
+
+def log_of(folder: Path) -> Path:
+    """Where a run of this machine prints that is one of several at a time."""
+    return folder.parent / LOGS / f"{folder.name}_log.out"
 
 
 def _start(folder: Path, number: int, slot: int, code: Path, at_a_time: int) -> Running:
     env = os.environ | environment(code) | share_of_gpus(slot, at_a_time)
-    log, told = None, {}
+    log = None
     if at_a_time > 1:
-        path = folder.parent / LOGS / f"{folder.name}_log.out"
+        path = log_of(folder)
         path.parent.mkdir(exist_ok=True)
-        log, told = path.open("ab"), {"logs": str(path.resolve())}
+        log = path.open("ab")
     cores = share_of_cores(slot, at_a_time)
     process = subprocess.Popen(
         [sys.executable, "-m", "beni.launch.job", str(folder)],
@@ -92,8 +155,6 @@ def _start(folder: Path, number: int, slot: int, code: Path, at_a_time: int) -> 
         env=env,
         preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
     )
-    with suppress(OSError):  # a folder that is gone: the process says so
-        jobs.note(folder, "submitted", backend="local", job=str(process.pid), node=HERE, code=code.name, **told)
     return Running(number, slot, process, log)
 
 
@@ -128,25 +189,23 @@ def visible_gpus() -> list[str]:
     return [str(number) for number, line in enumerate(done.stdout.splitlines()) if line.startswith("GPU ")]
 
 
-def end(folder: Path, submitted: Mapping[str, Any]) -> bool:
-    """Asks the process of a run to save and end.
+def call_off(folder: Path, turn: jobs.Turn) -> bool:
+    """Ends one run of a sweep on this machine: its process saves and ends, or is not started.
 
     Args:
-        submitted: the line of ``jobs.jsonl`` about the process.
+        turn: the newest lines of the run.
 
     Returns:
-        Whether it is one of this machine that works on the run.
+        Whether the run is one of this machine that works, or waits for a sweep that does.
     """
-    if submitted.get("node") != HERE:
-        return False
-    try:
-        process = psutil.Process(int(submitted["job"]))
-        if folder.name not in {os.path.basename(word) for word in process.cmdline()}:
+    if turn.started is None:
+        if turn.submitted is None or not processes.is_alive(turn.submitted):
             return False
-        process.terminate()
-    except psutil.Error:
-        return False
-    return True
+        jobs.note(folder, "ended", job=turn.submitted["job"], next=jobs.CANCELLED)
+        turn = jobs.Turn.of(jobs.history(folder))  # its process may have been started meanwhile
+        if turn.started is None:
+            return True
+    return processes.ask_to_end(turn.started)
 
 
 def _first_to_end(running: Sequence[Running]) -> Running:
@@ -163,14 +222,20 @@ def _first_to_end(running: Sequence[Running]) -> Running:
 def _settle(folder: Path, one: Running, name: str, say: Callable[[str], None]) -> str | None:
     if one.log is not None:
         one.log.close()
-    code = one.process.returncode
-    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    reason = settle_arm(folder, ArmFailed(f"the process ended before the run finished ({how})"))
+    reason = settle_arm(folder, _why(one.process.returncode))
     if reason is not None:
         say(f"{name} {read_status(folder)['state']}: {reason}")
     elif one.log is not None:
         say(f"{name} finished")
     return reason
+
+
+def _why(code: int) -> BaseException:
+    """What to say of a process that has ended without a word of its own."""
+    if -code in SIGNALS:  # before the run listened to them
+        return Preempted(f"{signal.Signals(-code).name} before the run began; the same command starts it")
+    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return ArmFailed(f"the process ended before the run finished ({how})")
 
 
 class _Signals:

@@ -14,10 +14,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from beni.launch import jobs
+from beni.errors import PREEMPTED
+from beni.launch import jobs, processes
 from beni.launch.slurm import scheduler_states
-from beni.runs.frozen import is_frozen
-from beni.runs.lock import in_use, is_set_aside
+from beni.runs.lock import in_use
 from beni.runs.status import first_line, read_status_or_why
 
 LIVE = frozenset({"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED", "RESIZING", "SIGNALING",
@@ -26,8 +26,13 @@ LIVE = frozenset({"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED",
 
 BEGUN = ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPED")
 
+ENDED_OTHERWISE = ("FAILED", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED", "REVOKED")
+"""States of a job that has ended in another way than a preemption does: not by who evicts, cancels or stops it."""
+
 STUCK = "launch failed requeued held"
 """Reason of a job that a node did not take, and that SLURM holds until an administrator releases it."""
+
+GONE = "the sweep that was to start it has gone"
 
 UNKNOWN = "SLURM does not answer; this is what the run has written"
 
@@ -45,6 +50,7 @@ class State:
         node: where it runs, or ran.
         reason: why it waits, failed or was lost, on one line.
         events: of ``jobs.jsonl``.
+        stranded: whether it waits and nobody is known who will start it, as ``retry`` does.
     """
 
     folder: Path
@@ -53,12 +59,23 @@ class State:
     job: str = ""
     node: str = ""
     reason: str = ""
-    events: Sequence[Mapping[str, Any]] = ()
+    events: Sequence[dict[str, Any]] = ()
+    stranded: bool = False
 
     @property
     def over(self) -> bool:
         """Whether nobody works on the run, nor is going to."""
-        return self.state not in ("waiting", "running")
+        return self.stranded or self.state not in ("waiting", "running")
+
+    @property
+    def turn(self) -> jobs.Turn:
+        """Who was given the run last, and what came of it."""
+        return jobs.Turn.of(self.events)
+
+    @property
+    def backend(self) -> str:
+        """Of who was given the run last."""
+        return str((self.turn.submitted or {}).get("backend", "local"))
 
     @property
     def step(self) -> int:
@@ -70,7 +87,7 @@ class State:
 
     def seconds_left(self, now: float | None = None) -> float | None:
         """Seconds to the last step at the rate of this start; None where it does not run, or has no rate yet."""
-        start = jobs.last([dict(event) for event in self.events], "started")
+        start = jobs.last(self.events, "started")
         if self.state != "running" or start is None or not self.status.get("updated"):
             return None
         taken = self.step - int(start.get("step") or 0)
@@ -79,61 +96,66 @@ class State:
         return max(0.0, (self.steps - self.step) * since / taken - late) if taken > 0 and since > 0 else None
 
 
-def runs_of(study: Path) -> list[Path]:
-    """Folders of the runs in a study, or the study itself where it is a run."""
-    if is_frozen(study):
-        return [study]
-    return sorted(path.parent for path in study.glob("*/config.yaml") if not is_set_aside(path.parent))
-
-
 def states_of(folders: Sequence[Path]) -> list[State]:
     """The state of each run; SLURM is asked once for all of them."""
     told = [(folder, jobs.history(folder)) for folder in folders]
     submitted = [jobs.last(events, "submitted") for _, events in told]
     on_slurm = {line["job"] for line in submitted if line is not None and line.get("backend") == "slurm"}
     scheduler = scheduler_states(on_slurm)
-    return [_state(folder, events, line, scheduler) for (folder, events), line in zip(told, submitted, strict=True)]
+    return [_state(folder, events, scheduler) for folder, events in told]
 
 
-def _state(
-    folder: Path,
-    events: Sequence[dict[str, Any]],
-    submitted: Mapping[str, Any] | None,
-    scheduler: Mapping[str, Mapping[str, str]] | None,
-) -> State:
+def _state(folder: Path, events: Sequence[dict[str, Any]], scheduler: Mapping[str, Mapping[str, str]] | None) -> State:
     status, problem = read_status_or_why(folder)
     said = str(status.get("state") or "unknown")
-    start = jobs.last(events, "started")
-    known = {"folder": folder, "status": status, "events": events}
-    if submitted is not None:
-        known |= {"job": str(submitted.get("job", "")), "node": str(submitted.get("node", ""))}
-    if start is not None:
-        known["node"] = str(start.get("node", ""))
+    turn = jobs.Turn.of(events)
+    known: dict[str, Any] = {"folder": folder, "status": status, "events": events}
+    for line in (turn.submitted, turn.started):
+        if line is not None:
+            known |= {"job": str(line.get("job", "")), "node": str(line.get("node", ""))}
     reason = first_line(status) if status.get("error") else problem or ""
     if said == "finished":
         return State(state="finished", **known)
     if said == "dropped":
         return State(state="dropped", reason=reason, **known)
-    if submitted is None or submitted.get("backend") != "slurm":
-        return _here(said, reason, known)
+    if turn.submitted is None or turn.submitted.get("backend") != "slurm":
+        return _here(said, reason, turn, known)
     if scheduler is None:
         state = {"queued": "waiting"}.get(said, said)
         return State(state=state, reason=UNKNOWN, **known)
-    job = scheduler.get(known["job"], {})
-    return _there(said, reason, job, known)
+    job = scheduler.get(turn.submitted["job"], {})
+    return _there(said, reason, job, turn, known)
 
 
-def _here(said: str, reason: str, known: dict[str, Any]) -> State:
-    """A run of this machine, or of one that shares its disk: a process that works in a folder holds its lock."""
-    if in_use(known["folder"]):
+def _here(said: str, reason: str, turn: jobs.Turn, known: dict[str, Any]) -> State:
+    """A run of this machine, or of one that shares its disk: a process that works in a folder holds its lock, and one
+    that is on its way there has been noted.
+    """
+    loads = turn.started is not None and turn.ended is None and processes.is_alive(turn.started)
+    if loads or in_use(known["folder"]):
         return State(state="running", **known)
     if said == "running":
         return State(state="lost", reason="the process was killed, or its machine stopped", **known)
-    state = {"queued": "waiting", "unknown": "failed"}.get(said, said)
-    return State(state=state, reason=reason, **known)
+    if said == "queued":
+        stranded, why = _stranded(turn, known)
+        return State(state="waiting", reason=why, stranded=stranded, **known)
+    return State(state={"unknown": "failed"}.get(said, said), reason=reason, **known)
 
 
-def _there(said: str, reason: str, job: Mapping[str, str], known: dict[str, Any]) -> State:
+def _stranded(turn: jobs.Turn, known: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether nobody is known who will start a run that waits for a process; and why, where there is more to say."""
+    updated, events = str(known["status"].get("updated") or ""), known["events"]
+    if updated and (not events or _seconds(updated) > _seconds(events[-1]["time"])):
+        return True, "nobody has been given it yet"
+    given = turn.submitted or {}
+    if turn.ended is not None and turn.started is None:
+        return True, str(turn.ended.get("next") or GONE)
+    if turn.started is not None or (alive := processes.is_alive(given)) is False:
+        return True, GONE
+    return False, "" if alive else f"only {given.get('node') or 'its machine'} knows whether its sweep still works"
+
+
+def _there(said: str, reason: str, job: Mapping[str, str], turn: jobs.Turn, known: dict[str, Any]) -> State:
     """A run that SLURM was given."""
     word, detail = job.get("state", ""), job.get("reason", "")
     known["node"] = job.get("node") or known.get("node", "")
@@ -143,10 +165,22 @@ def _there(said: str, reason: str, job: Mapping[str, str], known: dict[str, Any]
         return State(state="lost", reason=f"SLURM holds its job: {detail}", **known)
     if word in LIVE:
         return State(state="waiting", reason="" if detail in ("None", "") else detail, **known)
+    how = f"SLURM: {word or 'the job is gone'}" + (f", exit code {job['exit']}" if job.get("exit") else "")
+    if said == "preempted" and reason and not _is_of_the_last_start(word, job.get("exit", ""), turn):
+        state = "failed" if word == "FAILED" else "lost"
+        return State(state=state, reason=f"{how}, after it was queued again; before: {reason}", **known)
     if said in ("failed", "preempted") and reason:
         return State(state=said, reason=reason, **known)
-    how = f"SLURM: {word or 'the job is gone'}" + (f", exit code {job['exit']}" if job.get("exit") else "")
     return State(state="lost", reason=how, **known)
+
+
+def _is_of_the_last_start(word: str, code: str, turn: jobs.Turn) -> bool:
+    """Whether a run that says that it was preempted was so in the last start of its job; one that could not begin after
+    it was queued again has not said so.
+    """
+    if word not in ENDED_OTHERWISE or code.split(":")[0] == str(PREEMPTED):
+        return True
+    return turn.ended is not None and turn.ended.get("next") != "requeued"
 
 
 def _seconds(time_of_day: str) -> float:

@@ -338,6 +338,8 @@ def _varying(firsts: list[Run], *, without_chosen: bool = False) -> Iterator[lis
     choices = [_mapping(run.config.get("choices")) for run in firsts]
     leaves = [_settings(run) for run in firsts]
     groups = dict.fromkeys(name for chosen in choices for name in chosen if name not in NOT_IN_LABELS)
+    keys = dict.fromkeys(key for one in leaves for key in one)
+    alike = {key for key in keys if all(one.get(key, _ABSENT) == leaves[0].get(key, _ABSENT) for one in leaves)}
     varying = [name for name in groups if len({str(chosen.get(name)) for chosen in choices}) > 1]
     for index, run in enumerate(firsts):
         study = _mapping(run.config.get("study"))
@@ -350,7 +352,7 @@ def _varying(firsts: list[Run], *, without_chosen: bool = False) -> Iterator[lis
                 for other, chosen in zip(leaves, choices, strict=True)
                 if owner is None or chosen.get(owner) == choices[index].get(owner)
             )
-            if key == chosen_key or key.endswith("_target_"):
+            if key in alike or key == chosen_key or key.endswith("_target_"):
                 continue
             if any(other.get(key, _ABSENT) != value for other in rivals):
                 parts.append(f"{key}={plain(value)}")

@@ -1,0 +1,42 @@
+"""``python -m beni.launch``: what its commands take, refuse and say."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beni.launch.__main__ import main
+from beni.launch.submit import freeze_arm
+from beni.runs.status import write_status
+
+ERROR = {"type": "DataError", "message": "row 3 has no image", "traceback": ""}
+
+
+@pytest.fixture
+def failed(tiny_run: Callable[..., dict[str, Any]], tmp_path: Path) -> Path:
+    """The study of one frozen run that has failed."""
+    folder = freeze_arm(tiny_run())
+    write_status(folder, state="failed", step=1, error=ERROR)
+    return folder.parent
+
+
+def test_a_study_that_was_moved_is_not_launched_again_in_its_old_place(
+    failed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = failed.with_name("moved")
+    shutil.move(failed, moved)
+    assert main(["retry", str(moved)]) == 2
+    said = capsys.readouterr().err
+    [folder] = moved.glob("*/")
+    assert f"{folder} holds the run of {failed / folder.name}" in said
+    assert f"fix: move it to {failed}" in said
+    assert said.rstrip().endswith("study.name=moved")
+    assert not failed.exists(), "nothing is written there"
+    other = failed.parent.with_name("elsewhere")
+    shutil.copytree(moved, other / "moved")
+    assert main(["retry", str(other / "moved")]) == 2
+    assert capsys.readouterr().err.rstrip().endswith(f"study.name=moved paths.runs={other}")
