@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import ne
 
-from beni.runs.read import Arm, Run, number
+import numpy as np
+
+from beni.analysis.stats import answered
+from beni.runs.read import Arm, Run
+
+METRIC = "eval/accuracy"
 
 
 @dataclass(frozen=True)
@@ -39,14 +45,15 @@ def between_seeds(arm: Arm) -> Changes | None:
 def _changes(sides: Iterable[tuple[Run, Run]]) -> Changes | None:
     pairs = changed = worse = better = 0
     for run, other in sides:
-        ours, theirs = run.examples(), other.examples()
-        for example in ours.keys() & theirs.keys():
-            mine, yours = ours[example], theirs[example]
-            score, other_score = number(mine.get("score")), number(yours.get("score"))
-            if score is None or other_score is None:
-                continue
-            pairs += 1
-            changed += mine.get("prediction") != yours.get("prediction")
-            worse += score < other_score
-            better += score > other_score
+        mine, yours = answered(run, METRIC), answered(other, METRIC)
+        if mine is None or yours is None:
+            continue
+        (ours, scores), (theirs, others) = mine, yours
+        if ours.ids != theirs.ids:
+            _, here, there = np.intersect1d(ours.ids, theirs.ids, assume_unique=True, return_indices=True)
+            ours, scores, theirs, others = ours.only(here), scores[here], theirs.only(there), others[there]
+        pairs += len(ours.ids)
+        changed += sum(map(ne, ours.predictions, theirs.predictions))
+        worse += int((scores < others).sum())
+        better += int((scores > others).sum())
     return Changes(pairs, changed / pairs, worse / pairs, better / pairs) if pairs else None

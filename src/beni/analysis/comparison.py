@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from beni.analysis import variants
 from beni.analysis.inference import FEWEST, LEVEL
 from beni.analysis.pairing import Pairing, prove_pairing
+from beni.analysis.ranking import ranked
 from beni.analysis.stats import (
     Difference,
     Summary,
     corrected,
     metric_value,
     paired_difference,
-    ranked,
     summarize,
     variant_metric,
 )
@@ -41,7 +42,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Row:
-    """One arm. ``difference`` and ``pairing`` are ``None`` for the baseline itself."""
+    """One arm. ``difference`` and ``pairing`` are ``None`` for the baseline itself; ``ablations`` has its scores on
+    changed pictures.
+    """
 
     arm: Arm
     score: Summary
@@ -50,6 +53,12 @@ class Row:
     difference: Difference | None
     pairing: Pairing | None
     cost: Cost
+    ablations: tuple[variants.Variant, ...] = ()
+
+    @property
+    def fair(self) -> bool:
+        """Whether it is the baseline, or proven to differ from it in nothing but its settings."""
+        return self.pairing is None or self.pairing.verdict == "yes"
 
     @property
     def seeds(self) -> str:
@@ -69,7 +78,8 @@ class Comparison:
     Args:
         notes: the sentences a reader needs before the numbers.
         ranking: groups of arm labels, the best first; not all arms of one group can be told apart, any two of different
-            groups can. ``None`` where the noise supports no such order, or nothing says how large it is.
+            groups can. ``None`` where the noise supports no such order, or nothing says how large it is. Arms that
+            are not proven to be paired (``Row.fair``) have no place in it.
     """
 
     folder: Path
@@ -116,6 +126,7 @@ def compare_study(
     others = [arm for arm in groups if arm is not reference]
     paired = corrected([paired_difference(arm, reference, metric) for arm in others])
     differences = dict(zip((arm.label for arm in others), paired, strict=True))
+    wanted = variants.names(groups)
     for arm in groups:
         own = arm is reference
         rows.append(
@@ -127,11 +138,12 @@ def compare_study(
                 difference=differences.get(arm.label),
                 pairing=None if own else prove_pairing(arm, reference),
                 cost=_cost(arm),
+                ablations=tuple(variants.scores(arm, metric, wanted)),
             )
         )
     notes = [f"No run has {ACCURACY}: compared by {LOSS} (lower is better)."] if fallen_back else []
     notes += _hypotheses(runs)
-    ranking = ranked(groups, metric)
+    ranking = ranked([row.arm for row in rows if row.fair], metric)
     return Comparison(Path(folder), metric, reference.label, tuple(rows), (*notes, *_notes(rows)), ranking)
 
 

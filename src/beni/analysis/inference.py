@@ -11,7 +11,9 @@
   different pictures it finds that. So its p is never below that of a t-test with the standard error of both levels.
 - For several arms the signs of a seed are flipped together, and the largest statistic of the arms that are left is what
   each must beat (Westfall and Young 1993, step-down; Romano and Wolf 2005). Unlike Holm's correction that needs no more
-  seeds the more arms there are. The t-tests are corrected by Holm; the larger of both p counts.
+  seeds the more arms there are. Any statistic keeps the error rate; with that of ``extremeness`` an arm that lacks
+  seeds costs the others little, and nothing where it has too few to be supported itself. The t-tests are corrected by
+  Holm; the larger of both p counts.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ FLIPS = 20_000
 LEVEL = 0.05
 FEWEST = math.ceil(math.log2(2 / LEVEL))
 """Seeds with which a sign-flip test can reach ``LEVEL``, of one arm or of many."""
+EQUAL = 1e-9
+"""Relative difference below which rounding is what sets two sums apart."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +122,7 @@ def sign_flip(means: Sequence[float]) -> float | None:
     values = np.asarray(means, dtype=float)
     if values.size < 2:
         return None
-    signs, exact = _signs(values.size)
-    flipped = np.abs(signs @ values)
-    extreme = int((flipped >= abs(values.sum()) * (1 - 1e-9) - 1e-12).sum())
-    return extreme / flipped.size if exact else (extreme + 1) / (flipped.size + 1)
+    return float(np.mean(np.abs(flips(values.size) @ values) >= abs(values.sum()) * (1 - EQUAL) - 1e-12))
 
 
 def t_test(sums: np.ndarray, counts: np.ndarray) -> float | None:
@@ -146,7 +147,7 @@ def largest(*ps: float | None) -> float | None:
 
 
 def step_down(differences: Sequence[Mapping[Any, float]]) -> list[float | None]:
-    """p of the sign-flip tests of several arms, adjusted for all of them (Westfall and Young 1993).
+    """p of the sign-flip tests of several arms, adjusted for all of them (Westfall and Young 1993, step-down).
 
     Args:
         differences: seed -> difference, for each arm. An arm may lack seeds that others have.
@@ -158,32 +159,62 @@ def step_down(differences: Sequence[Mapping[Any, float]]) -> list[float | None]:
     adjusted: list[float | None] = [None] * len(differences)
     if not tested:
         return adjusted
-    place = {seed: i for i, seed in enumerate(dict.fromkeys(seed for i in tested for seed in differences[i]))}
-    signs, exact = _signs(len(place))
-    observed, flipped = np.empty(len(tested)), np.empty((len(tested), len(signs)))
+    seeds = list(dict.fromkeys(seed for i in tested for seed in differences[i]))
+    signs = flips(len(seeds))
+    extremes = np.empty((len(tested), len(signs)))
     for row, i in enumerate(tested):
-        values = np.array(list(differences[i].values()))
-        own = signs[:, [place[seed] for seed in differences[i]]]
-        observed[row], flipped[row] = _t_squared(values.sum(), values), _t_squared(own @ values, values)
-    order = np.argsort(-observed, kind="stable")
-    greatest = np.zeros(len(signs))
+        own = np.array([differences[i].get(seed, 0.0) for seed in seeds])  # a seed that is lacking changes no sum
+        extremes[row] = extremeness(signs @ own, float((own**2).sum()), len(differences[i]))
+    order = np.argsort(-extremes[:, 0], kind="stable")
+    greatest = np.full(len(signs), -np.inf)
     found = np.empty(len(tested))
-    for row in order[::-1]:  # from the smallest: what is left beside each arm is what comes after it
-        greatest = np.maximum(greatest, flipped[row])
-        extreme = int((greatest >= observed[row] * (1 - 1e-9) - 1e-12).sum())
-        found[row] = extreme / len(signs) if exact else (extreme + 1) / (len(signs) + 1)
+    for row in order[::-1]:  # from the least: what is left beside each arm is what comes after it
+        greatest = np.maximum(greatest, extremes[row])
+        found[row] = np.mean(greatest >= extremes[row, 0] * (1 - EQUAL) - 1e-12)
     for row, p in zip(order, np.maximum.accumulate(found[order]), strict=True):
         adjusted[tested[row]] = float(p)
     return adjusted
 
 
-def _t_squared(sums: Any, values: np.ndarray) -> Any:
-    """Square of Student's t of values whose signs were chosen such that this is their sum; 0 where all are 0."""
-    n, squares = values.size, float((values**2).sum())
-    if squares == 0:
-        return np.zeros_like(sums)
-    explained = np.minimum(sums**2 / (n * squares), 1 - 1e-15)
-    return (n - 1) * explained / (1 - explained)
+def extremeness(sums: Any, squares: Any, seeds: int) -> Any:
+    """How far from 0 sums of differences are, comparable between arms with unequal numbers of seeds: the square of the
+    normal deviate that is as likely as their t (Wallace 1959, approximately).
+
+    An arm whose seeds are too few to reach ``LEVEL`` comes after all others: a large t of three equal signs is chance
+    in one of four studies.
+
+    Args:
+        sums: of the differences, under some signs.
+        squares: sum of the squares of the differences.
+        seeds: how many differences there are, two or more.
+    """
+    freedom = seeds - 1
+    explained = np.minimum(sums**2 / (seeds * np.where(squares > 0, squares, 1.0)), 1 - 1e-15)
+    deviate = ((8 * freedom + 1) / (8 * freedom + 3)) ** 2 * freedom * -np.log1p(-explained)
+    return 1 + deviate if seeds >= FEWEST else deviate / (1 + deviate)
+
+
+@lru_cache(maxsize=16)
+def flips(size: int) -> np.ndarray:
+    """(flips, size) of +1 and -1, the first without -1: half of all there are, since their opposites make the same
+    sums but for the sign; or that one and random ones.
+    """
+    if size <= MOST_EXACT:
+        bits = np.arange(2 ** (size - 1))[:, None] >> np.arange(size) & 1
+        return 1.0 - 2.0 * bits
+    drawn = 1.0 - 2.0 * np.random.default_rng([2024, size]).integers(0, 2, (FLIPS, size))
+    return np.concatenate([np.ones((1, size)), drawn])
+
+
+def flip_ranks(sums: np.ndarray, values: np.ndarray, seeds: int) -> np.ndarray:
+    """(flips) sums of one arm -> of each, how many are as far from 0, less the share of the squares that its mean
+    explains: that is at most 1, and decides between flips of arms whose p is equal as t would.
+    """
+    sizes = np.abs(sums)
+    ascending = np.sort(sizes)
+    counts = sizes.size - np.searchsorted(ascending, sizes * (1 - EQUAL) - 1e-12)
+    squares = seeds * float((values**2).sum())
+    return counts - (sizes**2 / squares if squares > 0 else np.zeros_like(sizes))
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
@@ -274,13 +305,3 @@ def _acceleration(sums: np.ndarray, counts: np.ndarray) -> float:
         cubes += float((influence**3).sum())
         squares += float((influence**2).sum())
     return cubes / (6 * squares**1.5) if squares > 0 else 0.0
-
-
-@lru_cache(maxsize=16)
-def _signs(size: int) -> tuple[np.ndarray, bool]:
-    """(flips, size) of +1 and -1, and whether these are all there are."""
-    if size <= MOST_EXACT:
-        bits = np.arange(2**size)[:, None] >> np.arange(size) & 1
-        return 1.0 - 2.0 * bits, True
-    drawn = np.random.default_rng([2024, size]).integers(0, 2, (FLIPS, size))
-    return 1.0 - 2.0 * drawn, False

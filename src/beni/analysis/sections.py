@@ -9,6 +9,7 @@ from beni.analysis import formats, variants
 from beni.analysis.budgets import Budgets
 from beni.analysis.changes import between_seeds, changed_answers
 from beni.analysis.comparison import Comparison, Row
+from beni.analysis.inference import LEVEL
 from beni.analysis.stats import Difference, Summary, lower_is_better, summarize
 from beni.runs.read import Run
 
@@ -83,6 +84,12 @@ def _clear(difference: Difference) -> bool:
     return difference.low is not None and difference.high is not None and not difference.low <= 0 <= difference.high
 
 
+def corrected_for(comparison: Comparison) -> str:
+    """For how many arms p is corrected, to stand behind it; nothing where there is one."""
+    tests = sum(1 for row in comparison.rows if row.difference is not None and row.difference.p is not None)
+    return f", corrected for {tests} arms" if tests > 1 else ""
+
+
 def baseline_of(comparison: Comparison) -> Row:
     """The row that the others are compared with."""
     return next(row for row in comparison.rows if row.arm.label == comparison.baseline)
@@ -93,8 +100,9 @@ def _arms(comparison: Comparison) -> Section:
     header = (*header, "effect")
     texts = (
         "Score: mean ± standard deviation over seeds. Difference: arm minus baseline, paired by seed and example. "
-        "Noise: standard deviation of the difference between seeds. p: sign-flip test over seeds, corrected for all "
-        "arms. MDE: smallest true difference that so many seeds find with 80 % power.",
+        "Noise: standard deviation of the difference between seeds. p: the larger one of a sign-flip test over seeds, "
+        f"for the images that were asked, and a t-test over seeds and images, for new ones{corrected_for(comparison)}. "
+        "MDE: smallest true difference that so many seeds find with 80 % power.",
     )
     rows = tuple(_arm(comparison, row) for row in comparison.rows)
     return Section("Arms", texts, header, rows, plots=("differences",))
@@ -138,10 +146,10 @@ def _costs(comparison: Comparison, budgets: Budgets) -> Section:
 
 
 def _pictures(comparison: Comparison) -> Section:
-    wanted = variants.names(row.arm for row in comparison.rows)
+    wanted = [one.name for one in comparison.rows[0].ablations]
     rows, seen = [], False
     for row in comparison.rows:
-        scores = {one.name: one for one in variants.scores(row.arm, comparison.metric, wanted)}
+        scores = {one.name: one for one in row.ablations}
         told = [_gap(scores[name]) if name in scores else formats.MISSING for name in wanted]
         seen = seen or any(one != formats.MISSING for one in told)
         rows.append((row.arm.label, formats.mean_sd(row.score.mean, row.score.sd), *told, formats.score(row.chance)))
@@ -186,7 +194,8 @@ def _beside(score: Summary, own: Summary) -> str:
 
 
 def _kinds_of(run: Run) -> set[str]:
-    return {row["kind"] for row in run.examples().values() if row.get("kind") is not None}
+    answers = run.answers()
+    return set() if answers is None else {kind for kind in answers.kinds if kind is not None}
 
 
 def _changes(comparison: Comparison) -> Section:
@@ -292,26 +301,33 @@ def support(comparison: Comparison) -> str:
     known = [row for row in comparison.rows if row.difference is not None]
     if comparison.ranking is None and all(not row.difference or row.difference.supported is None for row in known):
         return "No difference is supported: nothing says how large the noise is, so no order of the arms is given."
-    return f"{_against_baseline(known)} {_order(comparison.ranking)}"
+    return f"{_against_baseline(known, corrected_for(comparison))} {_order(comparison)}"
 
 
-def _against_baseline(known: Sequence[Row]) -> str:
+def _against_baseline(known: Sequence[Row], corrected: str) -> str:
     clear = [row for row in known if row.difference and row.difference.supported]
     if clear:
-        told = "; ".join(f"{row.arm.label} {formats.signed(row.difference.mean)}" for row in clear if row.difference)
-        return f"Supported against the baseline: {told}."
-    suggested = [row.arm.label for row in known if row.difference and _clear(row.difference)]
+        told = (f"{_named(row)} {formats.signed(row.difference.mean)}" for row in clear if row.difference)
+        return f"Supported against the baseline: {'; '.join(told)}."
+    suggested = [_named(row) for row in known if row.difference and _clear(row.difference)]
     if suggested:
         return (
-            "No difference to the baseline is supported once corrected for many tests. Intervals by themselves are "
-            f"clear of 0: {'; '.join(suggested)}."
+            f"No difference to the baseline is supported: no p{corrected and corrected + ','} is at most {LEVEL}. "
+            f"Intervals by themselves are clear of 0: {'; '.join(suggested)}."
         )
     return "No difference to the baseline is supported: none is clear of the noise."
 
 
-def _order(ranking: Sequence[Sequence[str]] | None) -> str:
-    if ranking is None:
-        return "The noise supports no order of all arms."
-    groups = [" ≈ ".join(group) for group in ranking]
-    joined = " (≈: not all of these can be told apart)" if max(map(len, ranking)) > 1 else ""
-    return f"Supported order, best first: {' > '.join(groups)}{joined}."
+def _named(row: Row) -> str:
+    """An arm, and whether what sets it apart from the baseline is not proven to be its settings alone."""
+    return row.arm.label if row.fair or row.pairing is None else f"{row.arm.label} ({row.pairing.verdict})"
+
+
+def _order(comparison: Comparison) -> str:
+    left_out = [_named(row) for row in comparison.rows if not row.fair and row.score.mean is not None]
+    without = f" Not proven to be paired, so without a place in an order: {'; '.join(left_out)}." if left_out else ""
+    if comparison.ranking is None:
+        return f"The noise supports no order of all arms.{without}"
+    groups = [" ≈ ".join(group) for group in comparison.ranking]
+    joined = " (≈: not all of these can be told apart)" if max(map(len, comparison.ranking)) > 1 else ""
+    return f"Supported order, best first: {' > '.join(groups)}{joined}.{without}"

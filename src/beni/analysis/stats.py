@@ -9,14 +9,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from beni.analysis.inference import FEWEST, LEVEL, detectable, holm, interval, largest, sign_flip, step_down, t_test
+from beni.analysis.inference import LEVEL, detectable, holm, interval, largest, sign_flip, step_down, t_test
+from beni.runs.answers import Answers
 from beni.runs.read import Arm, Run, number
 
 
@@ -105,8 +105,8 @@ def metric_value(run: Run, metric: str) -> float | None:
         series = run.series(metric)
         found = series[-1][1] if series else None
     if found is None:
-        rows = example_values(run, metric)
-        found = float(np.mean(list(rows.values()))) if rows else None
+        rows = answered(run, metric)
+        found = float(np.mean(rows[1])) if rows else None
     return found if found is not None and math.isfinite(found) else None
 
 
@@ -117,17 +117,29 @@ def variant_metric(metric: str, variant: str) -> str:
     return f"{head}{slash}{name.partition('_')[0]}_{variant}{kind_slash}{kind}"
 
 
-def example_values(run: Run, metric: str) -> dict[str, float]:
-    """example id -> value of an ``eval/`` metric in the last evaluation; empty when it has no row per example."""
+def answered(run: Run, metric: str) -> tuple[Answers, np.ndarray] | None:
+    """Answers of the last evaluation and the value of an ``eval/`` metric for each, those without a finite one left
+    out; ``None`` when the metric has no row per example.
+    """
     head, _, rest = metric.partition("/")
     name, _, kind = rest.partition("/")
     base, _, variant = name.partition("_")
-    field = {"accuracy": "score", "loss": "loss"}.get(base)
-    if head != "eval" or field is None:
-        return {}
-    rows = run.examples(variant or "true")
-    values = {key: number(row.get(field)) for key, row in rows.items() if not kind or row.get("kind") == kind}
-    return {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
+    if head != "eval" or base not in ("accuracy", "loss"):
+        return None
+    answers = run.answers(variant or "true")
+    if answers is None:
+        return None
+    kept = np.isfinite(answers.score if base == "accuracy" else answers.loss)
+    if kind:
+        kept &= np.fromiter((one == kind for one in answers.kinds), dtype=bool, count=len(answers.kinds))
+    answers = answers.only(np.flatnonzero(kept))
+    return (answers, answers.score if base == "accuracy" else answers.loss) if answers.ids else None
+
+
+def example_values(run: Run, metric: str) -> dict[str, float]:
+    """example id -> value of an ``eval/`` metric in the last evaluation; empty when it has no row per example."""
+    found = answered(run, metric)
+    return {} if found is None else dict(zip(found[0].ids, found[1].tolist(), strict=True))
 
 
 def summarize(arm: Arm, metric: str) -> Summary:
@@ -137,6 +149,58 @@ def summarize(arm: Arm, metric: str) -> Summary:
     return Summary(values, *_mean_sd(list(values.values())))
 
 
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Paired differences of two arms.
+
+    Args:
+        per_seed: seed -> mean difference of its pairs.
+        sums: (seeds, pictures) of the differences.
+        counts: (seeds, pictures) how many each sum holds.
+        squares: sum of the squares of all differences.
+        examples: distinct ids.
+        unmatched: examples, over the shared seeds, that were scored in one of the two arms only.
+    """
+
+    per_seed: Mapping[int | None, float]
+    sums: np.ndarray
+    counts: np.ndarray
+    squares: float
+    examples: int
+    unmatched: int
+
+
+def pairs_of(arm: Arm, baseline: Arm, metrics: tuple[str, str]) -> Pairs | None:
+    """Differences over the seeds and example ids that two arms share; ``None`` without any.
+
+    Args:
+        metrics: of the one and of the other.
+    """
+    found: dict[int | None, tuple[Answers, np.ndarray]] = {}
+    unmatched = 0
+    for seed in arm.finished:
+        if seed not in baseline.finished:
+            continue
+        mine, yours = answered(arm.finished[seed], metrics[0]), answered(baseline.finished[seed], metrics[1])
+        if mine is None or yours is None:
+            unmatched += sum(len(one[0].ids) for one in (mine, yours) if one is not None)
+            continue
+        (answers, ours), (others, theirs) = mine, yours
+        if answers.ids != others.ids:
+            shared, here, there = np.intersect1d(answers.ids, others.ids, assume_unique=True, return_indices=True)
+            unmatched += len(answers.ids) + len(others.ids) - 2 * len(shared)
+            answers, ours, theirs = answers.only(here), ours[here], theirs[there]
+        if answers.ids:
+            found[seed] = (answers, ours - theirs)
+    if not found:
+        return None
+    per_seed = {seed: float(values.mean()) for seed, (_, values) in found.items()}
+    squares = sum(float((values**2).sum()) for _, values in found.values())
+    every = [answers.ids for answers, _ in found.values()]
+    examples = len(every[0]) if all(one == every[0] for one in every) else len(set().union(*every))
+    return Pairs(per_seed, *_sums(list(found.values())), squares, examples, unmatched)
+
+
 def paired_difference(arm: Arm, baseline: Arm, metric: str, against: str | None = None) -> Difference | None:
     """Arm minus baseline over shared seeds and example ids; ``None`` when they share no finished seed.
 
@@ -144,48 +208,33 @@ def paired_difference(arm: Arm, baseline: Arm, metric: str, against: str | None 
         against: metric of the baseline; None for the same one.
     """
     metrics = (metric, against or metric)
-    seeds = [seed for seed in arm.finished if seed in baseline.finished]
     unpaired = tuple(sorted(set(arm.finished) ^ set(baseline.finished), key=lambda seed: (seed is None, seed or 0)))
-    pairs: dict[int | None, np.ndarray] = {}
-    pictures: dict[int | None, list[str]] = {}
-    ids: set[str] = set()
-    unmatched = 0
-    for seed in seeds:
-        sides = zip((arm, baseline), metrics, strict=True)
-        ours, theirs = (example_values(side.finished[seed], one) for side, one in sides)
-        shared = sorted(ours.keys() & theirs.keys())
-        unmatched += len(ours.keys() ^ theirs.keys())
-        if shared:
-            pairs[seed] = np.array([ours[key] - theirs[key] for key in shared])
-            rows = arm.finished[seed].examples("true")
-            ids.update(shared)
-            pictures[seed] = [str(rows.get(key, {}).get("cluster", key)) for key in shared]
-    if not pairs:
-        return _whole_runs(arm, baseline, metrics, seeds, unpaired)
-    per_seed = {seed: float(values.mean()) for seed, values in pairs.items()}
-    total = sum(values.size for values in pairs.values())
-    mean = float(sum(values.sum() for values in pairs.values()) / total)
-    sums = _sums(pairs, pictures)
-    ends = interval(*sums)
-    sd_seeds = _mean_sd(list(per_seed.values()))[1]
-    p_t = t_test(*sums) if len(per_seed) > 1 else None
-    spread = sum(float(((values - values.mean()) ** 2).sum()) for values in pairs.values())
+    pairs = pairs_of(arm, baseline, metrics)
+    if pairs is None:
+        return _whole_runs(arm, baseline, metrics, unpaired)
+    sums, counts = pairs.sums, pairs.counts
+    means, of_seed = list(pairs.per_seed.values()), counts.sum(1)
+    total = int(counts.sum())
+    mean = float(sums.sum() / total)
+    ends = interval(sums, counts)
+    p_t = t_test(sums, counts) if len(means) > 1 else None
+    within = max(0.0, pairs.squares - float((np.square(means) * of_seed).sum()))
     return Difference(
         mean=mean,
-        se=_clustered_se(list(pairs.values()), mean),
-        per_seed=per_seed,
+        se=_clustered_se(sums.sum(1) - mean * of_seed, total),
+        per_seed=pairs.per_seed,
         pairs=total,
-        examples=len(ids),
-        clusters=len({one for of_seed in pictures.values() for one in of_seed}),
-        sd_seeds=sd_seeds,
-        sd_examples=math.sqrt(spread / (total - len(pairs))) if total > len(pairs) else None,
+        examples=pairs.examples,
+        clusters=sums.shape[1],
+        sd_seeds=_mean_sd(means)[1],
+        sd_examples=math.sqrt(within / (total - len(means))) if total > len(means) else None,
         unpaired=unpaired,
-        unmatched=unmatched,
+        unmatched=pairs.unmatched,
         low=None if ends is None else ends[0],
         high=None if ends is None else ends[1],
-        p=largest(sign_flip(list(per_seed.values())), p_t),
+        p=largest(sign_flip(means), p_t),
         p_t=p_t,
-        mde=None if sd_seeds is None else detectable(sd_seeds, len(per_seed)),
+        mde=None if len(means) < 2 else detectable(_mean_sd(means)[1] or 0.0, len(means)),
     )
 
 
@@ -202,56 +251,40 @@ def corrected(differences: Sequence[Difference | None]) -> list[Difference | Non
     return made
 
 
-def ranked(arms: Sequence[Arm], metric: str) -> tuple[tuple[str, ...], ...] | None:
-    """Labels in groups, the best first, of which any two of different groups differ, on the pictures that were asked,
-    by the sign-flip test over shared seeds, corrected for all pairs by step-down; ``None`` where that is one group.
-    """
-    scores = [(arm.label, summarize(arm, metric)) for arm in arms]
-    known = [(label, score) for label, score in scores if score.mean is not None]
-    known.sort(key=lambda one: one[1].mean or 0.0, reverse=not lower_is_better(metric))
-    pairs = [(i, j) for j in range(len(known)) for i in range(j)]
-    longest = max((len(score.values) for _, score in known), default=0)
-    if not pairs or longest < FEWEST:
-        return None
-    apart = np.ones((len(known), len(known)), dtype=bool)
-    adjusted = step_down([_apart(known[i][1], known[j][1]) for i, j in pairs])
-    for (i, j), p in zip(pairs, adjusted, strict=True):
-        apart[i, j] = p is not None and p <= LEVEL
-    cuts = [0, *(cut for cut in range(1, len(known)) if apart[:cut, cut:].all()), len(known)]
-    if len(cuts) == 2:
-        return None
-    return tuple(tuple(label for label, _ in known[a:b]) for a, b in itertools.pairwise(cuts))
-
-
 def lower_is_better(metric: str) -> bool:
     """Whether a metric is a loss, and not a score."""
     return any(part.startswith("loss") for part in metric.split("/"))
 
 
-def _apart(one: Summary, other: Summary) -> dict[int | None, float]:
-    return {seed: one.values[seed] - other.values[seed] for seed in one.values if seed in other.values}
-
-
-def _sums(
-    pairs: Mapping[int | None, np.ndarray], pictures: Mapping[int | None, list[str]]
-) -> tuple[np.ndarray, np.ndarray]:
+def _sums(found: Sequence[tuple[Answers, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """(seeds, pictures) sums of differences and how many each holds."""
-    columns = {one: i for i, one in enumerate(dict.fromkeys(one for of_seed in pictures.values() for one in of_seed))}
-    sums, counts = np.zeros((2, len(pairs), len(columns)))
-    for row, (seed, values) in enumerate(pairs.items()):
-        at = [columns[one] for one in pictures[seed]]
-        np.add.at(sums[row], at, values)
-        np.add.at(counts[row], at, 1)
+    first = found[0][0]
+    if all(answers.clusters == first.clusters for answers, _ in found):
+        codes, width = first.codes
+        sums = np.stack([np.bincount(codes, values, width) for _, values in found])
+        return sums, np.tile(np.bincount(codes, minlength=width).astype(float), (len(found), 1))
+    columns = {one: i for i, one in enumerate(dict.fromkeys(one for answers, _ in found for one in answers.clusters))}
+    sums, counts = np.zeros((2, len(found), len(columns)))
+    for row, (answers, values) in enumerate(found):
+        codes = [columns[one] for one in answers.clusters]
+        np.add.at(sums[row], codes, values)
+        np.add.at(counts[row], codes, 1)
     return sums, counts
 
 
+def whole_differences(arm: Arm, baseline: Arm, metrics: tuple[str, str]) -> dict[int | None, float]:
+    """Seed -> difference of a metric that exists once a run, over the seeds for which both have it."""
+    sides = tuple(zip((arm, baseline), metrics, strict=True))
+    seeds = [seed for seed in arm.finished if seed in baseline.finished]
+    ends = {seed: [metric_value(side.finished[seed], one) for side, one in sides] for seed in seeds}
+    return {seed: ours - theirs for seed, (ours, theirs) in ends.items() if ours is not None and theirs is not None}
+
+
 def _whole_runs(
-    arm: Arm, baseline: Arm, metrics: tuple[str, str], seeds: list[int | None], unpaired: tuple[int | None, ...]
+    arm: Arm, baseline: Arm, metrics: tuple[str, str], unpaired: tuple[int | None, ...]
 ) -> Difference | None:
     """The difference where a metric exists only once a run (for instance ``train/loss``)."""
-    sides = tuple(zip((arm, baseline), metrics, strict=True))
-    ends = {seed: [metric_value(side.finished[seed], one) for side, one in sides] for seed in seeds}
-    per_seed = {seed: ours - theirs for seed, (ours, theirs) in ends.items() if None not in (ours, theirs)}
+    per_seed = whole_differences(arm, baseline, metrics)
     mean, sd = _mean_sd(list(per_seed.values()))
     if mean is None:
         return None
@@ -263,15 +296,17 @@ def _whole_runs(
     return Difference(mean, se, per_seed, 0, 0, 0, sd, None, unpaired, low=low, high=high, p=p, mde=mde)
 
 
-def _clustered_se(groups: list[np.ndarray], mean: float) -> float | None:
+def _clustered_se(residuals: np.ndarray, total: int) -> float | None:
     """Cluster-robust standard error of a mean, one group a seed: sqrt(S/(S-1) * sum_s (sum_i d_si - mean)^2) / n.
 
     With equally many pairs a seed it is the standard deviation of the per-seed means over sqrt(S).
+
+    Args:
+        residuals: (seeds) sums of the differences, less the mean of each.
+        total: pairs over all seeds.
     """
-    seeds, total = len(groups), sum(values.size for values in groups)
-    if seeds < 2:
-        return None
-    return math.sqrt(seeds / (seeds - 1) * sum(float((values - mean).sum()) ** 2 for values in groups)) / total
+    seeds = residuals.size
+    return None if seeds < 2 else math.sqrt(seeds / (seeds - 1) * float((residuals**2).sum())) / total
 
 
 def _mean_sd(values: list[float]) -> tuple[float | None, float | None]:

@@ -11,10 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from beni.analysis import formats, variants
+from beni.analysis import formats
 from beni.analysis.budgets import Budgets, amounts_of, budgets_of
 from beni.analysis.comparison import Comparison, Row
-from beni.analysis.sections import headline, interval, p_value, sections
+from beni.analysis.sections import corrected_for, headline, interval, p_value, sections
 from beni.analysis.stats import Difference, Summary, metric_value
 from beni.analysis.study import study_page
 from beni.runs.files import REPORT, replace
@@ -82,9 +82,8 @@ def details(comparison: Comparison) -> list[str]:
             levels = row.difference.describe() if row.difference else "no finished seed in common with the baseline"
             if row.difference and row.difference.low is not None:
                 ends = interval(row.difference.low, row.difference.high)
-                levels = (
-                    f"95 % interval {ends}, p {p_value(row.difference.p_adjusted)} (corrected for all arms); {levels}"
-                )
+                p = p_value(row.difference.p_adjusted) + corrected_for(comparison)
+                levels = f"95 % interval {ends}, p {p}; {levels}"
             notes = "".join(f" (note: {note})" for note in row.pairing.notes)
             lines.append(f"{row.arm.label}: {levels}. paired: {row.pairing}{notes}")
     return lines
@@ -162,7 +161,6 @@ def to_csv(comparison: Comparison) -> str:
 
 def to_json(comparison: Comparison, budgets: Budgets) -> str:
     """Everything, down to the value of each seed."""
-    wanted = variants.names(row.arm for row in comparison.rows)
     document = {
         "study": comparison.folder.resolve().name,
         "metric": comparison.metric,
@@ -186,7 +184,7 @@ def to_json(comparison: Comparison, budgets: Budgets) -> str:
                 "pairing": asdict(row.pairing) if row.pairing else None,
                 "cost": asdict(row.cost),
                 "amounts": amount,
-                "ablations": [asdict(one) for one in variants.scores(row.arm, comparison.metric, wanted)],
+                "ablations": [asdict(one) for one in row.ablations],
             }
             for row, amount in zip(comparison.rows, budgets.amounts, strict=True)
         ],

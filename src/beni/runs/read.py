@@ -20,6 +20,7 @@ from typing import Any
 
 from beni.errors import BeniError
 from beni.runs import shape
+from beni.runs.answers import Answers, Scores, read_scores
 from beni.runs.files import (
     CONFIG,
     DATA_ERRORS,
@@ -117,10 +118,6 @@ class Run:
         return self._metrics[0]
 
     @cached_property
-    def scores(self) -> list[dict[str, Any]]:
-        return self._scores[0]
-
-    @cached_property
     def gallery(self) -> list[dict[str, Any]]:
         return read_jsonl(self.folder / GALLERY, shape.OF_GALLERY_ROW)[0]
 
@@ -159,7 +156,7 @@ class Run:
                 f"{CONFIG} is not the one that {IDENTITY} was written for (signature {signature(dict(self.config))}, "
                 f"there {signed}): one of them was changed, or is of another version of beni"
             )
-        yield from (self._metrics[1], self._scores[1])
+        yield from (self._metrics[1], self._scores.problem)
         if self.state != "finished":
             return
         yield self._spec[1]
@@ -170,7 +167,7 @@ class Run:
         if last is None or last < step:
             yield f"{METRICS} ends at step {last}, and the run at step {step}" if last else f"{METRICS} is empty"
         scored = self.status.get("scored")
-        rows = sum(1 for row in self.scores if scored and row["step"] == scored["step"])
+        rows = self._scores.rows.get(scored["step"], 0) if scored else 0
         if scored and rows != scored["rows"]:
             yield f"{SCORES} has {rows} of {scored['rows']} rows of the last evaluation"
         if scored and not any(
@@ -183,8 +180,8 @@ class Run:
         return read_jsonl(self.folder / METRICS, shape.OF_METRICS_ROW)
 
     @cached_property
-    def _scores(self) -> tuple[list[dict[str, Any]], str | None]:
-        return read_jsonl(self.folder / SCORES, shape.OF_SCORES_ROW)
+    def _scores(self) -> Scores:
+        return read_scores(self.folder / SCORES)
 
     @cached_property
     def _spec(self) -> tuple[dict[str, Any], str | None]:
@@ -199,25 +196,24 @@ class Run:
                 points[row["step"]] = value
         return sorted(points.items())
 
-    def examples(self, variant: str = "true") -> dict[str, dict[str, Any]]:
-        """example id -> its row in scores.jsonl, of the last evaluation that scored this variant."""
-        return self._examples.get(variant, {})
+    def answers(self, variant: str = "true") -> Answers | None:
+        """The rows of scores.jsonl as columns, of the last evaluation that scored this variant; None without any."""
+        return self._scores.variants.get(variant)
 
     @property
     def variants(self) -> tuple[str, ...]:
         """The variants that scores.jsonl has rows of, in their order there."""
-        return tuple(self._examples)
+        return tuple(self._scores.variants)
+
+    def examples(self, variant: str = "true") -> dict[str, dict[str, Any]]:
+        """example id -> its row in scores.jsonl, of the last evaluation that scored this variant."""
+        answers = self.answers(variant)
+        rows = [row for row in self._rows if answers and row["variant"] == variant and row["step"] == answers.step]
+        return {row["id"]: row for row in rows}
 
     @cached_property
-    def _examples(self) -> dict[str, dict[str, dict[str, Any]]]:
-        last: dict[str, int] = {}
-        for row in self.scores:
-            last[row["variant"]] = max(row["step"], last.get(row["variant"], 0))
-        found: dict[str, dict[str, dict[str, Any]]] = {variant: {} for variant in last}
-        for row in self.scores:
-            if row["step"] == last[row["variant"]]:
-                found[row["variant"]][row["id"]] = row
-        return found
+    def _rows(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.folder / SCORES, shape.OF_SCORES_ROW)[0]
 
     def samples_per_s(self) -> float | None:
         """Training throughput: from status.json, else the median over the lines of metrics.jsonl."""

@@ -13,6 +13,7 @@ from beni.analysis.inference import (
     FEWEST,
     bca,
     detectable,
+    extremeness,
     holm,
     interval,
     sign_flip,
@@ -52,29 +53,64 @@ def test_holm_is_the_hand_computed_example_and_leaves_unknown_ones_out() -> None
 
 
 def by_hand(arms: list[dict[int, float]]) -> list[float]:
-    """Westfall and Young 1993, algorithm 4.1, with the t of scipy and every flip of the signs."""
+    """Westfall and Young 1993, algorithm 4.1, with Student's p of scipy and every flip of the signs."""
     seeds = sorted({seed for arm in arms for seed in arm})
-
-    def statistics(signs: dict[int, int]) -> list[float]:
-        return [abs(stats.ttest_1samp([signs[s] * d for s, d in arm.items()], 0).statistic) for arm in arms]
-
-    flips = [dict(zip(seeds, signs, strict=True)) for signs in itertools.product((1, -1), repeat=len(seeds))]
-    drawn, observed = [statistics(flip) for flip in flips], statistics(dict.fromkeys(seeds, 1))
+    signs = np.array(list(itertools.product((1, -1), repeat=len(seeds))))
+    drawn = []
+    for arm in arms:
+        own = signs[:, [seeds.index(seed) for seed in arm]] * np.array(list(arm.values()))
+        drawn.append(-stats.ttest_1samp(own, 0, axis=1).pvalue - (len(arm) < FEWEST))
+    observed = [one[0] for one in drawn]
     order = sorted(range(len(arms)), key=lambda i: -observed[i])
     adjusted, largest_yet = [0.0] * len(arms), 0.0
     for rank, i in enumerate(order):
-        above = [max(one[j] for j in order[rank:]) >= observed[i] * (1 - 1e-9) for one in drawn]
-        adjusted[i] = largest_yet = max(largest_yet, sum(above) / len(above))
+        above = np.max([drawn[j] for j in order[rank:]], axis=0) >= observed[i] - 1e-12
+        adjusted[i] = largest_yet = max(largest_yet, float(above.mean()))
     return adjusted
 
 
 @pytest.mark.parametrize("draw", range(5))
-def test_the_step_down_is_the_published_one(draw: int) -> None:
+@pytest.mark.parametrize("lost", [(), ((1, 2), (2, 0), (2, 5), (2, 7)), ((0, 1), (3, 1), (3, 2))])
+def test_the_step_down_is_the_published_one(draw: int, lost: tuple[tuple[int, int], ...]) -> None:
     rng = np.random.default_rng(draw)
-    shared = rng.normal(size=6)
-    arms = [dict(enumerate((gap + shared + rng.normal(size=6)).tolist())) for gap in (0, 0.5, 1, 4)]
-    del arms[1][2], arms[2][0], arms[2][5]  # an arm that was dropped has fewer seeds
+    shared = rng.normal(size=8)
+    arms = [dict(enumerate((gap + shared + rng.normal(size=8)).tolist())) for gap in (0, 0.5, 1, 4)]
+    for arm, seed in lost:  # one that was dropped, or of which runs failed
+        del arms[arm][seed]
     assert step_down(arms) == pytest.approx(by_hand(arms))
+
+
+@pytest.mark.parametrize("seeds", [6, 10, 20])
+def test_arms_with_unequal_numbers_of_seeds_are_compared_by_how_likely_their_t_is(seeds: int) -> None:
+    t = np.array([0.5, 1.0, 2.0, 4.0])
+    explained = t**2 / (t**2 + seeds - 1)
+    deviate = stats.norm.isf(stats.t.sf(t, seeds - 1))
+    assert extremeness(np.sqrt(explained * seeds), 1.0, seeds) == pytest.approx(1 + deviate**2, rel=0.01)
+    assert (extremeness(np.sqrt(explained * 5), 1.0, 5) < 1).all()
+
+
+def test_an_arm_with_few_seeds_leaves_the_p_of_the_others_as_it_is() -> None:
+    rng = np.random.default_rng(0)
+    far = [dict(enumerate((gap + 0.01 * rng.normal(size=8)).tolist())) for gap in (0.05, 0.03, -0.4)]
+    failed = {seed: far[2][seed] for seed in range(3)}
+    assert step_down([far[0], failed]) == [2 / 2**8, 2 / 2**3]
+    six = [{seed: one[seed] for seed in range(6)} for one in far]
+    assert step_down(six) == [2 / 2**6] * 3
+    assert step_down([*six[:2], {seed: far[2][seed] for seed in range(5)}]) == [2 / 2**6, 2 / 2**6, 2 / 2**5]
+    beside_more = step_down([six[0], *({seed: 0.01 * rng.normal() for seed in range(8)} for _ in range(9))])
+    assert beside_more[0] is not None
+    assert beside_more[0] <= 0.05
+
+
+def test_unequal_seeds_keep_the_error_rate() -> None:
+    rng = np.random.default_rng(7)
+    wrong = 0
+    for _ in range(400):
+        noise = rng.normal(size=(5, 8)) + rng.normal(size=8)  # of the baseline, which all share
+        kept = (8, 8, 7, 6, 3)
+        found = step_down([dict(enumerate(row[:n].tolist())) for row, n in zip(noise, kept, strict=True)])
+        wrong += any(p is not None and p <= 0.05 for p in found)
+    assert wrong / 400 <= 0.075
 
 
 def test_six_seeds_suffice_however_many_arms_there_are() -> None:

@@ -170,13 +170,65 @@ def test_whiskers_draw_every_seed_and_nothing_without_rows():
 
 def test_an_order_stands_beside_what_is_supported_against_the_baseline(make_run):
     for seed, more in enumerate((0.0, 0.025, -0.025, 0.05, 0.0, -0.1)):
-        make_run("none", seed, right=0.5)
-        make_run("perceiver", seed, right=0.8 + 0.025 * (seed % 2))
-        study = make_run("avg_pool", seed, right=0.5 + more).parent
+        make_run("none", seed, right=0.5, examples=200)
+        make_run("perceiver", seed, right=0.8 + 0.025 * (seed % 2), examples=200)
+        study = make_run("avg_pool", seed, right=0.5 + more, examples=200).parent
     assert told(study)[1] == (
         "Supported against the baseline: resampler=perceiver +0.312. Supported order, best first: "
         "resampler=perceiver > resampler=none ≈ resampler=avg_pool (≈: not all of these can be told apart)."
     )
+
+
+def score_pictures(folder, right):
+    """40 questions about 10 pictures, of which the right ones are answered."""
+    rows = [
+        {"step": 600, "id": f"e{i}", "kind": "color", "cluster": f"p{i // 4}", "variant": "true"}
+        | {"score": int(i in right), "loss": 0.3, "prediction": "red", "expected": "blue", "chance": 0.34}
+        for i in range(40)
+    ]
+    (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_an_order_needs_what_a_supported_difference_needs(make_run):
+    for seed in range(6):
+        score_pictures(make_run("none", seed), set(range(20)))
+        folder = make_run("perceiver", seed)
+        score_pictures(folder, {*range(4, 28), 28 + seed % 3})  # better at two pictures, worse at one, under every seed
+    comparison = compare_study(folder.parent)
+    difference = comparison.rows[1].difference
+    assert list(difference.per_seed.values()) == [0.125] * 6
+    assert not difference.supported
+    assert comparison.ranking is None
+    assert told(folder.parent)[1] == (
+        "No difference to the baseline is supported: none is clear of the noise. The noise supports no order of all "
+        "arms."
+    )
+
+
+def test_arms_that_are_not_proven_to_be_paired_have_no_place_in_an_order(make_run):
+    for seed in range(6):
+        make_run("none", seed, right=0.5)
+        make_run("perceiver", seed, right=0.8 + 0.025 * (seed % 2))
+        make_run("avg_pool", seed, right=0.95 + 0.025 * (seed % 2), identity={"data_fingerprint": "other"})
+        study = make_run("qformer", seed, right=0.1, identity={"hashes": {}}).parent
+    assert told(study)[1] == (
+        "Supported against the baseline: resampler=perceiver +0.312; resampler=avg_pool (confounded) +0.463; "
+        "resampler=qformer (unknown) -0.400. Supported order, best first: resampler=perceiver > resampler=none. Not "
+        "proven to be paired, so without a place in an order: resampler=avg_pool (confounded); resampler=qformer "
+        "(unknown)."
+    )
+
+
+def test_p_is_said_to_be_corrected_where_there_are_several_arms(make_run):
+    for seed in range(3):
+        make_run("none", seed, right=0.5)
+        study = make_run("perceiver", seed, right=0.9).parent
+    assert "no p is at most 0.05. Intervals by themselves are clear of 0: resampler=perceiver." in told(study)[1]
+    assert "corrected" not in page(study).replace("not corrected for many tests", "")
+    for seed in range(3):
+        make_run("qformer", seed, right=0.9)
+    assert "no p, corrected for 2 arms, is at most 0.05." in told(study)[1]
+    assert "a t-test over seeds and images, for new ones, corrected for 2 arms. MDE" in page(study)
 
 
 def test_without_an_order_it_is_said_that_the_noise_supports_none(study):

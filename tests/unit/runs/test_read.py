@@ -73,7 +73,7 @@ def test_missing_and_damaged_files_become_problems_not_exceptions(make_run):
     (folder / "scores.jsonl").unlink()
     run = collect_run(folder)
     assert len(run.problems) == 2
-    assert (run.state, run.seed, run.scores, dict(run.config)) == ("unknown", 3, [], {})
+    assert (run.state, run.seed, run.answers(), dict(run.config)) == ("unknown", 3, None, {})
     assert len(arms(collect_study(folder.parent))) == 1
 
 
