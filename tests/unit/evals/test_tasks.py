@@ -139,21 +139,77 @@ CHOICES = ("a dog", "a cat", "a red cat", "Paris")
     [
         ("a cat", "a cat"),
         ("A Cat.", "a cat"),
-        ("B", "a cat"),
-        ("(c)", "a red cat"),
-        ("b. a cat", "a cat"),
-        ("The answer is D.", "Paris"),
-        ("Answer: A", "a dog"),
         ("it is Paris, I think", "Paris"),
         ("either a dog or Paris", None),
-        ("Z", None),
+        ("A parrot", None),
+        ("The answer is a parrot", None),
+        ("B", None),
+        ("(C)", None),
         ("nothing", None),
         ("", None),
     ],
 )
-def test_a_said_choice_is_known_by_its_text_its_letter_or_alone(said, chosen):
+def test_a_said_choice_is_known_by_its_text_or_alone(said, chosen):
     assert chosen_of(said, CHOICES) == chosen
     assert SaidChoice().judge(sample("a cat", choices=CHOICES), said)["score"] == float(chosen == "a cat")
+
+
+ANIMALS, COLOURS, VITAMINS = ("cat", "dog"), ("blue", "red", "green"), ("vitamin C", "vitamin A", "iron")
+
+
+@pytest.mark.parametrize("letters", [False, True])
+@pytest.mark.parametrize(
+    ("said", "choices", "chosen"),
+    [
+        ("a dog", ANIMALS, "dog"),
+        ("A dog.", ANIMALS, "dog"),
+        ("The answer is a dog", ANIMALS, "dog"),
+        ("Answer: A dog", ANIMALS, "dog"),
+        ("A red car", COLOURS, "red"),
+        ("it is vitamin A.", VITAMINS, "vitamin A"),
+        ("The answer is A-frame", ANIMALS, None),
+        ("I see a horse", ANIMALS, None),
+    ],
+)
+def test_an_article_is_no_letter(said, choices, chosen, letters):
+    assert chosen_of(said, choices, letters) == chosen
+
+
+@pytest.mark.parametrize(
+    ("said", "chosen"),
+    [
+        ("B", "a cat"),
+        ("B.", "a cat"),
+        ("**B**", "a cat"),
+        ("(C)", "a red cat"),
+        ("[C] it is", "a red cat"),
+        ("B. a cat", "a cat"),
+        ("B) A dog", "a cat"),  # what is said first counts
+        ("The answer is D.", "Paris"),
+        ("The answer is A because it barks", "a dog"),
+        ("The correct option is: (B) because a dog barks", "a cat"),
+        ("Answer: A", "a dog"),
+        ("ANSWER: **D**", "Paris"),
+        ("not (A), (B) nor (C). Answer: D", "Paris"),
+        ("it is B, I think", "a cat"),
+        ("it is Paris, I think", "Paris"),
+        ("b", None),
+        ("A, B", None),
+        ("(A) or (B)", None),
+        ("Z", None),
+    ],
+)
+def test_a_letter_that_was_shown_is_a_capital_that_stands_alone(said, chosen):
+    assert chosen_of(said, CHOICES, letters=True) == chosen
+    one = sample("a cat", choices=CHOICES)
+    assert SaidChoice(letters=True).judge(one, said)["score"] == float(chosen == "a cat")
+
+
+def test_choices_that_are_letters_are_told_as_letters():
+    letters = ("B", "A")
+    assert [chosen_of(said, letters) for said in ("a", "A.", "(B)", "The answer is B", "a dog", "A dog")] == [
+        *("A", "A", "B", "B", None, None)
+    ]
 
 
 def test_choices_are_listed_where_a_letter_is_asked_for():
