@@ -202,7 +202,8 @@ def _given(run: Mapping[str, Any], trained: Trained, arguments: argparse.Namespa
     from beni.data.fetch.fetcher import Fetcher
     from beni.evals.heldout import Everything, evenly
 
-    source: Source = build(run["data"], run["train"]["seed"])
+    node = _whole(run["data"]) if arguments.split == "all" else run["data"]
+    source: Source = build(node, run["train"]["seed"])
     samples = Everything(source) if arguments.split == "all" else source.heldout()
     if not len(samples):
         raise DataError("the data hold out no records\n  fix: set data.heldout_path, or --split all")
@@ -211,6 +212,14 @@ def _given(run: Mapping[str, Any], trained: Trained, arguments: argparse.Namespa
     check = Check(trained.renderer, trained.viewer, fetcher.bind, max_bad(run))
     bad = check.heldout(samples, places, source.metric)
     return Chosen(source, samples, [place for place in places if place not in bad], fetcher)
+
+
+def _whole(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A data node whose records are not divided, however few they are: nothing is trained on what would be left."""
+    node = dict(data)
+    if "path" in node and isinstance(node.get("heldout"), int) and node.get("heldout_path") is None:
+        node["heldout"] = 0
+    return node
 
 
 def _scored(

@@ -164,6 +164,15 @@ def test_one_value_of_the_data_leaves_the_others_as_the_run_was_trained(folder, 
     assert "which knows no data" in evaluated(capsys, folder / "model", "data.heldout=3", code=2)
 
 
+@pytest.mark.parametrize("count", [1, 6])
+def test_a_small_file_is_scored_whole(count, folder, data, tmp_path, capsys):
+    words = [word for word in data(lambda i: "red") if not word.startswith("data.heldout=")]
+    path = next(word for word in words if word.startswith("data.path=")).partition("=")[2]
+    (tmp_path / "few.json").write_text(json.dumps(json.loads(Path(path).read_text())[:count]))
+    few = evaluated(capsys, folder, *words, f"data.path={tmp_path / 'few.json'}", "task=perplexity", "--ablations=none")
+    assert few["samples"] == len(lines(few["folder"])) == count
+
+
 def test_few_examples_are_some_of_all(folder, data, capsys):
     words = [*data(lambda i: "red"), "task=perplexity", "--ablations=none"]
     few, whole = evaluated(capsys, folder, *words, "--examples=3"), evaluated(capsys, folder, *words)
