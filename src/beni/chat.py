@@ -71,13 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             stop=tuple(arguments.stop),
             seed=arguments.seed,
         )
-        template = sections_of(arguments.overrides, ("template",)).get("template")
         for path in arguments.image:
             require_image(path)
         from transformers.utils.logging import disable_progress_bar
 
-        from beni.trained import Trained
+        from beni.trained import Trained, trained_with
 
+        with_run = trained_with(arguments.run) if arguments.overrides else {}
+        template = sections_of(arguments.overrides, ("template",), trained=with_run).get("template")
         disable_progress_bar()
         trained = Trained.load(
             arguments.run,

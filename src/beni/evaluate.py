@@ -131,12 +131,12 @@ def evaluate(arguments: argparse.Namespace, tell: Callable[[str], None]) -> Eval
     from beni.distributed.host import use_host
     from beni.distributed.watchdog import Watchdog
     from beni.evals.sharing import Sharing
-    from beni.trained import Trained
+    from beni.trained import Trained, trained_with
 
     of_task = [one for one in arguments.overrides if one.partition("=")[0].partition(".")[0] == "task"]
     name, task = task_of(of_task)
     others = [one for one in arguments.overrides if one not in of_task]
-    sections = sections_of(others, SECTIONS, arguments.config_dir)
+    sections = sections_of(others, SECTIONS, arguments.config_dir, trained_with(arguments.run) if others else None)
     trained = Trained.load(
         arguments.run,
         arguments.checkpoint,
@@ -145,7 +145,7 @@ def evaluate(arguments: argparse.Namespace, tell: Callable[[str], None]) -> Eval
         template=sections.get("template"),
         other_prompt=arguments.other_prompt,
     )
-    run = _run(trained, sections)
+    run = _run(trained, sections, others)
     environment = read_environment(trained.device.type)
     use_host(environment, arguments.threads or run["compute"]["threads"])
     if not environment.is_main:
@@ -166,11 +166,11 @@ def _untold(text: str) -> None:
     """Processes but the first say nothing that the first says."""
 
 
-def _run(trained: Trained, sections: Mapping[str, Any]) -> dict[str, Any]:
+def _run(trained: Trained, sections: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The run with the sections that were set; of a saved model, with default values."""
     from beni.config.compose import compose
 
-    if trained.run is None and "data" not in sections:
+    if trained.run is None and not any(one.startswith("data=") for one in overrides):
         raise ConfigError(
             f"{trained.folder} is a saved model, which knows no data\n"
             "  fix: set data=..., or name the folder of its run"
@@ -202,7 +202,8 @@ def _given(run: Mapping[str, Any], trained: Trained, arguments: argparse.Namespa
     from beni.data.fetch.fetcher import Fetcher
     from beni.evals.heldout import Everything, evenly
 
-    source: Source = build(run["data"], run["train"]["seed"])
+    node = _whole(run["data"]) if arguments.split == "all" else run["data"]
+    source: Source = build(node, run["train"]["seed"])
     samples = Everything(source) if arguments.split == "all" else source.heldout()
     if not len(samples):
         raise DataError("the data hold out no records\n  fix: set data.heldout_path, or --split all")
@@ -211,6 +212,14 @@ def _given(run: Mapping[str, Any], trained: Trained, arguments: argparse.Namespa
     check = Check(trained.renderer, trained.viewer, fetcher.bind, max_bad(run))
     bad = check.heldout(samples, places, source.metric)
     return Chosen(source, samples, [place for place in places if place not in bad], fetcher)
+
+
+def _whole(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A data node whose records are not divided, however few they are: nothing is trained on what would be left."""
+    node = dict(data)
+    if "path" in node and isinstance(node.get("heldout"), int) and node.get("heldout_path") is None:
+        node["heldout"] = 0
+    return node
 
 
 def _scored(

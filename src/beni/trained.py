@@ -289,6 +289,21 @@ class Trained:
         return limit - taken
 
 
+def trained_with(folder: Path) -> dict[str, Any]:
+    """The run of a folder; of a saved model, which knows no more, the ``template`` section; else nothing.
+
+    Raises:
+        ResumeError: when the run is damaged.
+        ConfigError: when the model was saved without its template.
+    """
+    if is_frozen(folder):
+        return load_frozen(folder)
+    if not (folder / CONFIG).is_file():
+        return {}
+    own = saved_template(BeniConfig.from_pretrained(folder))
+    return {"template": {key: value for key, value in own.items() if key not in ("hash", "specimen")}}
+
+
 def _of_run(
     folder: Path,
     run: Mapping[str, Any],

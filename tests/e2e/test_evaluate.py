@@ -155,6 +155,24 @@ def test_a_saved_model_is_scored_on_named_data_only(folder, data, capsys):
     assert "which knows no data" in evaluated(capsys, folder / "model", code=2)
 
 
+def test_one_value_of_the_data_leaves_the_others_as_the_run_was_trained(folder, capsys):
+    own = yaml.safe_load((folder / "config.yaml").read_text())["data"]
+    few = evaluated(capsys, folder, "data.heldout=3", "--ablations=none")
+    assert few["settings"]["data"] == own | {"heldout": 3}
+    whole = evaluated(capsys, folder, "--ablations=none")
+    assert [row["expected"] for row in lines(few["folder"])] == [row["expected"] for row in lines(whole["folder"])][:3]
+    assert "which knows no data" in evaluated(capsys, folder / "model", "data.heldout=3", code=2)
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_a_small_file_is_scored_whole(count, folder, data, tmp_path, capsys):
+    words = [word for word in data(lambda i: "red") if not word.startswith("data.heldout=")]
+    path = next(word for word in words if word.startswith("data.path=")).partition("=")[2]
+    (tmp_path / "few.json").write_text(json.dumps(json.loads(Path(path).read_text())[:count]))
+    few = evaluated(capsys, folder, *words, f"data.path={tmp_path / 'few.json'}", "task=perplexity", "--ablations=none")
+    assert few["samples"] == len(lines(few["folder"])) == count
+
+
 def test_few_examples_are_some_of_all(folder, data, capsys):
     words = [*data(lambda i: "red"), "task=perplexity", "--ablations=none"]
     few, whole = evaluated(capsys, folder, *words, "--examples=3"), evaluated(capsys, folder, *words)

@@ -139,21 +139,77 @@ CHOICES = ("a dog", "a cat", "a red cat", "Paris")
     [
         ("a cat", "a cat"),
         ("A Cat.", "a cat"),
-        ("B", "a cat"),
-        ("(c)", "a red cat"),
-        ("b. a cat", "a cat"),
-        ("The answer is D.", "Paris"),
-        ("Answer: A", "a dog"),
         ("it is Paris, I think", "Paris"),
         ("either a dog or Paris", None),
-        ("Z", None),
+        ("A parrot", None),
+        ("The answer is a parrot", None),
+        ("B", None),
+        ("(C)", None),
         ("nothing", None),
         ("", None),
     ],
 )
-def test_a_said_choice_is_known_by_its_text_its_letter_or_alone(said, chosen):
+def test_a_said_choice_is_known_by_its_text_or_alone(said, chosen):
     assert chosen_of(said, CHOICES) == chosen
     assert SaidChoice().judge(sample("a cat", choices=CHOICES), said)["score"] == float(chosen == "a cat")
+
+
+ANIMALS, COLOURS, VITAMINS = ("cat", "dog"), ("blue", "red", "green"), ("vitamin C", "vitamin A", "iron")
+
+
+@pytest.mark.parametrize("letters", [False, True])
+@pytest.mark.parametrize(
+    ("said", "choices", "chosen"),
+    [
+        ("a dog", ANIMALS, "dog"),
+        ("A dog.", ANIMALS, "dog"),
+        ("The answer is a dog", ANIMALS, "dog"),
+        ("Answer: A dog", ANIMALS, "dog"),
+        ("A red car", COLOURS, "red"),
+        ("it is vitamin A.", VITAMINS, "vitamin A"),
+        ("The answer is A-frame", ANIMALS, None),
+        ("I see a horse", ANIMALS, None),
+    ],
+)
+def test_an_article_is_no_letter(said, choices, chosen, letters):
+    assert chosen_of(said, choices, letters) == chosen
+
+
+@pytest.mark.parametrize(
+    ("said", "chosen"),
+    [
+        ("B", "a cat"),
+        ("B.", "a cat"),
+        ("**B**", "a cat"),
+        ("(C)", "a red cat"),
+        ("[C] it is", "a red cat"),
+        ("B. a cat", "a cat"),
+        ("B) A dog", "a cat"),  # what is said first counts
+        ("The answer is D.", "Paris"),
+        ("The answer is A because it barks", "a dog"),
+        ("The correct option is: (B) because a dog barks", "a cat"),
+        ("Answer: A", "a dog"),
+        ("ANSWER: **D**", "Paris"),
+        ("not (A), (B) nor (C). Answer: D", "Paris"),
+        ("it is B, I think", "a cat"),
+        ("it is Paris, I think", "Paris"),
+        ("b", None),
+        ("A, B", None),
+        ("(A) or (B)", None),
+        ("Z", None),
+    ],
+)
+def test_a_letter_that_was_shown_is_a_capital_that_stands_alone(said, chosen):
+    assert chosen_of(said, CHOICES, letters=True) == chosen
+    one = sample("a cat", choices=CHOICES)
+    assert SaidChoice(letters=True).judge(one, said)["score"] == float(chosen == "a cat")
+
+
+def test_choices_that_are_letters_are_told_as_letters():
+    letters = ("B", "A")
+    assert [chosen_of(said, letters) for said in ("a", "A.", "(B)", "The answer is B", "a dog", "A dog")] == [
+        *("A", "A", "B", "B", None, None)
+    ]
 
 
 def test_choices_are_listed_where_a_letter_is_asked_for():
@@ -229,9 +285,17 @@ def test_every_task_of_the_registry_is_there_and_takes_its_fields():
     [
         (["task=vqav2"], "task=vqav2, expected one of run, exact"),
         (["task=exact", "task.tolerance=1"], "task.tolerance is no field of task=exact, which has task.new_tokens"),
-        (["task=exact", "task.ignore_case=3"], "task.ignore_case=3, expected bool"),
-        (["task=exact", "task.new_tokens=true"], "task.new_tokens=true, expected int"),
-        (["task=exact", "task.new_tokens=0"], "task.new_tokens=0, expected at least 1"),
+        (["task=exact", "task.ignore_case=3"], "task.ignore_case=3, expected true or false"),
+        (["task=exact", "task.new_tokens=true"], "task.new_tokens=true, expected a whole number of at least 1"),
+        (["task=exact", "task.new_tokens=0"], "task.new_tokens=0, expected a whole number of at least 1"),
+        (["task=relaxed", "task.tolerance=-1"], "task.tolerance=-1, expected a finite number of at least 0"),
+        (["task=relaxed", "task.tolerance=.nan"], "fix: set task.tolerance=0.05"),
+        (["task=relaxed", "task.tolerance=.inf"], "task.tolerance=.inf, expected a finite number"),
+        (["task=anls", "task.threshold=1.5"], "task.threshold=1.5, expected a number of at least 0 and at most 1"),
+        (["task=anls", "task.threshold=.nan"], "task.threshold=.nan, expected a number"),
+        (["task=anls", "task.threshold=["], "task.threshold=[, expected a number"),
+        (["task=anls", "task.threshold=2026-02-30"], "task.threshold=2026-02-30, expected a number"),
+        (["task=anls", "task.threshold="], "task.threshold=, expected a number"),
         (["task=perplexity", "task.x=1"], "which has no fields"),
     ],
 )

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
+from beni.config.ranges import AtLeast, AtMost, Example
 from beni.data.sample import Sample
 from beni.evals.tasks.base import GeneratedTask, Row
 from beni.evals.tasks.libraries import library
@@ -23,7 +24,7 @@ class Anls(GeneratedTask):
     """
 
     name: ClassVar[str] = "anls"
-    threshold: float = 0.5
+    threshold: Annotated[float, AtLeast(0), AtMost(1), Example("0.5")] = 0.5
 
     def judge(self, sample: Sample, said: str) -> Row:
         return {"score": anls(said, sample.right_answers, self.threshold)}

@@ -9,8 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
+from beni.config.ranges import AtLeast, Example
 from beni.data.metric import Metric, Reading
 from beni.data.sample import Sample
 from beni.evals.ablations import TRUE, Ablation
@@ -40,7 +41,7 @@ class GeneratedTask(Task):
         new_tokens: of an answer, at most.
     """
 
-    new_tokens: int = 32
+    new_tokens: Annotated[int, AtLeast(1), Example("32")] = 32
 
     @abstractmethod
     def judge(self, sample: Sample, said: str) -> Row:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
+from beni.config.ranges import AtLeast, Example
 from beni.data.sample import Sample
 from beni.errors import DataError
 from beni.evals.ablations import Ablation
@@ -31,7 +32,7 @@ class Bleu(GeneratedTask):
 
     name: ClassVar[str] = "bleu"
     averages: ClassVar[bool] = False
-    new_tokens: int = 64
+    new_tokens: Annotated[int, AtLeast(1), Example("64")] = 64
 
     def judge(self, sample: Sample, said: str) -> Row:
         score = library("bleu", "sacrebleu", "sacrebleu").sentence_bleu(said, list(sample.right_answers)).score
@@ -51,7 +52,7 @@ class Cider(GeneratedTask):
     """CIDEr-D (arXiv 1411.5726), between 0 and 10; a score of 1 is usual for good captions."""
 
     name: ClassVar[str] = "cider"
-    new_tokens: int = 64
+    new_tokens: Annotated[int, AtLeast(1), Example("64")] = 64
 
     def judge(self, sample: Sample, said: str) -> Row:
         return {"score": None, "references": list(sample.right_answers)}

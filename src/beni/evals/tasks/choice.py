@@ -13,8 +13,16 @@ from beni.data.sample import Message, Sample
 from beni.evals.ablations import Ablation
 from beni.evals.tasks.base import GeneratedTask, ReadTask, Row, mean, means
 
-LETTER = re.compile(r"\W*(?:(?:the )?(?:correct )?(?:answer|option|choice)(?: is)?\W*)?([A-Z])(?=[\s.,:;)\]]|$)", re.I)
-"""A letter in front of an answer: ``B``, ``(b)``, ``B. a dog``, ``The answer is B.``"""
+_ONE = r"[\s:*\"']+[(\[]?([A-Z])(?![\w'’-])"
+SAID = (
+    re.compile(rf"(?i:\b(?:answer|option|choice) is){_ONE}"),  # the answer is (B) because
+    re.compile(rf"(?i:\b(?:answer|option|choice)){_ONE}(?<![AI](?= [a-z]))"),  # answer: B, but not answer: A dog
+    re.compile(r"^\W*([A-Z])(?:[.):,*\]]|\W*$)(?!\W*(?:(?:or|and)\W+)?[A-Z](?:[.):,]|\W*$))"),  # B. a dog, but not A, B
+    re.compile(r"[(\[]([A-Z])[)\]]"),
+)
+"""Where an answer says the letter of its choice, in the order in which they count."""
+STANDING = re.compile(r"(?<!\w)([A-Z])(?=[.):,]|\W*$)")
+"""A letter within an answer that is no article: ``it is B, I think``."""
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 """What LLaVA-1.5 puts behind lettered choices (arXiv 2310.03744)."""
 
@@ -46,7 +54,7 @@ class LikeliestChoice(ReadTask):
 @final
 @dataclass(frozen=True)
 class SaidChoice(GeneratedTask):
-    """1 where what the model says is the expected choice: its text, its letter, or the only choice in what is said.
+    """1 where what the model says is the expected choice, see ``chosen_of``.
 
     Attributes:
         letters: put the choices behind the question, as ``A. ...``, and ask for a letter.
@@ -73,19 +81,40 @@ class SaidChoice(GeneratedTask):
         return replace(sample, messages=(*sample.messages[:last], longer, *sample.messages[last + 1 :]))
 
     def judge(self, sample: Sample, said: str) -> Row:
-        chosen = chosen_of(said, sample.choices)
+        chosen = chosen_of(said, sample.choices, self.letters)
         return {"score": float(chosen == sample.answer), "choice": chosen}
 
 
-def chosen_of(said: str, choices: Sequence[str]) -> str | None:
-    """Which of the choices an answer is; None where nobody can tell."""
+def chosen_of(said: str, choices: Sequence[str], letters: bool = False) -> str | None:
+    """Which of the choices an answer is; None where nobody can tell.
+
+    An answer is the choice whose text it is. Else, where letters were asked for or are what the choices are made of, it
+    is the one whose letter it names: a capital letter, since ``a`` is a word. Else it is the only one whose text is in
+    it.
+
+    Args:
+        letters: each choice was shown with a letter in front.
+    """
     plain = {_plain(choice): choice for choice in choices}
     if (text := _plain(said)) in plain:
         return plain[text]
-    if (letter := LETTER.match(said)) and (place := ord(letter[1].upper()) - ord("A")) < len(choices):
-        return choices[place]
+    are_letters = all(len(choice) == 1 and choice in string.ascii_uppercase for choice in choices)
+    names = choices if are_letters else string.ascii_uppercase
+    named = dict(zip(names, choices, strict=False)) if letters or are_letters else {}
+    for rule in SAID:
+        if (letter := _only(rule.findall(said), named)) is not None:
+            return named[letter]
     held = [choice for one, choice in plain.items() if one and re.search(rf"(?<!\w){re.escape(one)}(?!\w)", text)]
-    return held[0] if len(held) == 1 else None
+    if len(held) == 1 and not are_letters:
+        return held[0]
+    letter = _only(STANDING.findall(said), named)
+    return None if letter is None else named[letter]
+
+
+def _only(found: Sequence[str], named: Mapping[str, str]) -> str | None:
+    """The only letter of those found that a choice has."""
+    letters = {letter for letter in found if letter in named}
+    return letters.pop() if len(letters) == 1 else None
 
 
 def _plain(text: str) -> str:

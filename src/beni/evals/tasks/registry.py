@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
+from beni.config.types import example, expectation, fits
 from beni.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,15 +37,13 @@ TASKS = {
     "choice_said": Entry("choice", "SaidChoice", "multiple choice by what is said"),
     "perplexity": Entry("perplexity", "Perplexity", "perplexity of the expected answers"),
 }
-READERS = {"int": int, "float": (int, float), "bool": bool}
-"""Annotation of a field -> what its value may be."""
 
 
 def task_of(overrides: Sequence[str]) -> tuple[str, Task]:
     """``["task=exact", "task.ignore_case=true"]`` -> the task and its name; ``run`` without ``task=``.
 
     Raises:
-        ConfigError: when there is no such task or field, or a value is of another type.
+        ConfigError: when there is no such task or field, or a value is of another type or out of its range.
     """
     values = {key: value for key, _, value in (override.partition("=") for override in overrides)}
     name = values.pop("task", "run")
@@ -59,11 +58,21 @@ def task_of(overrides: Sequence[str]) -> tuple[str, Task]:
         if field not in known:
             there = ", ".join(f"task.{one}" for one in known) or "no fields"
             raise ConfigError(f"{key} is no field of task={name}, which has {there}\n  fix: leave it out")
-        value = yaml.safe_load(text)
-        expected = READERS[known[field]]
-        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-            raise ConfigError(f"{key}={text}, expected {known[field]}\n  fix: set {key} to another value")
-        given[field] = value
-    if given.get("new_tokens", 1) < 1:
-        raise ConfigError(f"task.new_tokens={given['new_tokens']}, expected at least 1\n  fix: set task.new_tokens=32")
+        given[field] = _value(key, text, known[field])
     return name, kind(**given)
+
+
+def _value(key: str, text: str, annotation: str) -> Any:
+    """The value of a field, as YAML reads it.
+
+    Raises:
+        ConfigError: when it does not fit the field.
+    """
+    try:
+        value = yaml.safe_load(text)
+        fitting = fits(value, annotation)
+    except (yaml.YAMLError, ValueError):  # the latter for a date that is in no calendar
+        value, fitting = None, False
+    if not fitting:
+        raise ConfigError(f"{key}={text}, expected {expectation(annotation)}\n  fix: set {key}={example(annotation)}")
+    return value

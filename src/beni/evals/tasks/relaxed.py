@@ -6,8 +6,9 @@ Numbers are read as in the evaluation of Pix2Struct: ``12%`` is 0.12, and 0 is c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
+from beni.config.ranges import AtLeast, Example
 from beni.data.sample import Sample
 from beni.evals.tasks.base import GeneratedTask, Row
 
@@ -22,7 +23,7 @@ class RelaxedAccuracy(GeneratedTask):
     """
 
     name: ClassVar[str] = "relaxed_accuracy"
-    tolerance: float = 0.05
+    tolerance: Annotated[float, AtLeast(0), Example("0.05")] = 0.05
 
     def judge(self, sample: Sample, said: str) -> Row:
         return {"score": float(any(self._right(said, one) for one in sample.right_answers))}
