@@ -20,7 +20,7 @@ from transformers.utils.generic import ModelOutput
 from beni.errors import ConfigError
 from beni.fusion.base import Fusion
 from beni.model.context import Reader, context_of, embedded, evaluating, owners_of
-from beni.model.inputs import StepInputs, on_device
+from beni.model.inputs import StepInputs, merged, on_device
 from beni.model.pictures import Attention, Looked, attention_on
 from beni.model.processing import BeniProcessor, Picture
 from beni.pruner.base import Pruner
@@ -50,19 +50,24 @@ class Answering:
         input_ids: Int[Tensor, "b t"],
         pixels: Pixels | None = None,
         attention_mask: Int[Tensor, "b t"] | None = None,
-        images: ImageInputs = ImageInputs(),
-        samples: SampleInputs = SampleInputs(),
+        images: ImageInputs | Several[ImageInputs] = ImageInputs(),
+        samples: SampleInputs | Several[SampleInputs] = SampleInputs(),
         **options: Any,
     ) -> Int[Tensor, "rows new"] | ModelOutput:
         """New token ids after left-padded prompts, with a key/value cache; with ``return_dict_in_generate`` what
         transformers makes of them. There are as many rows as prompts, times ``num_return_sequences``.
 
-        ``images`` and ``samples`` are those of ``forward``. ``options`` go to ``transformers``' ``generate``
-        (``max_new_tokens``, ``do_sample``, ``eos_token_id`` ...); what they leave out is as ``generation_config`` says.
+        ``images`` and ``samples`` are those of ``forward``, or lists with those of each row. ``options`` go to
+        ``transformers``' ``generate`` (``max_new_tokens``, ``do_sample``, ``eos_token_id`` ...); what they leave out is
+        as ``generation_config`` says.
 
         Raises:
             ValueError: when an option is none of ``transformers``' ``generate``.
         """
+        batched = images
+        images, samples = merged(images, samples, len(input_ids))
+        if images is not batched and images.pixels is not None:
+            pixels = images.pixels
         sequence = prompt_of(self, input_ids, pixels, attention_mask, images, samples)
         return self.llm.generate(sequence, **_options(self, options, sequence.embeds.shape[1]))
 
