@@ -7,7 +7,6 @@ which a run saves with its own end tokens (``model/saving.py``).
 from __future__ import annotations
 
 from collections.abc import Sequence as Several
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,7 +19,8 @@ from transformers.utils.generic import ModelOutput
 from beni.errors import ConfigError
 from beni.fusion.base import Fusion
 from beni.model.context import Reader, context_of, embedded, evaluating, owners_of
-from beni.model.inputs import StepInputs, on_device
+from beni.model.inputs import StepInputs, merged, on_device
+from beni.model.options import over_saved
 from beni.model.pictures import Attention, Looked, attention_on
 from beni.model.processing import BeniProcessor, Picture
 from beni.pruner.base import Pruner
@@ -50,21 +50,30 @@ class Answering:
         input_ids: Int[Tensor, "b t"],
         pixels: Pixels | None = None,
         attention_mask: Int[Tensor, "b t"] | None = None,
-        images: ImageInputs = ImageInputs(),
-        samples: SampleInputs = SampleInputs(),
+        images: ImageInputs | Several[ImageInputs] = ImageInputs(),
+        samples: SampleInputs | Several[SampleInputs] = SampleInputs(),
         **options: Any,
     ) -> Int[Tensor, "rows new"] | ModelOutput:
         """New token ids after left-padded prompts, with a key/value cache; with ``return_dict_in_generate`` what
         transformers makes of them. There are as many rows as prompts, times ``num_return_sequences``.
 
-        ``images`` and ``samples`` are those of ``forward``. ``options`` go to ``transformers``' ``generate``
-        (``max_new_tokens``, ``do_sample``, ``eos_token_id`` ...); what they leave out is as ``generation_config`` says.
+        ``images`` and ``samples`` are those of ``forward``, or lists with those of each row. ``options`` go to
+        ``transformers``' ``generate`` (``max_new_tokens``, ``do_sample``, ``eos_token_id`` ...); what they leave out is
+        as ``generation_config`` says. ``max_length`` counts the prompt, its visual tokens included; ``max_new_tokens``
+        wins where both are given.
 
         Raises:
+            ConfigError: when the prompt is as long as ``max_length``.
             ValueError: when an option is none of ``transformers``' ``generate``.
         """
+        batched = images
+        images, samples = merged(images, samples, len(input_ids))
+        if images is not batched and images.pixels is not None:
+            pixels = images.pixels
         sequence = prompt_of(self, input_ids, pixels, attention_mask, images, samples)
-        return self.llm.generate(sequence, **_options(self, options, sequence.embeds.shape[1]))
+        taken, limit = sequence.embeds.shape[1], self.llm.max_positions
+        options = over_saved(self.generation_config, options, input_ids.shape[1], taken, limit)
+        return self.llm.generate(sequence, **options)
 
     @torch.no_grad()
     def prompt(
@@ -182,21 +191,3 @@ def prompt_of(
     context = context_of(model, text, pixels, images, samples, StepInputs())
     visual = images.visual if pixels is None else model.encode_images(pixels, context, images.keys)
     return model.pruner(model.fusion(text, visual, images.owners))
-
-
-def _options(model: Answerer, given: dict[str, Any], taken: int) -> dict[str, Any]:
-    """The options of one call: those given, over the model's own where a run has saved some.
-
-    Args:
-        taken: positions of the prompt.
-    """
-    if model.generation_config.eos_token_id is None:
-        return given
-    config, rest = deepcopy(model.generation_config), dict(given)
-    if (theirs := rest.pop("generation_config", None)) is not None:
-        config.update(**theirs.to_diff_dict())
-    limit, bounds = model.llm.max_positions, ("max_new_tokens", "max_length")
-    if limit is not None and config.max_new_tokens and not any(name in rest for name in bounds):
-        config.max_new_tokens = max(1, min(config.max_new_tokens, limit - taken))
-    rest = config.update(**rest)  # gives back what is no setting of generation: a streamer, say
-    return rest | {"generation_config": config}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
+from beni.data.batch.collate import stack_views
+from beni.errors import DataError
 from beni.stage import Sink
 from beni.types import ImageInputs, SampleInputs
 
@@ -95,3 +97,43 @@ def on_device(images: ImageInputs, samples: SampleInputs, device: torch.device) 
     if samples.cu_seqlens is not None and samples.cu_seqlens.device != device:
         samples = replace(samples, cu_seqlens=samples.cu_seqlens.to(device))
     return images, samples
+
+
+def merged(
+    images: ImageInputs | Sequence[ImageInputs], samples: SampleInputs | Sequence[SampleInputs], rows: int
+) -> tuple[ImageInputs, SampleInputs]:
+    """Both of a whole batch, where a loop that knows no such inputs has put those of its prompts side by side: one of
+    each for every row, as transformers' pipeline does.
+
+    Raises:
+        DataError: when there are not as many as rows.
+    """
+    return (
+        images if isinstance(images, ImageInputs) else _all_images(_each(images, rows, "images")),
+        samples if isinstance(samples, SampleInputs) else _all_samples(_each(samples, rows, "samples")),
+    )
+
+
+def _each(given: Sequence[Any], rows: int, name: str) -> Sequence[Any]:
+    if len(given) != rows:
+        raise DataError(
+            f"{name} is a list of {len(given)} for {rows} rows\n"
+            "  fix: give one for each row, or let the processor build the batch from a list of conversations"
+        )
+    return given
+
+
+def _all_images(each: Sequence[ImageInputs]) -> ImageInputs:
+    owners = [row for row, images in enumerate(each) for _ in images.layouts]
+    pixels = [images.pixels for images in each if images.pixels is not None]
+    return ImageInputs(
+        layouts=tuple(layout for images in each for layout in images.layouts),
+        owners=torch.tensor(owners),
+        keys=tuple(key for images in each for key in images.keys),
+        pixels=stack_views([view for views in pixels for view in views]) if len(pixels) == len(each) else None,
+    )
+
+
+def _all_samples(each: Sequence[SampleInputs]) -> SampleInputs:
+    ids, prompts = [one.ids for one in each], [one.prompts for one in each]
+    return SampleInputs(ids=sum(ids, ()) if all(ids) else (), prompts=sum(prompts, ()) if all(prompts) else ())

@@ -257,7 +257,9 @@ class BeniProcessor(ProcessorMixin):
         }
         if images:
             batch["pixels"] = stack_views([view for image in images for view in image.pixels])
-            batch["images"] = ImageInputs(tuple(image.layout for image in images), torch.tensor(owners))
+            layouts = tuple(image.layout for image in images)
+            kept = batch["pixels"] if rows[0].labels is None else None
+            batch["images"] = ImageInputs(layouts, torch.tensor(owners), pixels=kept)
         labels = [row.labels for row in rows if row.labels is not None]
         return BatchFeature(batch | ({"labels": _left(labels, IGNORE)} if labels else {}))
 

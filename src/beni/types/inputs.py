@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor
 
-from beni.types.images import ImageLayout
+from beni.types.images import ImageLayout, Pixels
 from beni.types.visual import VisualTokens
 
 
@@ -20,12 +20,15 @@ class ImageInputs:
         owners: the sample (segment or row) that each image belongs to; None when every sample has as many.
         keys: a hash of the pixels of each view, for a feature bank; empty when the bank is to hash them itself.
         visual: visual tokens already encoded, instead of pixels, one row an image.
+        pixels: of all views of a prompt, the same that the model is given beside this. transformers' pipeline joins
+            tensors of several prompts by their first rows, and leaves this as it is.
     """
 
     layouts: tuple[ImageLayout, ...] = ()
     owners: Int[Tensor, "k"] | None = None
     keys: tuple[str, ...] = ()
     visual: VisualTokens | None = None
+    pixels: Pixels | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image as PILImage
-from transformers import AutoModel, AutoProcessor, AutoTokenizer
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, GenerationConfig
 
 from beni.data.render.template import Renderer
 from beni.errors import ConfigError, DataError
@@ -196,6 +196,33 @@ def test_an_answer_ends_at_the_runs_end_token_and_within_the_llms_positions(save
     first = int(model.generate(**batch, max_new_tokens=1)[0, 0])  # all logits are equal: the lowest id is the greatest
     model.generation_config.eos_token_id = [first]
     assert model.generate(**batch).tolist() == [[first]]
+
+
+@pytest.mark.parametrize("given", ["option", "config"])
+def test_a_length_counts_the_prompt_and_new_tokens_win_over_it(saved, given):
+    model = AutoModel.from_pretrained(saved[0])
+    batch = model.processor.apply_chat_template(asking(picture(), "hi"), add_generation_prompt=True, tokenize=True)
+    length = batch["input_ids"].shape[1]
+
+    def new(**options):
+        told = options if given == "option" else {"generation_config": GenerationConfig(**options)}
+        return model.generate(**batch, **told).shape[1]
+
+    assert new(max_length=length + 2, min_length=length + 2) == 2
+    assert new(min_new_tokens=1, max_length=length + 1) == 1
+    assert new(min_length=length + 3, max_new_tokens=3) == 3
+    assert new(max_length=length + 2, max_new_tokens=4, min_new_tokens=4) == 4
+    with pytest.raises(ConfigError, match=f"max_length={length} counts the prompt, which has {length} tokens"):
+        new(max_length=length)
+
+
+def test_a_length_counts_the_prompt_of_a_model_that_no_run_saved(saved, processor, tiny_model):
+    batch = processor.apply_chat_template(asking(picture(), "hi"), add_generation_prompt=True, tokenize=True)
+    model, length = tiny_model(), batch["input_ids"].shape[1]
+    assert model.generate(**batch, max_length=length + 2, eos_token_id=None).shape[1] == 2
+    config = GenerationConfig(max_length=length + 3, min_length=length + 3)
+    assert model.generate(**batch, generation_config=config).shape[1] == 3
+    assert config.max_length == length + 3
 
 
 def test_bf16_models_answer(saved):

@@ -61,6 +61,38 @@ def test_a_pipeline_says_what_the_model_says(pipe, batch, caplog):
     assert "is not supported" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        [(RED,), (RED.resize((60, 20)), "is it?"), (RED.resize((20, 70)), RED.rotate(45), "which one? or both?")],
+        [("what?",), ("what is two and two, and what is three?",), ("",)],
+    ],
+    ids=["images", "texts"],
+)
+def test_a_pipeline_says_in_batches_what_it_says_one_by_one(pipe, asked):
+    talks = [
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
+                    for part in parts
+                ],
+            }
+        ]
+        for parts in asked
+    ]
+    alone = [pipe(text=talk, generate_kwargs=ENOUGH)[0]["generated_text"][-1]["content"] for talk in talks]
+    together = pipe(text=talks, batch_size=2, generate_kwargs=ENOUGH)
+    assert [one[0]["generated_text"][-1]["content"] for one in together] == alone
+    assert len(set(alone)) == len(alone)
+
+
+def test_inputs_of_other_rows_than_the_batch_has_are_refused(pipe, batch):
+    with pytest.raises(DataError, match="samples is a list of 2 for 1 rows"):
+        pipe.model.generate(**{**batch, "samples": [batch["samples"]] * 2})
+
+
 def test_a_pipeline_goes_on_with_the_beginning_of_an_answer(pipe, batch):
     ids = pipe.model.generate(**batch, **ENOUGH)[0]
     model, begun = pipe.model, [ASKED, {"role": "assistant", "content": [{"type": "text", "text": "a star that"}]}]
