@@ -207,7 +207,7 @@ def test_a_second_command_waits_until_the_first_has_submitted_and_finds_it_done(
     threads[0].join(60)
     assert sorted(submitted) == sorted(run_folder(composing(arm).run) for arm in arms)
     assert f"another command launches runs of {study}: process {os.getpid()} on " in said[1]
-    assert said[2] == "2 of 2 runs are at work, or wait for the scheduler, already"
+    assert said[2] == "2 of 2 runs are at work, or wait for their turn, already"
     assert not (study / turns.LOCK).exists()
 
 
