@@ -1,12 +1,13 @@
 """``python -m beni.chat RUN --image x.jpg``: a conversation with a trained model, at a terminal or through a pipe.
 
 Answers appear while they are generated. What was said before is part of what is asked next, images too. A line that
-begins with a slash is a command; /help lists them.
+begins with a slash is a command; /help lists them. Through a pipe a question that fails is answered by an empty line.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -56,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
 
 @printing_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit code is 2 when the model or the first images cannot be had."""
+    """Runs the command; the exit code is 2 when the model or the first images cannot be had, and 1 when something went
+    wrong with what came through a pipe.
+    """
     arguments = parser().parse_intermixed_args(argv)
     from beni.config.command import report
     from beni.config.partial import sections_of
@@ -90,21 +93,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BeniError as error:
         report(error)
         return 2
-    talk = Talk(trained, sampling, arguments.system, sys.stdout, sys.stderr)
+    piped = not sys.stdin.isatty()
+    talk = Talk(trained, sampling, arguments.system, sys.stdout, sys.stderr, piped)
     talk.images += arguments.image
-    if sys.stdin.isatty():
+    if not piped:
         talk.tell(
             f"{arguments.run}" + ("" if trained.step is None else f" after step {trained.step}") + "; /help helps"
         )
     for line in lines(sys.stdin):
         if not talk.hear(line):
             break
-    return 0
+    return 1 if piped and talk.failed else 0
 
 
 def lines(source: TextIO) -> Iterator[str]:
-    """What somebody types, or a pipe gives, line by line; at a terminal after a prompt."""
+    """What somebody types, or a pipe gives, line by line; at a terminal after a prompt. Bytes that are no text end one
+    question, not the talk.
+    """
     if not source.isatty():
+        if isinstance(source, io.TextIOWrapper):
+            source.reconfigure(errors="surrogateescape")
         yield from (line.rstrip("\r\n") for line in source)
         return
     import readline  # noqa: F401  # gives input() a history and keys
@@ -139,14 +147,19 @@ class Talk:
         system: message that it begins with; None leaves it to the template.
         out: gets what the model says, a line at the end of each answer.
         told: gets all else.
+        lined: ``out`` gets a line for each question, an empty one where there is no answer.
 
     Attributes:
+        failed: something that was said could not be done.
         images: paths of those of the next question.
         messages: what was said.
     """
 
-    def __init__(self, trained: Trained, sampling: Sampling, system: str | None, out: TextIO, told: TextIO) -> None:
-        self.trained, self.sampling, self.out, self.told = trained, sampling, out, told
+    def __init__(
+        self, trained: Trained, sampling: Sampling, system: str | None, out: TextIO, told: TextIO, lined: bool = False
+    ) -> None:
+        self.trained, self.sampling, self.out, self.told, self.lined = trained, sampling, out, told, lined
+        self.failed = False
         self.images: list[str] = []
         self.messages: list[dict[str, Any]] = []
         self.begin(system)
@@ -167,13 +180,17 @@ class Talk:
             return True
         if text in ("/quit", "/exit"):
             return False
+        command = text.startswith("/") and not text.startswith("//")
         try:
-            if text.startswith("/") and not text.startswith("//"):
+            if command:
                 self.command(*text.partition(" ")[::2])
             else:
                 self.ask(text.removeprefix("/") if text.startswith("//") else text)
         except BeniError as error:
             self.tell(f"{type(error).__name__}: {error}")
+            self.failed = True
+            if self.lined and not command:
+                self._write("\n")
         return True
 
     def command(self, name: str, value: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -61,13 +62,14 @@ def expected(folder):
 
     trained = Trained.load(folder)
 
-    def answers(*turns, **sampling):
+    def answers(*turns, parts=False, **sampling):
         messages, said = [], []
         for pictures, text in turns:
             messages.append(trained.processor.question([str(one) for one in pictures], text))
             said.append(trained.say([messages], Sampling(**{"max_new_tokens": 8} | sampling))[0].text)
             messages.append({"role": "assistant", "content": said[-1]})
-        return "".join(f"{one.translate(ESCAPED)}\n" for one in said)
+        shown = [f"{one.translate(ESCAPED)}\n" for one in said]
+        return shown if parts else "".join(shown)
 
     return answers
 
@@ -100,8 +102,9 @@ def test_what_goes_wrong_is_told_and_the_talk_goes_on(folder, images, expected):
         "word " * 2000,
         "really?",
     ]
-    said, told = chat(folder, lines, SHORT)
-    assert said == expected(([], "what?"), ([], "really?"))
+    said, told = chat(folder, lines, SHORT, code=1)
+    first, last = expected(([], "what?"), ([], "really?"), parts=True)
+    assert said == f"{first}\n\n{last}"  # two questions between them were not answered
     for error in (
         "broken.png",
         "/nowhere.png",
@@ -118,6 +121,21 @@ def test_what_goes_wrong_is_told_and_the_talk_goes_on(folder, images, expected):
     assert "Traceback" not in told
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_bytes_that_are_no_text_are_one_failed_question(folder, expected, errors):
+    done = subprocess.run(
+        [sys.executable, "-m", "beni.chat", str(folder), SHORT],
+        input=b"hi\xff\xfe\nwhat?\n",
+        capture_output=True,
+        timeout=300,
+        env=os.environ | {"PYTHONIOENCODING": f"utf-8:{errors}"},
+    )
+    assert done.returncode == 1
+    assert done.stdout.decode() == "\n" + expected(([], "what?"))
+    assert b"Traceback" not in done.stderr
+    assert b"surrogate" in done.stderr
+
+
 @pytest.mark.slow
 def test_commands_do_what_help_says(folder, images, expected):
     red = images / "red one.png"
@@ -126,7 +144,8 @@ def test_commands_do_what_help_says(folder, images, expected):
     for name in ("/help", "/image PATH", "/images", "/system", "/set", "/undo", "/reset", "/quit"):
         assert name in told
     assert f"next question: {red}; before: 0" in told
-    said, told = chat(folder, ["/undo", "/set", "/set max_new_tokens 2", "what?", "/quit", "never asked"], SHORT)
+    lines = ["/undo", "/set", "/set max_new_tokens 2", "what?", "/quit", "never asked"]
+    said, told = chat(folder, lines, SHORT, code=1)
     assert said == expected(([], "what?"), max_new_tokens=2)
     assert "nothing was asked" in told
     assert "max_new_tokens=8" in told
