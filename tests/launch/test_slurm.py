@@ -78,6 +78,20 @@ def test_runs_that_ask_for_the_same_are_one_array_and_each_knows_its_job(tmp_pat
     assert "#SBATCH --mem=8192MB" in texts[False]
 
 
+def test_jobs_are_named_by_arm_and_seed(tmp_path: Path, programs: Any, make_run: Any) -> None:
+    here = programs(sbatch=SBATCH, srun="", scontrol="(here / 'updates').write_text(sys.stdin.read())")
+    folders = [make_run("perceiver", 1, resampler__num_latents=latents) for latents in (4, 9)]
+    assert slurm.submit(folders, [launchers()] * 2, Path("/code/12ab")) == []
+    updates = (here / "updates").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in updates] == [f"jobname=resampler.num_latents={n},s1" for n in (4, 9)]
+    (here / "updates").unlink()
+    for path in here.glob("batch*.sh"):
+        path.unlink()
+    assert slurm.submit(folders[1:], [launchers()], Path("/code/12ab")) == []
+    [batch] = here.glob("batch*.sh")
+    assert "#SBATCH --job-name=resampler.num_latents=9,s1\n" in batch.read_text()
+
+
 def test_every_value_of_a_launcher_reaches_sbatch(tmp_path: Path, programs: Any) -> None:
     here = programs(sbatch=SBATCH, srun="")
     launcher = launchers(

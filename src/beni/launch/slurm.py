@@ -1,4 +1,4 @@
-"""Submits runs to SLURM, through submitit: one array for the runs that ask for the same, each job named after its run.
+"""Submits runs to SLURM, through submitit: one array for the runs that ask for the same; jobs have names of runs.
 
 A refusal of sbatch is one screen with its own words; what was written for runs that it took stays.
 """
@@ -19,6 +19,7 @@ from typing import Any
 from beni.errors import ResourceError
 from beni.launch import jobs
 from beni.launch.arm import Arm
+from beni.launch.names import job_names
 from beni.runs.code import exports
 from beni.runs.files import LOGS, to_json
 
@@ -72,14 +73,14 @@ def submit(folders: Sequence[Path], launchers: Sequence[Mapping[str, Any]], code
     from submitit import SlurmExecutor
 
     order = sorted(zip(folders, launchers, strict=True), key=lambda pair: to_json(pair[1]))
-    refused = []
+    refused, called = [], job_names(folders)
     for _, group in groupby(order, key=lambda pair: to_json(pair[1])):
         alike = list(group)
         launcher, names = alike[0][1], [folder for folder, _ in alike]
         logs = Path(launcher["logs"] or names[0].parent / LOGS).resolve()
         logs.mkdir(parents=True, exist_ok=True)
         executor = SlurmExecutor(logs, python=launcher["python"])
-        executor.update_parameters(**parameters(launcher, _job_name(names), code))
+        executor.update_parameters(**parameters(launcher, _job_name(names, called), code))
         try:
             with redirect_stderr(io.StringIO()), executor.batch():  # submitit prints what it raises
                 submitted = [executor.submit(Arm(str(folder.resolve()))) for folder in names]
@@ -95,7 +96,7 @@ def submit(folders: Sequence[Path], launchers: Sequence[Mapping[str, Any]], code
             pattern = str(logs / f"{job.job_id}_*_log.*")
             jobs.note(folder, "submitted", backend="slurm", job=job.job_id, logs=pattern, code=code.name)
         if len(names) > 1:
-            _name({job.job_id: folder.name for folder, job in zip(names, submitted, strict=True)})
+            _name({job.job_id: called[folder] for folder, job in zip(names, submitted, strict=True)})
     return refused
 
 
@@ -174,8 +175,8 @@ def _ask(command: list[str]) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def _job_name(folders: Sequence[Path]) -> str:
-    return folders[0].name if len(folders) == 1 else folders[0].parent.name
+def _job_name(folders: Sequence[Path], called: Mapping[Path, str]) -> str:
+    return called[folders[0]] if len(folders) == 1 else folders[0].parent.name
 
 
 def _told(error: Exception, launcher: Mapping[str, Any]) -> str:
