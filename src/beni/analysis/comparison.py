@@ -202,7 +202,7 @@ def _reach(differences: list[Difference]) -> Iterable[str]:
     if (seeds := max(tested)) < FEWEST:
         yield (
             f"{seeds} paired seeds: the sign-flip test cannot reach p = {LEVEL} (smallest p {2 / 2**seeds:g}); "
-            f"use {FEWEST} or more."
+            f"use {FEWEST} or more. No true difference is large enough to be supported, so no MDE is given."
         )
 
 
