@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from beni.launch import jobs
-from beni.launch.slurm import scheduler_states
+from beni.launch.scheduler import scheduler_states
 from beni.runs.frozen import is_frozen
 from beni.runs.lock import in_use, is_set_aside
 from beni.runs.status import first_line, read_status_or_why
