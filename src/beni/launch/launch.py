@@ -17,7 +17,7 @@ from beni.launch.states import State, states_of
 from beni.launch.submit import ArmFailed, Frozen, settle_arm
 from beni.runs.code import take_snapshot
 from beni.runs.frozen import is_frozen
-from beni.runs.identity import origin, run_folder
+from beni.runs.identity import now, origin, run_folder
 
 Say = Callable[[str], None]
 Runs = Mapping[Path, dict[str, Any]]
@@ -43,7 +43,8 @@ def launch(runs: Sequence[tuple[dict[str, Any], str | None]], say: Say) -> None:
     commands = {run_folder(run): command for run, command in runs}
     require(wanted)
     new = {folder: wanted[folder] for folder in _to_launch(wanted, say)}
-    frozen = [Frozen.of(run, origin(run, commands[folder])) for folder, run in new.items()]
+    places = _places(runs)
+    frozen = [Frozen.of(run, origin(run, commands[folder]) | places[folder]) for folder, run in new.items()]
     refused = hand_over(new, say)
     for arm in frozen:
         if arm.folder in refused:
@@ -51,6 +52,13 @@ def launch(runs: Sequence[tuple[dict[str, Any], str | None]], say: Say) -> None:
     if refused and len(refused) == len(new):
         raise ResourceError(f"no run was launched: {next(iter(refused.values()))}")
     finish([folder for folder, run in wanted.items() if run["launcher"].get("wait", True)], refused, say)
+
+
+def _places(runs: Sequence[tuple[dict[str, Any], str | None]]) -> dict[Path, dict[str, Any]]:
+    """What origin.json says of the sweep of each run: when it was launched, and where the run stands among its arms."""
+    when = now()
+    folders = dict.fromkeys(run_folder(run) for run, _ in runs)
+    return {folder: {"launched": when, "place": at} for at, folder in enumerate(folders)}
 
 
 def _in_blocks(runs: Sequence[tuple[dict[str, Any], str | None]]) -> Sequence[tuple[dict[str, Any], str | None]]:
