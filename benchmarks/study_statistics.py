@@ -14,9 +14,24 @@ import numpy as np
 
 from beni.analysis.elimination import eliminate
 from beni.analysis.inference import holm, interval, largest, sign_flip, step_down, t_test
+from beni.analysis.power import detectable, noise_of, pooled
 from harness import write_result
 
 PICTURES, QUESTIONS = 120, 4
+MDES = (
+    (1, 6, 0.02, 0.0, 6),
+    (5, 6, 0.02, 0.0, 6),
+    (1, 6, 0.005, 0.05, 6),
+    (3, 8, 0.05, 0.05, 8),
+    (5, 8, 0.02, 0.0, 8),
+    (1, 10, 0.02, 0.0, 10),
+    (5, 10, 0.02, 0.0, 10),
+    (5, 10, 0.02, 0.1, 10),
+    (9, 16, 0.02, 0.0, 16),
+    (5, 6, 0.02, 0.0, 3),
+    (5, 10, 0.02, 0.05, 3),
+)
+"""Arms, seeds, deviations of seeds and pictures, and the seeds that the noise is known from."""
 Draw = Callable[[np.random.Generator, int, int], tuple[np.ndarray, np.ndarray]]
 
 
@@ -48,8 +63,8 @@ def coverage(studies: int, seeds: int, effect: float, sd_seed: float, sd_picture
     return held / studies, found / studies
 
 
-def tested(sums: np.ndarray) -> tuple[list[float], list[float]]:
-    """(arms, seeds, pictures) -> p of each arm alone, and corrected for all."""
+def tested(sums: Sequence[np.ndarray] | np.ndarray) -> tuple[list[float], list[float]]:
+    """(seeds, pictures) of each arm -> p of each arm alone, and corrected for all."""
     per_seed = [dict(enumerate(one.mean(1).tolist())) for one in sums]
     ts = [t_test(one, np.full(one.shape, float(QUESTIONS))) for one in sums]
     alone = [largest(sign_flip(list(means.values())), t) or 1.0 for means, t in zip(per_seed, ts, strict=True)]
@@ -81,6 +96,42 @@ def null(studies: int, arms: int, seeds: int, sd_picture: float) -> tuple[float,
         first += alone[0] <= 0.05
         family += min(adjusted) <= 0.05
     return first / studies, family / studies
+
+
+def power_at_mde(
+    studies: int, arms: int, seeds: int, sd_seed: float, sd_picture: float, known_from: int
+) -> tuple[float, float]:
+    """The smallest difference that a report calls detectable, at the mean noise of 100 studies with ``known_from``
+    seeds, and the share of studies that support it.
+    """
+    rng = np.random.default_rng(seeds)
+    counts = np.full((known_from, PICTURES), float(QUESTIONS))
+    noises = [noise_of(differences(rng, [0.0], known_from, sd_seed, sd_picture)[0], counts) for _ in range(100)]
+    noise = pooled([one for one in noises if one is not None])
+    effect = (detectable(noise, seeds, arms) if noise else None) or 0.0
+    counts = np.full((seeds, PICTURES), float(QUESTIONS))
+    found = 0
+    for _ in range(studies):
+        sums = differences(rng, [effect, *[0.0] * (arms - 1)], seeds, sd_seed, sd_picture)
+        low, high = interval(sums[0], counts) or (0.0, 0.0)
+        found += tested(sums)[1][0] <= 0.05 and not low <= 0 <= high
+    return effect, found / studies
+
+
+def lacking(studies: int, kept: Sequence[int], effect: float) -> tuple[float, float]:
+    """Shares of studies whose arms lack seeds that support the first arm's effect, and that support any other arm.
+
+    Args:
+        kept: how many seeds each arm has.
+    """
+    rng = np.random.default_rng(max(kept))
+    found = wrong = 0
+    for _ in range(studies):
+        sums = differences(rng, [effect, *[0.0] * (len(kept) - 1)], max(kept), 0.02, 0.0)
+        adjusted = tested([one[:n] for one, n in zip(sums, kept, strict=True)])[1]
+        found += adjusted[0] <= 0.05
+        wrong += min(adjusted[1:]) <= 0.05
+    return found / studies, wrong / studies
 
 
 def normal(gap: float, sd: float, shared: float) -> Draw:
@@ -144,6 +195,17 @@ def main() -> None:
             found, wrong = power(studies, 5, seeds, effects)
             what = f"five arms, {seeds} seeds, of which {len(effects)} with an effect of {effects[0]}"
             rows.append((what, f"{found:.3f}", f"{wrong:.3f}"))
+    for kept in ((8, 8, 8), (8, 8, 3), (8, 7, 3), (8, 6, 6), (6, 8, 8), (10, 10, 8, 7, 3), (7, 10, 10, 10, 10)):
+        for effect in (0.0, 0.06):
+            found, wrong = lacking(studies, kept, effect)
+            what = f"lacking: arms with {', '.join(map(str, kept))} seeds, the first with an effect of {effect}"
+            rows.append((what, f"{found:.3f}", f"{wrong:.3f}"))
+    for arms, seeds, sd_seed, sd_picture, known_from in MDES:
+        effect, found = power_at_mde(studies, arms, seeds, sd_seed, sd_picture, known_from)
+        what = (
+            f"MDE: {arms} arms, {seeds} seeds, sd of seeds {sd_seed}, of pictures {sd_picture}, noise of {known_from}"
+        )
+        rows.append((f"{what} seeds", f"{effect:.3f}", f"{found:.3f}"))
     noises = [(0.0, 0.02, 0.0), (0.005, 0.02, 0.5), (0.02, 0.02, 0.8), (0.1, 0.02, 0.0), (0.05, 0.05, 0.5)]
     draws = {f"gap {gap}, sd {sd}, shared {shared}": normal(gap, sd, shared) for gap, sd, shared in noises}
     for name, draw in (draws | {"heavy tails": heavy, "best arm fails under 20 % of seeds": failing}).items():
@@ -152,7 +214,7 @@ def main() -> None:
     write_result(
         "study_statistics",
         f"Do the statistics of beni.compare and study.stop hold what they promise, over {studies} simulated studies?",
-        ("simulation", "p <= 0.05; covered; found; best dropped", "any arm; found; wrongly found; runs saved"),
+        ("simulation", "p <= 0.05; covered; found; MDE; best dropped", "any arm; found; wrongly found; runs saved"),
         rows,
         [
             "null: share with p <= 0.05 of one arm, and of any of the arms after correction; "
@@ -161,6 +223,9 @@ def main() -> None:
             "p <= 0.05 (one arm, nothing corrected) and the interval is clear of 0.",
             "five arms: share of studies in which the first arm's corrected p is at most 0.05, and in which that of an "
             "arm without an effect is.",
+            "lacking: the same for arms that lack seeds, for instance since runs failed.",
+            "MDE: the difference that a report says is found with 80 % power, at the mean noise of 100 studies, and "
+            "the share of studies that support it when it is true of one arm; corrected p and interval as in a report.",
             "dropping: share of studies that drop the best arm at study.stop=0.01, and share of runs that are saved.",
         ],
     )

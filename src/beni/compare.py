@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(prog="python -m beni.compare", description=(__doc__ or "").split("\n\n")[1])
     command.add_argument("study", type=Path, help="folder of the study, for instance runs/resampler_zoo")
-    command.add_argument("--baseline", metavar="LABEL", help="baseline arm (default: the first one started)")
+    command.add_argument("--baseline", metavar="LABEL", help="baseline arm (default: the first one of the sweep)")
     command.add_argument(
         "--metric", help="a key of metrics.jsonl (default: eval/accuracy; eval/loss where no run has one)"
     )

@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         run, other = (collect_run(_run(folder)) for folder in (arguments.run, arguments.other))
+        for one in (run, other):
+            _require_config(one)
         settings, others = setting_lines(run, other)
     except BeniError as error:
         report(error)
@@ -94,6 +96,14 @@ def _run(folder: Path) -> Path:
     if not is_frozen(folder):
         raise ResumeError(f"{folder} is no run folder, which has a config.yaml\n  fix: name runs/<study>/<run>")
     return folder
+
+
+def _require_config(run: Run) -> None:
+    """Raises ResumeError where the settings of a run cannot be read: nothing could be said of it."""
+    from beni.runs.files import CONFIG
+
+    if not run.config:
+        raise ResumeError(f"{run.folder}: {'; '.join(run.problems)}\n  fix: restore {CONFIG} from a copy")
 
 
 def _print(title: str, lines: Sequence[str]) -> None:

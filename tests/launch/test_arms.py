@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from beni.errors import BeniError, CompositionError, ConfigError, DataError, Preempted, ResumeError
-from beni.launch import submit
+from beni.launch import launch, submit
 from beni.launch.early import too_early
 from beni.launch.submit import Frozen, ImpossibleArm, check_arms, freeze_arm, settle_arm
 from beni.runs.frozen import load_frozen
@@ -74,6 +74,30 @@ def test_an_arm_that_starts_over_sets_aside_what_is_there_and_then_goes_on(tiny_
     assert load_frozen(folder)["checkpoint"]["resume"] == "auto"
     kept = read_status(folder.with_name(f"{folder.name}.old1"))
     assert (kept["state"], kept["error"]) == (state, error)
+
+
+def test_an_arm_keeps_its_place_in_the_sweep_that_launched_it_first(tiny_run: Runs) -> None:
+    folder = freeze_arm(tiny_run(), {"command": "c", "launched": "2026-01-01T00:00:00+00:00", "place": 2})
+    write_status(folder, state="preempted", step=1)
+    freeze_arm(tiny_run(), {"command": "retry", "launched": "2026-01-02T00:00:00+00:00", "place": 0})
+    kept = {"command": "retry", "launched": "2026-01-01T00:00:00+00:00", "place": 2}
+    assert json.loads((folder / "origin.json").read_text()) == kept
+    freeze_arm(tiny_run(), {"command": "retry"})
+    assert json.loads((folder / "origin.json").read_text()) == kept
+
+
+def test_a_sweep_numbers_its_arms_as_they_were_named(tiny_run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "hand_over", lambda runs, say: {})
+    monkeypatch.setattr(launch, "finish", lambda *_: None)
+    runs = [
+        (tiny_run(f"resampler={arm}", "study.stop=0.01", f"train.seed={seed}"), "c")
+        for arm in ("none", "avg_pool")
+        for seed in (1, 0)
+    ]
+    launch.launch(runs, lambda _: None)
+    written = [json.loads((run_folder(run) / "origin.json").read_text()) for run, _ in runs]
+    assert [one["place"] for one in written] == [0, 1, 2, 3]
+    assert len({one["launched"] for one in written}) == 1
 
 
 def test_an_arm_that_nobody_takes_leaves_its_folder_as_it_was(tiny_run: Runs) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from beni.launch import job, launch
+from beni.launch import job, jobs, launch, states
 from beni.launch.dropping import dropped
 from beni.launch.names import runs_of
 from beni.launch.states import states_of
 from beni.launch.submit import settle_arm
+from beni.runs.lock import lock_of
 from beni.runs.status import read_status, write_status
 from support.processes import run_module
 
@@ -45,11 +46,45 @@ def test_an_arm_goes_on_after_one_seed_without_the_option_and_where_it_is_as_goo
     assert why(queued(make_run, seeds, stop, better)) == "None"
 
 
+def running(folder: Path) -> Path:
+    """The run under seed 1 of the better arm, which says that it runs."""
+    [other] = folder.parent.glob("*perceiver*-s1-*")
+    (other / "status.json").write_text(json.dumps({"state": "running", "step": 1}))
+    return other
+
+
 def test_a_seed_that_an_arm_has_not_ended_is_no_block(make_run: Make) -> None:
     folder = queued(make_run, 6, 0.01)
-    for other in folder.parent.glob("*perceiver*-s1-*"):
-        (other / "status.json").write_text(json.dumps({"state": "running", "step": 1}))
-    assert why(folder) == "None"
+    with lock_of(running(folder)):
+        assert why(folder) == "None"
+
+
+def test_a_run_that_was_killed_has_ended(make_run: Make) -> None:
+    folder = queued(make_run, 6, 0.01)
+    running(folder)
+    assert why(folder).startswith("resampler=perceiver is better by 0.5")
+
+
+@pytest.mark.parametrize(
+    ("told", "dropped"), [({"7": {"state": "RUNNING"}}, False), ({"7": {"state": "NODE_FAIL"}}, True), (None, False)]
+)
+def test_of_a_run_on_slurm_the_scheduler_tells_and_where_it_does_not_answer_the_arm_goes_on(
+    make_run: Make, monkeypatch: pytest.MonkeyPatch, told: dict[str, dict[str, str]] | None, dropped: bool
+) -> None:
+    folder = queued(make_run, 6, 0.01)
+    jobs.note(running(folder), "submitted", backend="slurm", job="7")
+    monkeypatch.setattr(states, "scheduler_states", lambda ids: told)
+    assert (why(folder) != "None") is dropped
+
+
+def test_the_scheduler_is_not_asked_where_its_answer_decides_nothing(
+    make_run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = queued(make_run, 6, 0.01, better=0.4)
+    jobs.note(running(folder), "submitted", backend="slurm", job="7")
+    asked: list[object] = []
+    monkeypatch.setattr(states, "scheduler_states", asked.append)
+    assert (why(folder), asked) == ("None", [])
 
 
 def test_the_job_of_a_dropped_arm_ends_well_without_training_and_is_no_failure(

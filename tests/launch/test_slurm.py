@@ -16,6 +16,7 @@ from beni.config.compose import compose
 from beni.errors import ResourceError
 from beni.launch import arm, jobs, slurm
 from beni.launch.arm import Arm, superseded
+from beni.launch.scheduler import scheduler_states
 from beni.runs.status import write_status
 
 SBATCH = """
@@ -227,7 +228,7 @@ def test_the_scheduler_is_asked_once_and_what_is_live_counts(programs: Any) -> N
         sacct="print('7_0|COMPLETED|None|n1|0:0\\n7_1|CANCELLED by 0|None|n2|0:15\\n7_2|PREEMPTED|None|n1|0:0')",
         squeue="print('7_2|PENDING|BeginTime|\\n7_3|RUNNING|None|n[1-2]')",
     )
-    states = slurm.scheduler_states(["7_0", "7_1", "7_2", "7_3"])
+    states = scheduler_states(["7_0", "7_1", "7_2", "7_3"])
     assert states is not None
     assert {job: one["state"] for job, one in states.items()} == {
         "7_0": "COMPLETED",
@@ -237,7 +238,7 @@ def test_the_scheduler_is_asked_once_and_what_is_live_counts(programs: Any) -> N
     }
     assert (states["7_1"]["exit"], states["7_2"]["reason"], states["7_3"]["node"]) == ("0:15", "BeginTime", "n[1-2]")
     assert len((here / "calls").read_text().splitlines()) == 2
-    assert slurm.scheduler_states([]) == {}
+    assert scheduler_states([]) == {}
 
 
 def test_a_job_that_can_never_start_is_taken_back_and_refused(tmp_path: Path, programs: Any) -> None:
@@ -252,7 +253,7 @@ def test_a_job_that_can_never_start_is_taken_back_and_refused(tmp_path: Path, pr
 
 def test_a_scheduler_that_does_not_answer_is_none(programs: Any) -> None:
     programs(sacct="raise SystemExit(1)", squeue="raise SystemExit(1)")
-    assert slurm.scheduler_states(["7"]) is None
+    assert scheduler_states(["7"]) is None
 
 
 @pytest.fixture

@@ -106,7 +106,7 @@ def compare_study(
     """Reads ``runs/<study>`` and compares its arms.
 
     Args:
-        baseline: label of the arm to compare with; None takes the first that was started and has a finished run.
+        baseline: label of the arm to compare with; None takes the first of the sweep that has a finished run.
         metric: a key of metrics.jsonl; None takes the accuracy, and the held-out loss where no finished run has one.
         fates: what became of the runs (launch/states.py); None believes each status.json.
 
@@ -202,7 +202,7 @@ def _reach(differences: list[Difference]) -> Iterable[str]:
     if (seeds := max(tested)) < FEWEST:
         yield (
             f"{seeds} paired seeds: the sign-flip test cannot reach p = {LEVEL} (smallest p {2 / 2**seeds:g}); "
-            f"use {FEWEST} or more."
+            f"use {FEWEST} or more. No true difference is large enough to be supported, so no MDE is given."
         )
 
 

@@ -63,21 +63,31 @@ def spread(sums: np.ndarray, counts: np.ndarray) -> Spread | None:
         ``None`` with one seed and one picture, of which nothing varies.
     """
     seeds, pictures = sums.shape
-    total = counts.sum()
-    left = sums - sums.sum() / total * counts
-    by_seed = _between(left.sum(1), total)
-    by_picture = _between(left.sum(0), total)
+    by_seed, by_picture, both = variances(sums, counts)
     if by_seed is None or by_picture is None:
         known = by_seed if by_seed is not None else by_picture
         return None if known is None else Spread(math.sqrt(known), max(seeds, pictures) - 1)
-    centred = left - left.mean(0) - left.mean(1, keepdims=True) + left.mean()
-    freedom = (seeds - 1) * (pictures - 1)
-    both = seeds * pictures / freedom * float((centred**2).sum()) / total**2
     if by_picture <= both:
         return Spread(math.sqrt(by_seed), seeds - 1)
     variance = by_seed + by_picture - both
-    terms = by_seed**2 / (seeds - 1) + by_picture**2 / (pictures - 1) + both**2 / freedom
+    crossed = both**2 / ((seeds - 1) * (pictures - 1))
+    terms = by_seed**2 / (seeds - 1) + by_picture**2 / (pictures - 1) + crossed
     return Spread(math.sqrt(variance), max(1.0, variance**2 / terms))
+
+
+def variances(sums: np.ndarray, counts: np.ndarray) -> tuple[float | None, float | None, float]:
+    """(seeds, pictures) -> the variance of the mean between seeds, that between pictures, and what both of them count;
+    ``None`` where there is one seed, and one picture.
+    """
+    seeds, pictures = sums.shape
+    total = counts.sum()
+    left = sums - sums.sum() / total * counts
+    by_seed, by_picture = _between(left.sum(1), total), _between(left.sum(0), total)
+    if by_seed is None or by_picture is None:
+        return by_seed, by_picture, 0.0
+    centred = left - left.mean(0) - left.mean(1, keepdims=True) + left.mean()
+    freedom = (seeds - 1) * (pictures - 1)
+    return by_seed, by_picture, seeds * pictures / freedom * float((centred**2).sum()) / float(total) ** 2
 
 
 def interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float] | None:
@@ -226,16 +236,6 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, (len(order) - rank) * (ps[index] or 0.0)))
         adjusted[index] = largest
     return adjusted
-
-
-def detectable(sd: float, seeds: int) -> float | None:
-    """The smallest true difference that a paired t-test finds with 80 % power at 5 % (Bloom 1995), at the deviation
-    ``sd`` of the per-seed differences; ``None`` with one seed. The sign-flip test with few seeds needs somewhat more.
-    """
-    if seeds < 2:
-        return None
-    freedom = seeds - 1
-    return (t_quantile(1 - LEVEL / 2, freedom) + t_quantile(0.8, freedom)) * sd / math.sqrt(seeds)
 
 
 @lru_cache(maxsize=4096)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from beni.runs.identity import FILES
 from beni.runs.read import Arm, Run, plain
 
 
@@ -69,10 +70,37 @@ def compare_runs(run: Run, other: Run) -> Iterator[tuple[str, str]]:
     if run.config.get("views") == other.config.get("views") and detectors[0] != detectors[1]:
         yield "differs", "weights of the detector that finds the views differ"
     for key, section in (("data_fingerprint", "data"), ("template_hash", "template")):
-        if run.config.get(section) == other.config.get(section):
+        if key == "data_fingerprint" and run.seed != other.seed and (told := _drawn_anew(run, other)) is not None:
+            yield told
+        elif run.config.get(section) == other.config.get(section):
             yield from _values(key.replace("_", " "), run.identity.get(key), other.identity.get(key))
         elif run.identity.get(key) != other.identity.get(key):
             yield "note", f"{key.replace('_', ' ')} differs, because the arm's {section} does"
+
+
+def _drawn_anew(run: Run, other: Run) -> tuple[str, str] | None:
+    """What another fingerprint of the same data says of runs with other seeds: nothing new where a source draws its
+    samples from the seed, and names no file; None where the seed explains nothing.
+    """
+    ours, theirs = run.identity.get("data_fingerprint"), other.identity.get("data_fingerprint")
+    data = run.config.get("data")
+    drawn = list(_drawn(data))
+    if ours is None or theirs is None or ours == theirs or data != other.config.get("data") or not any(drawn):
+        return None
+    if all(drawn):
+        return "note", "data fingerprint differs, because the seeds do, from which the samples are drawn"
+    return "missing", "data fingerprint differs, as it would with other seeds: that files are equal is not proven"
+
+
+def _drawn(data: Any) -> Iterator[bool]:
+    """Whether each source below ``data`` names no file, or lets the seed choose among its samples."""
+    if not isinstance(data, Mapping):
+        return
+    inner = [found for value in data.values() for found in _drawn(value)]
+    if inner or "_target_" not in data:
+        yield from inner
+    else:
+        yield "seed" in data.values() or not any(isinstance(data.get(key), str) for key in FILES)
 
 
 def _start(run: Run, other: Run) -> Iterator[tuple[str, str]]:

@@ -23,7 +23,7 @@ class _Pair:
 
     @property
     def p_t(self) -> float | None:
-        """The p of the t-test over seeds and pictures; None where whole runs are paired, of which the signs alone tell."""
+        """The p of the t-test over seeds and pictures; None where whole runs are paired, which have signs alone."""
         return t_test(*self._sums) if self._pairs and len(self.per_seed) > 1 else None
 
     @cached_property

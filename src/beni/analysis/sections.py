@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,11 +10,14 @@ from beni.analysis import formats, variants
 from beni.analysis.budgets import Budgets
 from beni.analysis.changes import between_seeds, changed_answers
 from beni.analysis.comparison import Comparison, Row
-from beni.analysis.inference import LEVEL
+from beni.analysis.inference import FEWEST, LEVEL
+from beni.analysis.power import detectable, pooled
 from beni.analysis.stats import Difference, Summary, lower_is_better, summarize
 from beni.runs.read import Run
 
 BASELINE = "baseline"
+PLANNED = (6, 8, 10, 12, 16, 24)
+"""Numbers of seeds for which a report says what they would support."""
 _OTHER = 40  # kinds of question of which a table is still read
 
 
@@ -46,6 +50,7 @@ def sections(comparison: Comparison, budgets: Budgets) -> list[Section]:
     """All sections that a comparison has something for, in the order in which a reader needs them."""
     made = (
         _arms(comparison),
+        _planning(comparison),
         _costs(comparison, budgets),
         _pictures(comparison),
         _kinds(comparison),
@@ -102,7 +107,8 @@ def _arms(comparison: Comparison) -> Section:
         "Score: mean ± standard deviation over seeds. Difference: arm minus baseline, paired by seed and example. "
         "Noise: standard deviation of the difference between seeds. p: the larger one of a sign-flip test over seeds, "
         f"for the images that were asked, and a t-test over seeds and images, for new ones{corrected_for(comparison)}. "
-        "MDE: smallest true difference that so many seeds find with 80 % power.",
+        "MDE: smallest true difference of one arm that so many seeds support with 80 % power at its noise; "
+        f"below {FEWEST} seeds there is none, since no p can be {LEVEL}.",
     )
     rows = tuple(_arm(comparison, row) for row in comparison.rows)
     return Section("Arms", texts, header, rows, plots=("differences",))
@@ -125,6 +131,26 @@ def _arm(comparison: Comparison, row: Row) -> tuple[str, ...]:
         row.pairing.verdict if row.pairing else formats.MISSING,
         verdict(one),
     )
+
+
+def _planning(comparison: Comparison) -> Section:
+    """What as many arms with the noise of these would support, by the number of seeds."""
+    tested = [row.difference for row in comparison.rows if row.difference is not None and row.difference.p is not None]
+    noise = pooled([one.noise for one in tested if one.noise is not None])
+    if noise is None:
+        return Section("How many seeds?")
+    counts = sorted({len(tested), 1}, reverse=True)
+    header = ("seeds of each arm", *("one arm" if count == 1 else f"{count} arms" for count in counts))
+    found = ((seeds, [detectable(noise, seeds, count) for count in counts]) for seeds in PLANNED)
+    rows = tuple((str(seeds), *(formats.score(one) for one in told)) for seeds, told in found)
+    most = max(len(one.per_seed) for one in tested)
+    texts = (
+        "Smallest true difference of one arm that a study supports with 80 % power, by its seeds and the arms that it "
+        f"compares with a baseline, at the mean noise of the arms above: {math.sqrt(noise.seed):.3f} between seeds, "
+        f"and {math.sqrt(noise.shared):.3f} from the choice of {noise.pictures} images, which no seed makes smaller. "
+        f"The noise is that of at most {most} seeds, and known no better than they can tell.",
+    )
+    return Section("How many seeds?", texts, header, rows)
 
 
 def _costs(comparison: Comparison, budgets: Budgets) -> Section:

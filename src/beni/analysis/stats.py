@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from beni.analysis.inference import LEVEL, detectable, holm, interval, largest, sign_flip, step_down, t_test
+from beni.analysis.inference import LEVEL, holm, interval, largest, sign_flip, step_down, t_test
+from beni.analysis.power import Noise, detectable, noise_of
 from beni.runs.answers import Answers
 from beni.runs.read import Arm, Run, number
 
@@ -57,8 +58,9 @@ class Difference:
         p_t: of that t-test, ``None`` where there is none.
         p_adjusted: ``p`` after correction for all arms that are compared with the baseline: by step-down for the
             sign-flip tests, by Holm for the t-tests.
-        mde: smallest true difference that as many seeds find with 80 % power at 5 % (two-sided), ``None`` with one
-            seed.
+        noise: its components, ``None`` with one seed.
+        mde: smallest true difference that as many seeds support with 80 % power (power.py), at this noise and for as
+            many arms; ``None`` below six seeds, and where nothing was corrected.
         supported: whether the interval is clear of 0 and ``p_adjusted`` at most 0.05; ``None`` where one is unknown.
     """
 
@@ -77,6 +79,7 @@ class Difference:
     p: float | None = None
     p_t: float | None = None
     p_adjusted: float | None = None
+    noise: Noise | None = None
     mde: float | None = None
     supported: bool | None = None
 
@@ -234,20 +237,23 @@ def paired_difference(arm: Arm, baseline: Arm, metric: str, against: str | None 
         high=None if ends is None else ends[1],
         p=largest(sign_flip(means), p_t),
         p_t=p_t,
-        mde=None if len(means) < 2 else detectable(_mean_sd(means)[1] or 0.0, len(means)),
+        noise=noise_of(sums, counts),
     )
 
 
 def corrected(differences: Sequence[Difference | None]) -> list[Difference | None]:
-    """Differences of several arms to one baseline -> the same with ``p_adjusted`` and ``supported``."""
+    """Differences of several arms to one baseline -> the same with ``p_adjusted``, ``supported`` and ``mde``."""
     flips = step_down([{} if one is None else one.per_seed for one in differences])
     ts = holm([None if one is None else one.p_t for one in differences])
+    arms = sum(one is not None and one.p is not None for one in differences)
     made: list[Difference | None] = []
     for one, p in zip(differences, map(largest, flips, ts), strict=True):
         if one is None or one.low is None or one.high is None or p is None:
             made.append(one)
         else:
-            made.append(replace(one, p_adjusted=p, supported=not one.low <= 0 <= one.high and p <= LEVEL))
+            mde = None if one.noise is None else detectable(one.noise, len(one.per_seed), arms)
+            supported = not one.low <= 0 <= one.high and p <= LEVEL
+            made.append(replace(one, p_adjusted=p, supported=supported, mde=mde))
     return made
 
 
@@ -291,9 +297,8 @@ def _whole_runs(
     se = None if sd is None else sd / math.sqrt(len(per_seed))
     values = np.array(list(per_seed.values()))[:, None]
     low, high = interval(values, np.ones_like(values)) or (None, None)
-    mde = None if sd is None else detectable(sd, len(per_seed))
-    p = sign_flip(list(per_seed.values()))
-    return Difference(mean, se, per_seed, 0, 0, 0, sd, None, unpaired, low=low, high=high, p=p, mde=mde)
+    noise, p = noise_of(values, np.ones_like(values)), sign_flip(list(per_seed.values()))
+    return Difference(mean, se, per_seed, 0, 0, 0, sd, None, unpaired, low=low, high=high, p=p, noise=noise)
 
 
 def _clustered_se(residuals: np.ndarray, total: int) -> float | None:

@@ -18,7 +18,7 @@ from beni.launch.submit import ArmFailed, Frozen, settle_arm
 from beni.launch.turns import turn
 from beni.runs.code import take_snapshot
 from beni.runs.frozen import is_frozen
-from beni.runs.identity import origin, run_folder
+from beni.runs.identity import now, origin, run_folder
 
 Say = Callable[[str], None]
 Runs = Mapping[Path, dict[str, Any]]
@@ -49,7 +49,8 @@ def launch(runs: Sequence[tuple[dict[str, Any], str | None]], say: Say) -> None:
     require(wanted)
     with turn({folder.parent for folder in wanted}, say):
         new = {folder: wanted[folder] for folder in _to_launch(wanted, say)}
-        frozen = [Frozen.of(run, origin(run, commands[folder])) for folder, run in new.items()]
+        places = _places(runs)
+        frozen = [Frozen.of(run, origin(run, commands[folder]) | places[folder]) for folder, run in new.items()]
         submitted = {folder: run for folder, run in new.items() if run["launcher"]["backend"] == "slurm"}
         refused = hand_over(submitted, say)
         _withdraw(frozen, refused)
@@ -65,6 +66,13 @@ def _withdraw(frozen: Sequence[Frozen], refused: Mapping[Path, str]) -> None:
     for arm in frozen:
         if arm.folder in refused:
             arm.withdraw()
+
+
+def _places(runs: Sequence[tuple[dict[str, Any], str | None]]) -> dict[Path, dict[str, Any]]:
+    """What origin.json says of the sweep of each run: when it was launched, and where the run stands among its arms."""
+    when = now()
+    folders = dict.fromkeys(run_folder(run) for run, _ in runs)
+    return {folder: {"launched": when, "place": at} for at, folder in enumerate(folders)}
 
 
 def _in_blocks(runs: Sequence[tuple[dict[str, Any], str | None]]) -> Sequence[tuple[dict[str, Any], str | None]]:

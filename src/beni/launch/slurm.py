@@ -9,7 +9,7 @@ import io
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,6 +20,7 @@ from beni.errors import ResourceError
 from beni.launch import jobs
 from beni.launch.arm import Arm
 from beni.launch.names import job_names
+from beni.launch.scheduler import ask
 from beni.runs.code import exports
 from beni.runs.files import LOGS, to_json
 
@@ -127,28 +128,9 @@ def parameters(launcher: Mapping[str, Any], name: str, code: Path) -> dict[str, 
     }
 
 
-def scheduler_states(ids: Iterable[str]) -> dict[str, dict[str, str]] | None:
-    """Job -> ``state``, ``reason``, ``node`` and ``exit`` as SLURM has them: squeue for what is waiting or running,
-    sacct for the rest. None where SLURM does not answer.
-    """
-    wanted = sorted({one.split("_")[0] for one in ids})
-    if not wanted:
-        return {}
-    states: dict[str, dict[str, str]] = {}
-    past = _ask(["sacct", "-nPXD", "-o", "JobID,State,Reason,NodeList,ExitCode", "-j", ",".join(wanted)])
-    for line in (past or "").splitlines():
-        job, state, reason, node, code = (*line.split("|"), "", "", "", "")[:5]
-        states[job] = {"state": state.split()[0] if state else "", "reason": reason, "node": node, "exit": code}
-    live = _ask(["squeue", "-h", "-r", "-o", "%i|%T|%r|%N", "-j", ",".join(wanted)])
-    for line in (live or "").splitlines():
-        job, state, reason, node = (*line.split("|"), "", "", "")[:4]
-        states[job] = {"state": state, "reason": reason, "node": node, "exit": ""}
-    return None if past is None and live is None else states
-
-
 def _never(ids: Sequence[str]) -> str | None:
     """Why jobs that sbatch took can never start in their partition; None where SLURM knows of no reason."""
-    told = _ask(["squeue", "-h", "-r", "-o", "%r", "-j", ",".join(ids)]) or ""
+    told = ask(["squeue", "-h", "-r", "-o", "%r", "-j", ",".join(ids)]) or ""
     return next((reason for reason in told.split() if reason in NEVER), None)
 
 
@@ -164,15 +146,6 @@ def cancel(ids: Sequence[str]) -> None:
     done = subprocess.run(["scancel", *ids], capture_output=True, text=True, timeout=120)
     if done.returncode != 0:
         raise ResourceError(f"scancel {' '.join(ids)}: {done.stderr.strip()}\n  fix: cancel the jobs that are yours")
-
-
-def _ask(command: list[str]) -> str | None:
-    """What a command of SLURM's prints; None where there is none, or it does not answer."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
 
 
 def _job_name(folders: Sequence[Path], called: Mapping[Path, str]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from beni.errors import PREEMPTED
 from beni.launch import jobs, processes
-from beni.launch.slurm import scheduler_states
+from beni.launch.scheduler import scheduler_states
 from beni.runs.lock import in_use
 from beni.runs.status import first_line, read_status_or_why
 

@@ -15,13 +15,17 @@ from typing import Any
 from beni.config.environment import launcher_secret_problems
 from beni.errors import BeniError, ConfigError
 from beni.launch.estimate import Judged
+from beni.runs import shape
 from beni.runs.backlog import room_for
-from beni.runs.files import ORIGIN, replace, to_json
+from beni.runs.files import ORIGIN, read_json, replace, to_json
 from beni.runs.folder import require_own
 from beni.runs.frozen import save_frozen
 from beni.runs.identity import run_folder
 from beni.runs.lock import in_use, set_aside
 from beni.runs.status import ending, first_line, read_status, write_status
+
+FIRST = ("launched", "place")
+"""Keys of origin.json that stay those of the first sweep that launched the run: when, and where it stood there."""
 
 
 class ImpossibleArm(BeniError):
@@ -88,7 +92,8 @@ def _freeze(folder: Path, run: dict[str, Any], origin: Mapping[str, Any] | None)
         folder.mkdir(parents=True, exist_ok=True)
         save_frozen(folder, run)
         if origin is not None:
-            replace(folder / ORIGIN, to_json(origin))
+            before = read_json(folder / ORIGIN, shape.OF_ORIGIN)[0]
+            replace(folder / ORIGIN, to_json({**origin, **{key: before[key] for key in FIRST if key in before}}))
         begun = {"step": 0, "steps": run["train"]["steps"]} | status
         write_status(folder, **begun | {"state": "queued", "error": None})
 

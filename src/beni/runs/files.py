@@ -8,7 +8,7 @@
         config.yaml             the frozen run (runs/frozen.py)
         identity.json           signature, command, commit, versions, hashes (runs/identity.py)
         status.json             how it is doing (runs/status.py)
-        origin.json             command, commit and code it is started with (runs/identity.py)
+        origin.json             command, commit and code it is started with, when, and its place among the arms
         jobs.jsonl              jobs that it was given to, and their starts and ends (launch/jobs.py)
         spec.json               its spec table: tokens, widths, parameters, FLOPs
         metrics.jsonl           every value of every log line; trackers mirror it

@@ -13,7 +13,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from beni.runs.files import (
     IDENTITY,
     METRICS,
     NOTICES,
+    ORIGIN,
     SCORES,
     SPEC,
     STATUS,
@@ -67,6 +68,7 @@ class Run:
         status: state, step, error and headline scores.
         problems: one sentence for each of the three files above that cannot be read.
         fate: what became of it, where that was asked; a process that was killed leaves the status ``running``.
+        origin: of a run that has no identity yet, what it was submitted with.
     """
 
     folder: Path
@@ -75,6 +77,7 @@ class Run:
     status: Mapping[str, Any]
     problems: tuple[str, ...] = ()
     fate: Fate | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -262,7 +265,8 @@ def collect_run(folder: Path | str) -> Run:
     if status.get("state") == "queued" and not (folder / IDENTITY).exists():
         identity_problem = None  # it is written when the run begins
     problems = tuple(found for found in (problem, identity_problem, status_problem) if found)
-    return Run(folder, config, identity, status, problems)
+    origin = {} if identity else read_json(folder / ORIGIN, shape.OF_ORIGIN)[0]
+    return Run(folder, config, identity, status, problems, origin=origin)
 
 
 Fates = Callable[[Sequence[Path]], Mapping[Path, Fate]]
@@ -270,7 +274,7 @@ Fates = Callable[[Sequence[Path]], Mapping[Path, Fate]]
 
 
 def collect_study(path: Path | str, fates: Fates | None = None) -> list[Run]:
-    """All runs of ``runs/<study>``, in the order in which they were started.
+    """All runs of ``runs/<study>``, in the order of the sweeps that launched them; one that none did, by its start.
 
     Args:
         fates: asked once for all of them; None believes each status.json.
@@ -303,7 +307,7 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def arms(runs: Sequence[Run]) -> list[Arm]:
-    """Groups runs that differ only in their seed (and in what cannot change a result); first started, first listed."""
+    """Groups runs that differ only in their seed (and in what cannot change a result), by the first run of each."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         leaves = _settings(run)
@@ -369,9 +373,12 @@ def _settings(run: Run) -> dict[str, Any]:
     return leaves
 
 
-def _age(run: Run) -> tuple[str, str]:
-    started = run.identity.get("created") or run.status.get("started") or "9"  # "9": unknown comes last
-    return str(started), run.name
+def _age(run: Run) -> tuple[str, int, str]:
+    """When the sweep of a run was launched, and its place there; for a run without any, when it was started."""
+    launched = run.identity.get("launched") or run.origin.get("launched")
+    started = launched or run.identity.get("created") or run.status.get("started") or "9"  # "9": unknown comes last
+    place = run.identity.get("place", run.origin.get("place", 0))
+    return str(started), place, run.name
 
 
 def _is_run(folder: Path) -> bool:

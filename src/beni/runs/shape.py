@@ -43,6 +43,8 @@ OF_IDENTITY = {
     "signature": Must(str),
     "name": str,
     "created": str,
+    "launched": str,
+    "place": int,
     "command": str,
     "hypothesis": TEXT_OR_NULL,
     "git": {"commit": TEXT_OR_NULL, "dirty": (bool, type(None))},
@@ -55,7 +57,7 @@ OF_IDENTITY = {
     "views": TEXT_OR_NULL,
     "hashes": {"data_order": str, "init": {...: TEXT_OR_NULL}},
 }
-OF_ORIGIN = {key: OF_IDENTITY[key] for key in ("command", "hypothesis", "git", "code")}
+OF_ORIGIN = {key: OF_IDENTITY[key] for key in ("command", "hypothesis", "git", "code", "launched", "place")}
 OF_PROOF = OF_IDENTITY | {
     "data_fingerprint": Must(str),
     "template_hash": Must(str),

@@ -128,6 +128,15 @@ def test_few_seeds_are_told_that_nothing_can_reach_significance(make_run):
     assert any("5 paired seeds" in note and "use 6 or more" in note for note in comparison.notes)
     assert [row.difference.supported for row in comparison.rows if row.difference] == [False, False]
     assert comparison.ranking is None
+    assert [row.difference.mde for row in comparison.rows if row.difference] == [None, None]
+    assert main([str(folder)]) == 0
+    report = (folder / "report.md").read_text()
+    assert "below 6 seeds there is none, since no p can be 0.05" in report
+    rows = [line.split(" | ") for line in report.splitlines() if line.startswith(("| 6 |", "| 24 |"))]
+    assert [len(row) for row in rows] == [3, 3]  # seeds, two arms, one arm
+    assert all(
+        float(few.strip("| ")) > float(many.strip("| ")) > 0 for few, many in zip(*rows, strict=True) if few != "| 6"
+    )
 
 
 def test_six_seeds_suffice_for_several_arms(make_run):
@@ -150,7 +159,7 @@ def test_six_seeds_of_two_arms_support_a_ranking(make_run):
     difference = comparison.rows[1].difference
     assert (difference.p, difference.p_adjusted, difference.supported) == (2 / 64, 2 / 64, True)
     assert 0.2 < difference.low < 0.3125 < difference.high < 0.5
-    assert difference.mde < 0.1
+    assert 0.1 < difference.mde < 0.2
     assert comparison.ranking == (("resampler=perceiver",), ("resampler=none",))
 
 

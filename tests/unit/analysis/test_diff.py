@@ -1,6 +1,7 @@
 """In what two runs differ, as ``beni.diff`` tells it."""
 
 import pytest
+import yaml
 
 from beni.diff import main
 
@@ -22,6 +23,49 @@ def test_another_seed_explains_batches_and_weights(make_run, capsys):
     assert code == 0
     assert "  train.seed: 0 -> 1" in printed.out
     assert "  batches and initial weights differ, because the seeds do" in printed.out
+
+
+FILES = {"_target_": "beni.data.formats.captions.Captions", "path": "data/captions.jsonl"}
+SHAPES = {"_target_": "beni.data.shapes.source.Shapes", "size": 64}
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "sentence"),
+    [
+        (
+            SHAPES,
+            0,
+            "notes:\n  batches and initial weights differ, because the seeds do\n  data fingerprint differs, because",
+        ),
+        ({"_target_": "x.Mixture", "sources": {"a": SHAPES, "b": SHAPES}}, 0, "differ in their settings alone\n"),
+        (
+            {"_target_": "x.Mixture", "sources": {"a": SHAPES, "b": FILES}},
+            0,
+            "not proven:\n  data fingerprint differs, as",
+        ),
+        (FILES | {"split": "seed"}, 0, "because the seeds do, from which the samples are drawn"),
+        (FILES, 1, "besides:\n  data fingerprint differs (eeee"),
+        ({"_target_": "x.Mixture", "sources": {"b": FILES}}, 1, "besides:\n  data fingerprint differs (eeee"),
+    ],
+)
+def test_another_seed_explains_data_that_are_drawn_and_not_files(make_run, capsys, data, code, sentence):
+    runs = []
+    for seed, fingerprint in ((0, "e" * 16), (1, "f" * 16)):
+        folder = make_run(seed=seed, identity={"data_fingerprint": fingerprint})
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(yaml.safe_dump(config | {"data": data}))
+        runs.append(folder)
+    found, printed = said(capsys, *runs)
+    assert found == code
+    assert sentence in printed.out
+
+
+def test_a_damaged_config_is_refused_with_what_is_wrong(make_run, capsys):
+    damaged = make_run()
+    (damaged / "config.yaml").write_text("train: [unclosed")
+    code, printed = said(capsys, make_run(), damaged)
+    assert code == 2
+    assert f"{damaged}: config.yaml is not complete YAML\n  fix: restore config.yaml from a copy" in printed.err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from scipy import stats
 from beni.analysis.inference import (
     FEWEST,
     bca,
-    detectable,
     extremeness,
     holm,
     interval,
@@ -169,11 +168,3 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         low, high = interval(sums, np.ones_like(sums)) or (0, 0)
         held += low <= 0.1 <= high
     assert 0.91 <= held / 300 <= 0.985
-
-
-def test_what_can_be_detected_is_detected_four_times_in_five() -> None:
-    effect = detectable(1.0, 8)
-    assert effect is not None
-    values = np.random.default_rng(0).normal(effect, 1, size=(4000, 8))
-    assert np.mean(stats.ttest_1samp(values, 0, axis=1).pvalue <= 0.05) == pytest.approx(0.8, abs=0.04)
-    assert detectable(1.0, 1) is None

@@ -140,3 +140,18 @@ def test_a_run_that_waits_for_its_turn_has_no_identity_yet_and_is_not_damaged(ma
 )
 def test_the_question_of_a_run_is_shown_without_an_earlier_result(make_run, told, shown):
     assert collect_run(make_run(identity={"hypothesis": told})).hypothesis == shown
+
+
+def test_arms_are_listed_as_their_sweep_named_them(make_run):
+    same = {"created": "2026-01-01T00:00:09+00:00"}
+    first = {"launched": "2026-01-01T00:00:05+00:00"}
+    make_run("avg_pool", identity=same | first | {"place": 1})
+    make_run("none", identity=same | first | {"place": 0})
+    make_run("perceiver", identity={"launched": "2026-01-02T00:00:00+00:00", "place": 0})  # of a later sweep
+    waits = make_run("qformer", state="queued")
+    (waits / "identity.json").unlink()
+    (waits / "origin.json").write_text(json.dumps(first | {"place": 2}))
+    study = make_run("token_learner", identity={"created": "2025-12-31T00:00:00+00:00"}).parent  # before there were any
+    labels = [arm.label.removeprefix("resampler=") for arm in arms(collect_study(study))]
+    assert labels == ["token_learner", "none", "avg_pool", "qformer", "perceiver"]
+    assert [run.problems for run in collect_study(study)] == [()] * 5
