@@ -356,7 +356,7 @@ def _short(settings: Mapping[str, Any]) -> str:
 
 
 def _summary(task: Task, rows: Sequence[Row], settings: Mapping[str, Any], samples: int) -> dict[str, Any]:
-    """Values, and the 95 % interval of each mean score over clusters of samples."""
+    """Values, and the 95 % interval of each mean score over clusters of samples, within the bounds of the score."""
     import numpy as np
 
     from beni.analysis.inference import interval
@@ -374,7 +374,8 @@ def _summary(task: Task, rows: Sequence[Row], settings: Mapping[str, Any], sampl
             counts[0, place] += 1
         ends = interval(sums, counts) if len(names) > 1 else None
         if ends is not None and ends[0] < ends[1]:  # where all scores are equal nothing is known of their spread
-            intervals[f"{task.name}{Ablation(variant).suffix}"] = list(ends)
+            low, high = task.bounds  # limits that are stretched for few clusters may lie beyond
+            intervals[f"{task.name}{Ablation(variant).suffix}"] = [max(ends[0], low), min(ends[1], high)]
     return {"values": values_of(task, rows), "intervals": intervals, "samples": samples, "settings": dict(settings)}
 
 

@@ -262,6 +262,20 @@ def test_bleu_is_that_of_sacrebleu_over_the_whole_set(absent):
     assert rows[0]["score"] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("scores", [(0.0, 0.0, 1.0), (1.0, 1.0, 0.0), (0.2, 0.9), (0.0, 0.0, 0.0, 1.0, 1.0)])
+def test_an_interval_stays_within_the_scores_there_are(scores):
+    from beni.evaluate import _summary
+
+    rows = [
+        {"id": str(i), "cluster": "", "kind": "", "variant": "true", "score": score} for i, score in enumerate(scores)
+    ]
+    low, high = _summary(ExactMatch(), rows, {}, len(rows))["intervals"]["exact_match"]
+    assert 0.0 <= low < sum(scores) / len(scores) < high <= 1.0
+    assert low == 0.0 or high == 1.0
+    tenfold = [row | {"score": 10 * row["score"]} for row in rows]
+    assert _summary(Cider(), tenfold, {}, len(rows))["intervals"]["cider"] == pytest.approx([10 * low, 10 * high])
+
+
 def test_cider_tells_good_captions_from_others(absent):
     needs("pycocoevalcap", absent)
     rows = Cider().complete(caption_rows(Cider()))

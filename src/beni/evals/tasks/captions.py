@@ -52,6 +52,7 @@ class Cider(GeneratedTask):
     """CIDEr-D (arXiv 1411.5726), between 0 and 10; a score of 1 is usual for good captions."""
 
     name: ClassVar[str] = "cider"
+    bounds: ClassVar[tuple[float, float]] = (0.0, 10.0)
     new_tokens: Annotated[int, AtLeast(1), Example("64")] = 64
 
     def judge(self, sample: Sample, said: str) -> Row:
