@@ -173,6 +173,28 @@ def test_a_small_file_is_scored_whole(count, folder, data, tmp_path, capsys):
     assert few["samples"] == len(lines(few["folder"])) == count
 
 
+def test_answers_end_with_the_positions_of_the_llm(folder, data, capsys, monkeypatch):
+    """Batches whose questions leave positions enough are answered as batches, the others one by one."""
+    from beni.evals.subject import Subject
+
+    asked, generate = [], Subject.generate
+
+    def noted(self, prompts, most):
+        asked.append((len(prompts), most + max(len(prompt.encoded.ids) for prompt in prompts)))
+        return generate(self, prompts, most, most)  # no answer ends by itself
+
+    monkeypatch.setattr(Subject, "generate", noted)
+    words = [*data(lambda i: "red"), "task=exact", "--ablations=none", "--examples=2"]
+    assert main([str(folder), *words, "task.new_tokens=500"]) == 0
+    assert "2 of 2 answers end before task.new_tokens=500: the llm has 512 positions" in capsys.readouterr().err
+    assert asked == [(1, 512)] * 2
+    found = lines(sorted((folder / "evaluations").glob("exact-*"), key=lambda one: one.stat().st_mtime)[-1])
+    assert all(400 < row["cut"] < 500 and not row["ended"] for row in found)
+    error = evaluated(capsys, folder, *words, "task.new_tokens=512", code=2)
+    assert "task.new_tokens=512, expected less than the 512 positions of the llm" in error
+    assert "fix: set task.new_tokens=32" in error
+
+
 def test_few_examples_are_some_of_all(folder, data, capsys):
     words = [*data(lambda i: "red"), "task=perplexity", "--ablations=none"]
     few, whole = evaluated(capsys, folder, *words, "--examples=3"), evaluated(capsys, folder, *words)
