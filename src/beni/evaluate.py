@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         "--attention", type=int, default=0, help="last layers whose attention to images is measured (%(default)s)"
     )
     command.add_argument("--batch-size", type=int, help="sequences of one forward pass (default: as the run)")
-    command.add_argument("--device", help="auto, cpu or cuda (default: as the run)")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), help="%(choices)s (default: as the run)")
     command.add_argument(
         "--threads", type=int, help="CPU threads of a process, on which last digits depend there (default: as the run)"
     )
