@@ -326,7 +326,8 @@ def _of_run(
         trained = {"hash": identity["template_hash"], "specimen": identity.get("specimen")}
         require_trained(renderer, trained, str(folder), _restored(folder) if template is None else LEAVE_OUT)
     if checkpoint == "last" and not checkpoints_in(folder / CHECKPOINTS) and (folder / MODEL).is_dir():
-        _require_one_kind(folder / MODEL, average)
+        if average != (run["train"]["ema"] > 0):  # else it asks for what is there
+            _require_one_kind(folder / MODEL, average)
         return *_of_saved(folder / MODEL, checkpoint, template, other_prompt), None
     scored = run["train"]["ema"] > 0 if average is None else average
     model, step = restore(folder, run, checkpoint, scored)
