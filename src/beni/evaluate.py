@@ -288,13 +288,13 @@ def _opened(
 
     Raises:
         ResumeError: when others work in it, or it holds another evaluation.
+        ResourceError: when it cannot be written.
     """
-    from beni.evals.journal import read_journals, remove_journals
+    from beni.evals.journal import read_journals, remove_journals, written
     from beni.runs import files
-    from beni.runs.backlog import room_for
     from beni.runs.lock import in_use, lock_of
 
-    with room_for(folder):
+    with written(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if in_use(folder) or any(in_use(path) for path in files.journals_in(folder)):
         raise ResumeError(f"{folder}: another process evaluates into it\n  fix: wait for it, or name another --out")

@@ -45,6 +45,7 @@ from beni.types import Sequence
 
 Precision = Literal["fp32", "bf16"]
 GREEDY = Sampling()
+NOTHING = f"holds neither a run (config.yaml) nor a saved model ({CONFIG})"
 LEAVE_OUT = "leave out the template, or allow the other prompt (--other-prompt)"
 RESTORE = "restore its tokenizer; python -m beni.export <run folder> writes both"
 
@@ -128,8 +129,9 @@ class Trained:
             _require_one_kind(folder, average)
             model, renderer = _of_saved(folder, str(checkpoint), template, other_prompt)
         else:
+            why = NOTHING if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
             raise ResumeError(
-                f"{folder} holds neither a run (config.yaml) nor a saved model ({CONFIG})\n"
+                f"{folder} {why}\n"
                 "  fix: name the folder of a run, its model/, or what python -m beni.export has written"
             )
         compute = {} if run is None else run["compute"]

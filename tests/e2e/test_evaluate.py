@@ -261,6 +261,7 @@ def test_an_evaluation_goes_on_with_the_batch_that_comes_next(folder, data, tmp_
         (["task=nothing"], "task=nothing, expected one of run"),
         (["llm=tiny_llama"], "llm=tiny_llama cannot be set here, expected data=..."),
         (["--ablations=blurred"], "ablation blurred, expected some of blank"),
+        (["--attention=3"], "--attention=3, expected at most 2, the layers of the llm"),
         (["--examples=0"], "--examples=0, expected at least 1"),
         (["--split=all"], "--split=all asks for training samples"),
         (["task=vqa"], "samples do not fit the task"),
@@ -271,6 +272,14 @@ def test_an_evaluation_goes_on_with_the_batch_that_comes_next(folder, data, tmp_
 )
 def test_what_cannot_be_is_refused(folder, words, error, capsys):
     assert error in evaluated(capsys, folder, *words, code=2)
+
+
+@pytest.mark.parametrize("below", ["file", "file/out"])
+def test_a_folder_that_cannot_be_made_is_named_with_its_option(below, folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    error = evaluated(capsys, folder, f"--out={tmp_path / below}", code=2)
+    assert error.endswith("fix: free disk space, or name another folder with --out\n")
+    assert f"{tmp_path / below} could not be written" in error
 
 
 def test_a_folder_in_which_somebody_works_is_left_alone(folder, data, tmp_path, capsys):

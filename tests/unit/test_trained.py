@@ -98,6 +98,10 @@ def test_a_run_whose_checkpoints_are_gone_is_read_from_its_saved_model(copied):
 def test_what_cannot_be_read_is_named(folder, tmp_path):
     with pytest.raises(ResumeError, match="neither a run"):
         Trained.load(tmp_path)
+    with pytest.raises(ResumeError, match="nowhere does not exist"):
+        Trained.load(tmp_path / "nowhere")
+    with pytest.raises(ResumeError, match=r"config.yaml is a file"):
+        Trained.load(folder / "config.yaml")
     with pytest.raises(ResumeError, match="checkpoint first, expected last, best"):
         Trained.load(folder, "first")
     with pytest.raises(ResumeError, match="is a saved model and has no checkpoint best"):

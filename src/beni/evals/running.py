@@ -113,6 +113,11 @@ class Running:
                     f"task.new_tokens={self.task.new_tokens}, expected less than the {limit} positions of the llm\n"
                     f"  fix: set task.new_tokens={min(type(self.task).new_tokens, limit - 1)}"
                 )
+        if self.attention and self.attention > (depth := len(self.subject.model.llm.layers())):
+            raise ConfigError(
+                f"--attention={self.attention}, expected at most {depth}, the layers of the llm\n"
+                f"  fix: set --attention={depth}"
+            )
         task = self.task
         bad = [why for sample in self.samples if isinstance(task, Choosy) and (why := task.unfit(sample)) is not None]
         if bad:
