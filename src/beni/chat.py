@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, help="of what is drawn; default: another one for each answer")
     command.add_argument("--stop", action="append", default=[], help="text that ends an answer; may be repeated")
     command.add_argument("--system", help="system message (default: that of training)")
-    command.add_argument("--device", help="auto, cpu or cuda (default: as the run)")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), help="%(choices)s (default: as the run)")
     command.add_argument("--other-prompt", action="store_true", help="allow prompts that differ from those of training")
     return command
 

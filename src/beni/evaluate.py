@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         "--attention", type=int, default=0, help="last layers whose attention to images is measured (%(default)s)"
     )
     command.add_argument("--batch-size", type=int, help="sequences of one forward pass (default: as the run)")
-    command.add_argument("--device", help="auto, cpu or cuda (default: as the run)")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), help="%(choices)s (default: as the run)")
     command.add_argument(
         "--threads", type=int, help="CPU threads of a process, on which last digits depend there (default: as the run)"
     )
@@ -288,13 +288,13 @@ def _opened(
 
     Raises:
         ResumeError: when others work in it, or it holds another evaluation.
+        ResourceError: when it cannot be written.
     """
-    from beni.evals.journal import read_journals, remove_journals
+    from beni.evals.journal import read_journals, remove_journals, written
     from beni.runs import files
-    from beni.runs.backlog import room_for
     from beni.runs.lock import in_use, lock_of
 
-    with room_for(folder):
+    with written(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if in_use(folder) or any(in_use(path) for path in files.journals_in(folder)):
         raise ResumeError(f"{folder}: another process evaluates into it\n  fix: wait for it, or name another --out")
@@ -356,7 +356,7 @@ def _short(settings: Mapping[str, Any]) -> str:
 
 
 def _summary(task: Task, rows: Sequence[Row], settings: Mapping[str, Any], samples: int) -> dict[str, Any]:
-    """Values, and the 95 % interval of each mean score over clusters of samples."""
+    """Values, and the 95 % interval of each mean score over clusters of samples, within the bounds of the score."""
     import numpy as np
 
     from beni.analysis.inference import interval
@@ -374,7 +374,8 @@ def _summary(task: Task, rows: Sequence[Row], settings: Mapping[str, Any], sampl
             counts[0, place] += 1
         ends = interval(sums, counts) if len(names) > 1 else None
         if ends is not None and ends[0] < ends[1]:  # where all scores are equal nothing is known of their spread
-            intervals[f"{task.name}{Ablation(variant).suffix}"] = list(ends)
+            low, high = task.bounds  # limits that are stretched for few clusters may lie beyond
+            intervals[f"{task.name}{Ablation(variant).suffix}"] = [max(ends[0], low), min(ends[1], high)]
     return {"values": values_of(task, rows), "intervals": intervals, "samples": samples, "settings": dict(settings)}
 
 

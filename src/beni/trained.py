@@ -33,7 +33,7 @@ from beni.model.processing import BeniProcessor, Conversation, saved_template
 from beni.model.saving import describe
 from beni.model.speaking import Answer, Gone, Hear, Sampling, Speaker, require_generates
 from beni.model.viewer import Viewer
-from beni.nn.precision import autocast
+from beni.nn.precision import PRECISIONS, autocast
 from beni.place import layout_for
 from beni.runs.files import CHECKPOINTS, IDENTITY, MODEL, checkpoints_in, read_json
 from beni.runs.frozen import is_frozen, load_frozen
@@ -45,6 +45,7 @@ from beni.types import Sequence
 
 Precision = Literal["fp32", "bf16"]
 GREEDY = Sampling()
+NOTHING = f"holds neither a run (config.yaml) nor a saved model ({CONFIG})"
 LEAVE_OUT = "leave out the template, or allow the other prompt (--other-prompt)"
 RESTORE = "restore its tokenizer; python -m beni.export <run folder> writes both"
 
@@ -112,23 +113,29 @@ class Trained:
 
         Raises:
             ResumeError: when there is no such folder, checkpoint or average, or it is damaged.
-            ConfigError: when template or tokenizer are not those of training; both prompts are shown.
+            ConfigError: when template or tokenizer are not those of training (both prompts are shown), or there is no
+                such device or precision.
+            ResourceError: when there is no such device here.
         """
         folder = Path(folder)
+        if precision not in (None, *PRECISIONS):
+            raise ConfigError(f"precision={precision}, expected one of {', '.join(PRECISIONS)}\n  fix: set one of them")
+        where = None if device is None else read_environment(device, setting="--device ").device
         if is_frozen(folder):
             run: dict[str, Any] | None = load_frozen(folder)
-            scored = run["train"]["ema"] > 0 if average is None else average
-            model, renderer, step = _of_run(folder, run, str(checkpoint), template, other_prompt, scored)
+            model, renderer, step = _of_run(folder, run, str(checkpoint), template, other_prompt, average)
         elif (folder / CONFIG).is_file():
             run, step = None, None
+            _require_one_kind(folder, average)
             model, renderer = _of_saved(folder, str(checkpoint), template, other_prompt)
         else:
+            why = NOTHING if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
             raise ResumeError(
-                f"{folder} holds neither a run (config.yaml) nor a saved model ({CONFIG})\n"
+                f"{folder} {why}\n"
                 "  fix: name the folder of a run, its model/, or what python -m beni.export has written"
             )
         compute = {} if run is None else run["compute"]
-        where = read_environment(device or compute.get("device", "auto")).device
+        where = where or read_environment(compute.get("device", "auto"), setting="--device ").device
         model.quantization.require(where)
         return cls.of(folder, model, renderer, run, step, where, precision or compute.get("precision"))
 
@@ -310,7 +317,7 @@ def _of_run(
     checkpoint: str,
     template: Mapping[str, Any] | None,
     other_prompt: bool,
-    average: bool,
+    average: bool | None,
 ) -> tuple[BeniForConditionalGeneration, Renderer, int | None]:
     """A run's model at a checkpoint; its last one is that of ``model/`` where checkpoints were removed."""
     renderer = Renderer(load_tokenizer(run["llm"]), dict(template or run["template"]))
@@ -321,9 +328,21 @@ def _of_run(
         trained = {"hash": identity["template_hash"], "specimen": identity.get("specimen")}
         require_trained(renderer, trained, str(folder), _restored(folder) if template is None else LEAVE_OUT)
     if checkpoint == "last" and not checkpoints_in(folder / CHECKPOINTS) and (folder / MODEL).is_dir():
+        if average != (run["train"]["ema"] > 0):  # else it asks for what is there
+            _require_one_kind(folder / MODEL, average)
         return *_of_saved(folder / MODEL, checkpoint, template, other_prompt), None
-    model, step = restore(folder, run, checkpoint, average)
+    scored = run["train"]["ema"] > 0 if average is None else average
+    model, step = restore(folder, run, checkpoint, scored)
     return model, renderer, step
+
+
+def _require_one_kind(folder: Path, average: bool | None) -> None:
+    """Return when nobody chooses among the weights of a saved model."""
+    if average is not None:
+        raise ConfigError(
+            f"average={average}: {folder} is a saved model, which has the weights that its run scores and no others\n"
+            "  fix: name the folder of a run with checkpoints, or leave out average"
+        )
 
 
 def _restored(folder: Path) -> str:

@@ -173,6 +173,28 @@ def test_a_small_file_is_scored_whole(count, folder, data, tmp_path, capsys):
     assert few["samples"] == len(lines(few["folder"])) == count
 
 
+def test_answers_end_with_the_positions_of_the_llm(folder, data, capsys, monkeypatch):
+    """Batches whose questions leave positions enough are answered as batches, the others one by one."""
+    from beni.evals.subject import Subject
+
+    asked, generate = [], Subject.generate
+
+    def noted(self, prompts, most):
+        asked.append((len(prompts), most + max(len(prompt.encoded.ids) for prompt in prompts)))
+        return generate(self, prompts, most, most)  # no answer ends by itself
+
+    monkeypatch.setattr(Subject, "generate", noted)
+    words = [*data(lambda i: "red"), "task=exact", "--ablations=none", "--examples=2"]
+    assert main([str(folder), *words, "task.new_tokens=500"]) == 0
+    assert "2 of 2 answers end before task.new_tokens=500: the llm has 512 positions" in capsys.readouterr().err
+    assert asked == [(1, 512)] * 2
+    found = lines(sorted((folder / "evaluations").glob("exact-*"), key=lambda one: one.stat().st_mtime)[-1])
+    assert all(400 < row["cut"] < 500 and not row["ended"] for row in found)
+    error = evaluated(capsys, folder, *words, "task.new_tokens=512", code=2)
+    assert "task.new_tokens=512, expected less than the 512 positions of the llm" in error
+    assert "fix: set task.new_tokens=32" in error
+
+
 def test_few_examples_are_some_of_all(folder, data, capsys):
     words = [*data(lambda i: "red"), "task=perplexity", "--ablations=none"]
     few, whole = evaluated(capsys, folder, *words, "--examples=3"), evaluated(capsys, folder, *words)
@@ -239,6 +261,7 @@ def test_an_evaluation_goes_on_with_the_batch_that_comes_next(folder, data, tmp_
         (["task=nothing"], "task=nothing, expected one of run"),
         (["llm=tiny_llama"], "llm=tiny_llama cannot be set here, expected data=..."),
         (["--ablations=blurred"], "ablation blurred, expected some of blank"),
+        (["--attention=3"], "--attention=3, expected at most 2, the layers of the llm"),
         (["--examples=0"], "--examples=0, expected at least 1"),
         (["--split=all"], "--split=all asks for training samples"),
         (["task=vqa"], "samples do not fit the task"),
@@ -249,6 +272,14 @@ def test_an_evaluation_goes_on_with_the_batch_that_comes_next(folder, data, tmp_
 )
 def test_what_cannot_be_is_refused(folder, words, error, capsys):
     assert error in evaluated(capsys, folder, *words, code=2)
+
+
+@pytest.mark.parametrize("below", ["file", "file/out"])
+def test_a_folder_that_cannot_be_made_is_named_with_its_option(below, folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    error = evaluated(capsys, folder, f"--out={tmp_path / below}", code=2)
+    assert error.endswith("fix: free disk space, or name another folder with --out\n")
+    assert f"{tmp_path / below} could not be written" in error
 
 
 def test_a_folder_in_which_somebody_works_is_left_alone(folder, data, tmp_path, capsys):

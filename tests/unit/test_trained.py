@@ -11,7 +11,7 @@ import yaml
 from PIL import Image as PILImage
 
 from beni.data.render.template import Renderer
-from beni.errors import CompositionError, ConfigError, DataError, ResumeError
+from beni.errors import CompositionError, ConfigError, DataError, ResourceError, ResumeError
 from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build
 from beni.model.processing import BeniProcessor
@@ -98,10 +98,45 @@ def test_a_run_whose_checkpoints_are_gone_is_read_from_its_saved_model(copied):
 def test_what_cannot_be_read_is_named(folder, tmp_path):
     with pytest.raises(ResumeError, match="neither a run"):
         Trained.load(tmp_path)
+    with pytest.raises(ResumeError, match="nowhere does not exist"):
+        Trained.load(tmp_path / "nowhere")
+    with pytest.raises(ResumeError, match=r"config.yaml is a file"):
+        Trained.load(folder / "config.yaml")
     with pytest.raises(ResumeError, match="checkpoint first, expected last, best"):
         Trained.load(folder, "first")
     with pytest.raises(ResumeError, match="is a saved model and has no checkpoint best"):
         Trained.load(folder / "model", "best")
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"device": "tpu"}, "--device tpu, expected one of auto, cpu, cuda"),
+        ({"device": "cuda:1"}, "--device cuda:1, expected one of auto, cpu, cuda; CUDA_VISIBLE_DEVICES"),
+        ({"precision": "fp16"}, "precision=fp16, expected one of fp32, bf16"),
+    ],
+)
+def test_a_device_or_precision_that_is_not_there_is_refused(options, error, folder):
+    with pytest.raises(ConfigError) as refused:
+        Trained.load(folder, **options)
+    assert error in str(refused.value)
+
+
+def test_a_device_that_this_machine_lacks_is_named_as_it_was_asked_for(folder, copied, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = copied / "config.yaml"
+    config.write_text(config.read_text().replace("device: cpu", "device: cuda"))
+    for load in (lambda: Trained.load(folder, device="cuda"), lambda: Trained.load(copied)):
+        with pytest.raises(ResourceError, match=r"--device cuda, but torch sees no CUDA.*\n.*set --device auto"):
+            load()
+    assert Trained.load(copied, device="auto").device.type == "cpu"
+
+
+def test_a_saved_model_has_one_kind_of_weights(folder, copied):
+    shutil.rmtree(copied / "checkpoints")
+    for place, average in ((folder / "model", True), (folder / "model", False), (copied, True)):
+        with pytest.raises(ConfigError, match=f"average={average}: .* is a saved model"):
+            Trained.load(place, average=average)
 
 
 def test_several_conversations_are_answered_as_each_alone(talkative):

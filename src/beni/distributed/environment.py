@@ -26,6 +26,7 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", *MASTER)
 NODE_LISTS = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
 """SLURM's variables with the machines of a process, the narrowest first."""
 FIRST_PORT, PORTS = 12_000, 20_000  # below those that systems give to outgoing connections
+DEVICES = ("auto", "cpu", "cuda")
 JOIN_S = 600
 """Seconds within which all processes must have come."""
 
@@ -56,11 +57,18 @@ class Environment:
         return self.rank == self.local_rank
 
 
-def read_environment(device: str, variables: Mapping[str, str] | None = None) -> Environment:
+def read_environment(
+    device: str, variables: Mapping[str, str] | None = None, setting: str = "compute.device="
+) -> Environment:
     """Process identity from environment variables, and the device of ``compute.device``.
 
+    Args:
+        device: one of ``DEVICES``.
+        setting: what a user writes in front of the device, for errors.
+
     Raises:
-        ConfigError: when torchrun's or SLURM's variables are only partly set, or are no numbers.
+        ConfigError: when torchrun's or SLURM's variables are only partly set, or are no numbers, or there is no such
+            device.
         ResourceError: when ``device=cuda`` and there is none.
     """
     env = os.environ if variables is None else variables
@@ -81,7 +89,7 @@ def read_environment(device: str, variables: Mapping[str, str] | None = None) ->
         rank, world, local = 0, 1, 0
     here = next((name for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE") if env.get(name)), None)
     local_world = min(_number(env, here), world) if here else None  # of SLURM's job, which one process may not fill
-    return Environment(rank, world, local, _device(device, local), local_world)
+    return Environment(rank, world, local, _device(device, local, setting), local_world)
 
 
 def rendezvous(variables: Mapping[str, str]) -> dict[str, str]:
@@ -179,11 +187,16 @@ def process_group(environment: Environment, sharded: bool = False) -> Iterator[N
         dist.destroy_process_group()
 
 
-def _device(wanted: str, local_rank: int) -> torch.device:
+def _device(wanted: str, local_rank: int, setting: str) -> torch.device:
+    if wanted not in DEVICES:
+        raise ConfigError(
+            f"{setting}{wanted}, expected one of {', '.join(DEVICES)}; CUDA_VISIBLE_DEVICES chooses among several\n"
+            f"  fix: set {setting}auto"
+        )
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ResourceError("compute.device=cuda, but torch sees no CUDA device here\n  fix: set compute.device=auto")
+        raise ResourceError(f"{setting}{wanted}, but torch sees no CUDA device here\n  fix: set {setting}auto")
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device

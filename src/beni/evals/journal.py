@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from beni.errors import ResumeError
-from beni.runs.backlog import room_for
+from beni.errors import ResourceError, ResumeError
 from beni.runs.files import SCORES, SUMMARY, journal_name, journals_in, replace, to_json
 from beni.runs.lock import lock_of
 from beni.runs.shape import Must, misfit
@@ -22,6 +22,21 @@ from beni.runs.shape import Must, misfit
 Rows = list[dict[str, Any]]
 _HEAD = {"settings": Must({})}
 _GROUP = {"group": Must(int), "rows": Must([{}])}
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Around what an evaluation writes.
+
+    Raises:
+        ResourceError: when it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(
+            f"{path} could not be written: {error}\n  fix: free disk space, or name another folder with --out"
+        ) from error
 
 
 class Journal:
@@ -44,16 +59,16 @@ class Journal:
         self.groups: dict[int, Rows] = {}
         whole = self.path.read_bytes().rfind(b"\n") + 1 if self.path.exists() else 0
         if whole:
-            with room_for(self.path):
+            with written(self.path):
                 os.truncate(self.path, whole)  # a killed process may have written half a line
         else:
-            with room_for(self.path):
+            with written(self.path):
                 self.path.write_text(json.dumps({"settings": dict(settings)}, ensure_ascii=False) + "\n", "utf-8")
 
     def add(self, group: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes the rows of a group; once this returns, a kill does not lose them."""
         text = json.dumps({"group": group, "rows": rows}, ensure_ascii=False)
-        with room_for(self.path), self.path.open("ab") as file:
+        with written(self.path), self.path.open("ab") as file:
             file.write(text.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -93,7 +108,7 @@ def unlike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
 
 def finish(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
     """Writes scores.jsonl and summary.json in the place of the journals."""
-    with room_for(folder):
+    with written(folder):
         replace(folder / SCORES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         replace(folder / SUMMARY, to_json(summary) + "\n")
     remove_journals(folder)

@@ -93,6 +93,7 @@ class Running:
             elif ablation is not None:
                 self._tell_missing(rows, samples, ablation)
             found += rows
+        self._tell_cut(found)
         return self._complete(found)
 
     def _gathered(self, numbers: range, journal: Journal, sharing: Sharing) -> list[Row]:
@@ -106,6 +107,17 @@ class Running:
             raise ConfigError(f"ablation {strange[0]}, expected some of {', '.join(NAMES)}\n  fix: leave it out")
         if isinstance(self.task, GeneratedTask):
             require_generates(self.subject.model.llm)
+            limit = self.subject.model.llm.max_positions
+            if limit is not None and self.task.new_tokens >= limit:
+                raise ConfigError(
+                    f"task.new_tokens={self.task.new_tokens}, expected less than the {limit} positions of the llm\n"
+                    f"  fix: set task.new_tokens={min(type(self.task).new_tokens, limit - 1)}"
+                )
+        if self.attention and self.attention > (depth := len(self.subject.model.llm.layers())):
+            raise ConfigError(
+                f"--attention={self.attention}, expected at most {depth}, the layers of the llm\n"
+                f"  fix: set --attention={depth}"
+            )
         task = self.task
         bad = [why for sample in self.samples if isinstance(task, Choosy) and (why := task.unfit(sample)) is not None]
         if bad:
@@ -166,6 +178,8 @@ class Running:
                 "ended": bool(ids) and ids[-1] in ends,
                 "chance": 1 / len(sample.choices) if sample.choices else None,
             }
+            if not row["ended"] and len(ids) < task.new_tokens:
+                row["cut"] = len(ids)
             yield row | (self._attention(one, ids) if self.attention and ablation == TRUE else {})
 
     def _attention(self, asked: Asked, ids: Sequence[int]) -> Row:
@@ -191,6 +205,13 @@ class Running:
         if len(rows) < len(samples) and rows:
             self.tell(
                 f"{len(samples) - len(rows)} samples are not scored {ablation.name}: there is no other image to show"
+            )
+
+    def _tell_cut(self, rows: Sequence[Row]) -> None:
+        if isinstance(self.task, GeneratedTask) and (count := sum("cut" in row for row in rows)):
+            self.tell(
+                f"{count} of {len(rows)} answers end before task.new_tokens={self.task.new_tokens}: the llm has "
+                f"{self.subject.model.llm.max_positions} positions"
             )
 
     def _complete(self, rows: Sequence[Row]) -> list[Row]:

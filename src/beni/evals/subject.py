@@ -17,6 +17,7 @@ from beni.data.batch.loader import Viewer
 from beni.data.metric import Reading
 from beni.data.render.template import Encoded, Renderer
 from beni.data.sample import Sample
+from beni.errors import DataError
 from beni.model.context import rows_of
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.padding import reads_padding
@@ -87,13 +88,17 @@ class Subject:
         """What the model says, as text."""
         return [self.renderer.decode(ids) for ids in self.say(asked)]
 
-    def say(self, asked: Sequence[Asked], most: int | None = None) -> list[list[int]]:
+    def say(self, asked: Sequence[Asked], most: int = LONGEST_ANSWER) -> list[list[int]]:
         """What the model says, greedily, up to its first end token; in batches, and yet to each question alone.
 
-        An llm that takes the padding of a batch for text is asked one by one.
+        An llm that takes the padding of a batch for text is asked one by one, and so are questions of which one leaves
+        no position for the longest answer: it would end the others, too.
 
         Args:
-            most: new tokens of an answer; None takes ``LONGEST_ANSWER``.
+            most: new tokens of an answer, where the llm has positions for them.
+
+        Raises:
+            DataError: when a question leaves it none.
         """
         prompts = [self.prompt(one) for one in asked]
         size = (
@@ -105,7 +110,11 @@ class Subject:
         for first in range(0, len(prompts), size):
             self.between()
             batch = prompts[first : first + size]
-            said += self.generate(batch) if most is None else self.generate(batch, most)
+            rooms = [min(most, self._room(prompt)) for prompt in batch]
+            if min(rooms) == most:
+                said += self.generate(batch, most)
+            else:
+                said += [self.generate([prompt], room)[0] for prompt, room in zip(batch, rooms, strict=True)]
         return said
 
     @torch.no_grad()
@@ -171,6 +180,16 @@ class Subject:
                 synced_gpus=self.together,  # ranks whose arithmetic differs may end at different tokens
             )
         return [_to_end(row.tolist(), tokens.eos) for row in said]
+
+    def _room(self, prompt: Item) -> int:
+        """New tokens that the llm has positions for behind a prompt."""
+        limit, taken = self.model.llm.max_positions, len(prompt.encoded.ids)
+        if limit is not None and taken >= limit:
+            raise DataError(
+                f"{prompt.id}: the question takes {taken} positions, the llm has {limit}\n"
+                "  fix: shorten it, or leave out some of its images"
+            )
+        return 2**31 if limit is None else limit - taken
 
     def _encode_once(self, images: Sequence[ViewedImage]) -> VisualTokens | None:
         """Every picture encoded once, however many questions and choices share it, and all blank ones once."""

@@ -6,6 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+PRECISIONS = ("fp32", "bf16")
+"""Names of what matrix products may be computed in."""
+
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """bf16 autocast on ``device``, or nothing for fp32."""

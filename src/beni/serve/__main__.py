@@ -66,7 +66,7 @@ def _of_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("--name", help="under which the model is asked for (default: that of the folder)")
     command.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="%(choices)s (%(default)s)")
     command.add_argument("--gpus", type=int, default=1, help="GPUs that vllm splits the llm over (%(default)s)")
-    command.add_argument("--device", help="auto, cpu or cuda (default: the run's)")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), help="%(choices)s (default: the run's)")
     command.add_argument("--precision", choices=("fp32", "bf16"), help="%(choices)s (default: the run's)")
     command.add_argument("--threads", type=int, default=0, help="of the CPU; 0 takes all cores (%(default)s)")
     command.add_argument("--batch", type=int, default=16, help="conversations answered together (%(default)s)")

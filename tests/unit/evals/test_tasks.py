@@ -250,16 +250,41 @@ def caption_rows(task):
     ]
 
 
-def test_bleu_is_that_of_sacrebleu_over_the_whole_set(absent):
+def test_bleu_is_that_of_coco_over_the_whole_set(absent):
     needs("sacrebleu", absent)
-    from sacrebleu import corpus_bleu
+    needs("pycocoevalcap", absent)
+    from pycocoevalcap.bleu.bleu import Bleu as Published
 
     rows = caption_rows(Bleu())
-    columns = [[refs[i] if i < len(refs) else None for _, refs in CAPTIONS] for i in range(3)]
-    expected = corpus_bleu([said for said, _ in CAPTIONS], columns).score / 100
+    references = {i: refs for i, (_, refs) in enumerate(CAPTIONS)}
+    said = {i: [one] for i, (one, _) in enumerate(CAPTIONS)}
+    expected = Published(4).compute_score(references, said, verbose=0)[0][3]
     assert Bleu().totals(rows, TRUE) == {"bleu": pytest.approx(expected)}
     assert 0 < expected < 1
     assert rows[0]["score"] == pytest.approx(1.0)
+
+
+def test_bleu_knows_no_capitals_and_no_punctuation(absent):
+    needs("sacrebleu", absent)
+    one = sample("a dog runs on the green grass", references=["a dog runs on the green grass"])
+    for said in ("A dog runs on the green grass", "a dog runs, on the green grass."):
+        row = {"kind": "", "variant": "true", "prediction": said, **Bleu().judge(one, said)}
+        assert row["score"] == pytest.approx(1.0)
+        assert Bleu().totals([row], TRUE) == {"bleu": pytest.approx(1.0)}
+
+
+@pytest.mark.parametrize("scores", [(0.0, 0.0, 1.0), (1.0, 1.0, 0.0), (0.2, 0.9), (0.0, 0.0, 0.0, 1.0, 1.0)])
+def test_an_interval_stays_within_the_scores_there_are(scores):
+    from beni.evaluate import _summary
+
+    rows = [
+        {"id": str(i), "cluster": "", "kind": "", "variant": "true", "score": score} for i, score in enumerate(scores)
+    ]
+    low, high = _summary(ExactMatch(), rows, {}, len(rows))["intervals"]["exact_match"]
+    assert 0.0 <= low < sum(scores) / len(scores) < high <= 1.0
+    assert low == 0.0 or high == 1.0
+    tenfold = [row | {"score": 10 * row["score"]} for row in rows]
+    assert _summary(Cider(), tenfold, {}, len(rows))["intervals"]["cider"] == pytest.approx([10 * low, 10 * high])
 
 
 def test_cider_tells_good_captions_from_others(absent):

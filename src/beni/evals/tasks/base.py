@@ -17,7 +17,7 @@ from beni.data.sample import Sample
 from beni.evals.ablations import TRUE, Ablation
 
 Row = dict[str, Any]
-"""A line of scores.jsonl; ``score`` is in [0, 1] for most tasks, None where a sample has none by itself."""
+"""A line of scores.jsonl; ``score`` is within the ``bounds`` of the task, None where a sample has none by itself."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,12 @@ class Task(ABC):
     Attributes:
         name: of its score, as the flat keys of a summary begin.
         averages: whether the score of the set is the mean of those of its samples.
+        bounds: least and greatest score of a sample.
     """
 
     name: ClassVar[str]
     averages: ClassVar[bool] = True
+    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)

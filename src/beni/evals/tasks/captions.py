@@ -1,7 +1,8 @@
-"""What captions are worth beside those of people: BLEU by sacrebleu, CIDEr by pycocoevalcap.
+"""What captions are worth beside those of people, as COCO scores them (arXiv 1504.00325): BLEU-4 by sacrebleu, CIDEr-D
+by pycocoevalcap.
 
-The published CIDEr of COCO splits words with the Java program of Stanford's parser. Here words are split at white space
-after punctuation was taken out, in lower case, so scores differ a little from those of papers.
+COCO's program splits words with the Java program of Stanford's parser, in lower case, and takes punctuation out. Here
+words are split at white space after that, so scores differ a little from those of papers.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ FEWEST = 2
 @final
 @dataclass(frozen=True)
 class Bleu(GeneratedTask):
-    """BLEU of the whole set in [0, 1], with the tokens of sacrebleu's ``13a`` (arXiv 1804.08771); a row has that of its
-    sentence.
+    """BLEU-4 of the whole set in [0, 1], of the words that ``words`` gives, without smoothing; a row has that of its
+    sentence, with sacrebleu's (arXiv 1804.08771).
     """
 
     name: ClassVar[str] = "bleu"
@@ -35,14 +36,16 @@ class Bleu(GeneratedTask):
     new_tokens: Annotated[int, AtLeast(1), Example("64")] = 64
 
     def judge(self, sample: Sample, said: str) -> Row:
-        score = library("bleu", "sacrebleu", "sacrebleu").sentence_bleu(said, list(sample.right_answers)).score
+        sentence_bleu = library("bleu", "sacrebleu", "sacrebleu").sentence_bleu
+        score = sentence_bleu(words(said), [words(one) for one in sample.right_answers], tokenize="none").score
         return {"score": score / 100, "references": list(sample.right_answers)}
 
     def totals(self, rows: Sequence[Row], ablation: Ablation) -> dict[str, float]:
         most = max(len(row["references"]) for row in rows)
         # sacrebleu wants as many references of each; one that is None is none
-        columns = [[(*row["references"], *[None] * most)[i] for row in rows] for i in range(most)]
-        whole = library("bleu", "sacrebleu", "sacrebleu").corpus_bleu([row["prediction"] for row in rows], columns)
+        columns = [[(*map(words, row["references"]), *[None] * most)[i] for row in rows] for i in range(most)]
+        corpus_bleu, said = library("bleu", "sacrebleu", "sacrebleu").corpus_bleu, [row["prediction"] for row in rows]
+        whole = corpus_bleu([words(one) for one in said], columns, smooth_method="none", tokenize="none")
         return {f"bleu{ablation.suffix}": whole.score / 100}
 
 
@@ -52,6 +55,7 @@ class Cider(GeneratedTask):
     """CIDEr-D (arXiv 1411.5726), between 0 and 10; a score of 1 is usual for good captions."""
 
     name: ClassVar[str] = "cider"
+    bounds: ClassVar[tuple[float, float]] = (0.0, 10.0)
     new_tokens: Annotated[int, AtLeast(1), Example("64")] = 64
 
     def judge(self, sample: Sample, said: str) -> Row:
