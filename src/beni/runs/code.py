@@ -13,6 +13,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from beni.config.check import trusted_prefixes
@@ -45,7 +46,7 @@ def is_copy(package: Path) -> bool:
 
 
 def take_snapshot(study: Path) -> Path:
-    """Copies the code that this process runs into the study, unless it is there.
+    """Copies the code that a process which begins now would run into the study, unless it is there.
 
     Returns:
         The folder that ``environment`` is given.
@@ -55,7 +56,7 @@ def take_snapshot(study: Path) -> Path:
         OSError: when the disk does not take it.
     """
     packages = list(_packages())
-    target = study / FOLDER / code_hash(packages)
+    target = snapshot_of(study, code_hash(packages))
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -76,8 +77,23 @@ def take_snapshot(study: Path) -> Path:
     return target
 
 
+def snapshot_of(study: Path, code: str) -> Path:
+    """Where in a study the copy of a code lies, where it has one."""
+    return study / FOLDER / code
+
+
+@cache
+def running_code() -> str:
+    """``code_hash`` when this process first asked for it: what is edited later, it has imported already.
+
+    Raises:
+        ResourceError: when a package is too large to be code.
+    """
+    return code_hash()
+
+
 def code_hash(packages: list[Path] | None = None) -> str:
-    """Twelve hexadecimal digits of the code that this process runs, equal for equal files.
+    """Twelve hexadecimal digits of the code that a process which begins now would run, equal for equal files.
 
     Raises:
         ResourceError: when a package is too large to be code.

@@ -12,7 +12,7 @@ from filelock import Timeout
 from beni.errors import ResumeError
 from beni.runs import shape
 from beni.runs.backlog import Backlog, room_for
-from beni.runs.code import take_snapshot
+from beni.runs.code import snapshot_of, take_snapshot
 from beni.runs.files import (
     CHECKPOINTS,
     COMPLETE,
@@ -212,11 +212,12 @@ class RunFolder:
         """Keeps a copy of the code that runs, and takes over from ``origin.json`` what only who froze the run knows.
         A run that begins with other code than it was frozen with says so, and is started with that.
         """
-        code = take_snapshot(self.path.parent).name
-        self.identity["code"] = code
+        code, study = self.identity["code"], self.path.parent
+        if not snapshot_of(study, code).is_dir() and take_snapshot(study).name != code:
+            self._started_with.append(f"code {code} was edited since this process began; no copy of it is kept")
         known = read_json(self.path / ORIGIN, shape.OF_ORIGIN)[0]
         if (frozen := known.get("code", code)) != code:
-            self._started_with = [f"starts with code {code}, not {frozen}, which it was frozen with"]
+            self._started_with.append(f"starts with code {code}, not {frozen}, which it was frozen with")
             known = {key: value for key, value in known.items() if key not in ("code", "git")}
         self.identity |= known
         own = {key: self.identity[key] for key in shape.OF_ORIGIN}

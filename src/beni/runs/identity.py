@@ -20,7 +20,7 @@ from beni.components import PART_GROUPS
 from beni.config.check import TRUST_VARIABLE
 from beni.paths import PACKAGE, conf_dir
 from beni.redact import redacted_override
-from beni.runs.code import code_hash, is_copy
+from beni.runs.code import is_copy, running_code
 
 IRRELEVANT = (
     "choices",
@@ -144,7 +144,7 @@ def origin(run: Mapping[str, Any], command: str | None = None) -> dict[str, Any]
         "command": command or (command_line(sys.argv[1:]) if _is_command() else "beni.train(run)"),
         "hypothesis": _hypothesis(run),
         "git": _git(),
-        "code": code_hash(),
+        "code": running_code(),
     }
 
 

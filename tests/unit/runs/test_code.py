@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from beni.runs import code, identity
-from beni.runs.code import code_hash, exports, take_snapshot
+from beni.runs.code import exports, take_snapshot
 from beni.runs.folder import RunFolder
 from beni.runs.identity import origin, run_folder
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """package(text): from now on this process runs a package with this content; returns its hash."""
+    """package(text): as in a process that begins now with a package of this content; returns its hash."""
 
     def edited(text, folder=tmp_path / "src"):
         made = folder / "beni"
@@ -24,9 +24,11 @@ def package(tmp_path, monkeypatch):
         (made / "part.py").write_text(text)
         monkeypatch.setattr(code, "PACKAGE", made)
         monkeypatch.setattr(identity, "PACKAGE", made)
-        return code_hash()
+        code.running_code.cache_clear()
+        return code.running_code()
 
-    return edited
+    yield edited
+    code.running_code.cache_clear()
 
 
 def freeze(run):
@@ -80,6 +82,18 @@ def test_a_run_that_goes_on_with_other_code_than_it_was_frozen_with_says_so(tiny
         assert told == f"resumes after step 3 with other code (code: {frozen!r} -> {ran!r})"
         assert folder.identity["code"] == frozen
         assert [one["code"] for one in folder.identity["other_code"]] == [ran]
+
+
+def test_what_is_edited_while_a_process_runs_is_not_its_code(tiny_run, package, tmp_path):
+    own = package("a = 1")
+    with RunFolder(tiny_run(), writes=True).opened() as first:  # as of a sweep with launcher=debug
+        (tmp_path / "src" / "beni" / "part.py").write_text("a = 2")
+    with RunFolder(tiny_run("train.seed=1"), writes=True).opened() as second:
+        assert (first.identity["code"], second.identity["code"]) == (own, own)
+        assert second.require_same([]) == []
+    with RunFolder(tiny_run("study.name=other"), writes=True).opened() as other:
+        assert other.identity["code"] == own
+        assert other.require_same([]) == [f"code {own} was edited since this process began; no copy of it is kept"]
 
 
 def test_the_commit_of_a_checkout_in_which_a_copy_happens_to_lie_is_not_that_of_the_copy(tmp_path, package):
