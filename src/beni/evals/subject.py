@@ -170,7 +170,7 @@ class Subject:
                 streamer=streamer,
                 synced_gpus=self.together,  # ranks whose arithmetic differs may end at different tokens
             )
-        return [_to_end(row.tolist(), tokens.eos) for row in said]
+        return [_to_end(row.tolist(), tokens.eos) for row in said[:, ids.shape[1] :]]
 
     def _encode_once(self, images: Sequence[ViewedImage]) -> VisualTokens | None:
         """Every picture encoded once, however many questions and choices share it, and all blank ones once."""
