@@ -221,7 +221,7 @@ def agree(theirs, batch, model, bound):
     told = torch.tensor([theirs["logprobs"][str(token)] for token in range(len(ours))])
     assert len(theirs["logprobs"]) >= len(ours)
     assert (told - ours).abs().max() <= bound * logits.abs().max()
-    said = model.generate(**batch, max_new_tokens=8)[0].tolist()
+    said = model.generate(**batch, max_new_tokens=8)[0, batch["input_ids"].shape[1] :].tolist()
     ends = model.generation_config.eos_token_id
     assert [token for token in theirs["said"] if token not in ends] == [token for token in said if token not in ends]
     assert said

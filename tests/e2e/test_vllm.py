@@ -61,7 +61,8 @@ def test_vllm_alone_answers_from_an_export_as_the_run_does(vllm, name, tmp_path)
         asked.append({"images": [str(file)], "text": text})
         question = [processor.question(file, text)]
         batch = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True)
-        own.append(model.generate(**batch, max_new_tokens=NEW, do_sample=False)[0].tolist())
+        said = model.generate(**batch, max_new_tokens=NEW, do_sample=False)
+        own.append(said[0, batch["input_ids"].shape[1] :].tolist())
     (tmp_path / "asked.json").write_text(json.dumps({"folder": str(out), "new": NEW, "asked": asked}))
     assert outcome(vllm, "vllm_alone.py", tmp_path / "asked.json") == own
 

@@ -190,7 +190,7 @@ def own_ids(model: Trained, talk: tuple[Turn, ...]) -> list[int]:
         said = model.model.generate(
             **batch, max_new_tokens=NEW, do_sample=False, pad_token_id=tokens.pad, eos_token_id=list(tokens.eos)
         )
-    return said[0].tolist()
+    return said[0, batch["input_ids"].shape[1] :].tolist()
 
 
 def compared(name: str, make: Callable[[], dict[str, Any]]) -> Row:

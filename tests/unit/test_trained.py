@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import fields
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from beni.llm.tokenizer import load_tokenizer
 from beni.model.build import build
 from beni.model.processing import BeniProcessor
 from beni.model.saving import save
-from beni.model.speaking import Sampling
+from beni.model.speaking import Row, Sampling
 from beni.run import train
 from beni.trained import Trained
 from support.evaluations import vary
@@ -167,7 +168,7 @@ def test_drawn_tokens_have_the_probabilities_of_the_model(talkative):
     drawn = torch.zeros_like(expected)
     seen: list[int] = []
     generate = talkative.model.generate
-    talkative.model.generate = lambda **options: seen.extend(generate(**options)[:, 0].tolist())
+    talkative.model.generate = lambda **options: seen.extend(generate(**options)[:, -1].tolist())
     try:
         talkative.say([TALKS[1]] * 600, [Sampling(0.6, 1.0, 1, seed=seed) for seed in range(600)])
     finally:
@@ -225,7 +226,7 @@ def test_a_stream_that_is_closed_ends_the_answer(talkative):
 def test_an_end_token_ends_an_answer(talkative):
     first = []
     generate = talkative.model.generate
-    talkative.model.generate = lambda **options: first.extend(generate(**options)[0].tolist())
+    talkative.model.generate = lambda **options: first.extend(generate(**options)[0, -1:].tolist())
     talkative.say([TALKS[0]], Sampling(max_new_tokens=1))
     del talkative.model.generate
     tokens = talkative.renderer.tokens
@@ -246,12 +247,61 @@ def test_an_end_token_ends_an_answer(talkative):
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"top_p": 1.1}, "top_p=1.1"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens=2.5"),
+        ({"max_new_tokens": True}, "max_new_tokens=True"),
+        ({"temperature": "1"}, "temperature='1'"),
+        ({"top_p": None}, "top_p=None"),
         ({"stop": ("",)}, "stop="),
+        ({"stop": "abc"}, "stop='abc'"),
+        ({"stop": (3,)}, "stop="),
+        ({"stop": None}, "stop=None"),
+        ({"seed": 1.5}, "seed=1.5"),
     ],
 )
 def test_sampling_out_of_range_is_refused(values, name):
+    sampling = object.__new__(Sampling)  # whose __init__ the tests check the types of, before it can
+    for field in fields(Sampling):
+        object.__setattr__(sampling, field.name, values.get(field.name, field.default))
     with pytest.raises(ConfigError, match=f"{name}.*expected"):
-        Sampling(**values)
+        sampling.__post_init__()
+
+
+def test_whole_numbers_are_numbers(talkative):
+    exact = talkative.say([TALKS[1]], Sampling(1.0, 1.0, 6, seed=3))
+    assert talkative.say([TALKS[1]], Sampling(1, 1, 6, seed=3)) == exact
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "taken"),
+    [
+        ("\n\n", "a b", 5),
+        ("\n", "a b", 4),
+        (" ", "a", 2),
+        ("b\n", "a", 4),
+        ("\n\n\n", "a b\n\nc", 7),
+    ],
+)
+def test_a_stop_text_of_white_space_ends_an_answer_at_once(talkative, stop, text, taken):
+    renderer, end = talkative.renderer, talkative.renderer.tokens.eos[0]
+    ids = [int(renderer._text_ids(piece)[0]) for piece in ("a", " ", "b", "\n", "\n", "c")]
+    assert renderer.written(ids) == "a b\n\nc"
+    row, heard = Row(renderer, Sampling(stop=(stop,)), 100), []
+    while row.finish is None:
+        heard.append(row.take([*ids, end][len(row.ids)]))
+    assert (row.finish, len(row.ids)) == ("stop", taken)
+    assert "".join(heard) == row.shown == text
+
+
+def test_line_breaks_in_front_of_an_answer_are_no_text_and_may_be_a_stop(talkative):
+    renderer, end = talkative.renderer, talkative.renderer.tokens.eos[0]
+    ids = [renderer._text_ids(piece)[0] for piece in ("\n", "\n", "c")]
+    for stop, text, taken in (((), "c", 4), (("\n\n",), "", 2)):
+        row = Row(renderer, Sampling(stop=stop), 100)
+        for token in [*ids, end]:
+            row.take(int(token))
+            if row.finish is not None:
+                break
+        assert (row.shown, row.finish, len(row.ids)) == (text, "stop", taken)
 
 
 def test_a_conversation_that_is_too_long_is_refused(talkative):

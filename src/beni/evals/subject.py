@@ -179,7 +179,7 @@ class Subject:
                 streamer=streamer,
                 synced_gpus=self.together,  # ranks whose arithmetic differs may end at different tokens
             )
-        return [_to_end(row.tolist(), tokens.eos) for row in said]
+        return [_to_end(row.tolist(), tokens.eos) for row in said[:, ids.shape[1] :]]
 
     def _room(self, prompt: Item) -> int:
         """New tokens that the llm has positions for behind a prompt."""

@@ -16,11 +16,12 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.utils.generic import ModelOutput
 
-from beni.errors import ConfigError
+from beni.errors import ConfigError, DataError
 from beni.fusion.base import Fusion
 from beni.model.context import Reader, context_of, embedded, evaluating, owners_of
+from beni.model.foreign_calls import require_obeyed
 from beni.model.inputs import StepInputs, merged, on_device
-from beni.model.options import over_saved
+from beni.model.options import over_saved, with_prompts
 from beni.model.pictures import Attention, Looked, attention_on
 from beni.model.processing import BeniProcessor, Picture
 from beni.pruner.base import Pruner
@@ -47,15 +48,19 @@ class Answering:
     @torch.no_grad()
     def generate(
         self: Answerer,
-        input_ids: Int[Tensor, "b t"],
+        input_ids: Int[Tensor, "b t"] | None = None,
         pixels: Pixels | None = None,
         attention_mask: Int[Tensor, "b t"] | None = None,
         images: ImageInputs | Several[ImageInputs] = ImageInputs(),
         samples: SampleInputs | Several[SampleInputs] = SampleInputs(),
         **options: Any,
-    ) -> Int[Tensor, "rows new"] | ModelOutput:
-        """New token ids after left-padded prompts, with a key/value cache; with ``return_dict_in_generate`` what
-        transformers makes of them. There are as many rows as prompts, times ``num_return_sequences``.
+    ) -> Int[Tensor, "rows t_and_new"] | ModelOutput:
+        """Left-padded prompts, each with the new token ids behind it, by a key/value cache; with
+        ``return_dict_in_generate`` what transformers makes of them. There are as many rows as prompts, times
+        ``num_return_sequences``.
+
+        The answers are ``out[:, input_ids.shape[1]:]``, as with other models of transformers. Streamers are given new
+        ids alone.
 
         ``images`` and ``samples`` are those of ``forward``, or lists with those of each row. ``options`` go to
         ``transformers``' ``generate`` (``max_new_tokens``, ``do_sample``, ``eos_token_id`` ...); what they leave out is
@@ -63,17 +68,21 @@ class Answering:
         wins where both are given.
 
         Raises:
-            ConfigError: when the prompt is as long as ``max_length``.
+            ConfigError: when the prompt is as long as ``max_length``, or an option cannot be obeyed.
+            DataError: when there is no prompt, or it is padded on the right.
             ValueError: when an option is none of ``transformers``' ``generate``.
         """
+        require_obeyed(options)
+        inputs = options.pop("inputs", None)  # as transformers calls them
+        input_ids = prompts_of(inputs if input_ids is None else input_ids, attention_mask)
         batched = images
         images, samples = merged(images, samples, len(input_ids))
         if images is not batched and images.pixels is not None:
             pixels = images.pixels
         sequence = prompt_of(self, input_ids, pixels, attention_mask, images, samples)
         taken, limit = sequence.embeds.shape[1], self.llm.max_positions
-        options = over_saved(self.generation_config, options, input_ids.shape[1], taken, limit)
-        return self.llm.generate(sequence, **options)
+        options = over_saved(self.generation_config, options, input_ids, taken, limit)
+        return with_prompts(input_ids, self.llm.generate(sequence, **options))
 
     @torch.no_grad()
     def prompt(
@@ -150,7 +159,8 @@ class Answering:
         inputs = own.apply_chat_template([own.question(images, question)], add_generation_prompt=True, tokenize=True)
         with evaluating(self):
             said = self.generate(**inputs.to(self.device), **options)
-        return own.decode(said[0])
+        ids = said["sequences"] if isinstance(said, ModelOutput) else said
+        return own.renderer.decode(ids[0, inputs["input_ids"].shape[1] :])
 
     @property
     def processor(self: Any) -> BeniProcessor:
@@ -173,6 +183,23 @@ class Answering:
     @processor.setter
     def processor(self: Any, processor: BeniProcessor) -> None:
         self.kept_processor = processor
+
+
+def prompts_of(input_ids: Any, attention_mask: Int[Tensor, "b t"] | None) -> Int[Tensor, "b t"]:
+    """The ids that are given, each row with an end that can be gone on from.
+
+    Raises:
+        DataError: when one has none.
+    """
+    fix = "\n  fix: give what processor.apply_chat_template(..., add_generation_prompt=True, tokenize=True) returns"
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or not input_ids.numel():
+        shape = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else f"a {type(input_ids).__name__}"
+        raise DataError(
+            f"generate goes on after input_ids, which are {shape}, expected (rows, tokens), none empty{fix}"
+        )
+    if attention_mask is not None and not bool(attention_mask[:, -1].all()):
+        raise DataError(f"generate goes on after the last position of a row, and attention_mask ends with padding{fix}")
+    return input_ids
 
 
 def prompt_of(

@@ -68,24 +68,53 @@ def as_sample(conversation: Conversation, pictured: bool) -> Sample:
     return Sample("conversation", tuple(_message(turn, pictured) for turn in conversation))
 
 
-def _message(turn: Mapping[str, Any], pictured: bool) -> Message:
-    if set(turn) != {"role", "content"} or turn["role"] not in ROLES:
+def as_conversations(given: Any) -> tuple[Sequence[Conversation], bool]:
+    """-> conversations, and whether one was given instead of a list of them.
+
+    Raises:
+        DataError: when it is neither.
+    """
+    one = _holds(given, Mapping)
+    talks = [given] if one else given
+    if _holds(talks, Sequence) and all(_holds(talk, Mapping) for talk in talks):
+        return talks, one
+    raise DataError(
+        f"a conversation is {given!r:.120}, expected a list of messages, or a list of such lists\n"
+        "  fix: write [{'role': 'user', 'content': ...}]"
+    )
+
+
+def _holds(given: Any, kind: type) -> bool:
+    """Whether it is a list of at least one, all of a kind."""
+    listed = isinstance(given, Sequence) and not isinstance(given, str | bytes)
+    return listed and len(given) > 0 and all(isinstance(one, kind) for one in given)
+
+
+def _message(turn: Any, pictured: bool) -> Message:
+    if not isinstance(turn, Mapping) or set(turn) != {"role", "content"} or turn["role"] not in ROLES:
+        told = dict(turn) if isinstance(turn, Mapping) else turn
         raise DataError(
-            f"a message has the fields {dict(turn)!r:.120}, expected role ({', '.join(ROLES)}) and content\n"
+            f"a message has the fields {told!r:.120}, expected role ({', '.join(ROLES)}) and content\n"
             "  fix: leave out other fields; nothing reads them"
         )
     content = turn["content"]
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
+        raise DataError(
+            f"the content of a message is {content!r:.80}, expected a text or a list of parts\n"
+            "  fix: write a text, or [{'type': 'text', 'text': ...}]"
+        )
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     return Message(turn["role"], tuple(_part(part, pictured) for part in parts))
 
 
-def _part(part: Mapping[str, Any], pictured: bool) -> str | Image:
-    if part.get("type") == "text" and set(part) == {"type", "text"}:
-        return part["text"]
-    given = [part[key] for key in ("image", "path", "url") if key in part]
-    if part.get("type") == "image" and len(part) == 1 + len(given) <= 2 and (given or not pictured):
+def _part(part: Any, pictured: bool) -> str | Image:
+    fields: Mapping[str, Any] = part if isinstance(part, Mapping) else {}
+    if fields.get("type") == "text" and set(fields) == {"type", "text"} and isinstance(fields["text"], str):
+        return fields["text"]
+    given = [fields[key] for key in ("image", "path", "url") if key in fields]
+    if fields.get("type") == "image" and len(fields) == 1 + len(given) <= 2 and (given or not pictured):
         return as_image(given[0]) if given else Image(PILImage.Image, IMAGE)
     raise DataError(
-        f"a part of a message is {dict(part)!r:.120}\n"
+        f"a part of a message is {dict(fields) if fields else part!r:.120}\n"
         "  fix: write {'type': 'text', 'text': ...} or {'type': 'image', 'image': <a PIL image, a path or bytes>}"
     )

@@ -35,6 +35,7 @@ from beni.model import adapters, auxiliary, channels, pictures, quantized
 from beni.model.answering import Answering
 from beni.model.configuration import BeniConfig
 from beni.model.context import context_of, embedded
+from beni.model.foreign_calls import FixedTable, called_as_others
 from beni.model.inputs import BeniOutput, CallCounts, StepInputs, on_device
 from beni.model.loss import token_loss
 from beni.model.mixed_sizes import encoded, on_each_grid
@@ -69,7 +70,7 @@ UNPRUNED = {"_target_": "beni.pruner.none.NoPruner"}
 """What models saved before there was quantization, or a pruner, have."""
 
 
-class BeniForConditionalGeneration(Answering, PreTrainedModel, GenerationMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
+class BeniForConditionalGeneration(Answering, FixedTable, PreTrainedModel, GenerationMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A vision-language model made of the parts of its config.
 
     Args:
@@ -139,6 +140,7 @@ class BeniForConditionalGeneration(Answering, PreTrainedModel, GenerationMixin):
         self.adapter: Adapter = build(parts["adapter"])
         adapters.inject(self)
 
+    @called_as_others
     def forward(
         self,
         input_ids: Int[Tensor, "b t"],

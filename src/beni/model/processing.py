@@ -7,6 +7,7 @@ the text depends on its size; so images come with the text.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 from jaxtyping import Int
-from PIL import Image as PILImage
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.processing_utils import MultiModalData
+from transformers.utils.generic import to_py_obj
 
 from beni.data.batch.collate import content, stack_views
 from beni.data.images import Image, decode
@@ -29,7 +30,8 @@ from beni.data.sample import Message, Sample
 from beni.errors import ConfigError, DataError
 from beni.model.chat_template import chat_template
 from beni.model.configuration import BeniConfig
-from beni.model.messages import Conversation, Picture, as_image, as_sample
+from beni.model.messages import Conversation, Picture, as_conversations, as_image, as_sample
+from beni.model.processor_options import Form, form_of, require_neutral
 from beni.model.viewer import Viewer, placeholders
 from beni.types import IGNORE, ImageInputs, SampleInputs, ViewedImage
 
@@ -112,8 +114,8 @@ class BeniProcessor(ProcessorMixin):
         images: Picture | Sequence[Picture] | Sequence[Sequence[Picture]] | None = None,
         text: str | Sequence[str] | None = None,
         *,
-        return_tensors: str = "pt",
-        padding: bool = True,
+        return_tensors: str | None = "pt",
+        **options: Any,
     ) -> BatchFeature:
         """Prompts as text, with ``<image>`` where an image stands -> a left-padded batch.
 
@@ -121,87 +123,104 @@ class BeniProcessor(ProcessorMixin):
             images: of all prompts in reading order, or a list of them for each prompt.
             text: a prompt or several, as ``apply_chat_template(..., tokenize=False, add_generation_prompt=True)`` gives
                 them: the ids are those in front of which an answer was learned.
-            return_tensors: ``pt``; the model takes nothing else.
-            padding: always true: rows of one batch end together.
+            return_tensors: ``pt``, as the model takes them; ``np`` gives arrays, None lists.
+            options: how the batch is padded (``processor_options.Form``), and others at values that ask for nothing.
 
         Returns:
             ``input_ids`` and ``attention_mask`` ``(b, t)``, ``pixels`` of all views, ``images`` (their layouts and
             owners) and ``samples``: the arguments of ``forward`` and ``generate``.
 
         Raises:
-            DataError: when placeholders and images differ in number, or an image cannot be read.
+            DataError: when placeholders and images differ in number, an image cannot be read, a text is none, or an
+                option asks for another prompt than that of training.
         """
-        if not padding:
-            raise DataError("padding=False, expected True: rows of a batch end together\n  fix: leave it out")
-        if text is None:
-            raise DataError(f"a prompt needs text\n  fix: give text='... {IMAGE} ...', or use apply_chat_template")
-        texts = [text] if isinstance(text, str) else list(text)
-        rows = []
+        form, rows = form_of(return_tensors, options), []
+        texts = _texts(images, text)
         for one, pictures in zip(texts, _by_prompt(images, texts), strict=True):
+            if form.add_special_tokens is False:
+                self._require_begun(one)
             sources = [as_image(picture) for picture in pictures]
             seen = [self.viewer(decode(source)) for source in sources]
             ids = self.renderer.prompt_ids(one, sources, [image.markup for image in seen])
             rows.append(_Row(ids, seen))
-        return self._batch(rows, return_tensors)
+        return self._batch(rows, form)
 
     def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         conversation: Conversation | Sequence[Conversation],
+        chat_template: str | None = None,
         *,
         add_generation_prompt: bool = False,
         tokenize: bool = False,
         return_dict: bool = True,
-        return_tensors: str = "pt",
+        return_tensors: str | None = "pt",
         continue_final_message: bool = False,
-        processor_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Any:
         """A conversation or several as the model was trained on them.
 
         Args:
+            chat_template: None, or the model's own.
             add_generation_prompt: end where the assistant's next answer begins. Without it the conversation ends with
                 an answer, and the batch has ``labels`` of what the assistant says in it.
             tokenize: give the batch of ``__call__`` instead of text. Of text an image is left as ``<image>``.
             return_dict: give the whole batch instead of ``input_ids`` alone.
-            return_tensors: ``pt``; the model takes nothing else.
+            return_tensors: as of ``__call__``.
             continue_final_message: end within the assistant's last message, which generation goes on with.
-            processor_kwargs: none: the model's own settings decide what becomes of images.
+            options: as of ``__call__``, also as ``processor_kwargs``.
 
         Raises:
-            DataError: when a message has another form, an image cannot be read, or the template loses a text.
+            DataError: when a message has another form, an image cannot be read, the template loses a text, or an option
+                asks for another prompt than that of training.
         """
-        if processor_kwargs:
-            raise DataError(f"processor_kwargs={dict(processor_kwargs)!r}, which nothing reads\n  fix: leave them out")
+        form = form_of(return_tensors, options)
+        if chat_template != self.chat_template:
+            require_neutral({"chat_template": chat_template})
         if continue_final_message and (add_generation_prompt or not tokenize):
             raise DataError(
                 "continue_final_message=True, expected tokenize=True and no add_generation_prompt\n"
                 "  fix: leave out one of them"
             )
-        one = isinstance(conversation[0], Mapping)
-        talks = cast("Sequence[Conversation]", [conversation] if one else conversation)
+        talks, one = as_conversations(conversation)
         samples = [as_sample(talk, tokenize) for talk in talks]
         if not tokenize:
             texts = [self._text(sample, add_generation_prompt) for sample in samples]
             return texts[0] if one else texts
         rows = [self._row(sample, add_generation_prompt, continue_final_message) for sample in samples]
-        batch = self._batch(rows, return_tensors)
+        batch = self._batch(rows, form)
         return batch if return_dict else batch["input_ids"]
 
-    def decode(self, token_ids: Any) -> str:
-        """Generated ids -> the answer, cut at the first end token."""
-        return self.renderer.decode(token_ids)
+    def decode(self, token_ids: Any, skip_special_tokens: bool = True, **options: Any) -> Any:
+        """Ids -> their text, without special tokens, end tokens and the spaces around it; rows of ids -> a list.
 
-    def batch_decode(self, token_ids: Any) -> list[str]:
-        """Rows of generated ids -> their answers."""
-        return [self.decode(row) for row in token_ids]
+        Args:
+            skip_special_tokens: False leaves all of it.
+            options: of the tokenizer's ``decode``.
+        """
+        ids = to_py_obj(token_ids)
+        if isinstance(ids, list) and ids and isinstance(ids[0], list):
+            return [self.decode(row, skip_special_tokens, **options) for row in ids]
+        text = self._decoded(ids, skip_special_tokens, options)
+        return text.strip() if skip_special_tokens else text
+
+    def batch_decode(self, token_ids: Any, skip_special_tokens: bool = True, **options: Any) -> list[str]:
+        """Rows of ids -> their texts, as ``decode`` gives them."""
+        return [self.decode(row, skip_special_tokens, **options) for row in token_ids]
 
     def post_process_image_text_to_text(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **options: Any
     ) -> list[str]:
-        """Rows of generated ids -> their answers; with ``skip_special_tokens=False`` all of their text."""
-        if skip_special_tokens and not options:
-            return self.batch_decode(generated_outputs)
-        options = {"clean_up_tokenization_spaces": False, **options, "skip_special_tokens": skip_special_tokens}
-        return [cast(str, self.tokenizer.decode(row, **options)) for row in generated_outputs]
+        """Rows of ids -> their texts with the spaces around them: the text of a prompt begins that of its answer, by
+        which pipelines tell them apart.
+        """
+        return [self._decoded(to_py_obj(row), skip_special_tokens, options) for row in generated_outputs]
+
+    def _decoded(self, ids: Any, skip: bool, options: Mapping[str, Any]) -> str:
+        kept: list[int] = [ids] if isinstance(ids, int) else ids
+        if skip:  # some templates end answers with a token that their tokenizer does not call special
+            kept = [token for token in kept if token not in self.renderer.tokens.eos]
+        options = {"clean_up_tokenization_spaces": False, **options, "skip_special_tokens": skip}
+        return cast(str, self.tokenizer.decode(kept, **options))
 
     def _get_num_multimodal_tokens(
         self, image_sizes: Sequence[Sequence[int]] | None = None, **options: Any
@@ -241,15 +260,25 @@ class BeniProcessor(ProcessorMixin):
         labels[0] = IGNORE  # nothing stands before it
         return _Row(encoded.ids, seen, sample.asked, labels)
 
-    def _batch(self, rows: Sequence[_Row], return_tensors: str) -> BatchFeature:
-        if return_tensors != "pt":
-            raise DataError(f"return_tensors={return_tensors!r}, expected 'pt'\n  fix: leave it out")
+    def _require_begun(self, text: str) -> None:
+        bos, ids = self.renderer.tokens.bos, self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if bos is not None and ids[:1] != [bos]:  # pyright: ignore[reportArgumentType]
+            raise DataError(
+                f"add_special_tokens=False, and the prompt {text!r:.40} begins without "
+                f"{self.tokenizer.bos_token}, which stood in front of every prompt in training\n"
+                "  fix: leave it out: the token is never doubled"
+            )
+
+    def _batch(self, rows: Sequence[_Row], form: Form) -> BatchFeature:
+        if not all(len(row.ids) for row in rows):
+            raise DataError("a prompt is empty\n  fix: ask something in it, or take it out of the batch")
         images = [image for row in rows for image in row.images]
         owners = [number for number, row in enumerate(rows) for _ in row.images]
         ids = [row.ids for row in rows]
+        width = form.width([len(row) for row in ids], self.tokenizer.model_max_length)
         batch: dict[str, Any] = {
-            "input_ids": _left(ids, self.renderer.tokens.pad),
-            "attention_mask": _left([np.ones_like(row) for row in ids], 0),
+            "input_ids": _left(ids, width, self.renderer.tokens.pad),
+            "attention_mask": _left([np.ones_like(row) for row in ids], width, 0),
             "samples": SampleInputs(
                 ids=() if rows[0].labels is not None else tuple(content(row.images) for row in rows),
                 prompts=tuple(row.asked for row in rows if row.asked is not None),
@@ -261,7 +290,7 @@ class BeniProcessor(ProcessorMixin):
             kept = batch["pixels"] if rows[0].labels is None else None
             batch["images"] = ImageInputs(layouts, torch.tensor(owners), pixels=kept)
         labels = [row.labels for row in rows if row.labels is not None]
-        return BatchFeature(batch | ({"labels": _left(labels, IGNORE)} if labels else {}))
+        return BatchFeature(form.given(batch | ({"labels": _left(labels, width, IGNORE)} if labels else {})))
 
 
 def saved_template(config: BeniConfig) -> Mapping[str, Any]:
@@ -309,8 +338,8 @@ def _shown(message: Message) -> str:
     return "".join(IMAGE if isinstance(part, Image) else part for part in message.content)
 
 
-def _by_prompt(images: Any, texts: Sequence[str]) -> list[list[Picture]]:
-    """The images of each prompt."""
+def _by_prompt(images: Any, texts: Sequence[str]) -> list[list[Any]]:
+    """The images of each prompt, in any of their forms."""
     if images is None:
         return [[] for _ in texts]
     images = _listed(images)
@@ -330,13 +359,28 @@ def _by_prompt(images: Any, texts: Sequence[str]) -> list[list[Picture]]:
     return [[next(left) for _ in range(count)] for count in counts]
 
 
+def _texts(images: Any, text: Any) -> list[str]:
+    """The prompts of one call."""
+    order = f"images come first: processor(images=..., text='... {IMAGE} ...')"
+    if text is None:
+        what = f"text=None beside images={images!r:.40}" if isinstance(images, str) else "text=None"
+        raise DataError(f"{what}, expected a prompt\n  fix: give one, or use apply_chat_template; {order}")
+    texts = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else None
+    if not texts or not all(isinstance(one, str) for one in texts):
+        raise DataError(f"text={text!r:.80}, expected a text or a list of texts\n  fix: {order}")
+    for picture in [images] if isinstance(images, str) else []:
+        if "://" not in picture and not picture.startswith("data:") and not os.path.isfile(picture):
+            raise DataError(f"images={picture!r:.80}, and there is no such file\n  fix: name one; {order}")
+    return texts
+
+
 def _listed(images: Any) -> Sequence[Any]:
-    return [images] if isinstance(images, PILImage.Image | str | Path | bytes) else images
+    """Images in a list or tuple; all else is one, a tensor or array too, which is then named in the refusal."""
+    return images if isinstance(images, list | tuple) else [images]
 
 
-def _left(rows: Sequence[np.ndarray], fill: int) -> Int[Tensor, "b t"]:
+def _left(rows: Sequence[np.ndarray], width: int, fill: int) -> Int[Tensor, "b t"]:
     """Rows that end together."""
-    width = max(len(row) for row in rows)
     out = np.full((len(rows), width), fill, dtype=np.int64)
     for number, row in enumerate(rows):
         out[number, width - len(row) :] = row

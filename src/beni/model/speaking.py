@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -43,11 +44,11 @@ class Sampling:
         temperature: of the softmax, at least 0; 0 takes the most likely token.
         top_p: share of the probability, in (0, 1], that the most likely tokens must have together to be drawn from.
         max_new_tokens: of the answer, at least 1; the llm's last position may end it earlier.
-        stop: texts in front of which an answer ends.
+        stop: texts in front of which an answer ends; they may be white space.
         seed: of what is drawn; None draws another one each time.
 
     Raises:
-        ConfigError: when a value is out of its range.
+        ConfigError: when a value is of another type, or out of its range.
     """
 
     temperature: float = 0.0
@@ -57,16 +58,37 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        finite = 0.0 <= self.temperature < float("inf")
         ranges = (
-            ("temperature", self.temperature, finite, "a number of at least 0"),
-            ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "a number above 0 and at most 1"),
-            ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
-            ("stop", self.stop, not isinstance(self.stop, str) and all(self.stop), "a tuple of texts, none empty"),
+            (
+                "temperature",
+                _real(self.temperature) and 0.0 <= self.temperature < float("inf"),
+                "a number of at least 0",
+            ),
+            ("top_p", _real(self.top_p) and 0.0 < self.top_p <= 1.0, "a number above 0 and at most 1"),
+            (
+                "max_new_tokens",
+                _whole(self.max_new_tokens) and self.max_new_tokens >= 1,
+                "a whole number of at least 1",
+            ),
+            ("stop", _texts(self.stop), "a tuple of texts, none empty"),
+            ("seed", self.seed is None or _whole(self.seed), "a whole number or None"),
         )
-        for name, value, right, expected in ranges:
+        for name, right, expected in ranges:
             if not right:
+                value = getattr(self, name)
                 raise ConfigError(f"{name}={value!r}, expected {expected}\n  fix: set another {name}")
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(isinstance(text, str) and text for text in value)
 
 
 @dataclass(frozen=True)
@@ -162,7 +184,8 @@ class Row:
     def take(self, token: int) -> str:
         """The text that is sure to stay now, beyond what was shown before."""
         self.ids.append(token)
-        text = self.renderer.decode(self.ids)
+        # spaces in front belong to what stands before an answer, and to no stop text; line breaks may be one
+        text = self.renderer.written(self.ids).lstrip(" ")
         ends = [place for stop in self.how.stop if (place := text.find(stop)) >= 0]
         if ends:
             text = text[: min(ends)]
@@ -172,6 +195,7 @@ class Row:
             self.finish = "length"
         else:
             text = self._sure(text)
+        text = text.strip()
         new = text[len(self.shown) :] if text.startswith(self.shown) else ""
         self.shown += new
         return new
@@ -192,7 +216,7 @@ class _Draws(LogitsProcessor):
     def __init__(self, samplings: Sequence[Sampling]) -> None:
         self.samplings = samplings
         self.streams = [
-            torch.Generator().manual_seed(secrets.randbits(63) if how.seed is None else how.seed % 2**63)
+            torch.Generator().manual_seed(secrets.randbits(63) if how.seed is None else int(how.seed) % 2**63)
             for how in samplings
         ]
 
@@ -201,9 +225,9 @@ class _Draws(LogitsProcessor):
         for row, (how, stream) in enumerate(zip(self.samplings, self.streams, strict=True)):
             if how.temperature == 0.0:
                 continue
-            own = TemperatureLogitsWarper(how.temperature)(input_ids, scores[row : row + 1].float())
+            own = TemperatureLogitsWarper(float(how.temperature))(input_ids, scores[row : row + 1].float())
             if how.top_p < 1.0:
-                own = TopPLogitsWarper(how.top_p)(input_ids, own)
+                own = TopPLogitsWarper(float(how.top_p))(input_ids, own)
             gumbel = -torch.empty(own.shape).exponential_(generator=stream).log()
             out[row] = (own + gumbel.to(own.device))[0].to(out.dtype)
         return out

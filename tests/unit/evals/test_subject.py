@@ -135,7 +135,7 @@ def test_an_answer_that_is_read_as_exact_is_the_one_that_is_said(subject_of, mix
         inputs = collate([Item("", Encoded(prompt, prompt), images)], "padded", 0).model_inputs()
         said = subject.model.generate(
             inputs["input_ids"], inputs["pixels"], images=inputs["images"], max_new_tokens=6, do_sample=False
-        )[0].numpy()
+        )[0, len(prompt) :].numpy()
         for last, exact in ((said[-1], True), ((said[-1] + 1) % 512, False)):
             answer = [*said[:-1], last]
             labels = np.array([*np.full(len(prompt), IGNORE), *answer])

@@ -150,10 +150,10 @@ def test_greedy_generation_says_what_whole_passes_say(crossed):
         for _ in range(5):
             ids = torch.cat([ids, model(ids[None], pixels).logits[0, -1:].argmax(-1)])
         expected.append(ids[-5:].tolist())
-        assert model.generate(ids[None, :-5], pixels, **options)[0].tolist() == expected[-1]
+        assert model.generate(ids[None, :-5], pixels, **options)[0].tolist() == ids.tolist()
     assert len({tuple(said) for said in expected}) > 1
     longest = max(len(ids) for ids, _ in prompts)
     left = torch.stack([torch.nn.functional.pad(ids, (longest - len(ids), 0)) for ids, _ in prompts])
     mask = torch.stack([torch.arange(longest) >= longest - len(ids) for ids, _ in prompts]).long()
     together = model.generate(left, torch.cat([p for _, p in prompts]), attention_mask=mask, **options)
-    assert together.tolist() == expected
+    assert together[:, longest:].tolist() == expected

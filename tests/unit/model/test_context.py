@@ -182,7 +182,10 @@ def test_texts_that_are_read_must_be_given(listening):
     given = {key: inputs[key] for key in ("input_ids", "pixels", "attention_mask", "images")}
     with pytest.raises(ValueError, match="reads prompt_text"):
         model.generate(**given, **options)
-    assert model.generate(**given, **options, samples=SampleInputs(prompts=("Is it red?",))).shape == (1, 3)
+    assert model.generate(**given, **options, samples=SampleInputs(prompts=("Is it red?",))).shape == (
+        1,
+        given["input_ids"].shape[1] + 3,
+    )
     assert set(model.selector.told[-1].texts) == {"Is it red?"}
 
 

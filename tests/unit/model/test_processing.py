@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image as PILImage
@@ -43,6 +46,14 @@ def saved(request, tiny_once, tmp_path_factory):
 @pytest.fixture(scope="module")
 def processor(saved):
     return AutoProcessor.from_pretrained(saved[0])
+
+
+def new_ids(model, batch, **options):
+    """The ids behind the prompts."""
+    out = model.generate(**batch, **options)
+    prompts = batch["input_ids"]
+    assert out[:, : prompts.shape[1]].equal(prompts)
+    return out[:, prompts.shape[1] :]
 
 
 def expected_ids(renderer, model, talk, images):
@@ -104,10 +115,10 @@ def test_rows_of_a_batch_end_together_and_say_what_each_says_alone(saved, proces
     batch = processor.apply_chat_template(talks, add_generation_prompt=True, tokenize=True)
     assert batch["attention_mask"][:, -1].all()
     assert batch["images"].owners.tolist() == [0, 2]
-    together = model.generate(**batch, max_new_tokens=4, min_new_tokens=4)
+    together = new_ids(model, batch, max_new_tokens=4, min_new_tokens=4)
     for row, talk in zip(together, talks, strict=True):
         alone = processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=True)
-        assert row.equal(model.generate(**alone, max_new_tokens=4, min_new_tokens=4)[0])
+        assert row.equal(new_ids(model, alone, max_new_tokens=4, min_new_tokens=4)[0])
 
 
 def test_a_conversation_with_its_answer_has_labels(saved, processor):
@@ -148,11 +159,58 @@ def test_an_image_comes_decoded_as_a_path_or_as_bytes(tiny_model, tmp_path, save
         ([{"role": "user", "content": [{"type": "image"}]}], "a part of a message is"),
         ([{"role": "user", "content": [{"type": "image", "image": "http://x/y.png"}]}], "open it first"),
         ([{"role": "user", "content": [{"type": "image", "image": 3}]}], "an image is int"),
+        ([{"role": "user", "content": [{"type": "image", "image": torch.zeros(3, 24, 24)}]}], "an image is Tensor"),
+        ([], r"a conversation is \[\]"),
+        ([[]], r"a conversation is \[\[\]\]"),
+        ("hello", "a conversation is 'hello'"),
+        (None, "a conversation is None"),
+        (["hello"], "a conversation is"),
+        ({"role": "user", "content": "a"}, "a conversation is"),
+        ([[{"role": "user", "content": "a"}], []], "a conversation is"),
+        ([{"role": "user", "content": None}], "content of a message is None"),
+        ([{"role": "user", "content": 3}], "content of a message is 3"),
+        ([{"role": "user", "content": {"type": "text", "text": "a"}}], "content of a message is"),
+        ([{"role": "user", "content": ["hello"]}], "a part of a message is 'hello'"),
+        ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "a part of a message is"),
     ],
 )
 def test_what_nobody_reads_is_refused(talk, said, processor):
+    apply = inspect.unwrap(BeniProcessor.apply_chat_template)  # without the tests' own check of types
+    for tokenize in (True, False) if "conversation" in said or "content" in said else (True,):
+        with pytest.raises(DataError, match=said):
+            apply(processor, talk, add_generation_prompt=True, tokenize=tokenize)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"text": []}, r"text=\[\], expected a text"),
+        ({"text": 3}, "text=3, expected a text"),
+        ({"text": ["a", 3]}, "expected a text"),
+        ({"images": "hi"}, "images='hi'.*\n.*images come first"),
+        ({"images": "hi", "text": "<image>"}, "images='hi', and there is no such file\n.*images come first"),
+        ({"images": "hi <image>", "text": [picture()]}, "expected a text or a list of texts\n.*images come first"),
+        ({"images": torch.zeros(3, 24, 24), "text": "<image>"}, "an image is Tensor"),
+        ({"images": np.zeros((24, 24, 3), np.uint8), "text": "<image>"}, "an image is ndarray"),
+        ({"images": 3, "text": "<image>"}, "an image is int"),
+        ({"images": [None], "text": "<image>"}, "an image is NoneType"),
+    ],
+)
+def test_what_is_no_text_or_image_is_refused(given, said, processor):
     with pytest.raises(DataError, match=said):
-        processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=True)
+        inspect.unwrap(BeniProcessor.__call__)(processor, **given)
+
+
+def test_an_empty_prompt_is_refused(saved, processor):
+    model = saved[2]
+    with pytest.raises(DataError, match="a prompt is empty"):
+        processor(text=["what?", ""])
+    with pytest.raises(DataError, match=r"input_ids, which are \(1, 0\)"):
+        model.generate(torch.zeros(1, 0, dtype=torch.long))
+    with pytest.raises(DataError, match="input_ids, which are a NoneType"):
+        model.generate()
+    with pytest.raises(DataError, match="ends with padding"):
+        model.generate(torch.ones(1, 2, dtype=torch.long), attention_mask=torch.tensor([[1, 0]]))
 
 
 def test_images_and_placeholders_that_differ_in_number_are_refused(processor):
@@ -165,11 +223,11 @@ def test_images_and_placeholders_that_differ_in_number_are_refused(processor):
 def test_an_argument_that_nobody_reads_is_an_error(saved, processor):
     model = saved[2]
     batch = processor.apply_chat_template(asking("hi"), add_generation_prompt=True, tokenize=True)
-    with pytest.raises(TypeError):
+    with pytest.raises(ConfigError, match=r"temperature=1\.0, expected attention_mask"):
         model(**batch, temperature=1.0)
     with pytest.raises(ValueError, match="not_an_option"):
         model.generate(**batch, not_an_option=1)
-    with pytest.raises(TypeError):
+    with pytest.raises(DataError, match="colour='red'"):
         processor(text="hi", colour="red")
 
 
@@ -177,7 +235,7 @@ def test_answer_is_what_generate_says(saved):
     folder, renderer, _ = saved
     model = AutoModel.from_pretrained(folder)
     batch = model.processor.apply_chat_template(asking(picture(), "what?"), add_generation_prompt=True, tokenize=True)
-    said = renderer.decode(model.generate(**batch, max_new_tokens=5)[0])
+    said = renderer.decode(new_ids(model, batch, max_new_tokens=5)[0])
     model.train()
     assert model.answer(picture(), "what?", max_new_tokens=5) == said
     assert model.answer([picture()], "<image>what?", max_new_tokens=5) == said
@@ -190,12 +248,12 @@ def test_an_answer_ends_at_the_runs_end_token_and_within_the_llms_positions(save
     batch = model.processor.apply_chat_template(asking("hi"), add_generation_prompt=True, tokenize=True)
     length = batch["input_ids"].shape[1]
     model.llm.max_positions = length + 3
-    assert model.generate(**batch).shape[1] <= 3
+    assert new_ids(model, batch).shape[1] <= 3
     with torch.no_grad():
         model.llm.output_layer().weight.zero_()
-    first = int(model.generate(**batch, max_new_tokens=1)[0, 0])  # all logits are equal: the lowest id is the greatest
+    first = int(new_ids(model, batch, max_new_tokens=1)[0, 0])  # all logits are equal: the lowest id is the greatest
     model.generation_config.eos_token_id = [first]
-    assert model.generate(**batch).tolist() == [[first]]
+    assert new_ids(model, batch).tolist() == [[first]]
 
 
 @pytest.mark.parametrize("given", ["option", "config"])
@@ -206,7 +264,7 @@ def test_a_length_counts_the_prompt_and_new_tokens_win_over_it(saved, given):
 
     def new(**options):
         told = options if given == "option" else {"generation_config": GenerationConfig(**options)}
-        return model.generate(**batch, **told).shape[1]
+        return new_ids(model, batch, **told).shape[1]
 
     assert new(max_length=length + 2, min_length=length + 2) == 2
     assert new(min_new_tokens=1, max_length=length + 1) == 1
@@ -219,9 +277,9 @@ def test_a_length_counts_the_prompt_and_new_tokens_win_over_it(saved, given):
 def test_a_length_counts_the_prompt_of_a_model_that_no_run_saved(saved, processor, tiny_model):
     batch = processor.apply_chat_template(asking(picture(), "hi"), add_generation_prompt=True, tokenize=True)
     model, length = tiny_model(), batch["input_ids"].shape[1]
-    assert model.generate(**batch, max_length=length + 2, eos_token_id=None).shape[1] == 2
+    assert model.generate(**batch, max_length=length + 2, eos_token_id=None).shape[1] == length + 2
     config = GenerationConfig(max_length=length + 3, min_length=length + 3)
-    assert model.generate(**batch, generation_config=config).shape[1] == 3
+    assert model.generate(**batch, generation_config=config).shape[1] == length + 3
     assert config.max_length == length + 3
 
 

@@ -143,7 +143,7 @@ def test_what_is_generated_is_what_the_model_says_without_a_cache(pruned, tiny_r
     mask = torch.stack([torch.arange(longest) >= longest - len(ids) for ids, _ in prompts]).long()
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     together = model.generate(left, torch.cat([p for _, p in prompts]), attention_mask=mask, **options)
-    for said, (ids, pixels) in zip(together, prompts, strict=True):
+    for said, (ids, pixels) in zip(together[:, longest:], prompts, strict=True):
         asked = len(ids)
         for _ in range(5):
             labels = torch.full_like(ids, -100)

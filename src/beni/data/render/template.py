@@ -214,6 +214,10 @@ class Renderer:
 
     def decode(self, ids: Any) -> str:
         """Generated ids -> the answer's text, cut at the first end token."""
+        return self.written(ids).strip()
+
+    def written(self, ids: Any) -> str:
+        """Generated ids -> what ``decode`` gives, with the white space around it."""
         kept: list[int] = []
         for token in map(int, ids):
             if token in self.tokens.eos:
@@ -335,7 +339,7 @@ class Renderer:
 
     def _text(self, ids: Any, **options: bool) -> str:
         """One sequence of ids as text."""
-        return cast(str, self.tokenizer.decode(ids, clean_up_tokenization_spaces=False, **options)).strip()
+        return cast(str, self.tokenizer.decode(ids, clean_up_tokenization_spaces=False, **options))
 
     def _text_ids(self, text: str) -> np.ndarray:
         return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
@@ -369,7 +373,7 @@ class Renderer:
                 f"template={name} puts no end token behind the assistant's text, so generation would never stop\n"
                 "  fix: use template=chatml, or end assistant messages with {{ eos_token }} in template.jinja"
             )
-        said = self._text(kept[:-1])
+        said = self._text(kept[:-1]).strip()
         if said != answer:
             raise DataError(f"template={name}: labels say {said!r}, expected {answer!r}")
         return end

@@ -153,7 +153,7 @@ def compare_models(
         theirs = native(**inputs).logits[..., :trained]
         found.logits = max(found.logits, float((ours - theirs).abs().max()))
         found.largest = max(found.largest, float(ours.abs().max()))
-        said = model.generate(**prompt.batch, max_new_tokens=NEW_TOKENS)[0]
+        said = model.generate(**prompt.batch, max_new_tokens=NEW_TOKENS)[0, prompt.ids.shape[1] :]
         new = native.generate(**inputs, max_new_tokens=NEW_TOKENS)[0, prompt.ids.shape[1] :]
         found.same_text += bool(said.tolist() == new.tolist())
     return found
