@@ -220,7 +220,7 @@ class RunFolder:
             self._started_with.append(f"starts with code {code}, not {frozen}, which it was frozen with")
             known = {key: value for key, value in known.items() if key not in ("code", "git")}
         self.identity |= known
-        own = {key: self.identity[key] for key in shape.OF_ORIGIN}
+        own = {key: self.identity[key] for key in shape.OF_ORIGIN if key in self.identity}
         if own != known and not self._saved():
             replace(self.path / ORIGIN, to_json(own))
 
