@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from operator import itemgetter
 from pathlib import Path
 from sys import intern
 from typing import Any
@@ -22,6 +23,7 @@ from beni.runs import shape
 from beni.runs.files import read_jsonl
 
 _OPEN, _CLOSED = b"{}"
+_COLUMNS = ("step", "id", "variant", "cluster", "kind", "prediction", "score", "loss")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +82,12 @@ def read_scores(path: Path) -> Scores:
     rows, problem = _at_once(path), None
     if rows is None:
         rows, problem = read_jsonl(path, shape.OF_SCORES_ROW)
-    by_variant: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_variant.setdefault(row["variant"], []).append(row)
-    found = {variant: _answers(own) for variant, own in by_variant.items()}
-    return Scores(found, Counter(row["step"] for row in rows), problem)
+    columns: dict[str, list[Any]] = {key: [row.get(key) for row in rows] for key in _COLUMNS}
+    places: dict[str, list[int]] = {}
+    for place, variant in enumerate(columns["variant"]):
+        places.setdefault(variant, []).append(place)
+    found = {variant: _answers(columns, own) for variant, own in places.items()}
+    return Scores(found, Counter(columns["step"]), problem)
 
 
 def _at_once(path: Path) -> list[dict[str, Any]] | None:
@@ -102,45 +105,57 @@ def _at_once(path: Path) -> list[dict[str, Any]] | None:
 
 
 def _fits(rows: Sequence[dict[str, Any]], key: str, kind: Any) -> bool:
-    must = isinstance(kind, shape.Must)
-    kinds = kind.shape if must else kind
-    if must and not all(key in row for row in rows):
-        return False
-    return {type(row.get(key)) for row in rows} <= set(kinds if isinstance(kinds, tuple) else (kinds,)) | _absent(must)
+    if isinstance(kind, shape.Must):
+        try:
+            found = set(map(type, map(itemgetter(key), rows)))
+        except KeyError:
+            return False
+        kind = kind.shape
+    else:
+        found = {type(row.get(key)) for row in rows} - {type(None)}
+    return found <= set(kind if isinstance(kind, tuple) else (kind,))
 
 
-def _absent(must: bool) -> set[type]:
-    return set() if must else {type(None)}
+def _answers(columns: Mapping[str, list[Any]], places: list[int]) -> Answers:
+    """The columns of one variant; of two rows with one id the later counts."""
+    steps = columns["step"]
+    last = max(steps[place] for place in places)
+    places = [place for place in places if steps[place] == last]
+    order, ids = _sorted(tuple(columns["id"][place] for place in places))
 
+    def column(key: str) -> list[Any]:
+        own = columns[key]
+        return [own[places[at]] for at in order]
 
-def _answers(rows: Iterable[dict[str, Any]]) -> Answers:
-    """Rows of one variant; of two with one id the later counts."""
-    last = max(row["step"] for row in rows)
-    by_id = {row["id"]: row for row in rows if row["step"] == last}
-    ordered = [by_id[key] for key in sorted(by_id)]
-    ids = tuple(intern(row["id"]) for row in ordered)
+    clusters, kinds = column("cluster"), column("kind")
+    if None in clusters:
+        clusters = [one if cluster is None else cluster for one, cluster in zip(ids, clusters, strict=True)]
     return Answers(
         step=last,
         ids=ids,
-        clusters=tuple(_shared(row.get("cluster", row["id"])) for row in ordered),
-        kinds=tuple(map(_known, (row.get("kind") for row in ordered))),
-        predictions=tuple(map(_known, (row.get("prediction") for row in ordered))),
-        score=_column(ordered, "score"),
-        loss=_column(ordered, "loss"),
+        clusters=_shared(tuple(map(str, clusters))),
+        kinds=_shared(tuple(kinds)) if set(map(type, kinds)) <= {str} else tuple(kinds),
+        predictions=tuple(intern(one) if type(one) is str else one for one in column("prediction")),
+        score=_numbers(column("score")),
+        loss=_numbers(column("loss")),
     )
 
 
-def _shared(value: Any) -> str:
-    return intern(str(value))
+@lru_cache(maxsize=64)
+def _sorted(ids: tuple[str, ...]) -> tuple[list[int], tuple[str, ...]]:
+    """Places of ids in their order, of equal ones the last, and the ids; the same examples are asked in all runs."""
+    at = {one: place for place, one in enumerate(ids)}
+    names = tuple(sorted(at))
+    return [at[one] for one in names], names
 
 
-def _known(value: Any) -> Any:
-    """Texts once for all runs: equal ones are then the same object, which takes less memory and no comparing."""
-    return intern(value) if type(value) is str else value
+@lru_cache(maxsize=64)
+def _shared(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Equal columns of all runs as one object, which takes less memory and no comparing."""
+    return texts
 
 
-def _column(rows: Sequence[dict[str, Any]], key: str) -> np.ndarray:
-    values = [row.get(key) for row in rows]
+def _numbers(values: list[Any]) -> np.ndarray:
     if not set(map(type, values)) <= {int, float}:
         values = [value if type(value) in (int, float) else math.nan for value in values]
     return np.array(values, dtype=float)
