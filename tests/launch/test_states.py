@@ -155,6 +155,15 @@ def test_the_time_that_is_left_is_that_at_the_rate_of_the_newest_start(folder: P
     assert one.seconds_left(now + 3600) == 0
 
 
+def test_of_a_first_start_of_this_machine_the_status_has_the_time(folder: Path) -> None:
+    write_status(folder, state="running", step=30, steps=50, started="2026-01-01T00:00:00+00:00")
+    with lock_of(folder):
+        [one] = states_of([folder])
+    updated = states._seconds(one.status["updated"])
+    rate = (updated - states._seconds("2026-01-01T00:00:00+00:00")) / 30
+    assert one.seconds_left(updated) == pytest.approx(20 * rate)
+
+
 def test_a_reason_with_brackets_is_shown_as_it_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = {"type": "RuntimeError", "message": "[/src/tcp/pair.cc:537] [bold]Read error", "traceback": ""}
     write_status(folder, state="failed", step=1, error=error)

@@ -87,7 +87,8 @@ class State:
 
     def seconds_left(self, now: float | None = None) -> float | None:
         """Seconds to the last step at the rate of this start; None where it does not run, or has no rate yet."""
-        start = jobs.last(self.events, "started")
+        first = {"time": self.status["started"]} if self.status.get("started") and not self.events else None
+        start = jobs.last(self.events, "started") or first
         if self.state != "running" or start is None or not self.status.get("updated"):
             return None
         taken = self.step - int(start.get("step") or 0)
