@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from beni.launch import jobs
 from beni.launch.__main__ import main
 from beni.launch.submit import freeze_arm
 from beni.runs.status import write_status
@@ -40,3 +41,32 @@ def test_a_study_that_was_moved_is_not_launched_again_in_its_old_place(
     shutil.copytree(moved, other / "moved")
     assert main(["retry", str(other / "moved")]) == 2
     assert capsys.readouterr().err.rstrip().endswith(f"study.name=moved paths.runs={other}")
+
+
+def on_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """A run that SLURM was given, on a machine without SLURM."""
+    jobs.note(folder, "submitted", backend="slurm", job="7", logs="", code="abc")
+    monkeypatch.setenv("PATH", str(path))
+
+
+def test_without_slurm_cancel_is_one_screen(
+    failed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [folder] = failed.glob("*/")
+    write_status(folder, state="running", step=1)
+    on_slurm(folder, monkeypatch, tmp_path)
+    assert main(["cancel", str(failed)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("ResourceError: scancel cannot be found on this machine; nobody ends 7\n  fix: ")
+
+
+def test_where_slurm_is_silent_retry_says_what_it_does_not_know(
+    failed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [folder] = failed.glob("*/")
+    write_status(folder, state="preempted", step=1, error=ERROR)
+    on_slurm(folder, monkeypatch, tmp_path)
+    assert main(["retry", str(failed)]) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("SLURM does not answer: whether tiny_vit-")
+    assert told[1] == "nothing to retry"

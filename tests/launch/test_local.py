@@ -169,12 +169,17 @@ def test_a_run_of_this_process_is_noted_with_its_start_and_end(
     folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b, c = folders
-    with pytest.raises(Preempted), local.in_this_process(a):
-        turn = jobs.Turn.of(jobs.history(a))
-        assert turn.started is not None
-        assert processes.is_alive(turn.started)
-        assert found([a]) == [("running", "")]
-        raise Preempted("SIGTERM")
+
+    def preempted() -> None:
+        with local.in_this_process(a):
+            turn = jobs.Turn.of(jobs.history(a))
+            assert turn.started is not None
+            assert processes.is_alive(turn.started)
+            assert found([a]) == [("running", "")]
+            raise Preempted("SIGTERM")
+
+    with pytest.raises(Preempted):
+        preempted()
     turn = jobs.Turn.of(jobs.history(a))
     assert turn.ended is not None
     assert turn.ended["code"] == 75

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +143,50 @@ def test_where_slurm_does_not_answer_the_folder_is_told_with_a_doubt(
     jobs.note(folder, "submitted", backend="slurm", job="7", logs="", code="abc")
     monkeypatch.setattr(states, "scheduler_states", lambda ids: None)
     assert state(folder) == ("running", states.UNKNOWN)
+
+
+def test_where_slurm_does_not_answer_a_preempted_run_may_have_been_queued_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_status(folder, state="preempted", step=1, error=SAVED)
+    jobs.note(folder, "submitted", backend="slurm", job="7", logs="", code="abc")
+    monkeypatch.setattr(states, "scheduler_states", lambda ids: None)
+    [one] = states_of([folder])
+    assert (one.state, one.over) == ("unknown", False)
+    assert one.reason == f"{states.UNKNOWN}: preempted, {SAVED['message']}"
+
+
+AS_NOBODY = """
+import os, pathlib, sys
+from beni.launch import slurm, states
+folder = pathlib.Path(sys.argv[1])
+states.states_of([folder])
+os.setgid(65534)
+os.setuid(65534)
+[one] = states.states_of([folder])
+print(one.state, one.reason)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_another_user_sees_whether_a_run_is_at_work() -> None:
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are its user's alone
+        folder = Path(place) / "study" / "run"
+        folder.mkdir(parents=True)
+        write_status(folder, state="running", step=1)
+        Path(place).chmod(0o755)
+
+        def told() -> str:
+            command = [sys.executable, "-c", AS_NOBODY, str(folder)]
+            return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+        lock = lock_of(folder)
+        with lock:
+            assert told() == "running"
+        Path(lock.lock_file).touch(0o644)
+        assert told() == "lost the process was killed, or its machine stopped"
+        Path(lock.lock_file).chmod(0o600)
+        assert told() == "unknown its lock is another user's; it has written: running"
 
 
 def test_the_time_that_is_left_is_that_at_the_rate_of_the_newest_start(folder: Path) -> None:

@@ -21,7 +21,7 @@ from beni.errors import PREEMPTED, BeniError, ConfigError, Preempted, ResumeErro
 from beni.launch import jobs, local, processes, slurm
 from beni.launch.launch import finish, hand_over, require
 from beni.launch.names import Name, names_of, runs_of, select
-from beni.launch.states import STUCK, State, states_of
+from beni.launch.states import STUCK, UNKNOWN, State, states_of
 from beni.launch.submit import Frozen, check_arms
 from beni.launch.table import render, summary
 from beni.runs.files import IDENTITY, ORIGIN, read_json
@@ -133,10 +133,14 @@ def _first_error(path: Path) -> tuple[int, float]:
 
 def retry(names: list[Name], arguments: argparse.Namespace) -> int:
     """Launches again what has ended without finishing, and what waits and nobody will start."""
-    states = [state for state in states_of([name.folder for name in names]) if state.state in BAD or state.stranded]
+    every = states_of([name.folder for name in names])
+    states = [state for state in every if state.state in BAD or state.stranded]
+    silent = [str(name) for name, state in zip(names, every, strict=True) if state.reason.startswith(UNKNOWN)]
+    if silent:
+        print(f"SLURM does not answer: whether {', '.join(silent)} run, wait or have failed is not known, so they stay")
     if not states:
-        print("nothing to retry: every run has finished, runs or waits for its turn")
-        return 0
+        print(f"nothing to retry{'' if silent else ': every run has finished, runs or waits for its turn'}")
+        return int(bool(silent))
     values = _launcher_values(arguments.overrides)
     runs = {}
     for state in states:
@@ -191,8 +195,7 @@ def cancel(names: list[Name], arguments: argparse.Namespace) -> int:
     for state in (state for state in here if state.folder not in ended):
         where = f"on {state.node}" if state.node else "where it runs"
         print(f"{called[state.folder]} is {state.state}, not on SLURM: end the command that started it, {where}")
-    on_slurm = [state.job for state in states if state.backend == "slurm"]
-    if on_slurm:
+    if on_slurm := [state.job for state in states if state.backend == "slurm"]:
         slurm.cancel(on_slurm)
     count = len(ended) + len(on_slurm)
     cancelled = f"{count} {'job' if count == 1 else 'jobs'} cancelled"

@@ -44,7 +44,7 @@ class State:
     Args:
         folder: of the run.
         state: ``waiting``, ``running``, ``finished``, ``dropped`` (by ``study.stop``), ``failed``, ``preempted``
-            (nobody goes on with it), ``lost`` (it was killed without a word).
+            (nobody goes on with it), ``lost`` (it was killed without a word), ``unknown`` (nobody says).
         status: what ``status.json`` says.
         job: of the scheduler, or of a process; empty where there is none.
         node: where it runs, or ran.
@@ -65,7 +65,7 @@ class State:
     @property
     def over(self) -> bool:
         """Whether nobody works on the run, nor is going to."""
-        return self.stranded or self.state not in ("waiting", "running")
+        return self.stranded or self.state not in ("waiting", "running", "unknown")
 
     @property
     def turn(self) -> jobs.Turn:
@@ -122,6 +122,8 @@ def _state(folder: Path, events: Sequence[dict[str, Any]], scheduler: Mapping[st
     if turn.submitted is None or turn.submitted.get("backend") != "slurm":
         return _here(said, reason, turn, known)
     if scheduler is None:
+        if said == "preempted":  # it may have been queued again
+            return State(state="unknown", reason=f"{UNKNOWN}: {said}, {reason}", **known)
         state = {"queued": "waiting"}.get(said, said)
         return State(state=state, reason=UNKNOWN, **known)
     job = scheduler.get(turn.submitted["job"], {})
@@ -133,7 +135,11 @@ def _here(said: str, reason: str, turn: jobs.Turn, known: dict[str, Any]) -> Sta
     that is on its way there has been noted.
     """
     loads = turn.started is not None and turn.ended is None and processes.is_alive(turn.started)
-    if loads or in_use(known["folder"]):
+    try:
+        works = loads or in_use(known["folder"])
+    except PermissionError:
+        return State(state="unknown", reason=f"its lock is another user's; it has written: {said}", **known)
+    if works:
         return State(state="running", **known)
     if said == "running":
         return State(state="lost", reason="the process was killed, or its machine stopped", **known)
