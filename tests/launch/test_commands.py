@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from beni.launch import __main__ as commands
 from beni.launch import jobs
 from beni.launch.__main__ import main
 from beni.launch.submit import freeze_arm
@@ -70,3 +71,28 @@ def test_where_slurm_is_silent_retry_says_what_it_does_not_know(
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("SLURM does not answer: whether tiny_vit-")
     assert told[1] == "nothing to retry"
+
+
+def test_values_of_the_launcher_stand_before_and_after_options(
+    failed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched: list[dict[str, Any]] = []
+    monkeypatch.setattr(commands, "check_arms", lambda runs: None)
+    monkeypatch.setattr(commands, "hand_over", lambda runs, say: launched.extend(runs.values()) or {})
+    monkeypatch.setattr(commands, "finish", lambda *arguments: None)
+    for words in (["--run", "s0", "launcher.jobs=2"], ["launcher.jobs=2", "--run=s0"]):
+        write_status(next(failed.glob("*/")), state="failed", step=1, error=ERROR)
+        assert main(["retry", str(failed), *words]) == 0
+    assert [run["launcher"]["jobs"] for run in launched] == [2, 2]
+    for words in (["retry", str(failed), "--nothing"], ["cancel", str(failed), "launcher.jobs=2"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert f"unrecognized arguments: {words[2]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["[", "{a", "'x", "*"])
+def test_a_value_that_is_no_yaml_is_one_screen(failed: Path, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["retry", str(failed), f"launcher.jobs={value}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"ConfigError: launcher.jobs={value}: the value is no YAML (")
+    assert "\n  fix: close its brackets and quotes" in said

@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 @printing_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 for status and watch where a run has not come to its end; 2 for a user error."""
-    arguments = parser().parse_args(argv)
+    arguments = _read(argv)
     try:
         names = select(names_of(arguments.study), getattr(arguments, "run", ""))
         return COMMANDS[arguments.command](names, arguments)
@@ -72,6 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return PREEMPTED
     except KeyboardInterrupt:
         return 130
+
+
+def _read(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; values of the launcher may stand before and after options."""
+    reads = parser()
+    arguments, rest = reads.parse_known_args(argv)
+    if rest and (arguments.command != "retry" or any(word.startswith("-") for word in rest)):
+        reads.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
 
 
 def status(names: list[Name], arguments: argparse.Namespace) -> int:
@@ -235,7 +246,14 @@ def _launcher_values(overrides: Sequence[str]) -> dict[str, Any]:
                 f"{word}: a run that is retried is the same run; expected values of its launcher\n"
                 "  fix: write launcher.KEY=VALUE, such as launcher.mem_gb=128, or launch another run with beni.train"
             )
-        values[key.removeprefix("launcher.")] = yaml.safe_load(text)
+        try:
+            values[key.removeprefix("launcher.")] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or "it cannot be read"
+            raise ConfigError(
+                f"{word}: the value is no YAML ({problem}); expected a number, a text, a [list] or a {{key: value}}\n"
+                "  fix: close its brackets and quotes"
+            ) from None
     return values
 
 
