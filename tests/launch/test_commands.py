@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from beni.launch import __main__ as commands
-from beni.launch import jobs
+from beni.launch import jobs, processes
 from beni.launch.__main__ import main
 from beni.launch.submit import freeze_arm
 from beni.runs.status import write_status
@@ -96,3 +96,55 @@ def test_a_value_that_is_no_yaml_is_one_screen(failed: Path, value: str, capsys:
     said = capsys.readouterr().err
     assert said.startswith(f"ConfigError: launcher.jobs={value}: the value is no YAML (")
     assert "\n  fix: close its brackets and quotes" in said
+
+
+@pytest.mark.timeout(60)
+def test_watching_ends_where_nobody_will_start_what_waits(failed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [folder] = failed.glob("*/")
+    write_status(folder, state="queued", step=0)
+    jobs.note(folder, "submitted", backend="local", code="x", **processes.named())
+    jobs.note(folder, "ended", job=processes.named()["job"], next="SIGTERM ended its sweep")
+    for command in ("watch", "status"):
+        assert main([command, str(failed)]) == 1
+        told = capsys.readouterr().out.splitlines()
+        assert told[-2] == f"1 of them wait, and nobody will start them: python -m beni.launch retry {failed} does"
+        assert told[-1] == "1 run: 1 waiting"
+
+
+def test_watching_goes_on_while_runs_are_on_their_way(failed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [folder] = failed.glob("*/")
+    write_status(folder, state="queued", step=0)
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        write_status(folder, state="finished", step=2)
+
+    monkeypatch.setattr(commands.time, "sleep", sleep)
+    assert main(["watch", str(failed)]) == 0
+    assert slept == [commands.WATCH_S]
+
+
+def test_a_run_whose_config_is_gone_is_listed_and_the_others_are_launched(
+    failed: Path, tiny_run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [damaged] = failed.glob("*/")
+    other = freeze_arm(tiny_run("train.seed=1"))
+    write_status(other, state="failed", step=1, error=ERROR)
+    write_status(damaged, state="running", step=1)
+    (damaged / "config.yaml").unlink()
+    assert main(["status", str(failed)]) == 1
+    told = capsys.readouterr().out
+    assert damaged.name in told
+    assert told.splitlines()[-1] == "2 runs: 1 lost, 1 failed"
+    launched: list[Path] = []
+    monkeypatch.setattr(commands, "check_arms", lambda runs: None)
+    monkeypatch.setattr(commands, "hand_over", lambda runs, say: launched.extend(runs) or {})
+    monkeypatch.setattr(commands, "finish", lambda *arguments: None)
+    assert main(["retry", str(failed)]) == 1
+    assert launched == [other]
+    assert "config.yaml cannot be read (No such file or directory), so it cannot" in capsys.readouterr().out
+    write_status(damaged, state="finished", step=2)
+    assert main(["retry", str(failed)]) == 0
+    main(["status", str(failed)])
+    assert "config.yaml cannot be read (No such file or directory)" in capsys.readouterr().out

@@ -32,6 +32,13 @@ ENDED_OTHERWISE = ("FAILED", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "LAUNCH_
 STUCK = "launch failed requeued held"
 """Reason of a job that a node did not take, and that SLURM holds until an administrator releases it."""
 
+NOT_GIVEN = "nobody has been given it yet"
+
+HANDING_OVER_S = 120.0
+"""Seconds after a run was frozen within which it may still be on its way to who will run it: a big sweep takes one
+minute.
+"""
+
 GONE = "the sweep that was to start it has gone"
 
 UNKNOWN = "SLURM does not answer; this is what the run has written"
@@ -66,6 +73,13 @@ class State:
     def over(self) -> bool:
         """Whether nobody works on the run, nor is going to."""
         return self.stranded or self.state not in ("waiting", "running", "unknown")
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it waits in vain: nobody is going to start it, and nobody is on the way to do so."""
+        updated = str(self.status.get("updated") or "")
+        fresh = self.reason == NOT_GIVEN and updated and time.time() - _seconds(updated) < HANDING_OVER_S
+        return self.stranded and not fresh
 
     @property
     def turn(self) -> jobs.Turn:
@@ -153,7 +167,7 @@ def _stranded(turn: jobs.Turn, known: Mapping[str, Any]) -> tuple[bool, str]:
     """Whether nobody is known who will start a run that waits for a process; and why, where there is more to say."""
     updated, events = str(known["status"].get("updated") or ""), known["events"]
     if updated and (not events or _seconds(updated) > _seconds(events[-1]["time"])):
-        return True, "nobody has been given it yet"
+        return True, NOT_GIVEN
     given = turn.submitted or {}
     if turn.ended is not None and turn.started is None:
         return True, str(turn.ended.get("next") or GONE)
