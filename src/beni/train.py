@@ -36,9 +36,11 @@ def main(composed: DictConfig) -> str:
         run = checked(run, composed, known)
     if submits:
         return submit(run)
+    from beni.launch.local import in_this_process
     from beni.run import train  # imports torch: only once the run is known to be sound
 
-    return str(train(run))
+    with in_this_process(run_folder(run)):
+        return str(train(run))
 
 
 def checked(run: dict[str, Any], composed: DictConfig, config: DictConfig) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from beni.launch import jobs, local, processes
 from beni.launch.__main__ import main
 from beni.launch.local import run_arms, share_of_cores, share_of_gpus
 from beni.launch.states import states_of
+from beni.runs.lock import lock_of
 from beni.runs.status import read_status, write_status
 
 FINISHED = """
@@ -162,6 +163,31 @@ def test_the_starts_and_ends_of_arms_are_noted(folders: list[Path], programs: di
         assert turn.submitted["job"] == str(os.getpid())
         assert turn.started["job"] == turn.ended["job"] != turn.submitted["job"]
         assert (turn.started["step"], turn.ended["code"], turn.ended["step"]) == (0, code, step)
+
+
+def test_a_run_of_this_process_is_noted_with_its_start_and_end(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c = folders
+
+    def preempted() -> None:
+        with local.in_this_process(a):
+            turn = jobs.Turn.of(jobs.history(a))
+            assert turn.started is not None
+            assert processes.is_alive(turn.started)
+            assert found([a]) == [("running", "")]
+            raise Preempted("SIGTERM")
+
+    with pytest.raises(Preempted):
+        preempted()
+    turn = jobs.Turn.of(jobs.history(a))
+    assert turn.ended is not None
+    assert turn.ended["code"] == 75
+    with lock_of(b), local.in_this_process(b):
+        assert jobs.history(b) == [], "another process works there"
+    monkeypatch.setenv("RANK", "1")
+    with local.in_this_process(c):
+        assert jobs.history(c) == []
 
 
 SWEEP = """

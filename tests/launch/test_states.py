@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +145,50 @@ def test_where_slurm_does_not_answer_the_folder_is_told_with_a_doubt(
     assert state(folder) == ("running", states.UNKNOWN)
 
 
+def test_where_slurm_does_not_answer_a_preempted_run_may_have_been_queued_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_status(folder, state="preempted", step=1, error=SAVED)
+    jobs.note(folder, "submitted", backend="slurm", job="7", logs="", code="abc")
+    monkeypatch.setattr(states, "scheduler_states", lambda ids: None)
+    [one] = states_of([folder])
+    assert (one.state, one.over) == ("unknown", False)
+    assert one.reason == f"{states.UNKNOWN}: preempted, {SAVED['message']}"
+
+
+AS_NOBODY = """
+import os, pathlib, sys
+from beni.launch import slurm, states
+folder = pathlib.Path(sys.argv[1])
+states.states_of([folder])
+os.setgid(65534)
+os.setuid(65534)
+[one] = states.states_of([folder])
+print(one.state, one.reason)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_another_user_sees_whether_a_run_is_at_work() -> None:
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are its user's alone
+        folder = Path(place) / "study" / "run"
+        folder.mkdir(parents=True)
+        write_status(folder, state="running", step=1)
+        Path(place).chmod(0o755)
+
+        def told() -> str:
+            command = [sys.executable, "-c", AS_NOBODY, str(folder)]
+            return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+        lock = lock_of(folder)
+        with lock:
+            assert told() == "running"
+        Path(lock.lock_file).touch(0o644)
+        assert told() == "lost the process was killed, or its machine stopped"
+        Path(lock.lock_file).chmod(0o600)
+        assert told() == "unknown its lock is another user's; it has written: running"
+
+
 def test_the_time_that_is_left_is_that_at_the_rate_of_the_newest_start(folder: Path) -> None:
     write_status(folder, state="running", step=30, steps=50)
     text = (folder / "status.json").read_text()
@@ -153,6 +201,15 @@ def test_the_time_that_is_left_is_that_at_the_rate_of_the_newest_start(folder: P
     now = states._seconds(updated) + 60
     assert one.seconds_left(now) == 20 * 30 - 60
     assert one.seconds_left(now + 3600) == 0
+
+
+def test_of_a_first_start_of_this_machine_the_status_has_the_time(folder: Path) -> None:
+    write_status(folder, state="running", step=30, steps=50, started="2026-01-01T00:00:00+00:00")
+    with lock_of(folder):
+        [one] = states_of([folder])
+    updated = states._seconds(one.status["updated"])
+    rate = (updated - states._seconds("2026-01-01T00:00:00+00:00")) / 30
+    assert one.seconds_left(updated) == pytest.approx(20 * rate)
 
 
 def test_a_reason_with_brackets_is_shown_as_it_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

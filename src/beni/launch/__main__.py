@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import glob
-import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from beni.config.command import report
 from beni.console import printing_command, to_stderr
 from beni.errors import PREEMPTED, BeniError, ConfigError, Preempted, ResumeError
 from beni.launch import jobs, local, processes, slurm
+from beni.launch.causes import by_cause
 from beni.launch.launch import finish, hand_over, require
 from beni.launch.names import Name, names_of, runs_of, select
-from beni.launch.states import STUCK, State, states_of
+from beni.launch.states import STUCK, UNKNOWN, State, states_of
 from beni.launch.submit import Frozen, check_arms
 from beni.launch.table import render, summary
 from beni.runs.files import IDENTITY, ORIGIN, read_json
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     told = {
         "status": "a table of all runs: arm, seed, state, step, time left, job, node, reason, folder",
         "watch": "the same, until all have ended",
-        "logs": "what their jobs have printed, the earliest error first",
+        "logs": "what their jobs have printed, first where an error is that others do not explain",
         "retry": "launch again what failed, was lost, or nobody goes on with",
         "cancel": "end what runs or waits; retry goes on with it",
     }
@@ -60,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
 @printing_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 for status and watch where a run has not come to its end; 2 for a user error."""
-    arguments = parser().parse_args(argv)
+    arguments = _read(argv)
     try:
         names = select(names_of(arguments.study), getattr(arguments, "run", ""))
         return COMMANDS[arguments.command](names, arguments)
@@ -74,32 +75,56 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _read(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; values of the launcher may stand before and after options."""
+    reads = parser()
+    arguments, rest = reads.parse_known_args(argv)
+    if rest and (arguments.command != "retry" or any(word.startswith("-") for word in rest)):
+        reads.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
 def status(names: list[Name], arguments: argparse.Namespace) -> int:
     """Prints the table."""
+    states = _states(names)
+    _show(names, states, arguments.study)
+    return int(any(state.state in BAD or state.given_up for state in states))
+
+
+def _states(names: Sequence[Name]) -> list[State]:
+    """The state of each run, with the damage as the reason of one that says nothing else."""
     states = states_of([name.folder for name in names])
-    _show(names, states)
-    return int(any(state.state in BAD for state in states))
+    return [
+        replace(state, reason=state.reason or name.damage) if name.damage else state
+        for name, state in zip(names, states, strict=True)
+    ]
 
 
-def _show(names: Sequence[Name], states: Sequence[State]) -> None:
+def _show(names: Sequence[Name], states: Sequence[State], study: Path) -> None:
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDE)
     table, reasons = render(names, states, console.width)
     console.print(table)
-    for line in (*reasons, summary(states)):
+    idle = sum(state.given_up for state in states)
+    told = f"{idle} of them wait, and nobody will start them: python -m beni.launch retry {study} does"
+    for line in (*reasons, *([told] if idle else []), summary(states)):
         print(line)
 
 
 def watch(names: list[Name], arguments: argparse.Namespace) -> int:
-    """Prints the table again whenever a state has changed, until all runs have ended."""
-    shown: list[tuple[str, str]] = []
+    """Prints the table again whenever a state has changed, until all runs have ended, or wait in vain."""
+    shown: list[tuple[Path, str, str]] = []
     while True:
-        states = states_of([name.folder for name in names])
-        now = [(state.state, state.job) for state in states]
+        if {name.folder for name in names} != set(runs_of(arguments.study)):
+            names = names_of(arguments.study)
+        states = _states(names)
+        now = [(state.folder, state.state, state.job) for state in states]
         if now != shown:
-            _show(names, states)
+            _show(names, states, arguments.study)
             shown = now
-        if all(state.over for state in states):
-            return int(any(state.state in BAD for state in states))
+        if all(state.given_up if state.stranded else state.over for state in states):
+            return int(any(state.state in BAD or state.given_up for state in states))
         time.sleep(WATCH_S)
 
 
@@ -114,7 +139,7 @@ def logs(names: list[Name], arguments: argparse.Namespace) -> int:
         files = [Path(name) for name in sorted(glob.glob(pattern))] if pattern else []
         if not files:
             print("no log: its job has not begun, or it printed to the terminal")
-        for path in sorted(files, key=_first_error):
+        for path in by_cause(files):
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             if lines:
                 print(f"-- {path}")
@@ -122,21 +147,20 @@ def logs(names: list[Name], arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _first_error(path: Path) -> tuple[int, float]:
-    """Logs with an error before those without, the one that ended first in front: those of the other processes of a
-    run follow from it.
-    """
-    text = path.read_text(encoding="utf-8", errors="replace")
-    bad = re.search(r"Error|Traceback|Killed", text) is not None
-    return (0 if bad else 1, path.stat().st_mtime)
-
-
 def retry(names: list[Name], arguments: argparse.Namespace) -> int:
     """Launches again what has ended without finishing, and what waits and nobody will start."""
-    states = [state for state in states_of([name.folder for name in names]) if state.state in BAD or state.stranded]
+    every = states_of([name.folder for name in names])
+    idle = [state for state in every if state.state in BAD or state.stranded]
+    damaged = [name for name in names if name.damage and any(state.folder == name.folder for state in idle)]
+    for name in damaged:
+        print(f"{name}: {name.damage}, so it cannot be launched again; restore the file from a copy")
+    states = [state for state in idle if all(name.folder != state.folder for name in damaged)]
+    silent = [str(name) for name, state in zip(names, every, strict=True) if state.reason.startswith(UNKNOWN)]
+    if silent:
+        print(f"SLURM does not answer: whether {', '.join(silent)} run, wait or have failed is not known, so they stay")
     if not states:
-        print("nothing to retry: every run has finished, runs or waits for its turn")
-        return 0
+        print(f"nothing to retry{'' if silent or damaged else ': every run has finished, runs or waits for its turn'}")
+        return int(bool(silent or damaged))
     values = _launcher_values(arguments.overrides)
     runs = {}
     for state in states:
@@ -157,7 +181,7 @@ def retry(names: list[Name], arguments: argparse.Namespace) -> int:
         if arm.folder in refused:
             arm.withdraw()
     finish([folder for folder, run in runs.items() if run["launcher"].get("wait", True)], refused, to_stderr)
-    return 0
+    return int(bool(damaged))
 
 
 def _frozen_here(folder: Path) -> dict[str, Any]:
@@ -191,8 +215,7 @@ def cancel(names: list[Name], arguments: argparse.Namespace) -> int:
     for state in (state for state in here if state.folder not in ended):
         where = f"on {state.node}" if state.node else "where it runs"
         print(f"{called[state.folder]} is {state.state}, not on SLURM: end the command that started it, {where}")
-    on_slurm = [state.job for state in states if state.backend == "slurm"]
-    if on_slurm:
+    if on_slurm := [state.job for state in states if state.backend == "slurm"]:
         slurm.cancel(on_slurm)
     count = len(ended) + len(on_slurm)
     cancelled = f"{count} {'job' if count == 1 else 'jobs'} cancelled"
@@ -232,7 +255,14 @@ def _launcher_values(overrides: Sequence[str]) -> dict[str, Any]:
                 f"{word}: a run that is retried is the same run; expected values of its launcher\n"
                 "  fix: write launcher.KEY=VALUE, such as launcher.mem_gb=128, or launch another run with beni.train"
             )
-        values[key.removeprefix("launcher.")] = yaml.safe_load(text)
+        try:
+            values[key.removeprefix("launcher.")] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or "it cannot be read"
+            raise ConfigError(
+                f"{word}: the value is no YAML ({problem}); expected a number, a text, a [list] or a {{key: value}}\n"
+                "  fix: close its brackets and quotes"
+            ) from None
     return values
 
 

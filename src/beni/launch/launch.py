@@ -129,7 +129,8 @@ def _to_this_process(runs: Runs, say: Say) -> dict[Path, str]:
     for number, (folder, run) in enumerate(runs.items(), start=1):
         say(f"arm {number}/{len(runs)}: {folder.name}")
         if (why := dropped(folder, run)) is None:
-            train(run)
+            with local.in_this_process(folder):
+                train(run)
         else:
             say(f"not trained: {why}")
     return {}

@@ -11,19 +11,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from beni.errors import Preempted
+from beni.errors import PREEMPTED, BeniError, Preempted
 from beni.launch import jobs, processes
 from beni.launch.arm import saved_step
 from beni.launch.submit import ArmFailed, settle_arm
 from beni.runs.code import environment
 from beni.runs.files import LOGS
-from beni.runs.status import read_status
+from beni.runs.lock import in_use
+from beni.runs.status import is_finished, read_status
 from beni.signals import handling
 from beni.training.preempt import SIGNALS
 
@@ -127,6 +128,31 @@ class _Sweep:
         folder, code = self.folders[one.number], one.process.returncode
         self.reasons[one.number] = _settle(folder, one, f"arm {one.number + 1}/{len(self.folders)}", self.say)
         _note(folder, "ended", job=str(one.process.pid), attempt=0, code=code, step=saved_step(folder))
+
+
+@contextmanager
+def in_this_process(folder: Path, **given: Any) -> Iterator[None]:
+    """Notes the start and end of a run that this process takes on, where it is its first process and nobody else works
+    in the folder. Before a first start there is none: its status has the time.
+
+    Args:
+        given: what else is known of who hands the run over.
+    """
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    if rank != "0" or not folder.exists() or in_use(folder) or is_finished(folder):
+        yield
+        return
+    own, code = processes.named(), 0
+    _note(folder, "submitted", backend="local", **own, **given)
+    _note(folder, "started", **own, attempt=0, step=saved_step(folder))
+    try:
+        yield
+    except BaseException as error:
+        kinds = {PREEMPTED: (Preempted, KeyboardInterrupt), 2: BeniError, 1: BaseException}
+        code = next(number for number, kind in kinds.items() if isinstance(error, kind))
+        raise
+    finally:
+        _note(folder, "ended", job=own["job"], attempt=0, code=code, step=saved_step(folder))
 
 
 def _note(folder: Path, event: jobs.Event, **values: Any) -> None:

@@ -23,13 +23,13 @@ class Name:
         folder: of the run.
         arm: what sets its arm apart within the study, as overrides.
         seed: None where nothing says it.
-        problems: one sentence for each file that cannot be read.
+        damage: why its frozen config cannot be read, so that it can be launched no more; empty where it can.
     """
 
     folder: Path
     arm: str
     seed: int | None
-    problems: tuple[str, ...] = ()
+    damage: str = ""
 
     def __str__(self) -> str:
         return self.arm if self.seed is None else f"{self.arm} s{self.seed}"
@@ -65,7 +65,7 @@ def names_of(study: Path) -> list[Name]:
         )
     runs = [collect_run(study)] if folders == [study] else collect_study(study)
     return [
-        Name(run.folder, arm.label, run.seed, run.problems)
+        Name(run.folder, arm.label, run.seed, next((said for said in run.problems if said.startswith(CONFIG)), ""))
         for arm in arms(runs)
         for run in sorted(arm.runs, key=lambda run: (run.seed is None, run.seed or 0, run.name))
     ]

@@ -142,8 +142,16 @@ def _name(runs: Mapping[str, str]) -> None:
 
 
 def cancel(ids: Sequence[str]) -> None:
-    """Raises ResourceError where SLURM refuses."""
-    done = subprocess.run(["scancel", *ids], capture_output=True, text=True, timeout=120)
+    """Raises ResourceError where SLURM refuses, or cannot be asked."""
+    try:
+        done = subprocess.run(["scancel", *ids], capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        raise ResourceError(
+            f"scancel cannot be found on this machine; nobody ends {' '.join(ids)}\n"
+            "  fix: cancel on a login node of their cluster"
+        ) from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ResourceError(f"scancel {' '.join(ids)}: {error}\n  fix: cancel again once SLURM answers") from None
     if done.returncode != 0:
         raise ResourceError(f"scancel {' '.join(ids)}: {done.stderr.strip()}\n  fix: cancel the jobs that are yours")
 

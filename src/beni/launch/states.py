@@ -32,6 +32,13 @@ ENDED_OTHERWISE = ("FAILED", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "LAUNCH_
 STUCK = "launch failed requeued held"
 """Reason of a job that a node did not take, and that SLURM holds until an administrator releases it."""
 
+NOT_GIVEN = "nobody has been given it yet"
+
+HANDING_OVER_S = 120.0
+"""Seconds after a run was frozen within which it may still be on its way to who will run it: a big sweep takes one
+minute.
+"""
+
 GONE = "the sweep that was to start it has gone"
 
 UNKNOWN = "SLURM does not answer; this is what the run has written"
@@ -44,7 +51,7 @@ class State:
     Args:
         folder: of the run.
         state: ``waiting``, ``running``, ``finished``, ``dropped`` (by ``study.stop``), ``failed``, ``preempted``
-            (nobody goes on with it), ``lost`` (it was killed without a word).
+            (nobody goes on with it), ``lost`` (it was killed without a word), ``unknown`` (nobody says).
         status: what ``status.json`` says.
         job: of the scheduler, or of a process; empty where there is none.
         node: where it runs, or ran.
@@ -65,7 +72,14 @@ class State:
     @property
     def over(self) -> bool:
         """Whether nobody works on the run, nor is going to."""
-        return self.stranded or self.state not in ("waiting", "running")
+        return self.stranded or self.state not in ("waiting", "running", "unknown")
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it waits in vain: nobody is going to start it, and nobody is on the way to do so."""
+        updated = str(self.status.get("updated") or "")
+        fresh = self.reason == NOT_GIVEN and updated and time.time() - _seconds(updated) < HANDING_OVER_S
+        return self.stranded and not fresh
 
     @property
     def turn(self) -> jobs.Turn:
@@ -87,7 +101,8 @@ class State:
 
     def seconds_left(self, now: float | None = None) -> float | None:
         """Seconds to the last step at the rate of this start; None where it does not run, or has no rate yet."""
-        start = jobs.last(self.events, "started")
+        first = {"time": self.status["started"]} if self.status.get("started") and not self.events else None
+        start = jobs.last(self.events, "started") or first
         if self.state != "running" or start is None or not self.status.get("updated"):
             return None
         taken = self.step - int(start.get("step") or 0)
@@ -121,6 +136,8 @@ def _state(folder: Path, events: Sequence[dict[str, Any]], scheduler: Mapping[st
     if turn.submitted is None or turn.submitted.get("backend") != "slurm":
         return _here(said, reason, turn, known)
     if scheduler is None:
+        if said == "preempted":  # it may have been queued again
+            return State(state="unknown", reason=f"{UNKNOWN}: {said}, {reason}", **known)
         state = {"queued": "waiting"}.get(said, said)
         return State(state=state, reason=UNKNOWN, **known)
     job = scheduler.get(turn.submitted["job"], {})
@@ -132,7 +149,11 @@ def _here(said: str, reason: str, turn: jobs.Turn, known: dict[str, Any]) -> Sta
     that is on its way there has been noted.
     """
     loads = turn.started is not None and turn.ended is None and processes.is_alive(turn.started)
-    if loads or in_use(known["folder"]):
+    try:
+        works = loads or in_use(known["folder"])
+    except PermissionError:
+        return State(state="unknown", reason=f"its lock is another user's; it has written: {said}", **known)
+    if works:
         return State(state="running", **known)
     if said == "running":
         return State(state="lost", reason="the process was killed, or its machine stopped", **known)
@@ -146,7 +167,7 @@ def _stranded(turn: jobs.Turn, known: Mapping[str, Any]) -> tuple[bool, str]:
     """Whether nobody is known who will start a run that waits for a process; and why, where there is more to say."""
     updated, events = str(known["status"].get("updated") or ""), known["events"]
     if updated and (not events or _seconds(updated) > _seconds(events[-1]["time"])):
-        return True, "nobody has been given it yet"
+        return True, NOT_GIVEN
     given = turn.submitted or {}
     if turn.ended is not None and turn.started is None:
         return True, str(turn.ended.get("next") or GONE)

@@ -26,6 +26,25 @@ def in_use(folder: Path) -> bool:
             return False
     except Timeout:
         return True
+    except PermissionError:  # another user's
+        return _is_held(Path(lock.lock_file))
+
+
+def _is_held(file: Path) -> bool:
+    """Whether a process holds a lock that this one may only read: a shared lock waits for an exclusive one as well.
+
+    Raises:
+        PermissionError: when it may not even do that.
+    """
+    import fcntl
+
+    with file.open("rb") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(opened, fcntl.LOCK_UN)
+    return False
 
 
 def set_aside(folder: Path) -> None:
