@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from beni.distributed.environment import DEVICES
 from beni.evaluate import main
 from beni.run import train
 from beni.trained import Trained
@@ -272,6 +274,19 @@ def test_an_evaluation_goes_on_with_the_batch_that_comes_next(folder, data, tmp_
 )
 def test_what_cannot_be_is_refused(folder, words, error, capsys):
     assert error in evaluated(capsys, folder, *words, code=2)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"), [("evaluate", []), ("chat", []), ("serve.__main__", ["worker"]), ("serve.__main__", ["demo"])]
+)
+def test_commands_take_the_devices_that_there_are(command, words, capsys):
+    parser = import_module(f"beni.{command}").parser()
+    assert [parser.parse_args([*words, "RUN", "--device", name]).device for name in DEVICES] == [*DEVICES]
+    for other in ("tpu", "cuda:1"):
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args([*words, "RUN", "--device", other])
+        assert ended.value.code == 2
+        assert f"invalid choice: '{other}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("below", ["file", "file/out"])

@@ -401,7 +401,7 @@ def test_fifty_clients_at_once_get_the_right_answers_while_a_worker_is_killed(ru
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("worker", "nowhere"), "nowhere holds neither a run"),
+        (("worker", "nowhere"), "nowhere does not exist"),
         (("worker", "nowhere", "--batch", "0"), "--batch=0, expected at least 1"),
         (("gateway", "--workers", "ftp://x"), "'ftp://x', expected a URL"),
         (("gateway", "--workers", ","), "names no worker"),

@@ -17,7 +17,6 @@ from beni.data.batch.loader import Viewer
 from beni.data.metric import Reading
 from beni.data.render.template import Encoded, Renderer
 from beni.data.sample import Sample
-from beni.errors import DataError
 from beni.model.context import rows_of
 from beni.model.modeling import BeniForConditionalGeneration
 from beni.model.padding import reads_padding
@@ -96,9 +95,6 @@ class Subject:
 
         Args:
             most: new tokens of an answer, where the llm has positions for them.
-
-        Raises:
-            DataError: when a question leaves it none.
         """
         prompts = [self.prompt(one) for one in asked]
         size = (
@@ -182,14 +178,9 @@ class Subject:
         return [_to_end(row.tolist(), tokens.eos) for row in said[:, ids.shape[1] :]]
 
     def _room(self, prompt: Item) -> int:
-        """New tokens that the llm has positions for behind a prompt."""
-        limit, taken = self.model.llm.max_positions, len(prompt.encoded.ids)
-        if limit is not None and taken >= limit:
-            raise DataError(
-                f"{prompt.id}: the question takes {taken} positions, the llm has {limit}\n"
-                "  fix: shorten it, or leave out some of its images"
-            )
-        return 2**31 if limit is None else limit - taken
+        """New tokens that the llm has positions for behind a prompt; 1 where it has none, as in ``model.generate``."""
+        limit = self.model.llm.max_positions
+        return 2**31 if limit is None else max(1, limit - len(prompt.encoded.ids))
 
     def _encode_once(self, images: Sequence[ViewedImage]) -> VisualTokens | None:
         """Every picture encoded once, however many questions and choices share it, and all blank ones once."""

@@ -121,7 +121,9 @@ def test_an_llm_that_reads_padding_is_asked_one_by_one(subject_of, mixed, family
     subject, rows = subject_of(llm={"model_type": family, **LLMS[family]}, batch_size=8), []
     alone = [subject.answer([one])[0] for one in asked(mixed)]
     generate = Subject.generate
-    monkeypatch.setattr(Subject, "generate", lambda self, some: rows.append(len(some)) or generate(self, some))
+    monkeypatch.setattr(
+        Subject, "generate", lambda self, some, most: rows.append(len(some)) or generate(self, some, most)
+    )
     assert subject.answer(asked(mixed)) == alone
     assert len(set(alone)) > 1
     assert rows == ([1] * len(mixed) if family in READS_PADDING else [len(mixed)])
