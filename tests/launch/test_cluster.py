@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from beni.launch.names import job_names, runs_of
+from beni.launch.names import job_names
+from beni.runs.read import runs_of
 from beni.runs.status import read_status, write_status
 from support import cluster
 from support.preemptions import KINDS, STEPS, TINY, Run, administrate, campaign, command, slurm, submit, until

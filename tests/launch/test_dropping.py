@@ -11,10 +11,10 @@ import yaml
 
 from beni.launch import job, jobs, launch, states
 from beni.launch.dropping import dropped
-from beni.launch.names import runs_of
 from beni.launch.states import states_of
 from beni.launch.submit import settle_arm
 from beni.runs.lock import lock_of
+from beni.runs.read import runs_of
 from beni.runs.status import read_status, write_status
 from support.processes import run_module
 

@@ -16,9 +16,10 @@ import pytest
 
 from beni.errors import ResumeError
 from beni.launch.__main__ import main
-from beni.launch.names import Name, job_names, names_of, runs_of, select
+from beni.launch.names import Name, job_names, names_of, select
 from beni.launch.states import State
 from beni.launch.table import render
+from beni.runs.read import runs_of
 
 ARMS = (1, 4, 9)
 

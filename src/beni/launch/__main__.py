@@ -21,13 +21,14 @@ from beni.errors import PREEMPTED, BeniError, ConfigError, Preempted, ResumeErro
 from beni.launch import jobs, local, processes, slurm
 from beni.launch.causes import by_cause
 from beni.launch.launch import finish, hand_over, require
-from beni.launch.names import Name, names_of, runs_of, select
+from beni.launch.names import Name, names_of, select
 from beni.launch.states import STUCK, UNKNOWN, State, states_of
 from beni.launch.submit import Frozen, check_arms
 from beni.launch.table import render, summary
 from beni.runs.files import IDENTITY, ORIGIN, read_json
 from beni.runs.frozen import load_frozen
 from beni.runs.identity import origin, run_folder
+from beni.runs.read import runs_of
 
 BAD = ("failed", "lost", "preempted")
 WATCH_S = 10.0

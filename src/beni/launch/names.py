@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beni.errors import ResumeError
-from beni.runs.files import CONFIG, IDENTITY, STATUS
-from beni.runs.lock import is_set_aside
-from beni.runs.read import arms, collect_run, collect_study
+from beni.runs.files import CONFIG
+from beni.runs.read import arms, collect_run, collect_study, runs_of
 
 _SEED = re.compile(r"s(\d+)")
 
@@ -38,17 +37,6 @@ class Name:
     def job(self) -> str:
         """As the name of a job, in which spaces and quotes would not do."""
         return re.sub(r"[^\w.=+,-]+", "_", str(self).replace(" ", ","))
-
-
-def runs_of(study: Path) -> list[Path]:
-    """Folders of the runs in a study, damaged ones among them, or the study itself where it is a run."""
-    if _is_run(study):
-        return [study]
-    return [path for path in sorted(study.glob("*/")) if _is_run(path) and not is_set_aside(path)]
-
-
-def _is_run(folder: Path) -> bool:
-    return not folder.name.startswith(".") and any((folder / name).is_file() for name in (CONFIG, IDENTITY, STATUS))
 
 
 def names_of(study: Path) -> list[Name]:

@@ -273,6 +273,13 @@ Fates = Callable[[Sequence[Path]], Mapping[Path, Fate]]
 """Run folders -> what became of them."""
 
 
+def runs_of(study: Path) -> list[Path]:
+    """Folders of the runs in a study, damaged ones among them, or the study itself where it is a run."""
+    if _is_run(study):
+        return [study]
+    return [path for path in sorted(study.glob("*/")) if _is_run(path) and not is_set_aside(path)]
+
+
 def collect_study(path: Path | str, fates: Fates | None = None) -> list[Run]:
     """All runs of ``runs/<study>``, in the order of the sweeps that launched them; one that none did, by its start.
 
@@ -289,7 +296,7 @@ def collect_study(path: Path | str, fates: Fates | None = None) -> list[Run]:
         raise BeniError(f"{path}: {found}; expected {wanted}\n  fix: name such a folder")
     if _is_run(path):
         raise BeniError(f"{path} is one run; expected {wanted}\n  fix: python -m beni.compare {path.parent}")
-    folders = [child for child in sorted(path.iterdir()) if _is_run(child) and not is_set_aside(child)]
+    folders = runs_of(path)
     runs = [collect_run(folder) for folder in folders]
     if not runs:
         raise BeniError(f"{path} holds no run; expected {wanted}")
