@@ -35,7 +35,7 @@ class Name:
 
     @property
     def job(self) -> str:
-        """As the name of a job, in which spaces and quotes would not do."""
+        """The name of its job, in which spaces and quotes would not do."""
         return re.sub(r"[^\w.=+,-]+", "_", str(self).replace(" ", ","))
 
 

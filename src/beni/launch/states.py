@@ -88,7 +88,7 @@ class State:
 
     @property
     def backend(self) -> str:
-        """Of who was given the run last."""
+        """The backend of who was given the run last."""
         return str((self.turn.submitted or {}).get("backend", "local"))
 
     @property
