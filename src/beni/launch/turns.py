@@ -48,9 +48,8 @@ def _turn(study: Path, say: Callable[[str], None]) -> Iterator[None]:
             path.write_text(f"process {os.getpid()} on {os.uname().nodename}, since {now()}", encoding="utf-8")
         yield
     finally:
-        path.unlink(
-            missing_ok=True
-        )  # while it is held: who waits for it sees that the file has gone, and makes another
+        # While it is held: who waits for it sees that the file has gone, and makes another.
+        path.unlink(missing_ok=True)
         lock.release()
         with suppress(OSError):  # a study that is not empty
             study.rmdir()
