@@ -105,7 +105,7 @@ def main() -> None:
         rows,
         [
             f"from the command to its end, with imports and all files of the report; {LINES} lines of metrics a run",
-            "the machine has two cores and other work beside this; the CPU seconds are those of the command alone",
+            "the CPU seconds are those of the command alone",
         ],
     )
 
