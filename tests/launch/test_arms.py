@@ -18,7 +18,8 @@ import yaml
 from beni.errors import BeniError, CompositionError, ConfigError, DataError, Preempted, ResumeError
 from beni.launch import launch, submit
 from beni.launch.early import too_early
-from beni.launch.submit import Frozen, ImpossibleArm, check_arms, freeze_arm, settle_arm
+from beni.launch.states import State
+from beni.launch.submit import ArmFailed, Frozen, ImpossibleArm, check_arms, freeze_arm, settle_arm
 from beni.runs.frozen import load_frozen
 from beni.runs.identity import run_folder
 from beni.runs.lock import lock_of
@@ -121,6 +122,16 @@ def test_a_launcher_that_holds_a_password_is_not_frozen(tiny_run: Runs) -> None:
         freeze_arm(run)
     assert "s3cret" not in str(caught.value)
     assert not run_folder(run).exists()
+
+
+def test_who_waits_hears_why_the_last_start_failed_and_not_the_one_before(tiny_run: Runs, monkeypatch: Any) -> None:
+    folder = freeze_arm(tiny_run())
+    write_status(folder, state="preempted", step=1, error={"type": "Preempted", "message": "evicted", "traceback": ""})
+    ended = State(folder, "failed", read_status(folder), reason="DataError: row 3 has no image")
+    monkeypatch.setattr(launch, "states_of", lambda folders: [ended])
+    with pytest.raises(ArmFailed) as caught:
+        launch.finish([folder], {}, lambda _: None)
+    assert f"  {folder.name}: DataError: row 3 has no image\n" in str(caught.value)
 
 
 def test_an_arm_that_was_taken_stays(tiny_run: Runs) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from beni.launch import __main__ as commands
-from beni.launch import jobs, processes
+from beni.launch import jobs, processes, retry
 from beni.launch.__main__ import main
 from beni.launch.submit import freeze_arm
 from beni.runs.status import write_status
@@ -77,9 +79,9 @@ def test_values_of_the_launcher_stand_before_and_after_options(
     failed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     launched: list[dict[str, Any]] = []
-    monkeypatch.setattr(commands, "check_arms", lambda runs: None)
-    monkeypatch.setattr(commands, "hand_over", lambda runs, say: launched.extend(runs.values()) or {})
-    monkeypatch.setattr(commands, "finish", lambda *arguments: None)
+    monkeypatch.setattr(retry, "check_arms", lambda runs: None)
+    monkeypatch.setattr(retry, "hand_over", lambda runs, say: launched.extend(runs.values()) or {})
+    monkeypatch.setattr(retry, "finish", lambda *arguments: None)
     for words in (["--run", "s0", "launcher.jobs=2"], ["launcher.jobs=2", "--run=s0"]):
         write_status(next(failed.glob("*/")), state="failed", step=1, error=ERROR)
         assert main(["retry", str(failed), *words]) == 0
@@ -88,6 +90,29 @@ def test_values_of_the_launcher_stand_before_and_after_options(
         with pytest.raises(SystemExit):
             main(words)
         assert f"unrecognized arguments: {words[2]}" in capsys.readouterr().err
+
+
+def test_of_two_at_the_same_time_one_submits(
+    failed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched: list[Path] = []
+
+    def submit(runs: dict[Path, Any], _: Any) -> dict[Path, str]:
+        for folder in runs:
+            time.sleep(0.5)
+            launched.append(folder)
+            jobs.note(folder, "submitted", backend="local", code="x", **processes.named())
+        return {}
+
+    monkeypatch.setattr(retry, "check_arms", lambda runs: None)
+    monkeypatch.setattr(retry, "of_slurm", lambda runs: runs)
+    monkeypatch.setattr(retry, "hand_over", submit)
+    monkeypatch.setattr(retry, "finish", lambda *arguments: None)
+    with ThreadPoolExecutor(2) as pool:
+        codes = list(pool.map(main, [["retry", str(failed)]] * 2))
+    assert codes == [0, 0]
+    assert launched == list(failed.glob("*/"))
+    assert capsys.readouterr().out == "nothing to retry: every run has finished, runs or waits for its turn\n"
 
 
 @pytest.mark.parametrize("value", ["[", "{a", "'x", "*"])
@@ -138,9 +163,9 @@ def test_a_run_whose_config_is_gone_is_listed_and_the_others_are_launched(
     assert damaged.name in told
     assert told.splitlines()[-1] == "2 runs: 1 lost, 1 failed"
     launched: list[Path] = []
-    monkeypatch.setattr(commands, "check_arms", lambda runs: None)
-    monkeypatch.setattr(commands, "hand_over", lambda runs, say: launched.extend(runs) or {})
-    monkeypatch.setattr(commands, "finish", lambda *arguments: None)
+    monkeypatch.setattr(retry, "check_arms", lambda runs: None)
+    monkeypatch.setattr(retry, "hand_over", lambda runs, say: launched.extend(runs) or {})
+    monkeypatch.setattr(retry, "finish", lambda *arguments: None)
     assert main(["retry", str(failed)]) == 1
     assert launched == [other]
     assert "config.yaml cannot be read (No such file or directory), so it cannot" in capsys.readouterr().out

@@ -11,26 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
-from beni.config.check import check
 from beni.config.command import report
 from beni.console import printing_command, to_stderr
-from beni.errors import PREEMPTED, BeniError, ConfigError, Preempted, ResumeError
+from beni.errors import PREEMPTED, BeniError, Preempted
 from beni.launch import jobs, local, processes, slurm
 from beni.launch.causes import by_cause
-from beni.launch.launch import finish, hand_over, require
 from beni.launch.names import Name, names_of, select
-from beni.launch.states import STUCK, UNKNOWN, State, states_of
-from beni.launch.submit import Frozen, check_arms
+from beni.launch.retry import retry
+from beni.launch.states import BAD, State, states_of
 from beni.launch.table import render, summary
-from beni.runs.files import IDENTITY, ORIGIN, read_json
-from beni.runs.frozen import load_frozen
-from beni.runs.identity import origin, run_folder
 from beni.runs.read import runs_of
 
-BAD = ("failed", "lost", "preempted")
 WATCH_S = 10.0
 WIDE = 240
 """Characters of a line that is not read at a terminal."""
@@ -148,63 +141,9 @@ def logs(names: list[Name], arguments: argparse.Namespace) -> int:
     return 0
 
 
-def retry(names: list[Name], arguments: argparse.Namespace) -> int:
-    """Launches again what has ended without finishing, and what waits and nobody will start."""
-    every = states_of([name.folder for name in names])
-    idle = [state for state in every if state.state in BAD or state.stranded]
-    damaged = [name for name in names if name.damage and any(state.folder == name.folder for state in idle)]
-    for name in damaged:
-        print(f"{name}: {name.damage}, so it cannot be launched again; restore the file from a copy")
-    states = [state for state in idle if all(name.folder != state.folder for name in damaged)]
-    silent = [str(name) for name, state in zip(names, every, strict=True) if state.reason.startswith(UNKNOWN)]
-    if silent:
-        print(f"SLURM does not answer: whether {', '.join(silent)} run, wait or have failed is not known, so they stay")
-    if not states:
-        print(f"nothing to retry{'' if silent or damaged else ': every run has finished, runs or waits for its turn'}")
-        return int(bool(silent or damaged))
-    values = _launcher_values(arguments.overrides)
-    runs = {}
-    for state in states:
-        run = _frozen_here(state.folder)
-        run["launcher"] = run["launcher"] | values
-        check(run)
-        runs[state.folder] = run
-    check_arms(list(runs.values()))
-    require(runs)
-    frozen = []
-    for folder, run in runs.items():
-        before = read_json(folder / ORIGIN)[0]
-        frozen.append(Frozen.of(run, origin(run, before.get("command")) | {"hypothesis": before.get("hypothesis")}))
-    if held := [state.job for state in states if STUCK in state.reason]:
-        slurm.cancel(held)
-    refused = hand_over(runs, to_stderr)
-    for arm in frozen:
-        if arm.folder in refused:
-            arm.withdraw()
-    finish([folder for folder, run in runs.items() if run["launcher"].get("wait", True)], refused, to_stderr)
-    return int(bool(damaged))
-
-
-def _frozen_here(folder: Path) -> dict[str, Any]:
-    """The frozen run of a folder, which is the one that it would write.
-
-    Raises:
-        ResumeError: when there is none, it is damaged, or belongs into another folder.
-    """
-    run = load_frozen(folder)
-    own, here = run_folder(run), folder.resolve()
-    if own.resolve() == here:
-        return run
-    there = run | {"study": run["study"] | {"name": here.parent.name}}
-    values = [f"study.name={here.parent.name}"]
-    if run_folder(there).resolve() != here:
-        values.append(f"paths.runs={here.parent.parent}")
-    raise ResumeError(
-        f"{folder} holds the run of {own}, seen from {Path.cwd()}: the study was moved or copied, or this is another "
-        f"working directory; expected it there, where its job would write\n"
-        f"  fix: move it to {own.parent}, or retry that where this is a copy; or give the command that {ORIGIN} or "
-        f"{IDENTITY} has, with {' '.join(values)}"
-    )
+def again(names: list[Name], arguments: argparse.Namespace) -> int:
+    """Launches again what has not finished."""
+    return retry(names, arguments.overrides, to_stderr)
 
 
 def cancel(names: list[Name], arguments: argparse.Namespace) -> int:
@@ -246,28 +185,7 @@ def _sweep(state: State) -> tuple[Any, ...]:
     return given.get("node"), given.get("job"), given.get("born")
 
 
-def _launcher_values(overrides: Sequence[str]) -> dict[str, Any]:
-    """``launcher.mem_gb=128`` -> values of the section."""
-    values = {}
-    for word in overrides:
-        key, equals, text = word.partition("=")
-        if not equals or not key.startswith("launcher.") or key.count(".") != 1:
-            raise ConfigError(
-                f"{word}: a run that is retried is the same run; expected values of its launcher\n"
-                "  fix: write launcher.KEY=VALUE, such as launcher.mem_gb=128, or launch another run with beni.train"
-            )
-        try:
-            values[key.removeprefix("launcher.")] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            problem = getattr(error, "problem", None) or "it cannot be read"
-            raise ConfigError(
-                f"{word}: the value is no YAML ({problem}); expected a number, a text, a [list] or a {{key: value}}\n"
-                "  fix: close its brackets and quotes"
-            ) from None
-    return values
-
-
-COMMANDS = {"status": status, "watch": watch, "logs": logs, "retry": retry, "cancel": cancel}
+COMMANDS = {"status": status, "watch": watch, "logs": logs, "retry": again, "cancel": cancel}
 
 if __name__ == "__main__":
     sys.exit(main())

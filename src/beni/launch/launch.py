@@ -51,18 +51,23 @@ def launch(runs: Sequence[tuple[dict[str, Any], str | None]], say: Say) -> None:
         new = {folder: wanted[folder] for folder in _to_launch(wanted, say)}
         places = _places(runs)
         frozen = [Frozen.of(run, origin(run, commands[folder]) | places[folder]) for folder, run in new.items()]
-        submitted = {folder: run for folder, run in new.items() if run["launcher"]["backend"] == "slurm"}
-        refused = hand_over(submitted, say)
-        _withdraw(frozen, refused)
+        refused = hand_over(submitted := of_slurm(new), say)
+        withdraw(frozen, refused)
     refused |= hand_over({folder: run for folder, run in new.items() if folder not in submitted}, say)
-    _withdraw(frozen, refused)
+    withdraw(frozen, refused)
     if refused and len(refused) == len(new):
         raise ResourceError(f"no run was launched: {next(iter(refused.values()))}")
     awaited = [folder for folder, run in wanted.items() if run["launcher"].get("wait", True)]
     finish(awaited, refused, say, len(wanted))
 
 
-def _withdraw(frozen: Sequence[Frozen], refused: Mapping[Path, str]) -> None:
+def of_slurm(runs: Runs) -> Runs:
+    """Those that are submitted to SLURM, which takes moments: the others are trained while the command lasts."""
+    return {folder: run for folder, run in runs.items() if run["launcher"]["backend"] == "slurm"}
+
+
+def withdraw(frozen: Sequence[Frozen], refused: Mapping[Path, str]) -> None:
+    """Leaves the folders of runs that no backend has taken as they were."""
     for arm in frozen:
         if arm.folder in refused:
             arm.withdraw()
@@ -84,7 +89,7 @@ def _in_blocks(runs: Sequence[tuple[dict[str, Any], str | None]]) -> Sequence[tu
 
 def require(runs: Runs) -> None:
     """Raises ResourceError where this machine lacks what a backend needs."""
-    if any(run["launcher"]["backend"] == "slurm" for run in runs.values()):
+    if of_slurm(runs):
         slurm.require_slurm()
 
 
@@ -160,7 +165,7 @@ def finish(folders: Sequence[Path], refused: Mapping[Path, str], say: Say, total
     states = _ended(awaited, say)
     for state in states:
         if (reason := settle_arm(state.folder, ArmFailed(state.reason) if state.reason else None)) is not None:
-            failed[state.folder] = reason
+            failed[state.folder] = state.reason or reason
     if failed:
         raise ArmFailed(
             f"{len(failed)} of {total or len(awaited) + len(refused)} arms failed:\n"

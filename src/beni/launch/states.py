@@ -29,6 +29,9 @@ BEGUN = ("RUNNING", "COMPLETING", "SUSPENDED", "SIGNALING", "STAGE_OUT", "STOPPE
 ENDED_OTHERWISE = ("FAILED", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED", "REVOKED")
 """States of a job that has ended in another way than a preemption does: not by who evicts, cancels or stops it."""
 
+BAD = ("failed", "lost", "preempted")
+"""States of a run that has ended without finishing, and that nobody goes on with."""
+
 STUCK = "launch failed requeued held"
 """Reason of a job that a node did not take, and that SLURM holds until an administrator releases it."""
 
