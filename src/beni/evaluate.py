@@ -328,6 +328,8 @@ def _settings(
 
     import torch
 
+    from beni.runs.code import running_code
+
     on_cpu = trained.device.type == "cpu"
     settings = {
         "task": name,
@@ -343,6 +345,7 @@ def _settings(
         "precision": trained.precision,
         "device": trained.device.type,
         "threads": torch.get_num_threads() if on_cpu else None,
+        "code": running_code(),
         "versions": {package: importlib.metadata.version(package) for package in ("beni", "torch", "transformers")},
     }
     return json.loads(json.dumps(settings))

@@ -15,6 +15,8 @@ from beni.chat import ESCAPED
 from beni.run import train
 from beni.trained import Trained
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tiny_once, tmp_path_factory):
@@ -136,7 +138,6 @@ def test_bytes_that_are_no_text_are_one_failed_question(folder, expected, errors
     assert b"surrogate" in done.stderr
 
 
-@pytest.mark.slow
 def test_commands_do_what_help_says(folder, images, expected):
     red = images / "red one.png"
     said, told = chat(folder, ["/help", "what?", "/undo", "why?", "/reset", f"/image {red}", "/images", "who?"], SHORT)
@@ -153,7 +154,6 @@ def test_commands_do_what_help_says(folder, images, expected):
     assert chat(folder, ["//help me"], SHORT)[0] == expected(([], "/help me"))
 
 
-@pytest.mark.slow
 def test_an_answer_that_is_drawn_repeats_with_its_seed(folder, expected):
     how = (SHORT, "--temperature=1.5", "--top-p=0.9")
     drawn = expected(([], "what?"), temperature=1.5, top_p=0.9, seed=7)
@@ -170,7 +170,6 @@ def test_a_system_message_is_heard(folder, expected):
     assert said[:1] != plain.splitlines()
 
 
-@pytest.mark.slow
 def test_what_cannot_begin_ends_with_code_2(folder, images, tmp_path):
     for options, error in (
         ((f"--image={images / 'broken.png'}",), "broken.png"),

@@ -56,6 +56,7 @@ def test_the_pages_show_commands_and_code_at_all():
     assert _blocks("python")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "command"), _commands("beni.train"))
 def test_every_training_command_of_the_pages_composes(page: str, command: str, monkeypatch):
     monkeypatch.setenv("DATA_TOKEN", "...")
@@ -87,6 +88,7 @@ def test_what_llava_sets_is_set_here_by_what_the_walkthrough_says(settings: list
     assert compose(["recipe=llava15", *settings])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "command"), _commands("beni.plan"))
 def test_every_plan_of_the_pages_composes(page: str, command: str):
     from beni.launch.sweep import named_arms

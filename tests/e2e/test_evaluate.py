@@ -17,8 +17,11 @@ import yaml
 from beni.distributed.environment import DEVICES
 from beni.evaluate import main
 from beni.run import train
+from beni.runs import code
 from beni.trained import Trained
 from support.evaluations import SHORT, draw_pictures, questions, varied_run
+
+pytestmark = pytest.mark.slow
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 
@@ -164,6 +167,17 @@ def test_one_value_of_the_data_leaves_the_others_as_the_run_was_trained(folder, 
     whole = evaluated(capsys, folder, "--ablations=none")
     assert [row["expected"] for row in lines(few["folder"])] == [row["expected"] for row in lines(whole["folder"])][:3]
     assert "which knows no data" in evaluated(capsys, folder / "model", "data.heldout=3", code=2)
+
+
+def test_another_code_scores_again(folder, capsys, monkeypatch):
+    words = ("data.heldout=2", "--ablations=none")
+    before = evaluated(capsys, folder, *words)
+    assert before["settings"]["code"] == code.running_code()
+    assert evaluated(capsys, folder, *words)["folder"] == before["folder"]
+    monkeypatch.setattr(code, "running_code", lambda: "0123456789ab")
+    after = evaluated(capsys, folder, *words)
+    assert after["folder"] != before["folder"]
+    assert after["settings"]["code"] == "0123456789ab"
 
 
 @pytest.mark.parametrize("count", [1, 6])

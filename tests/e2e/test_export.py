@@ -22,6 +22,8 @@ from beni.export.components import Component
 from beni.export.programs import compared
 from beni.run import train
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = ("train.steps=4", "checkpoint.every=1", "checkpoint.keep=4", "optim.lr=1e-2", "train.ema=0.5")
 SETTINGS += ("eval.examples=2", "eval.every=1", "checkpoint.keep_best=eval/loss", "checkpoint.export=true")
 SETTINGS += ("llm.architecture.tie_word_embeddings=true", "train.thaw.llm=0.5")

@@ -19,6 +19,8 @@ from beni.export.native import comparing, writing
 from beni.paths import PACKAGE
 from beni.run import train
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = ("recipe=llava15", "vision.weights=random", "vision.architecture.num_hidden_layers=3", "train.steps=6")
 SETTINGS += ("optim.lr=1e-2", "train.plan.vision=full", "train.plan.connector=full", "train.plan.llm=full")
 SETTINGS += ("checkpoint.export=true", "data.image_size=48", "eval.examples=2")

@@ -24,6 +24,8 @@ from beni.serve.settings import Limits
 from support.hostile import HostileServer, encoded, noise
 from support.serving import asking, data_url, require_shape, serving, value_of
 
+pytestmark = pytest.mark.slow
+
 MODEL = "tiny"
 PICTURE, OTHER = encoded(noise(1)), encoded(noise(2))
 # near zero, since a model that has learned nothing gives all tokens almost the same probability, whatever it is asked
@@ -269,7 +271,6 @@ def test_metrics_health_and_the_document_are_there_and_the_log_holds_no_text(ser
     assert "Loading weights" not in served[1].said
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_killed_loses_no_request_and_makes_no_answer_wrong(run):
     with serving(run, workers=2, of_gateway=("--rate", "0")) as (gateway, workers):
         client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, timeout=120)
@@ -384,7 +385,6 @@ def test_a_worker_with_a_key_answers_the_gateway_that_has_it_and_nobody_else(run
         assert "of-the-worker" not in gateway.said + worker.said
 
 
-@pytest.mark.slow
 def test_fifty_clients_at_once_get_the_right_answers_while_a_worker_is_killed(run):
     program = ROOT / "benchmarks" / "serving.py"
     words = ("--run", str(run), "--seconds", "6", "--clients", "50", "--workers", "2", "--kill", "--json")

@@ -20,6 +20,8 @@ from beni.run import train
 from support.hostile import BAD, HostileServer, bomb, encoded, noise
 from support.serving import asking, data_url, require_shape, serving
 
+pytestmark = pytest.mark.slow
+
 KEY = "a-key-that-is-long-enough"
 HEAD = {"Authorization": f"Bearer {KEY}"}
 PICTURE = data_url(encoded(noise(1)))
@@ -356,7 +358,6 @@ def test_a_client_that_waits_for_leave_to_send_is_refused_at_once(gateway):
     assert seconds < 3
 
 
-@pytest.mark.slow
 def test_a_client_that_sends_slowly_is_refused_and_keeps_nobody_waiting(gateway):
     def drip():
         yield f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n".encode()
@@ -399,7 +400,6 @@ def test_an_image_with_a_large_text_in_it_is_seen_without_it(gateway):
     assert post(gateway, picture(data_url(text_bomb()))).status_code == 200
 
 
-@pytest.mark.slow
 def test_requests_that_no_server_error_answers_are_made_from_the_document(gateway, tmp_path):
     report = tmp_path / "report.xml"
     done = subprocess.run(

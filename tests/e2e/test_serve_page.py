@@ -15,6 +15,8 @@ from beni.run import train
 from support import browser as chromium
 from support.hostile import encoded, noise
 
+pytestmark = pytest.mark.slow
+
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 READY = "the page: "
 
@@ -83,7 +85,6 @@ def asked(page, address, picture):
 
 
 @pytest.mark.browser
-@pytest.mark.slow
 def test_an_uploaded_image_is_answered_in_pieces_and_what_was_seen_is_drawn(demo, browser, picture, tmp_path):
     page = browser.new_page(viewport={"width": 1280, "height": 860})
     complaints, hosts = [], set()
@@ -103,7 +104,6 @@ def test_an_uploaded_image_is_answered_in_pieces_and_what_was_seen_is_drawn(demo
 
 
 @pytest.mark.browser
-@pytest.mark.slow
 def test_a_file_that_is_no_image_is_told_and_the_talk_goes_on(demo, browser, tmp_path):
     page = browser.new_page()
     page.goto(demo[1])

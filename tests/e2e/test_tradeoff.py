@@ -16,6 +16,8 @@ from beni.runs.frozen import load_frozen
 from beni.tradeoff import main, tradeoff
 from beni.trained import Trained
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("train.steps=2", "optim.lr=1e-2", "checkpoint.every=0", "checkpoint.export=true", "eval.examples=2")
 FINE = "vision.architecture.patch_size=6"
 DEEP = ("llm.architecture.num_hidden_layers=4", "pruner=fastv", "pruner.layer=2")

@@ -105,6 +105,7 @@ class BeniForConditionalGeneration(Answering, FixedTable, PreTrainedModel, Gener
             self.vision: VisionEncoder = build(parts["vision"])
         with torch_stream(seed, "init", "llm"):
             self.llm: Llm = build(parts["llm"])
+        config.vocab_size = self.llm.vocab_size  # transformers reads it: compute_transition_scores, a watermark
         self.specs: dict[str, TokenSpec] = {"vision": self.vision.spec()}
         tile, patches = self.vision.transform.tile, self.vision.patches
         self.views = cast(Views, self._stage("views", self.specs["vision"], tile=tile, patches=patches))

@@ -6,6 +6,7 @@ it does; a caller's logits processors and stopping criteria are called with prom
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -23,7 +24,7 @@ from transformers import (
 )
 from transformers.utils.generic import ModelOutput
 
-from beni.errors import ConfigError
+from beni.errors import ConfigError, DataError
 from beni.model.foreign_calls import OF_GENERATE, require_obeyed
 
 LENGTHS = (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens"))
@@ -42,19 +43,49 @@ def over_saved(
 
     Raises:
         ConfigError: when the prompt is as long as ``max_length``, or an option cannot be obeyed.
+        DataError: when the prompt takes more positions than the llm has.
     """
     theirs, rest = _counted(_told_of(prompt, given), prompt.shape[1])
     require_obeyed(({} if theirs is None else theirs.to_diff_dict()) | rest)
     rest = {name: value for name, value in rest.items() if name not in OF_GENERATE}
+    room = None if limit is None else _room(taken, limit)
+    if room is not None:
+        _keep_within(room, theirs, rest)
     if saved.eos_token_id is None:
         return rest if theirs is None else rest | {"generation_config": theirs}
     config = deepcopy(saved)
     if theirs is not None:
         config.update(**theirs.to_diff_dict())
-    if limit is not None and config.max_new_tokens and "max_new_tokens" not in rest:
-        config.max_new_tokens = max(1, min(config.max_new_tokens, limit - taken))
+    if room is not None and config.max_new_tokens:
+        config.max_new_tokens = min(config.max_new_tokens, room)
     rest = config.update(**rest)  # gives back what is no setting of generation: a streamer, say
     return rest | {"generation_config": config}
+
+
+def _room(taken: int, limit: int) -> int:
+    """New tokens behind a prompt; the first needs no further position, since the prompt's last one predicts it."""
+    if taken > limit:
+        raise DataError(
+            f"the prompt takes {taken} positions with its images, the llm has {limit}\n"
+            "  fix: shorten it, or leave out some of its images"
+        )
+    return max(1, limit - taken)
+
+
+def _keep_within(room: int, theirs: GenerationConfig | None, rest: dict[str, Any]) -> None:
+    """Lowers what the caller asks for to the positions that the llm has, and says so."""
+    asked = rest.get("max_new_tokens") or (theirs is not None and theirs.max_new_tokens) or 0
+    if asked <= room:
+        return
+    warnings.warn(
+        f"max_new_tokens={asked} is more than the {room} for which the llm has positions behind this prompt; "
+        f"an answer ends after {room}",
+        stacklevel=1,
+    )
+    if "max_new_tokens" in rest:
+        rest["max_new_tokens"] = room
+    if theirs is not None and theirs.max_new_tokens:
+        theirs.max_new_tokens = min(theirs.max_new_tokens, room)
 
 
 def with_prompts(prompts: Int[Tensor, "b t"], out: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import numpy as np
 import pytest
@@ -272,6 +273,35 @@ def test_a_length_counts_the_prompt_and_new_tokens_win_over_it(saved, given):
     assert new(max_length=length + 2, max_new_tokens=4, min_new_tokens=4) == 4
     with pytest.raises(ConfigError, match=f"max_length={length} counts the prompt, which has {length} tokens"):
         new(max_length=length)
+
+
+@pytest.mark.parametrize("given", ["option", "config"])
+@pytest.mark.parametrize("origin", ["saved", "new"])
+def test_an_answer_ends_where_the_llm_has_no_position_left_and_says_so(saved, processor, tiny_model, given, origin):
+    model = AutoModel.from_pretrained(saved[0]) if origin == "saved" else tiny_model()
+    batch = processor.apply_chat_template(asking(picture(), "hi"), add_generation_prompt=True, tokenize=True)
+    length = batch["input_ids"].shape[1]
+    options: Any = {"max_new_tokens": 9, "min_new_tokens": 2}
+    if given == "config":
+        options = {"generation_config": GenerationConfig(**options)}
+    model.llm.max_positions = length + 2
+    with pytest.warns(UserWarning, match="max_new_tokens=9 is more than the 2 for which .* ends after 2"):
+        assert new_ids(model, batch, **options).shape[1] == 2
+    model.llm.max_positions = length - 1
+    with pytest.raises(
+        DataError, match=f"the prompt takes {length} positions with its images, the llm has {length - 1}"
+    ):
+        model.generate(**batch)
+
+
+def test_transformers_counts_the_scores_of_an_answer(saved):
+    model = AutoModel.from_pretrained(saved[0])
+    batch = model.processor.apply_chat_template(asking(picture(), "hi"), add_generation_prompt=True, tokenize=True)
+    out = model.generate(
+        **batch, max_new_tokens=3, min_new_tokens=3, num_beams=2, return_dict_in_generate=True, output_scores=True
+    )
+    each = model.compute_transition_scores(out.sequences, out.scores, out.beam_indices, normalize_logits=False)
+    assert (each.sum(1) / 3).tolist() == pytest.approx(out.sequences_scores.tolist(), rel=1e-5)
 
 
 def test_a_length_counts_the_prompt_of_a_model_that_no_run_saved(saved, processor, tiny_model):
