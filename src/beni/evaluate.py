@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from beni.console import printing_command
-from beni.errors import BeniError, ConfigError, DataError, ResumeError
+from beni.errors import BeniError, ConfigError, DataError
 from beni.evals.tasks.registry import TASKS, task_of
 
 if TYPE_CHECKING:
-    from contextlib import ExitStack
-
     from rich.table import Table
 
     from beni.data.fetch.fetcher import Fetcher
@@ -236,7 +234,7 @@ def _scored(
     from dataclasses import replace
 
     from beni.evals.heldout import reachable
-    from beni.evals.journal import Journal, finish
+    from beni.evals.journal import Journal, finish, opened
     from beni.evals.running import Running
     from beni.runs import files
     from beni.runs.lock import lock_of
@@ -247,7 +245,7 @@ def _scored(
     sharing.require_alike(settings)
     folder = arguments.out or arguments.run / files.EVALUATIONS / f"{name}-{_short(settings)}"
     with ExitStack() as held, index_progress(sharing.rank == 0, "scoring") as told:
-        known, before = sharing.from_main(lambda: _opened(folder, settings, held))
+        known, before = sharing.from_main(lambda: opened(folder, settings, held))
         if known is not None:
             return folder, known
         if sharing.rank:
@@ -278,32 +276,6 @@ def _scored(
 
 def _unheard(done: int, whole: int) -> None:
     """Only the first process shows how far they are."""
-
-
-def _opened(
-    folder: Path, settings: Mapping[str, Any], held: ExitStack
-) -> tuple[dict[str, Any] | None, dict[int, list[Row]]]:
-    """Makes the folder the first process's own until ``held`` ends: the summary of an evaluation that is finished, or
-    None and what processes have scored before.
-
-    Raises:
-        ResumeError: when others work in it, or it holds another evaluation.
-        ResourceError: when it cannot be written.
-    """
-    from beni.evals.journal import read_journals, remove_journals, written
-    from beni.runs import files
-    from beni.runs.lock import in_use, lock_of
-
-    with written(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    if in_use(folder) or any(in_use(path) for path in files.journals_in(folder)):
-        raise ResumeError(f"{folder}: another process evaluates into it\n  fix: wait for it, or name another --out")
-    held.enter_context(lock_of(folder))
-    known, _ = files.read_json(folder / files.SUMMARY)
-    if known.get("settings") == settings:
-        remove_journals(folder)
-        return known, {}
-    return None, read_journals(folder, settings)
 
 
 def _ablations(task: str, given: str | None, run: Mapping[str, Any]) -> list[str]:

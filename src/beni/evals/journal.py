@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from beni.errors import ResourceError, ResumeError
-from beni.runs.files import SCORES, SUMMARY, journal_name, journals_in, replace, to_json
-from beni.runs.lock import lock_of
+from beni.runs.files import SCORES, SUMMARY, journal_name, journals_in, read_json, replace, to_json
+from beni.runs.lock import in_use, lock_of
 from beni.runs.shape import Must, misfit
 
 Rows = list[dict[str, Any]]
@@ -73,6 +73,31 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         self.groups[group] = json.loads(text)["rows"]
+
+
+def opened(folder: Path, settings: Mapping[str, Any], held: ExitStack) -> tuple[dict[str, Any] | None, dict[int, Rows]]:
+    """Makes the folder of an evaluation the first process's own until ``held`` ends.
+
+    Args:
+        settings: all that decides the rows.
+
+    Returns:
+        The summary of an evaluation that is finished, or None; and what processes have scored before (group -> rows).
+
+    Raises:
+        ResumeError: when others work in it, or it holds another evaluation.
+        ResourceError: when it cannot be written.
+    """
+    with written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if in_use(folder) or any(in_use(path) for path in journals_in(folder)):
+        raise ResumeError(f"{folder}: another process evaluates into it\n  fix: wait for it, or name another --out")
+    held.enter_context(lock_of(folder))
+    known, _ = read_json(folder / SUMMARY)
+    if known.get("settings") == settings:
+        remove_journals(folder)
+        return known, {}
+    return None, read_journals(folder, settings)
 
 
 def read_journals(folder: Path, settings: Mapping[str, Any]) -> dict[int, Rows]:
