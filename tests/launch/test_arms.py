@@ -88,7 +88,7 @@ def test_an_arm_keeps_its_place_in_the_sweep_that_launched_it_first(tiny_run: Ru
 
 
 def test_a_sweep_numbers_its_arms_as_they_were_named(tiny_run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "hand_over", lambda runs, say: {})
+    monkeypatch.setattr(launch, "hand_over", lambda runs, say: launch.Handed({}, lambda: None))
     monkeypatch.setattr(launch, "finish", lambda *_: None)
     runs = [
         (tiny_run(f"resampler={arm}", "study.stop=0.01", f"train.seed={seed}"), "c")

@@ -14,9 +14,10 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from beni.errors import ConfigError, ResourceError
-from beni.launch import jobs, processes, turns
+from beni.launch import jobs, local, processes, turns
 from beni.launch import launch as launching
 from beni.launch import sweep as module
+from beni.launch.launch import Handed
 from beni.launch.submit import ArmFailed, ImpossibleArm
 from beni.launch.sweep import arms_of, require_values, sweep
 from beni.runs.identity import run_folder
@@ -40,9 +41,9 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Instead of starting processes: what the backend was given, and how each run ends."""
     seen: dict[str, Any] = {"folders": [], "end": lambda folder: write_status(folder, state="finished", step=2)}
 
-    def take(runs: Any, say: Any) -> dict[Path, str]:
+    def take(runs: Any, say: Any) -> Handed:
         seen["folders"] += list(runs)
-        return {folder: why for folder in runs if (why := seen["end"](folder))}
+        return Handed({folder: why for folder in runs if (why := seen["end"](folder))}, lambda: None)
 
     monkeypatch.setitem(launching.BACKENDS, "local", take)
     return seen
@@ -173,7 +174,7 @@ def test_a_refused_arm_is_one_of_all_that_the_command_names_also_where_none_is_w
     arms = [["launcher=slurm_cpu", f"train.seed={seed}"] for seed in range(3)]
     refused = run_folder(composing(arms[1]).run)
     monkeypatch.setattr(launching.slurm, "require_slurm", lambda: None)
-    monkeypatch.setitem(launching.BACKENDS, "slurm", lambda runs, say: {refused: "sbatch: full"})
+    monkeypatch.setitem(launching.BACKENDS, "slurm", lambda runs, say: Handed({refused: "sbatch: full"}, lambda: None))
     with pytest.raises(ArmFailed, match=f"^1 of 3 arms failed:\n  {refused.name}: sbatch: full"):
         sweep(arms, composing, lambda text: None)
 
@@ -187,7 +188,7 @@ def test_a_second_command_waits_until_the_first_has_submitted_and_finds_it_done(
     said: list[str] = []
     threads: list[threading.Thread] = []
 
-    def submit(runs: Any, say: Any) -> dict[Path, str]:
+    def submit(runs: Any, say: Any) -> Handed:
         submitted.extend(runs)
         if not threads:  # the second command comes while the first one submits
             assert (study / turns.LOCK).read_text().startswith(f"process {os.getpid()} on ")
@@ -197,7 +198,7 @@ def test_a_second_command_waits_until_the_first_has_submitted_and_finds_it_done(
                 time.sleep(0.05)
         for folder in runs:
             jobs.note(folder, "submitted", backend="slurm", job="7")
-        return {}
+        return Handed({}, lambda: None)
 
     monkeypatch.setattr(turns, "TOLD_AFTER_S", 0.1)
     monkeypatch.setattr(launching.slurm, "require_slurm", lambda: None)
@@ -209,6 +210,39 @@ def test_a_second_command_waits_until_the_first_has_submitted_and_finds_it_done(
     assert f"another command launches runs of {study}: process {os.getpid()} on " in said[1]
     assert said[2] == "2 of 2 runs are at work, or wait for their turn, already"
     assert not (study / turns.LOCK).exists()
+
+
+def test_a_second_command_finds_runs_of_this_machine_taken_before_the_first_has_begun_with_them(
+    composing: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arms = [[f"train.seed={seed}"] for seed in range(2)]
+    said: list[str] = []
+    taken: list[Path] = []
+    threads: list[threading.Thread] = []
+
+    def snapshot(study: Path) -> Path:
+        if not threads:  # the second command comes while the first one copies the code
+            threads.append(threading.Thread(target=sweep, args=(arms, composing, said.append)))
+            threads[0].start()
+            while not any("another command launches runs" in line for line in said):
+                time.sleep(0.05)
+        return tmp_path / "code"
+
+    def run(taking: local.Sweep) -> None:
+        taken.extend(taking.folders)
+        while len(said) < 3:
+            time.sleep(0.05)
+        for folder in taking.folders:
+            write_status(folder, state="finished", step=2)
+
+    monkeypatch.setattr(turns, "TOLD_AFTER_S", 0.1)
+    monkeypatch.setattr(launching, "POLL_S", 0.1)
+    monkeypatch.setattr(launching, "take_snapshot", snapshot)
+    monkeypatch.setattr(local.Sweep, "run", run)
+    sweep(arms, composing, lambda text: None)
+    threads[0].join(60)
+    assert sorted(taken) == sorted(run_folder(composing(arm).run) for arm in arms)
+    assert said[2] == "2 of 2 runs are at work, or wait for their turn, already"
 
 
 def test_a_command_that_waits_for_long_says_for_whom(composing: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import pytest
 from beni.launch import __main__ as commands
 from beni.launch import jobs, processes, retry
 from beni.launch.__main__ import main
+from beni.launch.launch import Handed
 from beni.launch.submit import freeze_arm
 from beni.runs.status import write_status
 
@@ -80,7 +81,9 @@ def test_values_of_the_launcher_stand_before_and_after_options(
 ) -> None:
     launched: list[dict[str, Any]] = []
     monkeypatch.setattr(retry, "check_arms", lambda runs: None)
-    monkeypatch.setattr(retry, "hand_over", lambda runs, say: launched.extend(runs.values()) or {})
+    monkeypatch.setattr(
+        retry, "hand_over", lambda runs, say: Handed(launched.extend(runs.values()) or {}, lambda: None)
+    )
     monkeypatch.setattr(retry, "finish", lambda *arguments: None)
     for words in (["--run", "s0", "launcher.jobs=2"], ["launcher.jobs=2", "--run=s0"]):
         write_status(next(failed.glob("*/")), state="failed", step=1, error=ERROR)
@@ -97,15 +100,14 @@ def test_of_two_at_the_same_time_one_submits(
 ) -> None:
     launched: list[Path] = []
 
-    def submit(runs: dict[Path, Any], _: Any) -> dict[Path, str]:
+    def submit(runs: dict[Path, Any], _: Any) -> Handed:
         for folder in runs:
             time.sleep(0.5)
             launched.append(folder)
             jobs.note(folder, "submitted", backend="local", code="x", **processes.named())
-        return {}
+        return Handed({}, lambda: None)
 
     monkeypatch.setattr(retry, "check_arms", lambda runs: None)
-    monkeypatch.setattr(retry, "of_slurm", lambda runs: runs)
     monkeypatch.setattr(retry, "hand_over", submit)
     monkeypatch.setattr(retry, "finish", lambda *arguments: None)
     with ThreadPoolExecutor(2) as pool:
@@ -164,7 +166,7 @@ def test_a_run_whose_config_is_gone_is_listed_and_the_others_are_launched(
     assert told.splitlines()[-1] == "2 runs: 1 lost, 1 failed"
     launched: list[Path] = []
     monkeypatch.setattr(retry, "check_arms", lambda runs: None)
-    monkeypatch.setattr(retry, "hand_over", lambda runs, say: launched.extend(runs) or {})
+    monkeypatch.setattr(retry, "hand_over", lambda runs, say: Handed(launched.extend(runs) or {}, lambda: None))
     monkeypatch.setattr(retry, "finish", lambda *arguments: None)
     assert main(["retry", str(failed)]) == 1
     assert launched == [other]

@@ -17,7 +17,7 @@ import pytest
 from beni.errors import Preempted
 from beni.launch import jobs, local, processes
 from beni.launch.__main__ import main
-from beni.launch.local import run_arms, share_of_cores, share_of_gpus
+from beni.launch.local import Sweep, share_of_cores, share_of_gpus
 from beni.launch.states import states_of
 from beni.runs.lock import lock_of
 from beni.runs.status import read_status, write_status
@@ -61,7 +61,7 @@ def test_an_arm_that_is_killed_says_so_and_the_others_run(
     programs["a"] = "import os; os.kill(os.getpid(), 9)"
     write_status(folders[0], state="running", step=1)
     said: list[str] = []
-    reasons = run_arms(folders, Path("code"), at_a_time, said.append)
+    reasons = Sweep(folders, Path("code"), at_a_time, said.append).run()
     assert reasons == ["the process ended before the run finished (killed by signal 9)", None, None]
     assert read_status(folders[0])["error"]["message"] == reasons[0]
     assert [read_status(folder)["state"] for folder in folders] == ["failed", "finished", "finished"]
@@ -73,7 +73,7 @@ def test_arms_at_a_time_print_to_files_of_the_study_and_share_its_cores(
     folders: list[Path], programs: dict[str, str]
 ) -> None:
     programs["a"] = FINISHED + "import os; print(sorted(os.sched_getaffinity(0)), os.environ['PYTHONPATH'])"
-    run_arms(folders, Path("/some/code"), 2, lambda text: None)
+    Sweep(folders, Path("/some/code"), 2, lambda text: None).run()
     log = folders[0].parent / ".jobs" / "a_log.out"
     cores = sorted(os.sched_getaffinity(0))
     printed = log.read_text().splitlines()
@@ -106,7 +106,7 @@ time.sleep(60)
     programs |= {"a": waits, "b": waits}
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Preempted, match="SIGTERM in arm 2 of 3; the same command resumes"):
-        run_arms(folders, Path("code"), 2, lambda text: None)
+        Sweep(folders, Path("code"), 2, lambda text: None).run()
     assert [read_status(folder)["state"] for folder in folders] == ["preempted", "preempted", "queued"]
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -154,7 +154,7 @@ def test_a_process_is_ended_that_was_noted_and_none_that_has_its_number_by_now()
 
 def test_the_starts_and_ends_of_arms_are_noted(folders: list[Path], programs: dict[str, str]) -> None:
     programs["b"] = "import sys; sys.exit(3)"
-    run_arms(folders, Path("code"), 1, lambda text: None)
+    Sweep(folders, Path("code"), 1, lambda text: None).run()
     for folder, code, step in zip(folders, (0, 3, 0), (2, 0, 2), strict=True):
         turn = jobs.Turn.of(jobs.history(folder))
         assert turn.submitted is not None
@@ -200,7 +200,7 @@ def start(command, **options):
 local.subprocess.Popen = start
 folders = sorted(path.parent for path in pathlib.Path(sys.argv[1]).glob("*/config.yaml"))
 try:
-    print(local.run_arms(folders, pathlib.Path("code"), 1, print), flush=True)
+    print(local.Sweep(folders, pathlib.Path("code"), 1, print).run(), flush=True)
 except Preempted as error:
     print(error, flush=True)
     sys.exit(75)

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from beni.errors import ResourceError
 from beni.launch import local, slurm
@@ -51,19 +51,13 @@ def launch(runs: Sequence[tuple[dict[str, Any], str | None]], say: Say) -> None:
         new = {folder: wanted[folder] for folder in _to_launch(wanted, say)}
         places = _places(runs)
         frozen = [Frozen.of(run, origin(run, commands[folder]) | places[folder]) for folder, run in new.items()]
-        refused = hand_over(submitted := of_slurm(new), say)
+        refused, work = hand_over(new, say)
         withdraw(frozen, refused)
-    refused |= hand_over({folder: run for folder, run in new.items() if folder not in submitted}, say)
-    withdraw(frozen, refused)
+    work()
     if refused and len(refused) == len(new):
         raise ResourceError(f"no run was launched: {next(iter(refused.values()))}")
     awaited = [folder for folder, run in wanted.items() if run["launcher"].get("wait", True)]
     finish(awaited, refused, say, len(wanted))
-
-
-def of_slurm(runs: Runs) -> Runs:
-    """Those that are submitted to SLURM, which takes moments: the others are trained while the command lasts."""
-    return {folder: run for folder, run in runs.items() if run["launcher"]["backend"] == "slurm"}
 
 
 def withdraw(frozen: Sequence[Frozen], refused: Mapping[Path, str]) -> None:
@@ -89,27 +83,42 @@ def _in_blocks(runs: Sequence[tuple[dict[str, Any], str | None]]) -> Sequence[tu
 
 def require(runs: Runs) -> None:
     """Raises ResourceError where this machine lacks what a backend needs."""
-    if of_slurm(runs):
+    if any(run["launcher"]["backend"] == "slurm" for run in runs.values()):
         slurm.require_slurm()
 
 
-def hand_over(runs: Runs, say: Say) -> dict[Path, str]:
-    """Gives frozen runs to their backends.
+class Handed(NamedTuple):
+    """What became of runs that were handed over.
 
-    Returns:
-        The reason for each run that a backend has not taken.
-
-    Raises:
-        Preempted: when a signal has ended the runs of this machine.
+    Attributes:
+        refused: the reason for each run that its backend has not taken.
+        work: what this process has to do for those that were taken: it trains them, or nothing. Raises Preempted when a
+            signal has ended them.
     """
+
+    refused: dict[Path, str]
+    work: Callable[[], None]
+
+
+def hand_over(runs: Runs, say: Say) -> Handed:
+    """Gives frozen runs to their backends; from then on others see who has them."""
     refused: dict[Path, str] = {}
+    works: list[Callable[[], None]] = []
     for backend, give in BACKENDS.items():
         own = {folder: run for folder, run in runs.items() if run["launcher"]["backend"] == backend}
-        refused |= give(own, say) if own else {}
-    return refused
+        if own:
+            handed = give(own, say)
+            refused |= handed.refused
+            works.append(handed.work)
+
+    def work() -> None:
+        for one in works:
+            one()
+
+    return Handed(refused, work)
 
 
-def _to_slurm(runs: Runs, say: Say) -> dict[Path, str]:
+def _to_slurm(runs: Runs, say: Say) -> Handed:
     folders = list(runs)
     code = take_snapshot(folders[0].parent)
     refused = slurm.submit(folders, [run["launcher"] for run in runs.values()], code)
@@ -117,36 +126,43 @@ def _to_slurm(runs: Runs, say: Say) -> dict[Path, str]:
     taken = [folder for folder in folders if folder not in reasons]
     if taken:
         say(f"{_runs(len(taken))} submitted to SLURM; python -m beni.launch status {_study(taken)} follows")
-    return reasons
+    return Handed(reasons, lambda: None)
 
 
-def _to_processes(runs: Runs, say: Say) -> dict[Path, str]:
+def _to_processes(runs: Runs, say: Say) -> Handed:
     folders = list(runs)
     at_a_time = max(run["launcher"]["jobs"] for run in runs.values())
-    local.run_arms(folders, take_snapshot(folders[0].parent), at_a_time, say)
-    return {}
+    sweep = local.Sweep(folders, take_snapshot(folders[0].parent), at_a_time, say)
+
+    def work() -> None:
+        sweep.run()
+
+    return Handed({}, work)
 
 
-def _to_this_process(runs: Runs, say: Say) -> dict[Path, str]:
+def _to_this_process(runs: Runs, say: Say) -> Handed:
     """Errors come through as they are, for a debugger."""
-    from beni.run import train
 
-    for number, (folder, run) in enumerate(runs.items(), start=1):
-        say(f"arm {number}/{len(runs)}: {folder.name}")
-        if (why := dropped(folder, run)) is None:
-            with local.in_this_process(folder):
-                train(run)
-        else:
-            say(f"not trained: {why}")
-    return {}
+    def work() -> None:
+        from beni.run import train
+
+        for number, (folder, run) in enumerate(runs.items(), start=1):
+            say(f"arm {number}/{len(runs)}: {folder.name}")
+            if (why := dropped(folder, run)) is None:
+                with local.in_this_process(folder):
+                    train(run)
+            else:
+                say(f"not trained: {why}")
+
+    return Handed({}, work)
 
 
-BACKENDS: dict[str, Callable[[Runs, Say], dict[Path, str]]] = {
+BACKENDS: dict[str, Callable[[Runs, Say], Handed]] = {
     "slurm": _to_slurm,
     "local": _to_processes,
     "debug": _to_this_process,
 }
-"""``launcher.backend`` -> who takes its runs; SLURM first, since it does not let one wait."""
+"""``launcher.backend`` -> who takes its runs; SLURM first, since it may refuse them."""
 
 
 def finish(folders: Sequence[Path], refused: Mapping[Path, str], say: Say, total: int | None = None) -> None:

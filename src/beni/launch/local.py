@@ -39,32 +39,13 @@ class Running:
     log: IO[bytes] | None
 
 
-def run_arms(folders: Sequence[Path], code: Path, at_a_time: int, say: Callable[[str], None]) -> list[str | None]:
-    """Runs frozen arms.
+class Sweep:
+    """Frozen arms that this process runs: each is told at once who will start it, and who did, in its ``jobs.jsonl``.
 
     Args:
         code: snapshot that they run.
         at_a_time: with more than one, what arms print goes to files in the study instead of the terminal.
-
-    Returns:
-        None for each arm that finished, or the reason why it did not; the reason is in its status.json as well.
-
-    Raises:
-        Preempted: when a signal has ended the sweep, and with it the arms that were running; the others wait.
     """
-    sweep = _Sweep(folders, code, at_a_time, say)
-    with handling(SIGNALS, sweep.signals.note):
-        try:
-            sweep.run()
-        finally:
-            sweep.leave()
-    if (name := sweep.signal) is not None:
-        raise Preempted(f"{name} in arm {sweep.begun} of {len(folders)}; the same command resumes")
-    return sweep.reasons
-
-
-class _Sweep:
-    """The arms of one call: each is told at once who will start it, and who did, in its ``jobs.jsonl``."""
 
     def __init__(self, folders: Sequence[Path], code: Path, at_a_time: int, say: Callable[[str], None]) -> None:
         self.folders, self.code, self.at_a_time, self.say = folders, code, at_a_time, say
@@ -77,6 +58,24 @@ class _Sweep:
             logs = {"logs": str(log_of(folder).resolve())} if at_a_time > 1 else {}
             _note(folder, "submitted", backend="local", code=code.name, **self._own, **logs)
 
+    def run(self) -> list[str | None]:
+        """Runs the arms, once.
+
+        Returns:
+            None for each arm that finished, or the reason why it did not; the reason is in its status.json as well.
+
+        Raises:
+            Preempted: when a signal has ended the sweep, and with it the arms that were running; the others wait.
+        """
+        with handling(SIGNALS, self.signals.note):
+            try:
+                self._run()
+            finally:
+                self._leave()
+        if (name := self.signal) is not None:
+            raise Preempted(f"{name} in arm {self.begun} of {len(self.folders)}; the same command resumes")
+        return self.reasons
+
     @property
     def begun(self) -> int:
         """How many arms have had their turn."""
@@ -87,7 +86,7 @@ class _Sweep:
         """The name of the signal that has ended the sweep."""
         return self.signals.received[0].name if self.signals.received else None
 
-    def run(self) -> None:
+    def _run(self) -> None:
         """Until no arm runs, and none waits or a signal has come."""
         while self._running or (self._waiting and self.signal is None):
             while self._waiting and self._free and self.signal is None:
@@ -95,7 +94,7 @@ class _Sweep:
             if self._running:
                 self._end(_first_to_end(self._running))
 
-    def leave(self) -> None:
+    def _leave(self) -> None:
         """Notes that this sweep starts no more arms."""
         for number in self._waiting:
             _note(

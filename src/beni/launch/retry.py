@@ -14,7 +14,7 @@ import yaml
 from beni.config.check import check
 from beni.errors import ConfigError, ResumeError
 from beni.launch import slurm
-from beni.launch.launch import Runs, Say, finish, hand_over, of_slurm, require, withdraw
+from beni.launch.launch import Runs, Say, finish, hand_over, require, withdraw
 from beni.launch.names import Name
 from beni.launch.states import BAD, STUCK, UNKNOWN, State, states_of
 from beni.launch.submit import Frozen, check_arms
@@ -97,10 +97,9 @@ def retry(names: Sequence[Name], overrides: Sequence[str], say: Say) -> int:
         frozen = [_frozen(folder, run) for folder, run in runs.items()]
         if held := [state.job for state in choice.again if STUCK in state.reason]:
             slurm.cancel(held)
-        refused = hand_over(submitted := of_slurm(runs), say)
+        refused, work = hand_over(runs, say)
         withdraw(frozen, refused)
-    refused |= hand_over({folder: run for folder, run in runs.items() if folder not in submitted}, say)
-    withdraw(frozen, refused)
+    work()
     finish([folder for folder, run in runs.items() if run["launcher"].get("wait", True)], refused, say, len(runs))
     return choice.code
 
