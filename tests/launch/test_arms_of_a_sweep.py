@@ -18,7 +18,8 @@ from beni.launch import jobs, local, processes, turns
 from beni.launch import launch as launching
 from beni.launch import sweep as module
 from beni.launch.launch import Handed
-from beni.launch.submit import ArmFailed, ImpossibleArm
+from beni.launch.slurm import Refused
+from beni.launch.submit import ArmFailed, ImpossibleArm, freeze_arm
 from beni.launch.sweep import arms_of, require_values, sweep
 from beni.runs.identity import run_folder
 from beni.runs.status import read_status, write_status
@@ -177,6 +178,28 @@ def test_a_refused_arm_is_one_of_all_that_the_command_names_also_where_none_is_w
     monkeypatch.setitem(launching.BACKENDS, "slurm", lambda runs, say: Handed({refused: "sbatch: full"}, lambda: None))
     with pytest.raises(ArmFailed, match=f"^1 of 3 arms failed:\n  {refused.name}: sbatch: full"):
         sweep(arms, composing, lambda text: None)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_of_a_study_that_is_refused_nothing_stays_but_what_was_there(
+    composing: Any, monkeypatch: pytest.MonkeyPatch, earlier: bool
+) -> None:
+    arms = [["launcher=slurm_cpu", f"train.seed={seed}"] for seed in range(2)]
+    study = run_folder(composing(arms[0]).run).parent
+
+    def refuse(folders: Any, launchers: Any, code: Any) -> list[Refused]:
+        (study / ".jobs").mkdir(exist_ok=True)
+        (study / ".jobs" / "script.sh").touch()
+        return [Refused(list(folders), "sbatch: full")]
+
+    monkeypatch.setattr(launching.slurm, "require_slurm", lambda: None)
+    monkeypatch.setattr(launching.slurm, "submit", refuse)
+    if earlier:
+        freeze_arm(composing(["train.seed=7"]).run)
+    with pytest.raises(ResourceError, match="no run was launched: sbatch: full"):
+        sweep(arms, composing, lambda text: None)
+    assert study.exists() == earlier
+    assert not earlier or (study / ".jobs" / "script.sh").exists()
 
 
 def test_a_second_command_waits_until_the_first_has_submitted_and_finds_it_done(

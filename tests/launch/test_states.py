@@ -102,6 +102,15 @@ def test_of_a_job_of_slurm_both_are_asked(folder: Path, monkeypatch: pytest.Monk
     assert asked == [{"7_2"}]
 
 
+def test_all_machines_of_a_job_are_shown_also_when_it_is_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_status(folder, step=2, state="finished")
+    jobs.note(folder, "submitted", backend="slurm", job="7", logs="", code="abc")
+    jobs.note(folder, "started", job="7", node="n1", attempt=0, step=0)
+    for told, node in (({"7": {"state": "COMPLETED", "node": "n[1-2]"}}, "n[1-2]"), ({}, "n1"), (None, "n1")):
+        monkeypatch.setattr(states, "scheduler_states", lambda ids, told=told: told)
+        assert states.states_of([folder])[0].node == node
+
+
 SAVED = {"type": "Preempted", "message": "SIGTERM after step 701: its checkpoint is saved", "traceback": ""}
 STALE = "after it was queued again; before: SIGTERM after step 701: its checkpoint is saved"
 FRESH = ("preempted", "SIGTERM after step 701: its checkpoint is saved")

@@ -4,6 +4,7 @@ handed over to the backend that its ``launcher`` names.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +16,10 @@ from beni.launch import local, slurm
 from beni.launch.dropping import dropped
 from beni.launch.states import State, states_of
 from beni.launch.submit import ArmFailed, Frozen, settle_arm
-from beni.launch.turns import turn
+from beni.launch.turns import LOCK, turn
+from beni.runs.code import FOLDER as CODE
 from beni.runs.code import take_snapshot
+from beni.runs.files import LOGS
 from beni.runs.frozen import is_frozen
 from beni.runs.identity import now, origin, run_folder
 
@@ -61,10 +64,14 @@ def launch(runs: Sequence[tuple[dict[str, Any], str | None]], say: Say) -> None:
 
 
 def withdraw(frozen: Sequence[Frozen], refused: Mapping[Path, str]) -> None:
-    """Leaves the folders of runs that no backend has taken as they were."""
+    """Leaves the folders of runs that no backend has taken as they were, and nothing of a study that has no run."""
     for arm in frozen:
         if arm.folder in refused:
             arm.withdraw()
+    for study in {arm.folder.parent for arm in frozen}:
+        if study.is_dir() and {path.name for path in study.iterdir()} <= {CODE, LOGS, LOCK}:
+            shutil.rmtree(study / CODE, ignore_errors=True)
+            shutil.rmtree(study / LOGS, ignore_errors=True)
 
 
 def _places(runs: Sequence[tuple[dict[str, Any], str | None]]) -> dict[Path, dict[str, Any]]:

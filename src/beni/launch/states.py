@@ -131,19 +131,21 @@ def _state(folder: Path, events: Sequence[dict[str, Any]], scheduler: Mapping[st
     for line in (turn.submitted, turn.started):
         if line is not None:
             known |= {"job": str(line.get("job", "")), "node": str(line.get("node", ""))}
+    given = turn.submitted or {}
+    job = (scheduler or {}).get(given["job"], {}) if given.get("backend") == "slurm" else {}
+    known["node"] = job.get("node") or known.get("node", "")
     reason = first_line(status) if status.get("error") else problem or ""
     if said == "finished":
         return State(state="finished", **known)
     if said == "dropped":
         return State(state="dropped", reason=reason, **known)
-    if turn.submitted is None or turn.submitted.get("backend") != "slurm":
+    if given.get("backend") != "slurm":
         return _here(said, reason, turn, known)
     if scheduler is None:
         if said == "preempted":  # it may have been queued again
             return State(state="unknown", reason=f"{UNKNOWN}: {said}, {reason}", **known)
         state = {"queued": "waiting"}.get(said, said)
         return State(state=state, reason=UNKNOWN, **known)
-    job = scheduler.get(turn.submitted["job"], {})
     return _there(said, reason, job, turn, known)
 
 
@@ -182,7 +184,6 @@ def _stranded(turn: jobs.Turn, known: Mapping[str, Any]) -> tuple[bool, str]:
 def _there(said: str, reason: str, job: Mapping[str, str], turn: jobs.Turn, known: dict[str, Any]) -> State:
     """A run that SLURM was given."""
     word, detail = job.get("state", ""), job.get("reason", "")
-    known["node"] = job.get("node") or known.get("node", "")
     if word in BEGUN:
         return State(state="running", **known)
     if detail == STUCK:
