@@ -13,6 +13,8 @@ from beni.training.optim.build import build_optimizer
 from beni.training.step import clip_and_update, forward_backward
 from support.families import EAGER, LLMS
 
+pytestmark = pytest.mark.slow
+
 VIT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 VIT |= {"image_size": 24, "patch_size": 12}
 STAGES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_stages": 4}

@@ -12,6 +12,8 @@ import yaml
 
 from support.processes import run_module
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = """# @package _global_
 # A sweep in an experiment file.
 study: {name: pair}
@@ -53,7 +55,6 @@ def statuses(study: Path) -> dict[str, dict[str, Any]]:
     return {status["state"]: status for status in found}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_an_arm_that_fails_leaves_the_others_finished_and_is_shown_with_its_reason(
     tmp_path: Path, tiny_overrides: list[str]
@@ -101,7 +102,6 @@ def with_arm(arm: str, tmp_path: Path, *arguments: str) -> subprocess.CompletedP
     return train("--config-dir", str(tmp_path / "mine"), "experiment=pair", *arguments, cwd=tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_arm_is_run_with_every_swept_value_and_the_command_line_comes_last(
     tmp_path: Path, tiny_overrides: list[str]
@@ -136,7 +136,6 @@ def test_an_arm_that_cannot_be_starts_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_arms_at_a_time_end_as_they_do_alone_and_the_same_command_does_nothing_more(
     tmp_path: Path, tiny_overrides: list[str]
@@ -167,7 +166,6 @@ def status(study: str, cwd: Path) -> str:
     return run_module("beni.launch", "status", f"runs/{study}", cwd=cwd).stdout.splitlines()[-1]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_run_has_a_copy_of_the_code_that_it_is_made_of(
     tmp_path: Path, tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch

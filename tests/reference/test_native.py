@@ -15,6 +15,8 @@ from beni.export.native.tensors import sized_anew
 from beni.paths import PACKAGE, conf_dir
 from support.native_runs import RECIPES, Recipe, as_trained, native_run, scrambled_model, tagged_tokenizer
 
+pytestmark = pytest.mark.slow
+
 PAGE = PACKAGE.parent.parent / "docs" / "export.md"
 
 
