@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -285,6 +286,41 @@ def test_a_job_ends_with_the_exit_code_of_its_run(
     here = programs(scontrol="")
     assert ended(job, code, monkeypatch)[0] == code
     assert not (here / "calls").exists()
+
+
+STARTS_SLOWLY = """
+import sys, time
+print("python starts", flush=True)
+time.sleep(1)
+from beni.launch import arm
+arm._run = lambda folder: sys.exit("it ran")
+arm.Arm(sys.argv[1])()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_that_comes_while_python_starts_is_heard_once_it_has(
+    tmp_path: Path, programs: Any, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    programs(scontrol="print('JobId=7 JobName=x JobState=RUNNING Reason=None')")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    line = f"{slurm.HOLD}\nexec ${slurm.HOLDING} {sys.executable} -c '{STARTS_SLOWLY}' {tmp_path}"
+    process = subprocess.Popen(["bash", "-c", line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "python starts\n"
+    process.send_signal(number)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, told
+    assert f"{number.name} before the run began" in told
+    ended = jobs.last(jobs.history(tmp_path), "ended")
+    assert ended is not None
+    assert ended["next"] == "requeued"
+
+
+def test_where_signals_cannot_be_held_a_command_is_run_as_it_is() -> None:
+    line = f"env() {{ return 125; }}\n{slurm.HOLD}\n${slurm.HOLDING} echo $HOME"
+    done = subprocess.run(["bash", "-euc", line], capture_output=True, text=True, env={"HOME": "/here"}, check=True)
+    assert done.stdout == "/here\n"
 
 
 @pytest.mark.parametrize(

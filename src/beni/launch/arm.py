@@ -49,9 +49,10 @@ class Arm:
 
     def __call__(self) -> None:
         """Runs the run, and ends the process with its exit code, which leaves submitit nothing to pickle."""
-        for number in SIGNALS:
-            signal.signal(number, too_early)
         try:
+            for number in SIGNALS:
+                signal.signal(number, too_early)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # one that came while python started is heard now
             code = _run(Path(self.folder))
         except Preempted as error:
             print(error, file=sys.stderr)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
@@ -35,6 +37,13 @@ SIZE = (
     "lower launcher.cpus_per_task, launcher.mem_gb, launcher.gpus_per_node, launcher.nodes or launcher.timeout_min to "
     "what sinfo -N -l shows, or name another launcher.partition"
 )
+
+
+HOLDING = "BENI_HOLDING_SIGNALS"
+HOLD = f'{HOLDING}=; env --block-signal=TERM true 2>/dev/null && {HOLDING}="env --block-signal=TERM,USR1,USR2"'
+"""Shell line that makes a command hold signals back until ``Arm`` listens: one that comes while python starts would end
+the process, and the job would have failed. GNU coreutils before 8.31 have no such option; then nothing is held.
+"""
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,8 @@ def submit(folders: Sequence[Path], launchers: Sequence[Mapping[str, Any]], code
         launcher, names = alike[0][1], [folder for folder, _ in alike]
         logs = Path(launcher["logs"] or names[0].parent / LOGS).resolve()
         logs.mkdir(parents=True, exist_ok=True)
-        executor = SlurmExecutor(logs, python=launcher["python"])
+        python = launcher["python"] or shlex.quote(sys.executable)
+        executor = SlurmExecutor(logs, python=f"${HOLDING} {python}")
         executor.update_parameters(**parameters(launcher, _job_name(names, called), code))
         try:
             with redirect_stderr(io.StringIO()), executor.batch():  # submitit prints what it raises
@@ -124,7 +134,7 @@ def parameters(launcher: Mapping[str, Any], name: str, code: Path) -> dict[str, 
         "array_parallelism": launcher["array_parallelism"],
         "additional_parameters": further,
         "srun_args": ["--kill-on-bad-exit=1", *launcher["srun_args"]],
-        "setup": [*before, *launcher["setup"], *after],
+        "setup": [*before, *launcher["setup"], *after, HOLD],
     }
 
 
