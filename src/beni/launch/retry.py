@@ -86,7 +86,7 @@ def retry(names: Sequence[Name], overrides: Sequence[str], say: Say) -> int:
         ArmFailed: when a run that is waited for did not finish.
         Preempted: when a signal has ended the runs of this machine.
     """
-    values = launcher_values(overrides)
+    values = _launcher_values(overrides)
     with turn({name.folder.parent for name in names}, say):  # chosen inside: another retry may just have submitted them
         choice = Choice.of(names)
         for line in choice.told():
@@ -122,7 +122,7 @@ def _frozen(folder: Path, run: dict[str, Any]) -> Frozen:
     return Frozen.of(run, origin(run, before.get("command")) | {"hypothesis": before.get("hypothesis")})
 
 
-def launcher_values(overrides: Sequence[str]) -> dict[str, Any]:
+def _launcher_values(overrides: Sequence[str]) -> dict[str, Any]:
     """``launcher.mem_gb=128`` -> values of the section."""
     values = {}
     for word in overrides:
